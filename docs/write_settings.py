@@ -1,0 +1,52 @@
+"""Write docs/settings.md from the settings' own descriptions; a test holds that the file is up to date."""
+
+from pathlib import Path
+
+from pydantic_core import PydanticUndefined
+
+from howlow.settings.schema import Section, Settings
+
+
+def rows(section: type[Section], prefix: str = "") -> list[str]:
+    """One table row a setting, sections after the plain ones."""
+    plain, nested = [], []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            nested += ["", f"## [{name}]", "", kind.__doc__ or "", "", *HEAD, *rows(kind, f"{name}.")]
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = (
+            "required" if default is PydanticUndefined else "absent" if default is None else f"`{plain_toml(default)}`"
+        )
+        plain.append(f"| `{prefix}{name}` | {shown} | {field.description} |".replace("\n", " "))
+    return plain + nested
+
+
+def plain_toml(value: object) -> str:
+    """A default as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(plain_toml(item) for item in value)}]"
+    return f'"{value}"' if isinstance(value, str) else "{}" if value == {} else f"{value:g}"
+
+
+HEAD = ["| setting | default | meaning |", "| --- | --- | --- |"]
+
+
+def document() -> str:
+    """The whole page."""
+    head = [
+        "# Settings",
+        "",
+        "Written by `make docs` from `src/howlow/settings/schema.py`. Every setting is given in a TOML file under its",
+        "table, or on the command line as `--set KEY=VALUE` with a TOML value (a bare word is a string). Relative",
+        "paths are relative to the folder in which the command runs.",
+        "",
+    ]
+    return "\n".join([*head, *HEAD, *rows(Settings), ""])
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "settings.md").write_text(document(), encoding="utf-8")

@@ -1,0 +1,98 @@
+"""The columns of results.csv: each once, with its name, label, unit and meaning.
+
+Their order is the file's. Names and meanings never change; further columns may be appended, and the further axes of a
+grid follow under their dotted names. Units are kinds of quantity in SI; only `howlow.report` turns them into text.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["text", "count", "number", "bytes", "seconds", "per_second", "joules", "watts", "fraction", "nats"]
+Better = Literal["higher", "lower"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `better` says which direction is good, None where neither is."""
+
+    name: str
+    label: str
+    unit: Unit
+    meaning: str
+    better: Better | None = None
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are numbers that can be averaged and divided."""
+        return self.unit != "text"
+
+
+_TRIAL = (
+    Column("trial", "trial", "text", "the trial's name, and its folder's"),
+    Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)"),
+    Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter"),
+    Column("seed", "seed", "count", "initialisation, order and dropout"),
+    Column("status", "status", "text", "done, out_of_memory, diverged or failed"),
+    Column("alpha", "alpha", "number", "the numerator of the adapter's scaling"),
+    Column("scaling_factor", "scaling", "number", "s in h = W x + s B A x"),
+    Column("layout", "layout", "text", "how examples became token batches"),
+    Column("precision", "precision", "text", "of weights and arithmetic"),
+    Column("total_parameters", "parameters", "count", "of the model without its adapter"),
+    Column("trainable_parameters", "trainable", "count", "parameters that the optimizer changed"),
+    Column("adapter_bytes", "adapter size", "bytes", "size of adapter_model.safetensors", "lower"),
+)
+
+_PHASE: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
+    ("samples_per_s", "throughput", "per_second", "samples / time, both summed over the measured steps", "higher"),
+    ("tokens_per_s", "tokens/s", "per_second", "real tokens / time, both summed over the measured steps", "higher"),
+    ("new_tokens_per_sample", "new tokens", "number", "tokens written / samples of the measured generate steps", None),
+    ("time_per_sample_s", "time/sample", "seconds", "time / samples, both summed over the measured steps", "lower"),
+    ("energy_per_sample_j", "energy/sample", "joules", "energy of the measured part / its samples", "lower"),
+    ("cpu_energy_per_sample_j", "CPU energy/sample", "joules", "the same of the CPU beside an accelerator", "lower"),
+    ("power_w", "power", "watts", "energy of the measured part / the time it covers", "lower"),
+    ("peak_memory_bytes", "peak memory", "bytes", "device memory in use on a GPU, resident on a CPU", "lower"),
+    ("peak_allocated_bytes", "peak allocated", "bytes", "torch's allocator on a GPU", "lower"),
+    ("peak_reserved_bytes", "peak reserved", "bytes", "torch's allocator on a GPU", "lower"),
+    ("utilization", "utilisation", "fraction", "mean of the readings inside the measured steps", None),
+)
+
+
+def _phase_columns(prefix: str, words: str) -> list[Column]:
+    return [
+        Column(f"{prefix}_{name}", label, unit, f"{words}: {meaning}", better)
+        for name, label, unit, meaning, better in _PHASE
+        if prefix == "inference" or name != "new_tokens_per_sample"
+    ]
+
+
+COLUMNS: tuple[Column, ...] = (
+    *_TRIAL,
+    Column("train_batch_size", "batch size", "count", "examples in one forward and backward pass"),
+    *_phase_columns("train", "fine-tuning"),
+    Column("train_final_loss", "final loss", "nats", "loss of the last training step", "lower"),
+    Column("inference_batch_size", "batch size", "count", "test examples in one batch"),
+    *_phase_columns("inference", "generation if the task has answers, else the loss over the test text"),
+    Column("energy_source", "energy source", "text", "where energy and power come from"),
+    Column("loss", "test loss", "nats", "negative log-likelihood per target token of the test", "lower"),
+    Column("perplexity", "perplexity", "number", "exp(loss)", "lower"),
+    Column("word_perplexity", "word perplexity", "number", "exp(negative log-likelihood per word)", "lower"),
+    Column("bits_per_byte", "bits/byte", "number", "negative log-likelihood in bits per byte of text", "lower"),
+    Column("exact_match", "exact match", "fraction", "answers that equal a reference after normalisation", "higher"),
+    Column("f1", "F1", "fraction", "overlap of words with the best reference", "higher"),
+    Column("rouge1", "ROUGE-1", "fraction", "overlap of words with the reference", "higher"),
+    Column("rouge2", "ROUGE-2", "fraction", "overlap of pairs of words with the reference", "higher"),
+    Column("rougeL", "ROUGE-L", "fraction", "longest common subsequence with the reference", "higher"),
+)
+
+QUALITY = ("loss", "perplexity", "word_perplexity", "bits_per_byte", "exact_match", "f1", "rouge1", "rouge2", "rougeL")
+
+
+def columns_of(axes: Iterable[str]) -> tuple[Column, ...]:
+    """All columns of results whose grid has these further axes."""
+    return (*COLUMNS, *(Column(axis, axis, "text", f"the setting {axis}") for axis in axes))
+
+
+def column_named(name: str) -> Column:
+    """The column of that name; a further axis is a text."""
+    return next((column for column in COLUMNS if column.name == name), Column(name, name, "text", f"setting {name}"))

@@ -1,0 +1,257 @@
+"""Trials in relation: means over seeds, the reference rank, relative figures and the paper's two distances.
+
+As in the paper (section IV), relative figures are divided by the value at the reference rank: the largest rank that
+is done among trials equal on every other axis. With several seeds both sides of the division are means over seeds.
+The paper's section IV.D compares two distances in quality: from the bare model to the smallest adapter, and from the
+smallest adapter to the best one.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from howlow.analysis.columns import column_named
+from howlow.analysis.statistics import Results, Row, Trial
+
+_METRICS = {"language_modeling": ("perplexity", "loss")}
+_ANSWER_METRICS = ("f1", "exact_match", "rougeL", "perplexity", "loss")
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A mean over seeds; one value has no standard deviation (sample standard deviation, n - 1)."""
+
+    mean: float
+    deviation: float | None
+    n: int
+
+
+def statistic(values: Iterable[float | None]) -> Statistic | None:
+    """The statistic of the values that are there; None where there is none."""
+    present = [value for value in values if value is not None]
+    if not present:
+        return None
+    mean = math.fsum(value / len(present) for value in present)
+    if len(present) == 1:
+        return Statistic(mean, None, 1)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in present) / (len(present) - 1))
+    return Statistic(mean, deviation, len(present))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Trials that differ only in their seed."""
+
+    kind: str
+    rank: int | None
+    axes: Mapping[str, Any]
+    trials: tuple[Trial, ...]
+
+    def statistic(self, column: str) -> Statistic | None:
+        """A column's mean and deviation over the seeds that have it."""
+        return statistic(trial.row[column] for trial in self.trials)
+
+    def mean(self, column: str) -> float | None:
+        """A column's mean over the seeds that have it."""
+        found = self.statistic(column)
+        return None if found is None else found.mean
+
+    @property
+    def is_done(self) -> bool:
+        """Whether any of its trials is done."""
+        return any(trial.record.status == "done" for trial in self.trials)
+
+    @property
+    def status_counts(self) -> dict[str, int]:
+        """How many of its trials ended in which way."""
+        counts: dict[str, int] = {}
+        for trial in self.trials:
+            counts[trial.record.status] = counts.get(trial.record.status, 0) + 1
+        return counts
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The reference rank of the trials that share `axes`, and the larger ranks that were asked for in vain."""
+
+    axes: Mapping[str, Any]
+    rank: int
+    group: Group
+    requested_rank_missing: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Groups of trials with the reference that each is divided by."""
+
+    results: Results
+    groups: tuple[Group, ...]
+    references: tuple[Reference, ...]
+
+    @property
+    def reference_rank(self) -> int | None:
+        """The reference rank; where further axes give several, the largest of them."""
+        return max((reference.rank for reference in self.references), default=None)
+
+    @cached_property
+    def _by_axes(self) -> dict[str, Reference]:
+        return {_key(reference.axes): reference for reference in self.references}
+
+    def reference_for(self, row: Row) -> Reference | None:
+        """The reference of a row's own axes; a baseline is held against it where there is only one."""
+        if row["kind"] == "lora":
+            return self._by_axes.get(_key({axis: row[axis] for axis in self.results.axes}))
+        fitting = [
+            reference
+            for reference in self.references
+            if all(row[axis] is None or row[axis] == value for axis, value in reference.axes.items())
+        ]
+        return fitting[0] if len(fitting) == 1 else None
+
+    def relative(self, row: Row, column: str) -> float | None:
+        """A row's value divided by the mean over seeds at its reference rank; None where either is absent."""
+        reference = self.reference_for(row)
+        if reference is None or row[column] is None or not column_named(column).is_number:
+            return None
+        whole = self._reference_mean(reference, column)
+        return row[column] / whole if whole else None
+
+    def relative_mean(self, group: Group, column: str) -> float | None:
+        """The same for the mean over a group's seeds."""
+        mean = group.mean(column)
+        return self.relative({**group.trials[0].row, column: mean}, column)
+
+    @cached_property
+    def _means(self) -> dict[tuple[int, str], float | None]:
+        return {}
+
+    def _reference_mean(self, reference: Reference, column: str) -> float | None:
+        key = id(reference), column
+        if key not in self._means:
+            self._means[key] = reference.group.mean(column)
+        return self._means[key]
+
+
+def compare(results: Results) -> Comparison:
+    """Group trials over their seeds and find each group's reference."""
+    found: dict[tuple[str, int | None, str], list[Trial]] = {}
+    for trial in results.trials:
+        axes = {axis: trial.row[axis] for axis in results.axes}
+        found.setdefault((trial.record.kind, trial.record.rank, _key(axes)), []).append(trial)
+    groups = tuple(
+        Group(kind, rank, {axis: trials[0].row[axis] for axis in results.axes}, tuple(trials))
+        for (kind, rank, _), trials in found.items()
+    )
+    return Comparison(results, groups, tuple(_references(results, groups)))
+
+
+def _references(results: Results, groups: Iterable[Group]) -> Iterable[Reference]:
+    by_axes: dict[str, dict[int, Group]] = {}
+    for group in groups:
+        if group.rank is not None:
+            by_axes.setdefault(_key(group.axes), {})[group.rank] = group
+    for ranks in by_axes.values():
+        done = [rank for rank, group in ranks.items() if group.is_done]
+        if not done:
+            continue
+        largest = max(done)
+        missing = tuple(
+            (rank, "/".join(ranks[rank].status_counts) if rank in ranks else "not run yet")
+            for rank in results.asked_ranks
+            if rank > largest
+        )
+        yield Reference(ranks[largest].axes, largest, ranks[largest], missing)
+
+
+def _key(axes: Mapping[str, Any]) -> str:
+    return json.dumps(axes, sort_keys=True, default=str)
+
+
+# -- the two distances ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Quality from the bare model to the smallest rank, and from there to the best rank, among equal axes.
+
+    `base_to_smallest` and `smallest_to_best` are gains: positive is better, whichever direction the metric has. The
+    best rank is the one with the best mean over seeds; being the best of several noisy ones flatters it.
+    """
+
+    axes: Mapping[str, Any]
+    metric: str
+    base: float | None
+    smallest_rank: int
+    smallest: float
+    best_rank: int
+    best: float
+    base_to_smallest: float | None
+    smallest_to_best: float
+    ratio: float | None
+    seeds: int
+    test_examples: int | None
+
+
+def quality_metric(results: Results) -> str | None:
+    """The metric that the task is judged by, the first of its list that any adapter has a value of."""
+    task = results.trials[0].record.settings.task.name
+    for metric in _METRICS.get(task, _ANSWER_METRICS):
+        if any(row["kind"] == "lora" and row[metric] is not None for row in results.rows):
+            return metric
+    return None
+
+
+def distances(comparison: Comparison) -> tuple[Distances, ...]:
+    """The two distances for each set of further axes; none where quality is absent."""
+    metric = quality_metric(comparison.results)
+    if metric is None:
+        return ()
+    return tuple(
+        found for reference in comparison.references if (found := _distances(comparison, reference, metric)) is not None
+    )
+
+
+def _distances(comparison: Comparison, reference: Reference, metric: str) -> Distances | None:
+    sign = 1.0 if column_named(metric).better == "higher" else -1.0
+    found = {
+        group.rank: value
+        for group in comparison.groups
+        if group.rank is not None
+        and _key(group.axes) == _key(reference.axes)
+        and (value := group.statistic(metric)) is not None
+    }
+    means = {rank: value.mean for rank, value in found.items()}
+    if not means:
+        return None
+    smallest_rank = min(means)
+    best_rank = max(sorted(means), key=lambda rank: sign * means[rank])
+    base = _base(comparison, reference, metric)
+    to_smallest = None if base is None else sign * (means[smallest_rank] - base)
+    to_best = sign * (means[best_rank] - means[smallest_rank])
+    data = reference.group.trials[0].record.data
+    return Distances(
+        axes=reference.axes,
+        metric=metric,
+        base=base,
+        smallest_rank=smallest_rank,
+        smallest=means[smallest_rank],
+        best_rank=best_rank,
+        best=means[best_rank],
+        base_to_smallest=to_smallest,
+        smallest_to_best=to_best,
+        ratio=None if to_smallest is None or not to_best else to_smallest / to_best,
+        seeds=min(found[smallest_rank].n, found[best_rank].n),
+        test_examples=None if data is None else data.test_examples,
+    )
+
+
+def _base(comparison: Comparison, reference: Reference, metric: str) -> float | None:
+    """The base model's value under the same axes, as far as they can change it."""
+    for group in comparison.groups:
+        fits = all(value is None or value == reference.axes[axis] for axis, value in group.axes.items())
+        if group.kind == "base" and fits and (mean := group.mean(metric)) is not None:
+            return mean
+    return None

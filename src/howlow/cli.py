@@ -1,0 +1,214 @@
+"""The door: parse, call, print.
+
+stdout is the result, stderr the talk. Exit codes: 0 done; 1 something failed (a trial, a disk that filled up in
+mid-sweep); 2 a mistake of the user's, told in one line; 130 and 143 after Ctrl-C and SIGTERM.
+"""
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from howlow.errors import UserError
+
+app = typer.Typer(
+    name="howlow",
+    help="How low can the LoRA rank go for this model, this data and this hardware? Measured, not guessed.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+score_app = typer.Typer(no_args_is_help=True, help="Score predictions made elsewhere.", rich_markup_mode=None)
+app.add_typer(score_app, name="score")
+
+
+def _help(key: str) -> str:
+    """A flag's help is its setting's own description."""
+    from howlow.settings import setting_keys
+
+    return f"{setting_keys()[key]} [{key}]"
+
+
+Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
+Out = Annotated[Path | None, typer.Option("--out", help="the run directory", metavar="DIR")]
+
+
+@app.command("sweep")
+def sweep_command(
+    source: Source = None,
+    out: Out = None,
+    model: Annotated[str | None, typer.Option("--model", help=_help("model"))] = None,
+    task: Annotated[str | None, typer.Option("--task", help=_help("task.name"))] = None,
+    train: Annotated[str | None, typer.Option("--train", help=_help("task.train"))] = None,
+    test: Annotated[str | None, typer.Option("--test", help=_help("task.test"))] = None,
+    ranks: Annotated[str | None, typer.Option("--ranks", help="1,8,64, or 1..64 for powers of two [lora.rank]")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", help="0,1,2: one trial a rank for each [seed]")] = None,
+    baselines: Annotated[str | None, typer.Option("--baselines", help="base,full or none [baselines]")] = None,
+    batch_size: Annotated[str | None, typer.Option("--batch-size", help=_help("training.batch_size"))] = None,
+    layout: Annotated[str | None, typer.Option("--layout", help=_help("training.layout"))] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as TOML")] = None,
+    retry: Annotated[
+        str | None, typer.Option("--retry", help="run trials again that ended as failed,out_of_memory,diverged")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and run nothing")] = False,
+) -> None:
+    """Run a sweep, or go on with it: one fine-tuning per rank, measured and scored; ends with the report."""
+    from howlow import settings as asked
+    from howlow.progress import Progress
+    from howlow.sweep import DiskFullError
+
+    flags: dict[str, Any] = {}
+    for key, value in {"model": model, "task.name": task, "task.train": train, "task.test": test}.items():
+        if value is not None:
+            flags = asked.merge(flags, _nested(key, value))
+    if layout is not None:
+        flags = asked.merge(flags, _nested("training.layout", layout))
+    if batch_size is not None:
+        flags = asked.merge(
+            flags, _nested("training.batch_size", int(batch_size) if _is_int(batch_size) else batch_size)
+        )
+    if baselines is not None:
+        names = [name.strip() for name in baselines.split(",") if name.strip() not in ("", "none")]
+        flags = asked.merge(flags, {"baselines": names})
+    if ranks is not None:
+        flags = asked.merge(flags, {"grid": {"lora.rank": asked.parse_ranks(ranks)}})
+    if seeds is not None:
+        flags = asked.merge(flags, {"grid": {"seed": asked.parse_integers("--seeds", seeds)}})
+    overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
+    settings = asked.load(source, overrides)
+    if dry_run:
+        _print_dry_run(settings, out)
+        return
+    if out is None:
+        raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
+    statuses = _statuses(retry)
+
+    from howlow.sweep import sweep
+
+    progress = Progress()
+    try:
+        with progress:
+            result = sweep(settings, out, retry=statuses, on_event=progress.on_event)
+    except DiskFullError as error:
+        _say(f"howlow: the disk is full: {error}; make room, then the same command goes on")
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt as interrupt:
+        _say(f"howlow: stopped; what is measured is kept in {out}, the same command goes on")
+        raise typer.Exit(143 if isinstance(interrupt, _TerminatedError) else 130) from None
+    _print_report([out])
+    for record in result.failed:
+        _say(f"howlow: {record.trial} ended as {record.status}: {record.error}")
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    table, _, name = key.rpartition(".")
+    return {table: {name: value}} if table else {name: value}
+
+
+def _is_int(text: str) -> bool:
+    return text.lstrip("-").isdigit()
+
+
+def _statuses(text: str | None) -> list[Any]:
+    from howlow.sweep import RETRYABLE
+
+    asked = [part.strip() for part in (text or "").split(",") if part.strip()]
+    for status in asked:
+        if status not in RETRYABLE:
+            raise UserError(f"--retry {status}: one or more of {','.join(RETRYABLE)} are expected")
+    return asked
+
+
+def _print_dry_run(settings: Any, out: Path | None) -> None:
+    from howlow.sweep import dry_run
+
+    plan = dry_run(settings, out)
+    left = [trial for trial in plan.plans if trial.name not in plan.finished]
+    print(f"{len(plan.plans)} trials, {len(plan.plans) - len(left)} of them finished; to run, in this order:")
+    for trial in left:
+        print(f"  {trial.name}")
+    for preparation in plan.preparations:
+        data = preparation.report["data"]
+        for side in ("train", "test"):
+            examples, groups, tokens = (data[f"{side}_{what}"] for what in ("examples", "groups", "tokens"))
+            print(f"{side}: {examples} examples in {groups} groups, {tokens} tokens")
+        print(f"longest training example: {data['longest_tokens']} tokens")
+        print(f"left out for overlap with the test data: {data['overlap_left_out']} training examples")
+        print(f"dropped as too long: {data['dropped']} training examples; cut: {data['cut']} examples")
+        print(f"model: {preparation.report['architecture']}, {preparation.report['total_parameters']} parameters")
+        for warning in preparation.warnings:
+            print(f"{warning.kind}: {warning.detail}; {warning.remedy}")
+
+
+@app.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run directories")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the rows as one JSON document")] = False,
+) -> None:
+    """Rebuild table, results.csv, figures and page from the records alone."""
+    _print_report(folders, as_json)
+
+
+def _print_report(folders: list[Path], as_json: bool = False) -> None:
+    import shutil
+
+    from howlow.report import write_report
+
+    report = write_report(folders)
+    print(report.json_text() if as_json else report.table_text(shutil.get_terminal_size((100, 24)).columns))
+    places = dict.fromkeys(str(path if path.parent.name != "figures" else path.parent) for path in report.files)
+    _say(f"written: {', '.join(places)}")
+
+
+@score_app.command("question_answering")
+def score_question_answering(
+    data: Annotated[str, typer.Option("--data", help="SQuAD JSON, v1.1 or v2.0")],
+    predictions: Annotated[str, typer.Option("--predictions", help="JSON: {question id: answer}")],
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+) -> None:
+    """Exact match and F1 as the official SQuAD scripts give them."""
+    from howlow.tasks.question_answering import score_file
+
+    _print_scores(score_file(data, predictions), as_json)
+
+
+def _print_scores(scores: Mapping[str, Any], as_json: bool) -> None:
+    for warning in scores["warnings"]:
+        _say(f"warning: {warning}")
+    if as_json:
+        print(json.dumps(scores, indent=1))
+        return
+    for key, value in scores.items():
+        if key != "warnings":
+            print(f"{key:26} {'n/a' if value is None else f'{value:.4%}' if isinstance(value, float) else value}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM, as a cluster sends it; handled like Ctrl-C."""
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _TerminatedError
+
+
+def main(run: Callable[..., Any] = app) -> None:
+    """The console script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        run()
+    except UserError as error:
+        _say(f"howlow: {error}")
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,253 @@
+"""The model and its adapter: config, weights, tokenizer, LoRA through PEFT, saving.
+
+LoRA (Hu et al. 2021, section 4.1; the paper, section II): h = W x + s B A x. PEFT keeps A as (rank, in) and B as
+(out, rank), the other way round than the paper writes them.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
+
+from howlow import hub
+from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate
+from howlow.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16-autocast"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What is known of a model without its weights."""
+
+    architecture: str
+    total_parameters: int
+    vocabulary: int
+    linear_shapes: dict[str, tuple[int, int]]  # module name -> (in, out)
+    max_positions: int | None
+    learned_positions: bool
+
+
+def load_config(reference: ModelReference, revision: str | None, trust_remote_code: bool) -> Any:
+    """The model's config."""
+    options = _source_options(reference, revision, trust_remote_code)
+    return from_hub("model", reference.name, lambda: AutoConfig.from_pretrained(reference.location, **options))
+
+
+def _source_options(reference: ModelReference, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """What every loader of transformers is told: without a network only the disk (and the hub's cache) is asked."""
+    if reference.is_local:
+        return {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    offline = not hub.is_reachable()
+    return {"revision": revision, "trust_remote_code": trust_remote_code, "local_files_only": offline}
+
+
+def load_tokenizer(
+    model: ModelReference, tokenizer: str | None, revision: str | None, trust_remote_code: bool
+) -> tuple[Any, str, bool]:
+    """The tokenizer, its name, and whether the packaged one stands in for a model that has none."""
+    reference = locate(tokenizer, random_weights=True) if tokenizer is not None else model
+    substituted = tokenizer is None and not reference.has_tokenizer
+    if substituted:
+        reference = locate(PACKAGED)
+    if not reference.has_tokenizer:
+        raise UserError(f"tokenizer {reference.name}: no tokenizer files there")
+    options = _source_options(reference, revision if tokenizer is None else None, trust_remote_code)
+    loaded = from_hub("tokenizer", reference.name, lambda: AutoTokenizer.from_pretrained(reference.location, **options))
+    return loaded, reference.name, substituted
+
+
+def structure(config: Any, trust_remote_code: bool) -> Structure:
+    """Shapes and counts, from a model without storage (the meta device)."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    text_config = config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
+    vocabulary = model.get_input_embeddings()
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not vocabulary]
+    return Structure(
+        architecture=type(model).__name__,
+        total_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocabulary=vocabulary.num_embeddings,
+        linear_shapes=linear_shapes(model),
+        max_positions=positions,
+        learned_positions=any(positions and table.num_embeddings in (positions, positions + 2) for table in tables),
+    )
+
+
+def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """The layers that can hold an adapter; the vocabulary head is not offered."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            shapes[name] = (module.in_features, module.out_features)
+        elif isinstance(module, Conv1D):
+            shapes[name] = (module.weight.shape[0], module.weight.shape[1])
+    return shapes
+
+
+def matched_layers(shapes: dict[str, tuple[int, int]], target_modules: Sequence[str]) -> list[str]:
+    """The layers that the target modules name, by PEFT's rule: the whole name or its end after a dot.
+
+    Raises:
+        UserError: a target that matches no layer, with those that would.
+    """
+    found: list[str] = []
+    for target in target_modules:
+        matching = [name for name in shapes if name == target or name.endswith(f".{target}")]
+        if not matching:
+            ends = list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
+            raise UserError(
+                f"lora.target_modules {target!r} matched no layer; linear layers here end in: {' '.join(ends)}"
+            )
+        found += matching
+    return found
+
+
+def load_model(
+    reference: ModelReference,
+    config: Any,
+    *,
+    random_weights: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> Any:
+    """The base model on its device, in evaluation mode.
+
+    With random weights it is initialised on the device itself, from a seed of its own, the same for every trial.
+    """
+    if random_weights:
+        torch.manual_seed(0)
+        with device:
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        return model.eval()
+    options = _source_options(reference, revision, trust_remote_code)
+    options |= {"use_safetensors": True, "config": config, "output_loading_info": True}
+    model, loading = from_hub(
+        "model",
+        reference.name,
+        lambda: AutoModelForCausalLM.from_pretrained(reference.location, dtype=dtype, **options),
+    )
+    missing = sorted(loading["missing_keys"])
+    if missing:  # transformers would make them up
+        raise UserError(
+            f"model {reference.name}: its weights lack {len(missing)} of the model's tensors ({missing[0]}, ...); "
+            "the files belong to another model or are incomplete"
+        )
+    return model.to(device).eval()
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends a generation: the generation config's, the config's and the tokenizer's EOS."""
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+    return frozenset(found)
+
+
+def attach_lora(
+    model: Any,
+    *,
+    rank: int,
+    alpha: float,
+    scaling: Literal["standard", "rank_stabilized"],
+    target_modules: Sequence[str],
+    dropout: float,
+    seed: int,
+) -> Any:
+    """Put an adapter on the model: A uniform (Kaiming), B zero, so that training starts from the base model.
+
+    The base is frozen; the adapter is stored in fp32 whatever the base's dtype.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,
+        use_rslora=scaling == "rank_stabilized",
+        target_modules=list(target_modules),
+        lora_dropout=dropout,
+    )
+    return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+@contextmanager
+def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
+    """Within this context the decoder's layers run compiled, each as a region of its own.
+
+    The layers are alike, so one compilation serves all; what changes from step to step (which positions go through the
+    vocabulary head) stays outside and never compiles anew.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    layers = list(getattr(base.get_decoder(), "layers", [])) if wanted else []
+    if wanted and not layers:
+        raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
+    for layer in layers:
+        layer.compile()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save_adapter(model: Any, folder: Path, base_model: str, card: str) -> int:
+    """Save in PEFT's format with a model card; the folder appears whole. Returns the weights file's size in bytes."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.peft_config["default"].base_model_name_or_path = base_model
+    # "auto" would ask the hub whether the vocabulary was resized; it never is here.
+    model.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+    return (folder / "adapter_model.safetensors").stat().st_size
+
+
+def model_card(base_model: str, facts: dict[str, Any]) -> str:
+    """A model card in the hub's format: front matter, then what the adapter is and how to load it."""
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    return f"""---
+base_model: {json.dumps(base_model)}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, howlow]
+---
+# LoRA adapter, rank {facts["rank"]}
+
+Made by `howlow sweep`, one trial of a rank sweep; `sweep.toml` in the sweep's folder repeats it.
+
+| setting | value |
+| --- | --- |
+{rows}
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained({base_model!r})
+model = PeftModel.from_pretrained(base, "PATH/TO/THIS/FOLDER")
+```
+
+Trained for a measurement. Its scores stand in the record beside it; it was not checked for anything else.
+"""

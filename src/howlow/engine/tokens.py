@@ -1,0 +1,171 @@
+"""Examples -> tokens: prompt and completion tokenised apart and joined, cut or dropped at the sequence length.
+
+* A completion ends with EOS, which is a target like any other token. Language modelling has no prompt: a text starts
+  with BOS (EOS where the tokenizer has none), which is never a target, and does not get an EOS.
+* Training: what exceeds the sequence length in language modelling is cut; in other tasks the example is dropped.
+* Test: no example is dropped. A prompt that leaves no room for its completion and the new tokens loses the end of its
+  context (or, where nothing marks a context, its beginning), so that the question stays.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from howlow.errors import UserError
+from howlow.tasks import Example
+
+
+class Tokenizer(Protocol):
+    """What is used of a transformers tokenizer."""
+
+    bos_token_id: int | None
+    eos_token_id: int | None
+    is_fast: bool
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        """Token ids (and offsets)."""
+
+    def decode(self, ids: Sequence[int], **options: Any) -> str:
+        """Text."""
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """Token ids of one example; targets are the completion's (with `loss_on = "all"` also the prompt's but the first).
+
+    `words` and `bytes` are those of exactly the text that is scored, after cutting (language modelling).
+    """
+
+    id: str
+    group: str
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    words: int = 0
+    bytes: int = 0
+    cut: bool = False
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt) + len(self.completion)
+
+
+def eos_of(tokenizer: Tokenizer) -> int:
+    """The token that ends a completion."""
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token; give another with the setting tokenizer")
+    return tokenizer.eos_token_id
+
+
+def _ids(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+    if special and ids and ids[-1] == tokenizer.eos_token_id and ids[-1] != tokenizer.bos_token_id:
+        ids = ids[:-1]  # some tokenizers end every text; a prompt goes on
+    return ids
+
+
+def render(tokenizer: Any, example: Example, chat: bool) -> Example:
+    """With the template "chat": the prompt as the user's turn of the tokenizer's chat template."""
+    if not chat:
+        return example
+    if not tokenizer.chat_template:
+        raise UserError('task.template = "chat": the tokenizer has no chat template; leave it out or give the text')
+    mark = "\u2063\u2063"  # invisible separators stand for the prompt, so that the template cannot alter it
+    turns = [{"role": "user", "content": mark}]
+    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    head, _, tail = text.partition(mark)
+    return replace(example, before=head + example.before, after=example.after + tail)
+
+
+def tokenize(tokenizer: Tokenizer, example: Example, chat: bool = False) -> TokenizedExample:
+    """One example with a prompt, uncut."""
+    rendered = render(tokenizer, example, chat)
+    prompt = _ids(tokenizer, rendered.prompt, special=not chat)
+    completion = [*_ids(tokenizer, example.completion), eos_of(tokenizer)]
+    if not prompt:
+        prompt = [_start_of(tokenizer)]
+    return TokenizedExample(example.id, example.group, tuple(prompt), tuple(completion))
+
+
+def _start_of(tokenizer: Tokenizer) -> int:
+    return eos_of(tokenizer) if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+
+def tokenize_text(tokenizer: Tokenizer, example: Example, sequence_length: int) -> TokenizedExample:
+    """One text of language modelling: BOS, then as many of its tokens as fit."""
+    text = example.completion
+    ids, ends = _ids_and_ends(tokenizer, text)
+    room = sequence_length - 1
+    if len(ids) > room:
+        scored, ids = text[: ends[room - 1]], ids[:room]
+        return _text(tokenizer, example, ids, scored, cut=True)
+    return _text(tokenizer, example, ids, text)
+
+
+def windows(tokenizer: Tokenizer, document: Example, sequence_length: int) -> list[tuple[Example, TokenizedExample]]:
+    """A document cut into windows that do not overlap: BOS and `sequence_length - 1` tokens each, the last shorter."""
+    ids, ends = _ids_and_ends(tokenizer, document.completion)
+    room, start, found = sequence_length - 1, 0, []
+    for first in range(0, len(ids), room):
+        part = ids[first : first + room]
+        end = ends[first + len(part) - 1]
+        text = document.completion[start:end]
+        name = f"{document.id}@{first}"
+        # A window is a leak where one of its longer lines stands in the test data; headings recur without harm.
+        lines = tuple(line.strip() for line in text.splitlines() if len(line.split()) > 5)
+        window = Example(name, name, "", "", "", text, overlap_keys=lines or (text,))
+        found.append((window, _text(tokenizer, window, part, text)))
+        start = end
+    return found
+
+
+def _text(tokenizer: Tokenizer, example: Example, ids: list[int], text: str, cut: bool = False) -> TokenizedExample:
+    return TokenizedExample(
+        example.id,
+        example.group,
+        (_start_of(tokenizer),),
+        tuple(ids),
+        words=len(text.split()),
+        bytes=len(text.encode()),
+        cut=cut,
+    )
+
+
+def _ids_and_ends(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
+    """Token ids and, for each, the place in the text where it ends."""
+    if tokenizer.is_fast:
+        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return found["input_ids"], [end for _, end in found["offset_mapping"]]
+    ids = _ids(tokenizer, text)
+    return ids, [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
+
+
+def fit_prompt(
+    tokenizer: Tokenizer, example: Example, sequence_length: int, max_new_tokens: int, chat: bool = False
+) -> TokenizedExample:
+    """A test example whose prompt leaves room for its completion and for the new tokens."""
+    whole = tokenize(tokenizer, example, chat)
+    room = sequence_length - max(max_new_tokens, len(whole.completion))
+    if room < 1:
+        raise UserError(
+            f"training.sequence_length {sequence_length} leaves no room for the prompt beside "
+            f"{max(max_new_tokens, len(whole.completion))} tokens of completion (test example {example.id}); "
+            "raise it, or lower inference.max_new_tokens"
+        )
+    shorter, context = whole, example.context
+    while len(shorter.prompt) > room and context:
+        ids, ends = _ids_and_ends(tokenizer, context)
+        keep = len(ids) - (len(shorter.prompt) - room)
+        context = context[: ends[keep - 1]] if keep > 0 else ""
+        shorter = tokenize(tokenizer, replace(example, context=context), chat)
+    prompt = shorter.prompt[-room:] if len(shorter.prompt) > room else shorter.prompt
+    return replace(whole, prompt=prompt, cut=prompt != whole.prompt)
+
+
+def fingerprint(examples: Sequence[TokenizedExample]) -> str:
+    """SHA-256 over ids and tokens: equal where, and only where, two trials see the same examples."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(repr((example.id, example.group, example.prompt, example.completion)).encode())
+    return digest.hexdigest()

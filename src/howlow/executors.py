@@ -1,0 +1,190 @@
+"""Where work runs: each piece in a fresh process of this machine, with the heavy imports already done.
+
+On Linux a *fork server* imports `howlow.trial` (torch, transformers, peft) once and does nothing else: no torch
+operation, no CUDA or NVML call, one thread. Every trial is forked from it, so that it starts in milliseconds and yet
+shares no state with the trial before. Elsewhere processes are spawned.
+
+A child holds one end of a pipe: its events and its result go up, "stop" comes down. When the sweep dies, however it
+dies, the pipe breaks, and the child ends itself.
+"""
+
+import errno
+import importlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from howlow.errors import UserError
+
+PRELOADED = "howlow.trial"
+Outcome = Literal["result", "user_error", "disk_full", "crashed", "stopped", "died"]
+
+
+class StoppedError(Exception):
+    """The sweep asked this process to stop, and what had to be kept is kept."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a child ended: what it returned, or what went wrong; `exit_signal` where a signal killed it."""
+
+    outcome: Outcome
+    value: Any = None
+    exit_signal: int | None = None
+
+
+class Link:
+    """The child's end of the pipe."""
+
+    def __init__(self, pipe: "connection.Connection[Any, Any]") -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        threading.Thread(target=self._listen, name="howlow-lifeline", daemon=True).start()
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to come to an end at the next chance."""
+        return self._stop.is_set()
+
+    def request_stop(self, *_: object) -> None:
+        """Ask this process to stop (also as a signal handler)."""
+        self._stop.set()
+
+    def report(self, kind: str, value: Any) -> None:
+        """Send something up."""
+        with self._lock:
+            self._pipe.send((kind, value))
+
+    def _listen(self) -> None:
+        try:
+            while True:
+                self._pipe.recv()
+                self._stop.set()
+        except (EOFError, OSError):
+            os._exit(1)  # the sweep is gone; the last checkpoint stands
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error means that no space (or quota) is left; safetensors' own error only says so in its text."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "os error 28" in str(error) or "No space left on device" in str(error)
+
+
+def _child(entry: str, payload: dict[str, Any], pipe: "connection.Connection[Any, Any]", log: str) -> None:
+    """The child's entry function."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the sweep passes it on as "stop"
+    link = Link(pipe)
+    signal.signal(signal.SIGTERM, link.request_stop)
+    with Path(log).open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    module, _, name = entry.rpartition(".")
+    try:
+        result = getattr(importlib.import_module(module), name)(payload, link)
+        link.report("result", result)
+    except UserError as error:
+        link.report("user_error", str(error))
+    except StoppedError:
+        link.report("stopped", None)
+    except BaseException as error:
+        traceback.print_exc()
+        sys.stderr.flush()
+        text = " ".join(str(error).split()) or type(error).__name__
+        link.report("disk_full" if is_disk_full(error) else "crashed", f"{type(error).__name__}: {text}"[:500])
+
+
+class LocalExecutor:
+    """Runs pieces of work one after the other, each in a process of its own."""
+
+    def __init__(self) -> None:
+        method = "forkserver" if sys.platform == "linux" else "spawn"
+        self._context = multiprocessing.get_context(method)
+        if method == "forkserver":
+            self._context.set_forkserver_preload([PRELOADED])
+
+    def run(
+        self, entry: str, payload: dict[str, Any], log: Path, on_event: Callable[[str, Any], None] | None = None
+    ) -> Finished:
+        """Run `entry(payload, link)` in a child and wait for it; events go to `on_event`.
+
+        On KeyboardInterrupt the child is asked to stop and given time to keep its work; a second one kills it.
+        """
+        ours, theirs = self._context.Pipe(duplex=True)
+        arguments = (entry, payload, theirs, str(log))
+        process = self._context.Process(target=_child, args=arguments, daemon=False)  # type: ignore[attr-defined]
+        with _plain_start():
+            process.start()
+        theirs.close()
+        try:
+            return self._wait(process, ours, on_event or (lambda kind, value: None))
+        except BaseException:
+            self._stop(process, ours)
+            raise
+        finally:
+            ours.close()
+
+    def _wait(
+        self, process: Any, pipe: "connection.Connection[Any, Any]", on_event: Callable[[str, Any], None]
+    ) -> Finished:
+        last: tuple[str, Any] | None = None
+        while True:
+            ready = connection.wait([pipe, process.sentinel])
+            if pipe in ready:
+                try:
+                    kind, value = pipe.recv()
+                except (EOFError, OSError):
+                    break
+                if kind in ("result", "user_error", "disk_full", "crashed", "stopped"):
+                    last = (kind, value)
+                else:
+                    on_event(kind, value)
+            elif process.sentinel in ready:
+                break
+        process.join()
+        if last is not None:
+            return Finished(last[0], last[1])  # type: ignore[arg-type]
+        code = process.exitcode or 0
+        return Finished("died", f"exit code {code}", exit_signal=-code if code < 0 else None)
+
+    def _stop(self, process: Any, pipe: "connection.Connection[Any, Any]", patience_s: float = 60.0) -> None:
+        try:
+            pipe.send("stop")
+            process.join(patience_s)
+        except (KeyboardInterrupt, OSError):
+            pass
+        if process.is_alive():
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def _plain_start() -> Iterator[None]:
+    """What the fork server and the child are to inherit: one thread, and nothing of the program that calls us.
+
+    OpenBLAS starts threads of its own when NumPy is imported, and threads do not survive a fork; the fork server keeps
+    the environment it was started with, ours is put back. multiprocessing would run the caller's main module again in
+    every child, which a script without a guard, a notebook or standard input cannot bear and no child of ours needs.
+    """
+    before, main = os.environ.get("OPENBLAS_NUM_THREADS"), sys.modules["__main__"]
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+        if before is None:
+            del os.environ["OPENBLAS_NUM_THREADS"]
+        else:
+            os.environ["OPENBLAS_NUM_THREADS"] = before

@@ -1,0 +1,230 @@
+"""What does not depend on the trial, done once a sweep: examples chosen, tokenised and laid by; the model looked at.
+
+Every mistake that a user can make in naming data, model, tokenizer or target modules shows itself here, before the
+first trial. The result is a folder that the trials read, so that all of them see the same tokens:
+
+    prepared.safetensors    token ids of all examples, end to end, and their lengths
+    prepared.json           ids, groups, references, counts, warnings
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from howlow.engine import model as models
+from howlow.engine import tokens
+from howlow.engine.references import ModelReference, locate
+from howlow.engine.tokens import TokenizedExample
+from howlow.errors import UserError
+from howlow.meters.machine import choose_device, environment
+from howlow.records import DataRecord, RecordWarning, WarningKind
+from howlow.settings import Settings
+from howlow.tasks import Example, Selection, select, task_named
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The examples of a trial: tokens of both sides, and the test examples' texts and references for scoring."""
+
+    train: list[TokenizedExample]
+    test: list[TokenizedExample]
+    test_examples: list[Example]
+    data: DataRecord
+    warnings: list[RecordWarning]
+    tokenizer_name: str
+
+
+def prepare(settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], folder: Path) -> dict[str, Any]:
+    """Prepare the data and check the model for trials with these settings; `adapters` are (rank, target modules).
+
+    Returns what a person wants to know before starting: counts, warnings, the longest example.
+
+    Raises:
+        UserError: anything wrong with the data, the model, the tokenizer or the target modules.
+    """
+    reference = locate(settings.model, settings.random_weights)
+    config = models.load_config(reference, settings.revision, settings.trust_remote_code)
+    structure = models.structure(config, settings.trust_remote_code)
+    adapter_parameters = [
+        rank
+        * sum(sum(structure.linear_shapes[name]) for name in models.matched_layers(structure.linear_shapes, targets))
+        for rank, targets in adapters
+    ]
+    prepared = tokenized(settings, reference)
+    _check_against_model(settings, structure, prepared)
+    if structure.max_positions is not None and settings.training.sequence_length > structure.max_positions:
+        detail = f"sequence length {settings.training.sequence_length}, made for {structure.max_positions} positions"
+        prepared.warnings.append(RecordWarning(kind=WarningKind.LONGER_THAN_MODEL, detail=detail))
+    _write(prepared, folder)
+    return {
+        "data": prepared.data.model_dump(),
+        "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
+        "tokenizer": prepared.tokenizer_name,
+        "architecture": structure.architecture,
+        "total_parameters": structure.total_parameters,
+        "adapter_parameters": adapter_parameters,
+        "environment": environment(choose_device(settings.run.device)).model_dump(),
+    }
+
+
+def _check_against_model(settings: Settings, structure: models.Structure, prepared: Prepared) -> None:
+    highest = max(max(example.prompt + example.completion) for example in [*prepared.train, *prepared.test])
+    if highest >= structure.vocabulary:
+        raise UserError(
+            f"tokenizer {prepared.tokenizer_name}: it gives token {highest}, the model {settings.model} has "
+            f"{structure.vocabulary}; give the model's own with the setting tokenizer"
+        )
+    length = settings.training.sequence_length
+    if structure.learned_positions and structure.max_positions and length > structure.max_positions:
+        raise UserError(
+            f"training.sequence_length = {length}: {settings.model} has learned positions for "
+            f"{structure.max_positions} tokens; lower it to that"
+        )
+
+
+# -- examples -> tokens ---------------------------------------------------------------------------------------------
+
+
+def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
+    """Load, select, tokenise and cut the examples."""
+    tokenizer, tokenizer_name, substituted = models.load_tokenizer(
+        reference, settings.tokenizer, settings.revision, settings.trust_remote_code
+    )
+    warnings: list[RecordWarning] = []
+    if substituted:
+        detail = f"{settings.model} has no tokenizer at hand; {tokenizer_name}'s is used"
+        warnings.append(RecordWarning(kind=WarningKind.TOKENIZER_SUBSTITUTED, detail=detail))
+    if settings.task.name == "language_modeling":
+        selection, train, test = _texts(settings, tokenizer)
+    else:
+        selection, train, test = _prompts(settings, tokenizer)
+    length = settings.training.sequence_length
+    kept = [example for example in train if example.length <= length]
+    dropped = len(train) - len(kept)
+    if not kept:
+        raise UserError(
+            f"no training example of {settings.task.train} fits into training.sequence_length = {length} "
+            f"(the shortest has {min(example.length for example in train)} tokens); raise it"
+        )
+    cut = sum(example.cut for example in [*kept, *test])
+    data = DataRecord(
+        train_sha256=tokens.fingerprint(kept),
+        test_sha256=tokens.fingerprint(test),
+        train_examples=len(kept),
+        train_groups=len({example.group for example in kept}),
+        test_examples=len(test),
+        test_groups=len({example.group for example in test}),
+        train_tokens=sum(example.length for example in kept),
+        test_tokens=sum(example.length for example in test),
+        longest_tokens=max(example.length for example in kept),
+        overlap_left_out=selection.overlap_left_out,
+        dropped=dropped,
+        cut=cut,
+    )
+    warnings += _data_warnings(data, length)
+    return Prepared(kept, test, list(selection.test), data, warnings, tokenizer_name)
+
+
+def _data_warnings(data: DataRecord, length: int) -> list[RecordWarning]:
+    found = [
+        (
+            WarningKind.TRAIN_TEST_OVERLAP,
+            data.overlap_left_out,
+            f"{data.overlap_left_out} training examples left out: their text is in the test data, or set aside for it",
+        ),
+        (
+            WarningKind.EXAMPLES_DROPPED,
+            data.dropped,
+            f"{data.dropped} training examples dropped: longer than {length} tokens",
+        ),
+        (WarningKind.TEXT_CUT, data.cut, f"{data.cut} examples cut to {length} tokens (completion included)"),
+    ]
+    return [RecordWarning(kind=kind, detail=detail) for kind, count, detail in found if count]
+
+
+def _prompts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[TokenizedExample], list[TokenizedExample]]:
+    task, chat = task_named(settings.task.name), settings.task.template == "chat"
+    selection = select(
+        task.load(settings.task.train, settings.task, "train"),
+        task.load(settings.task.test, settings.task, "test"),
+        settings.task,
+    )
+    length, new = settings.training.sequence_length, settings.inference.max_new_tokens
+    train = [tokens.tokenize(tokenizer, example, chat) for example in selection.train]
+    test = [tokens.fit_prompt(tokenizer, example, length, new, chat) for example in selection.test]
+    return selection, train, test
+
+
+def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[TokenizedExample], list[TokenizedExample]]:
+    task, length = task_named(settings.task.name), settings.training.sequence_length
+    train = task.load(settings.task.train, settings.task, "train")
+    test = task.load(settings.task.test, settings.task, "test")
+    if settings.task.unit == "paragraph":
+        selection = select(train, test, settings.task)
+        laid = [
+            [tokens.tokenize_text(tokenizer, example, length) for example in side]
+            for side in (selection.train, selection.test)
+        ]
+        return selection, laid[0], laid[1]
+    pairs = [[pair for text in side for pair in tokens.windows(tokenizer, text, length)] for side in (train, test)]
+    selection = select([example for example, _ in pairs[0]], [example for example, _ in pairs[1]], settings.task)
+    by_id = [{example.id: tokenized for example, tokenized in side} for side in pairs]
+    return (
+        selection,
+        [by_id[0][example.id] for example in selection.train],
+        [by_id[1][example.id] for example in selection.test],
+    )
+
+
+# -- files ----------------------------------------------------------------------------------------------------------
+
+
+def _write(prepared: Prepared, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    both = [*prepared.train, *prepared.test]
+    flat = [token for example in both for token in example.prompt + example.completion]
+    lengths = [[len(example.prompt), len(example.completion)] for example in both]
+    tensors = {"ids": torch.tensor(flat, dtype=torch.int32), "lengths": torch.tensor(lengths, dtype=torch.int32)}
+    save_file(tensors, folder / "prepared.safetensors")
+    document = {
+        "train": len(prepared.train),
+        "examples": [[e.id, e.group, e.words, e.bytes, e.cut] for e in both],
+        "test_examples": [asdict(example) for example in prepared.test_examples],
+        "data": prepared.data.model_dump(),
+        "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
+        "tokenizer": prepared.tokenizer_name,
+    }
+    (folder / "prepared.json").write_text(json.dumps(document), encoding="utf-8")
+
+
+def read_prepared(folder: Path) -> Prepared:
+    """What `prepare` wrote."""
+    document = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    tensors = load_file(folder / "prepared.safetensors")
+    flat, both, start = tensors["ids"].tolist(), [], 0
+    for (name, group, words, size, cut), (prompt, completion) in zip(
+        document["examples"], tensors["lengths"].tolist(), strict=True
+    ):
+        middle, end = start + prompt, start + prompt + completion
+        ids = tuple(flat[start:middle]), tuple(flat[middle:end])
+        both.append(TokenizedExample(name, group, *ids, words=words, bytes=size, cut=cut))
+        start = end
+    examples = [_example(example) for example in document["test_examples"]]
+    return Prepared(
+        train=both[: document["train"]],
+        test=both[document["train"] :],
+        test_examples=examples,
+        data=DataRecord(**document["data"]),
+        warnings=[RecordWarning(**warning) for warning in document["warnings"]],
+        tokenizer_name=document["tokenizer"],
+    )
+
+
+def _example(fields: dict[str, Any]) -> Example:
+    lists = {key: tuple(fields[key]) for key in ("references", "overlap_keys")}
+    return Example(**{**fields, **lists})

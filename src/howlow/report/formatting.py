@@ -1,0 +1,113 @@
+"""Numbers as people read them: the only place where SI becomes ms, GiB or %."""
+
+import math
+from typing import Any
+
+from howlow.analysis.columns import Unit
+
+ABSENT = "n/a"
+_SCALES = {
+    "ms": 1e3,
+    "min": 1 / 60,
+    "h": 1 / 3600,
+    "mJ": 1e3,
+    "kJ": 1e-3,
+    "kB": 1e-3,
+    "MB": 1e-6,
+    "GiB": 2.0**-30,
+    "%": 100.0,
+}
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with that many significant digits, whole numbers from there on, and no exponent unless it is tiny."""
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude < -4 or magnitude > 14:
+        return f"{value:.{digits - 1}e}"
+    rounded = round(value, digits - 1 - magnitude) if magnitude < digits else value
+    magnitude = math.floor(math.log10(abs(rounded)))
+    return f"{rounded:,.{max(0, digits - 1 - magnitude)}f}"
+
+
+def size(value: float) -> str:
+    """Bytes: kB and MB as adapter sizes are given, GiB as memory is."""
+    if value >= 2**30:
+        return f"{significant(value / 2**30)} GiB"
+    if value >= 1e6:
+        return f"{significant(value / 1e6)} MB"
+    return f"{significant(value / 1e3)} kB" if value >= 1e3 else f"{value:.0f} B"
+
+
+def duration(value: float) -> str:
+    """Seconds: ms below one, minutes and hours where seconds are many."""
+    if value < 1:
+        return f"{significant(value * 1e3)} ms"
+    if value < 120:
+        return f"{significant(value)} s"
+    return f"{significant(value / 60)} min" if value < 7200 else f"{significant(value / 3600)} h"
+
+
+def energy(value: float) -> str:
+    """Joules, with mJ and kJ where they read better."""
+    if 0 < value < 0.1:
+        return f"{significant(value * 1e3)} mJ"
+    return f"{significant(value / 1e3)} kJ" if value >= 1e4 else f"{significant(value)} J"
+
+
+def quantity(value: Any, unit: Unit) -> str:
+    """A value of that kind with its unit; a rate has its unit in the heading."""
+    if value is None:
+        return ABSENT
+    match unit:
+        case "text":
+            return plain(value)
+        case "count":
+            return f"{value:,.0f}"
+        case "bytes":
+            return size(value)
+        case "seconds":
+            return duration(value)
+        case "joules":
+            return energy(value)
+        case "watts":
+            return f"{significant(value)} W"
+        case "fraction":
+            return f"{value * 100:.1f} %"
+        case "per_second":
+            return significant(value)
+        case "number" | "nats":
+            return significant(value, 4)
+
+
+def deviation(value: float, unit: Unit, mean: float) -> str:
+    """A standard deviation in the unit that its mean is shown in."""
+    shown = quantity(mean, unit).rpartition(" ")[2]
+    return significant(value * _SCALES.get(shown, 1.0), 2)
+
+
+def ratio(value: float | None) -> str:
+    """A figure relative to the reference's."""
+    return ABSENT if value is None else f"{significant(value)}x"
+
+
+def plain(value: Any) -> str:
+    """A setting's value: lists without brackets, floats as they were written."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return ABSENT if value is None else str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 trial`, `2 trials`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def listed(names: list[str], most: int = 6) -> str:
+    """The first names, and how many more there are."""
+    if len(names) <= most:
+        return ", ".join(names)
+    return f"{', '.join(names[: most - 1])} and {len(names) - most + 1} more"

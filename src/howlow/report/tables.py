@@ -1,0 +1,146 @@
+"""The table on the terminal: one where the width allows it, else fine-tuning above inference.
+
+Every text that comes from outside is a `Text` or printed without markup, so that brackets in it stay brackets.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from howlow.report import formatting
+from howlow.report.summary import Cell, Heading, Summary, WarningNote
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_SECTIONS = {"fine-tuning": "train", "inference": "infer", "quality": "test", "adapter": ""}
+_GAP = 2
+_MOST = 10
+
+
+def render(summary: Summary, width: int = 100) -> "RenderableType":
+    """The table with its notes and warnings, for a terminal of that width."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for chunk in _chunks(summary, width):
+        parts += [_table(summary, chunk), Text("")]
+    notes = [Text(note) for note in summary.references]
+    if summary.has_seeds:
+        notes.append(Text("means over seeds; ± is their standard deviation"))
+    notes += [Text(f"absent: {absence}") for absence in summary.absences]
+    notes += [Text(f"{note.trials}: {note.status}: {note.error}", style="red") for note in summary.failures[:_MOST]]
+    if len(summary.failures) > _MOST:
+        notes.append(Text(f"... and {len(summary.failures) - _MOST} more ways to fail, see the page", style="red"))
+    notes += [Text(line, style="yellow") for line in warning_lines(summary.warnings)]
+    return Group(*parts, *notes)
+
+
+def plain(summary: Summary, width: int = 100) -> str:
+    """The same as plain text."""
+    from rich.console import Console
+
+    console = Console(
+        file=io.StringIO(), width=width, force_terminal=False, color_system=None, legacy_windows=False, _environ={}
+    )
+    with console.capture() as capture:
+        console.print(render(summary, width))
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+
+
+def warning_lines(warnings: Iterable[WarningNote]) -> list[str]:
+    """One line a kind: what it is about, how many trials it touches, and the remedy."""
+    lines = []
+    for kind, group in groupby(warnings, key=lambda note: note.kind):
+        notes = list(group)
+        trials = {trial for note in notes for trial in note.trials}
+        others = f" (and {len(notes) - 1} more like it)" if len(notes) > 1 else ""
+        touched = formatting.counted(len(trials), "trial")
+        lines.append(f"warning: {kind}, {touched}: {notes[0].detail}{others}; {notes[0].remedy}")
+    return lines
+
+
+# -- widths ---------------------------------------------------------------------------------------------------------
+
+
+def _chunks(summary: Summary, width: int) -> list[list[int]]:
+    """Which columns stand in one table: all, else one table for fine-tuning and one for the rest, else what fits."""
+    cells = [[line.cells[index] for line in summary.lines] for index in range(len(summary.headings))]
+    widths = [_width(*pair) for pair in zip(summary.headings, cells, strict=True)]
+    fixed = _fixed_width(summary)
+    everything = list(range(len(widths)))
+    if not everything or fixed + sum(widths) <= width:
+        return [everything]
+    training = [index for index in everything if summary.headings[index].section == "fine-tuning"]
+    chunks: list[list[int]] = []
+    for section in (training, [index for index in everything if index not in training]):
+        room = 0
+        for index in section:
+            if room < widths[index] or not chunks:
+                chunks.append([])
+                room = width - fixed
+            chunks[-1].append(index)
+            room -= widths[index]
+    return chunks
+
+
+def _width(heading: Heading, cells: Sequence[Cell]) -> int:
+    texts = [text for cell in cells for text in (cell.value, cell.relative or "")]
+    return max(map(len, [*_header(heading).splitlines(), *texts])) + _GAP
+
+
+def _fixed_width(summary: Summary) -> int:
+    statuses = [part for line in summary.lines for part in _status(line.status).splitlines()]
+    width = max(len("rank"), *(len(line.label) for line in summary.lines)) + max(map(len, ["status", *statuses])) + _GAP
+    for index, axis in enumerate(summary.axes):
+        width += max(map(len, [*_axis(axis).splitlines(), *(line.axes[index] for line in summary.lines)])) + _GAP
+    return width + (len("seeds") + _GAP if summary.has_seeds else 0)
+
+
+def _header(heading: Heading) -> str:
+    label = heading.label if heading.label == "samples/s" else heading.label.replace("/", "/\n")
+    return f"{_SECTIONS[heading.section]}\n{label.replace(' ', chr(10))}"
+
+
+def _axis(axis: str) -> str:
+    return axis.replace(".", ".\n")
+
+
+def _status(status: str) -> str:
+    return status.replace("out_of_memory", "out_of_\nmemory").replace(", ", ",\n")
+
+
+def _table(summary: Summary, chunk: Sequence[int]) -> "RenderableType":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    table.header_style = "bold"
+    table.add_column(Text("rank"), justify="right", no_wrap=True)
+    table.add_column(Text("status"), no_wrap=True)
+    for axis in summary.axes:
+        table.add_column(Text(_axis(axis)), justify="right", no_wrap=True)
+    if summary.has_seeds:
+        table.add_column(Text("seeds"), justify="right", no_wrap=True)
+    for index in chunk:
+        table.add_column(Text(_header(summary.headings[index])), justify="right", no_wrap=True)
+    for line in summary.lines:
+        if line.status == "done" and all(line.cells[index].value == formatting.ABSENT for index in chunk):
+            continue  # the base model has nothing to say about fine-tuning
+        style = "bold" if line.is_reference else ""
+        status = Text(_status(line.status), style="" if line.status == "done" else "red")
+        cells = [_text(line.cells[index]) for index in chunk]
+        seeds = [Text(str(line.seeds))] if summary.has_seeds else []
+        table.add_row(Text(line.label, style=style), status, *map(Text, line.axes), *seeds, *cells)
+    return table
+
+
+def _text(cell: Cell) -> "RenderableType":
+    from rich.text import Text
+
+    if cell.relative is None:
+        return Text(cell.value, style="dim" if cell.value == formatting.ABSENT else "")
+    return Text.assemble(cell.value, "\n", (cell.relative, "dim"))

@@ -1,0 +1,168 @@
+"""The grid: axes -> trials, and two sweeps compared, united and written down."""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import tomlkit
+from tomlkit.items import KeyType, SingleKey
+
+from howlow.errors import UserError
+from howlow.settings.checking import RANK_AXIS, SEED_AXIS, check_axis, flat, located, located_model, validated
+from howlow.settings.schema import Settings, setting_keys
+
+TrialKind = Literal["lora", "base", "full"]
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """One point of the grid: its name, what distinguishes it, and its own settings (the grid left empty)."""
+
+    name: str
+    kind: TrialKind
+    rank: int | None
+    seed: int
+    axes: dict[str, Any]
+    settings: Settings
+
+
+def resolve(table: Mapping[str, Any]) -> Settings:
+    """Check a merged table and write out what it leaves to the defaults.
+
+    Raises:
+        UserError: one line naming the first setting that is wrong, its value and its rule.
+    """
+    table = dict(table)
+    grid = dict(flat(table.get("grid", {}))) if isinstance(table.get("grid", {}), Mapping) else table["grid"]
+    if not isinstance(grid, dict):
+        raise UserError(f"grid = {grid!r}: a table of setting -> list of values is expected")
+    settings = validated({**table, "grid": grid})
+    for axis, values in grid.items():
+        check_axis(axis, values)
+    grid = {axis: _distinct(values) for axis, values in grid.items()}
+    grid.setdefault(RANK_AXIS, [settings.lora.rank])
+    grid.setdefault(SEED_AXIS, [settings.seed])
+    plain = {axis: grid[axis] for axis in (RANK_AXIS, SEED_AXIS, *sorted(set(grid) - {RANK_AXIS, SEED_AXIS}))}
+    task = settings.task.with_task_defaults()
+    places = {"train": located(task.train), "test": located(task.test)}
+    resolved = settings.model_copy(
+        update={"grid": plain, "task": task.model_copy(update=places), "model": located_model(settings.model)}
+    )
+    if resolved.tokenizer is not None:
+        resolved = resolved.model_copy(update={"tokenizer": located_model(resolved.tokenizer)})
+    for _ in expand(resolved):  # every point of the grid obeys the rules
+        pass
+    return resolved
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    return [value for index, value in enumerate(values) if value not in values[:index]]
+
+
+def expand(settings: Settings) -> list[TrialPlan]:
+    """All trials of a sweep: the baselines first, then the grid in its written order.
+
+    The zero-shot `base` runs once for each value of the axes that can change it (not for the seed, the adapter or the
+    optimizer); `full` runs once for each point of all axes but the adapter's.
+    """
+    plans: list[TrialPlan] = []
+    matters: dict[TrialKind, Any] = {
+        "base": lambda axis: not axis.startswith(("lora.", "training.")) or axis in BASE_DEPENDS_ON,
+        "full": lambda axis: not axis.startswith("lora."),
+        "lora": lambda axis: True,
+    }
+    kinds: list[TrialKind] = [kind for kind in ("base", "full") if kind in settings.baselines]
+    for kind in [*kinds, "lora"]:
+        axes = [axis for axis in settings.grid if matters[kind](axis)]
+        if kind == "base":
+            axes = [axis for axis in axes if axis != SEED_AXIS]
+        for values in itertools.product(*(settings.grid[axis] for axis in axes)):
+            plans.append(_plan(settings, kind, dict(zip(axes, values, strict=True))))
+    return plans
+
+
+BASE_DEPENDS_ON = ("training.layout", "training.sequence_length", "training.precision", "training.head")
+
+
+def _plan(settings: Settings, kind: TrialKind, point: dict[str, Any]) -> TrialPlan:
+    table = settings.model_dump(exclude_none=True)
+    table["grid"] = {}
+    table["baselines"] = ()
+    if kind == "base":
+        table["seed"] = 0
+    for axis, value in point.items():
+        *tables, name = axis.split(".")
+        target = table
+        for part in tables:
+            target = target[part]
+        target[name] = value
+    own = validated(table)
+    rank = own.lora.rank if kind == "lora" else None
+    further = {axis: value for axis, value in point.items() if axis not in (RANK_AXIS, SEED_AXIS)}
+    stem = f"{'base' if kind == 'base' else 'full' if kind == 'full' else f'r{own.lora.rank:04d}'}-s{own.seed}"
+    name = "-".join([stem, *(f"{axis}={_path_safe(value)}" for axis, value in further.items())])
+    return TrialPlan(name, kind, rank, own.seed, further, own)
+
+
+def _path_safe(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    safe = re.sub(r"[^\w.+,-]", "_", text)
+    if safe == text and len(safe) <= 40:
+        return safe
+    return f"{safe[:32]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def to_toml(settings: Settings) -> str:
+    """The resolved settings as TOML that gives the same sweep when it is run again; absent ones stand as comments."""
+    document = tomlkit.document()
+    document.add(tomlkit.comment("howlow sweep: every setting, defaults written out"))
+    tables: dict[str, Any] = {}
+    for key in setting_keys():
+        if key == "grid":
+            continue
+        table_name, _, name = key.rpartition(".")
+        if table_name and table_name not in tables:
+            tables[table_name] = tomlkit.table()
+        target = tables[table_name] if table_name else document
+        value = settings.get(key)
+        if key in settings.grid:
+            continue
+        if value is None:
+            target.add(tomlkit.comment(f"{name} is absent"))
+        else:
+            target.add(name, list(value) if isinstance(value, tuple) else value)
+    grid = tomlkit.table()
+    for axis, values in settings.grid.items():
+        grid.add(SingleKey(axis, t=KeyType.Basic) if "." in axis else axis, values)
+    document.add("grid", grid)
+    for name, table in tables.items():
+        document.add(name, table)
+    return tomlkit.dumps(document)
+
+
+def first_difference(ours: Settings, theirs: Settings) -> tuple[str, Any, Any] | None:
+    """The first setting in which two sweeps differ, grid values aside; None where they are the same sweep."""
+    for key in setting_keys():
+        if key in ("grid", "baselines"):
+            continue
+        if key in ours.grid and key in theirs.grid:
+            continue
+        if (key in ours.grid) != (key in theirs.grid):
+            return f"grid axis {key}", ours.grid.get(key), theirs.grid.get(key)
+        if ours.get(key) != theirs.get(key):
+            return key, ours.get(key), theirs.get(key)
+    return None
+
+
+def united(first: Settings, second: Settings) -> Settings:
+    """Two settings of the same sweep with the grid values and baselines of both."""
+    grid = {
+        axis: list(first.grid[axis]) + [value for value in second.grid[axis] if value not in first.grid[axis]]
+        for axis in first.grid
+    }
+    baselines = tuple(dict.fromkeys((*first.baselines, *second.baselines)))
+    return second.model_copy(update={"grid": grid, "baselines": baselines})

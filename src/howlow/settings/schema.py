@@ -1,0 +1,242 @@
+"""Every setting once: its type, its default, its unit and its rule.
+
+The text beside a field is its documentation: `docs/settings.md`, the flags' help and the messages derive from it.
+"""
+
+import re
+from functools import cache
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Names = Annotated[tuple[StrictStr, ...], Field(strict=False, min_length=1)]
+
+
+class Section(BaseModel):
+    """A frozen table of settings that refuses what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TaskSettings(Section):
+    """The data, how an example becomes prompt and completion, and how an answer is scored."""
+
+    name: Literal["language_modeling", "question_answering", "completion"] = Field(
+        description="the kind of data and of scoring"
+    )
+    train: str = Field(description="training data: a file, a folder, or hub data as owner/name[:config[:split]]")
+    test: str = Field(description="test data, in the same forms; the same file as `train` is split by groups")
+    train_examples: Positive | None = Field(None, description="at most this many training examples; absent: all")
+    test_examples: Positive | None = Field(None, description="at most this many test examples; absent: all")
+    seed: NonNegative = Field(0, description="orders the groups before the limits cut; the same for every trial")
+    overlap: Literal["exclude", "keep"] = Field(
+        "exclude", description="what happens to training groups whose prefix or text occurs in the test data"
+    )
+    unit: Literal["paragraph", "window"] | None = Field(
+        None,
+        description="language_modeling: each non-empty line an example (paragraph, the default), "
+        "or the text cut into windows that do not overlap",
+    )
+    template: str | None = Field(
+        None,
+        description="the prompt's text with {context} and {question} (question_answering) or {prompt} (completion); "
+        '"chat": the tokenizer\'s chat template around the default text',
+    )
+    stop: str | None = Field(
+        None, description="generation ends before this text; question_answering: a newline by default; empty: never"
+    )
+    answerable_only: bool | None = Field(
+        None, description="question_answering: leave unanswerable questions out of training and test (default true)"
+    )
+
+    @model_validator(mode="after")
+    def _belongs_to_task(self) -> Self:
+        owner = {"unit": "language_modeling", "answerable_only": "question_answering"}
+        for field, task in owner.items():
+            if getattr(self, field) is not None and self.name != task:
+                raise ValueError(f"task.{field} belongs to the task {task}, not to {self.name}; leave it out")
+        if self.name == "language_modeling" and (self.template or self.stop):
+            raise ValueError("task.template and task.stop do not apply to language_modeling; leave them out")
+        if self.template and self.template != "chat":
+            needed = {"question_answering": ("{context}", "{question}"), "completion": ("{prompt}",)}[self.name]
+            for placeholder in needed:
+                if self.template.count(placeholder) != 1:
+                    raise ValueError(f"task.template must hold {placeholder} exactly once")
+        return self
+
+    def with_task_defaults(self) -> "TaskSettings":
+        """The same settings with the defaults that depend on the task's name written out."""
+        defaults: dict[str, Any] = {}
+        if self.name == "language_modeling":
+            defaults = {"unit": self.unit or "paragraph"}
+        if self.name == "question_answering":
+            defaults = {
+                "answerable_only": True if self.answerable_only is None else self.answerable_only,
+                "stop": "\n" if self.stop is None else self.stop,
+            }
+        return self.model_copy(update=defaults)
+
+
+class LoraSettings(Section):
+    """The adapter: h = W x + s B A x with A of shape (rank, in) and B of shape (out, rank), as PEFT writes it."""
+
+    rank: Positive = Field(8, description="the adapter's inner dimension")
+    alpha: float | str = Field("2r", description='the numerator of the scaling: a number, or a multiple of r as "2r"')
+    scaling: Literal["standard", "rank_stabilized"] = Field(
+        "standard", description="s = alpha / r (standard) or alpha / sqrt(r) (rank_stabilized)"
+    )
+    target_modules: Names = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj"), description="the ends of the names of the linear layers to adapt"
+    )
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before A while training")
+
+    @model_validator(mode="after")
+    def _alpha_is_readable(self) -> Self:
+        if isinstance(self.alpha, str) and not re.fullmatch(r"\d+(\.\d+)?r", self.alpha):
+            raise ValueError(f'lora.alpha {self.alpha!r} must be a number or a multiple of the rank such as "2r"')
+        if self.alpha_value <= 0:
+            raise ValueError(f"lora.alpha {self.alpha!r} must be greater than 0")
+        return self
+
+    @property
+    def alpha_value(self) -> float:
+        """Alpha as a number for this rank."""
+        return float(self.alpha[:-1]) * self.rank if isinstance(self.alpha, str) else self.alpha
+
+    @property
+    def scaling_factor(self) -> float:
+        """s in h = W x + s B A x."""
+        return self.alpha_value / (self.rank if self.scaling == "standard" else self.rank**0.5)
+
+
+class TrainingSettings(Section):
+    """Fine-tuning: the batches, the optimizer (AdamW), the schedule and the precision."""
+
+    layout: Literal["auto", "padded"] = Field(
+        "auto", description="how examples become token batches; this version has `padded`, which `auto` takes"
+    )
+    shuffle: Literal["groups", "examples"] = Field(
+        "groups", description="the training order: groups shuffled and each kept together, or every example by itself"
+    )
+    batch_size: Positive = Field(8, description="examples in one forward and backward pass")
+    effective_batch_size: Positive | None = Field(
+        None, description="examples in one optimizer step, reached by accumulation; absent: batch_size"
+    )
+    sequence_length: Annotated[int, Field(ge=8)] = Field(512, description="the longest row, in tokens")
+    learning_rate: float = Field(5e-5, gt=0.0, description="AdamW's learning rate (the paper, section III.D)")
+    weight_decay: float = Field(0.0, ge=0.0, description="AdamW's decoupled weight decay")
+    betas: Annotated[tuple[float, float], Field(strict=False)] = Field(
+        (0.9, 0.999), description="AdamW's two decay rates, each at least 0 and under 1"
+    )
+    lr_schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="the learning rate after its warm-up; linear and cosine end at 0"
+    )
+    lr_warmup_steps: NonNegative = Field(0, description="steps over which the learning rate rises from 0")
+    max_grad_norm: float = Field(1.0, ge=0.0, description="gradients are clipped to this L2 norm; 0: no clipping")
+    epochs: Positive = Field(1, description="passes over the training examples")
+    max_steps: Positive | None = Field(None, description="stop after this many optimizer steps; absent: never early")
+    loss_on: Literal["completion", "all"] = Field(
+        "completion", description="which tokens are targets in training: the completion's, or the prompt's too"
+    )
+    head: Literal["targets", "all"] = Field(
+        "targets", description="where the vocabulary head is computed: at target positions, or everywhere"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16-autocast"] = Field(
+        "auto",
+        description="fp32 (auto on CPU), bf16 (auto on CUDA: base in bf16, adapter in fp32 under autocast), "
+        "or fp16-autocast (weights in fp32, loss scaling; the paper's)",
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    compile: bool = Field(False, description="compile the model with torch.compile; the compilation is burn-in")
+    checkpoint_every_s: float = Field(60.0, gt=0.0, description="seconds between checkpoints")
+
+    @model_validator(mode="after")
+    def _betas_are_rates(self) -> Self:
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"training.betas {list(self.betas)} must be at least 0 and under 1")
+        return self
+
+
+class InferenceSettings(Section):
+    """Scoring the test data after fine-tuning, in the same process."""
+
+    batch_size: Positive = Field(8, description="test examples in one batch")
+    max_new_tokens: Positive = Field(32, description="generation ends after this many tokens")
+
+
+class MeterSettings(Section):
+    """What is measured, and how often."""
+
+    rate_hz: float = Field(4.0, ge=0.5, le=50.0, description="readings a second in the timeline (the paper: 4)")
+    burn_in_steps: NonNegative = Field(2, description="first steps of a phase left out of its figures; at most half")
+    energy: Literal["auto", "nvml", "assumed", "none"] = Field(
+        "auto", description="where energy comes from; auto: the trial's own device, if it has a sensor"
+    )
+    assumed_power_w: float | None = Field(None, gt=0.0, description='watts for energy = "assumed"; shown as such')
+
+    @model_validator(mode="after")
+    def _assumed_needs_watts(self) -> Self:
+        if (self.energy == "assumed") != (self.assumed_power_w is not None):
+            raise ValueError('meters.energy = "assumed" and meters.assumed_power_w = WATTS go together; give both')
+        return self
+
+
+class RunSettings(Section):
+    """Where and in which order trials run."""
+
+    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU")
+    executor: Literal["local"] = Field("local", description="local: each trial in a process of this machine")
+    order_seed: NonNegative = Field(0, description="shuffles the trials, so that heat does not line up with rank")
+    cooldown_s: float = Field(0.0, ge=0.0, description="seconds of rest between trials")
+    memory_limit_bytes: Positive | None = Field(
+        None, description="what a trial may take: RLIMIT_DATA on a CPU, the allocator's cap on CUDA"
+    )
+
+
+class Settings(Section):
+    """Everything a sweep, and with one value per axis a trial, is asked to do."""
+
+    model: str = Field(
+        description="hub id, folder, GGUF file, `smollm2-135m` (packaged), or a known config with random_weights"
+    )
+    tokenizer: str | None = Field(None, description="hub id, folder or GGUF file; absent: the model's")
+    revision: str | None = Field(None, description="the hub's branch, tag or commit")
+    trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
+    random_weights: bool = Field(
+        False, description="build the model from its config alone: a study of the costs, quality stays absent"
+    )
+    baselines: Annotated[tuple[Literal["base", "full"], ...], Field(strict=False)] = Field(
+        ("base",), description="trials beside the ranks: base (zero-shot, no adapter), full (every weight trained)"
+    )
+    seed: NonNegative = Field(0, description="a trial's initialisation, order and dropout")
+    grid: dict[str, list[Any]] = Field(
+        default_factory=dict, description="axes: dotted setting -> list of values; lora.rank and seed are always there"
+    )
+    task: TaskSettings = Field(description="the data")
+    lora: LoraSettings = Field(default_factory=LoraSettings, description="the adapter")
+    training: TrainingSettings = Field(default_factory=TrainingSettings, description="fine-tuning")
+    inference: InferenceSettings = Field(default_factory=InferenceSettings, description="scoring")
+    meters: MeterSettings = Field(default_factory=MeterSettings, description="measuring")
+    run: RunSettings = Field(default_factory=RunSettings, description="running")
+
+    def get(self, key: str) -> Any:
+        """The value of a dotted setting, e.g. `settings.get("training.batch_size")`."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return value
+
+
+@cache
+def setting_keys() -> dict[str, str]:
+    """Every setting's dotted name -> its description."""
+    keys: dict[str, str] = {}
+    for name, field in Settings.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            keys.update({f"{name}.{sub}": inner.description or "" for sub, inner in annotation.model_fields.items()})
+        else:
+            keys[name] = field.description or ""
+    return keys

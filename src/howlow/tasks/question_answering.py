@@ -1,0 +1,79 @@
+"""Extractive question answering on SQuAD: read a paragraph, answer a question about it in the paragraph's words.
+
+The prompt is the paragraph first and the question after it, so that the questions on one paragraph share a prefix:
+they are a group. The completion is the first of the accepted answers. A question that the paragraph does not answer
+(version 2.0) has the completion ` unanswerable`, and a prediction of this word counts as no answer.
+
+`squad_document` reads the format, `squad_score` computes the official scores.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from howlow.errors import UserError
+from howlow.settings import TaskSettings
+from howlow.tasks.examples import Example, Purpose, TaskScores, mean_scores
+from howlow.tasks.sources import is_local
+from howlow.tasks.squad_document import Question, read_squad, read_squad_hub
+from howlow.tasks.squad_score import answer_scores, counted_references, score_file
+
+__all__ = ["DEFAULT_TEMPLATE", "UNANSWERABLE", "generates", "load", "prediction", "score", "score_file"]
+
+DEFAULT_TEMPLATE = "{context}\n\nQuestion: {question}\nAnswer:"
+UNANSWERABLE = "unanswerable"
+
+generates = True
+
+
+def load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example]:
+    """One example a question, in the data's order; without the unanswerable ones unless asked for.
+
+    Raises:
+        UserError: the data cannot be read, is no SQuAD data, or no question is left.
+    """
+    document = read_squad(source) if is_local(source) else read_squad_hub(source, purpose)
+    answerable_only = settings.answerable_only is not False
+    questions = [question for question in document.questions if question.answers or not answerable_only]
+    if not questions:
+        raise UserError(
+            f"{source}: none of its {len(document.questions)} questions has an answer; "
+            "set task.answerable_only = false to use them"
+        )
+    # The chat template is laid around the default text where the tokenizer is at hand.
+    template = settings.template if settings.template and settings.template != "chat" else DEFAULT_TEMPLATE
+    return [_example(question, template, document.version) for question in questions]
+
+
+def prediction(generated: str) -> str:
+    """The answer given; empty where the model says that there is none."""
+    answer = generated.strip()
+    return "" if answer.lower() == UNANSWERABLE else answer
+
+
+def score(examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskScores:
+    """The official `exact_match` and `f1`; an example without a prediction counts as wrong."""
+    return mean_scores(
+        {
+            example.id: answer_scores(predictions[example.id], example.references)
+            if example.id in predictions
+            else {"exact_match": 0.0, "f1": 0.0}
+            for example in examples
+        }
+    )
+
+
+def _example(question: Question, template: str, version: int) -> Example:
+    # The template is split before the question goes in: a question or paragraph that holds "{context}" stays as it is.
+    before, _, after = template.partition("{context}")
+    answer = question.answers[0] if question.answers else UNANSWERABLE
+    if not answer.strip():
+        raise UserError(f"{question.place}: the first answer of {question.id!r} is empty; it needs text to train on")
+    return Example(
+        id=question.id,
+        group=question.context,
+        before=before.replace("{question}", question.question),
+        context=question.context,
+        after=after.replace("{question}", question.question),
+        completion=f" {answer}",
+        references=counted_references(question.answers, version),
+        overlap_keys=(question.context,),
+    )

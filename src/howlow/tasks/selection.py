@@ -1,0 +1,132 @@
+"""Which examples every trial of a sweep sees: the limits, and no leak from the test into training.
+
+The examples of a side are put into groups, the groups into an order seeded by `task.seed`, and laid end to end; the
+limit cuts the last one. A trial's own seed has no say in this.
+
+No leak: a training group is left out where one of its overlap keys (for SQuAD its paragraph), white space collapsed,
+occurs *anywhere* in the test data, the part beyond the test's limit included: a later sweep with more test examples
+then trains on the same ones. It is left out before the training limit applies, so that the limit is still reached.
+
+Where both sides are the same data this would leave nothing. Then the test's groups are chosen first and set aside
+whole (also what the limit cut off the last one), and training takes from the others.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from random import Random
+
+from howlow.errors import UserError
+from howlow.settings import TaskSettings
+from howlow.tasks.examples import Example, Purpose
+
+Group = list[Example]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The examples of all trials, in their order."""
+
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    overlap_left_out: int
+    """training examples left out because their group occurs in the test data"""
+    overlap_groups: int
+    """the groups that they are"""
+
+
+def select(train: Sequence[Example], test: Sequence[Example], settings: TaskSettings) -> Selection:
+    """Apply `task.seed`, `task.train_examples`, `task.test_examples` and `task.overlap`.
+
+    Raises:
+        UserError: nothing is left for training or for the test.
+    """
+    for purpose, examples, source in (("training", train, settings.train), ("test", test, settings.test)):
+        if not examples:
+            raise UserError(f"there is no {purpose} example in {source}; give data with at least one")
+    groups = _ordered_groups(train, settings.seed, "train")
+    test_groups = _ordered_groups(test, settings.seed, "test")
+    kept = groups
+    if settings.overlap == "exclude":
+        choose = _kept_beside_test if _same_data(train, test) else _kept_outside_test
+        kept = choose(groups, test_groups, settings)
+    return Selection(
+        train=_laid_end_to_end(kept, settings.train_examples),
+        test=_laid_end_to_end(test_groups, settings.test_examples),
+        overlap_left_out=len(train) - sum(map(len, kept)),
+        overlap_groups=len(groups) - len(kept),
+    )
+
+
+def _ordered_groups(examples: Sequence[Example], seed: int, purpose: Purpose) -> list[Group]:
+    groups: dict[str, Group] = {}
+    for example in examples:
+        groups.setdefault(example.group, []).append(example)
+    ordered = list(groups.values())
+    Random(f"{seed}-{purpose}").shuffle(ordered)
+    return ordered
+
+
+def _laid_end_to_end(groups: Iterable[Group], limit: int | None) -> tuple[Example, ...]:
+    return tuple(islice(chain.from_iterable(groups), limit))
+
+
+# -- overlap --------------------------------------------------------------------------------------------------------
+
+
+def _keys(examples: Iterable[Example]) -> set[str]:
+    # Questions share their paragraph: collapsing each distinct text once keeps SQuAD's 98,169 questions under a second.
+    distinct = {key for example in examples for key in example.overlap_keys}
+    return {" ".join(key.split()) for key in distinct}
+
+
+def _without_keys(groups: Iterable[Group], keys: set[str]) -> list[Group]:
+    return [group for group in groups if keys.isdisjoint(_keys(group))]
+
+
+def _same_data(train: Sequence[Example], test: Sequence[Example]) -> bool:
+    def same(example: Example, other: Example | None) -> bool:
+        return other is not None and (example.prompt, example.completion) == (other.prompt, other.completion)
+
+    by_id = {example.id: example for example in test}
+    return len(train) == len(test) and all(same(example, by_id.get(example.id)) for example in train)
+
+
+def _kept_outside_test(groups: list[Group], test_groups: list[Group], settings: TaskSettings) -> list[Group]:
+    """The training groups that have nothing in common with any of the test data."""
+    kept = _without_keys(groups, _keys(chain.from_iterable(test_groups)))
+    if not kept:
+        raise UserError(
+            f"all {len(groups)} training groups of {settings.train} occur in the test data {settings.test}; "
+            'give other training data, or task.overlap = "keep" to train on them all the same'
+        )
+    return kept
+
+
+def _kept_beside_test(groups: list[Group], test_groups: list[Group], settings: TaskSettings) -> list[Group]:
+    """Of data that is training and test data at once: the groups that have nothing in common with the chosen ones."""
+    if settings.test_examples is None:
+        raise UserError(
+            f"task.train and task.test hold the same data ({settings.test}), and the test takes all of it; "
+            'give task.test_examples to divide it, or task.overlap = "keep" to train on the test data'
+        )
+    chosen = list(_groups_reaching(test_groups, settings.test_examples))
+    names = {group[0].group for group in chosen}
+    others = [group for group in groups if group[0].group not in names]
+    kept = _without_keys(others, _keys(chain.from_iterable(chosen)))
+    if not kept:
+        raise UserError(
+            f"task.train and task.test hold the same data ({settings.test}), of which task.test_examples = "
+            f"{settings.test_examples} leaves none of the {len(groups)} groups for training; "
+            "lower it, or give other test data"
+        )
+    return kept
+
+
+def _groups_reaching(groups: Iterable[Group], num_examples: int) -> Iterator[Group]:
+    """The first groups that together have that many examples, or all of them."""
+    for group in groups:
+        if num_examples <= 0:
+            return
+        yield group
+        num_examples -= len(group)

@@ -1,0 +1,122 @@
+r"""SQuAD's scores, as the official scripts compute them (`evaluate-v1.1.py` and `evaluate-v2.0.py`).
+
+An answer is normalised: lower case, without ASCII punctuation, without the articles `a`, `an`, `the`, white space
+collapsed, in this order. With the tokens of prediction P and reference R,
+
+    exact_match = [P = R]        precision = |P & R| / |P|     recall = |P & R| / |R|     f1 = 2 p r / (p + r)
+
+where & is the intersection of multisets. The best reference counts, for each score by itself.
+
+The two scripts differ in one thing. Version 2.0 puts references aside that normalise to nothing; where none is left
+the right answer is nothing, and both scores are 1 for a prediction that normalises to nothing, else 0. Version 1.1
+keeps such references, and f1 is 0 for a prediction without tokens even where it equals the reference exactly. Putting
+the references aside first (`counted_references`) lets one formula serve both.
+
+A question without a prediction counts as wrong, as in version 1.1 (version 2.0 leaves it out of the mean or breaks
+off): leaving out what is hard must not raise a score.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from howlow.errors import UserError
+from howlow.tasks.sources import kind_of, read_json, whole_text
+from howlow.tasks.squad_document import Question, SquadDocument, read_squad
+
+_WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_WRONG = {"exact_match": 0.0, "f1": 0.0}
+
+
+def normalize_answer(text: str) -> str:
+    """The text as it is compared."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split())
+
+
+def counted_references(answers: Iterable[str], version: int) -> tuple[str, ...]:
+    """The answers that count in a version (1 or 2) of the data; none: the right answer is to give none."""
+    return tuple(answer for answer in answers if version == 1 or normalize_answer(answer))
+
+
+def answer_scores(prediction: str, references: tuple[str, ...]) -> dict[str, float]:
+    """`exact_match` and `f1` of one prediction, against its best reference."""
+    given = normalize_answer(prediction)
+    if not references:
+        right = float(not given)
+        return {"exact_match": right, "f1": right}
+    accepted = [normalize_answer(reference) for reference in references]
+    return {"exact_match": float(given in accepted), "f1": max(_f1(given, reference) for reference in accepted)}
+
+
+def _f1(prediction: str, reference: str) -> float:
+    prediction_tokens, reference_tokens = prediction.split(), reference.split()
+    common = (Counter(prediction_tokens) & Counter(reference_tokens)).total()
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(prediction_tokens), common / len(reference_tokens)
+    return 2 * precision * recall / (precision + recall)
+
+
+# -- predictions made elsewhere -------------------------------------------------------------------------------------
+
+
+def score_file(data: str, predictions: str) -> dict[str, Any]:
+    """Score a file of predictions, `{id: text}` in JSON, on all questions of a SQuAD file.
+
+    Returns:
+        counts (`examples`, `has_answer_examples`, `no_answer_examples`, `missing_predictions`, `extra_predictions`),
+        `exact_match` and `f1` as fractions 0..1 of all questions and, under `has_answer_` and `no_answer_`, of those
+        with and without an answer (None where there is no such question), and `warnings`, each one line.
+
+    Raises:
+        UserError: a file is missing or not what it should be.
+    """
+    document = read_squad(data)
+    given = _read_predictions(predictions)
+    scores = {question.id: _question_scores(question, document, given) for question in document.questions}
+    parts = {
+        "": document.questions,
+        "has_answer_": [question for question in document.questions if question.answers],
+        "no_answer_": [question for question in document.questions if not question.answers],
+    }
+    result: dict[str, Any] = {f"{part}examples": len(questions) for part, questions in parts.items()}
+    for part, questions in parts.items():
+        for name in _WRONG:
+            values = [scores[question.id][name] for question in questions]
+            result[f"{part}{name}"] = sum(values) / len(values) if values else None
+    missing = [question.id for question in document.questions if question.id not in given]
+    extra = [identity for identity in given if identity not in scores]
+    counts = {"missing_predictions": len(missing), "extra_predictions": len(extra)}
+    return {**result, **counts, "warnings": _warnings(data, predictions, missing, extra)}
+
+
+def _question_scores(question: Question, document: SquadDocument, given: Mapping[str, str]) -> dict[str, float]:
+    if question.id not in given:
+        return _WRONG
+    return answer_scores(given[question.id], counted_references(question.answers, document.version))
+
+
+def _warnings(data: str, predictions: str, missing: list[str], extra: list[str]) -> list[str]:
+    warnings = []
+    if missing:
+        warnings.append(
+            f"{predictions}: no prediction for {len(missing)} of the questions in {data}, the first is {missing[0]!r}; "
+            "they count as wrong"
+        )
+    if extra:
+        warnings.append(
+            f"{predictions}: {len(extra)} predictions for ids that are not in {data}, the first is {extra[0]!r}; "
+            "they are ignored"
+        )
+    return warnings
+
+
+def _read_predictions(path: str) -> dict[str, str]:
+    """Question id -> text."""
+    table = read_json(path)
+    if not isinstance(table, dict):
+        raise UserError(f"{path}: predictions are one JSON object of question id -> text, not {kind_of(table)}")
+    return {identity: whole_text(text, f"{path}: the prediction for {identity!r}") for identity, text in table.items()}

@@ -1,0 +1,278 @@
+"""One trial, from its settings to its record.
+
+It reads like a method section (`run`): the model is loaded, an adapter attached and fine-tuned on the training
+examples; the adapter is saved; optimizer, gradients and cached memory are given back; then, in the same process, the
+test data is scored: its loss, and for tasks with answers, greedy generation. Every step is timed and written down as
+it ends.
+
+Interrupted at any instant, a trial goes on from its last checkpoint: lines written after it are cut away, burn-in
+starts again, and on a CPU in fp32 the losses equal those of an unbroken run bit for bit.
+
+The fork server imports this module ahead of the trials, and with it everything heavy; importing does nothing more.
+"""
+
+import gc
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import peft  # noqa: F401  (so that the fork server has it)
+import torch
+import transformers
+from filelock import FileLock
+from torch import nn
+from transformers.models.llama import modeling_llama  # noqa: F401  (likewise: transformers imports models lazily)
+
+from howlow import preparation
+from howlow.engine import checkpoint
+from howlow.engine import model as models
+from howlow.engine.model import Precision
+from howlow.engine.references import locate
+from howlow.engine.training import DivergedError
+from howlow.errors import UserError
+from howlow.executors import StoppedError, is_disk_full
+from howlow.meters.clock import utc
+from howlow.meters.energy import open_energy
+from howlow.meters.machine import choose_device, environment
+from howlow.meters.memory import keep_heap, release
+from howlow.meters.session import Session
+from howlow.preparation import Prepared
+from howlow.records import EnergySource, ModelRecord, Record, Scores, Status, WarningKind, write_record
+from howlow.settings import Settings
+from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory
+from howlow.trial.fine_tuning import fine_tune
+from howlow.trial.resuming import resume, save_trained
+from howlow.trial.scoring import Scorer
+from howlow.trial.state import SweepLink, TrialState
+
+# -- entries of the child process -----------------------------------------------------------------------------------
+
+
+def prepare_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]:
+    """Prepare the data of a sweep and check its model (`howlow.preparation`)."""
+    _settle()
+    settings = Settings.model_validate_json(payload["settings"])
+    return preparation.prepare(settings, payload["adapters"], Path(payload["folder"]))
+
+
+def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
+    """Run one trial and write its record; returns its status."""
+    _settle()
+    settings = Settings.model_validate_json(payload["settings"])
+    padded = settings.training.model_copy(update={"layout": "padded"})
+    state = TrialState(
+        name=payload["name"],
+        kind=payload["kind"],
+        axes=payload["axes"],
+        settings=settings.model_copy(update={"training": padded}),
+        folder=Path(payload["folder"]),
+        data_folder=Path(payload["data"]),
+        link=link,
+    )
+    with FileLock(state.folder / ".lock"):  # a trial of a sweep that was killed a moment ago may still be ending
+        return run(state)
+
+
+def _settle() -> None:
+    gc.freeze()  # what the imports made stays anyway; collections between the phases need not look at it again
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+# -- the trial ------------------------------------------------------------------------------------------------------
+
+
+def run(state: TrialState) -> Status:
+    """Run to a record; out of memory, divergence and failure are results, a full disk and a stop are not."""
+    error: str | None = None
+    scores, status = Scores(), "done"
+    try:
+        scores = _method(state)
+    except DivergedError as problem:
+        status, error = "diverged", str(problem)
+    except StoppedError:
+        raise
+    except Exception as problem:  # the trial's boundary: whatever happened is its result, and the others go on
+        if is_disk_full(problem):
+            raise
+        traceback.print_exc()
+        sys.stderr.flush()
+        status = "out_of_memory" if is_out_of_memory(problem) else "failed"
+        text = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
+        error = " ".join(text.split())[:500]
+    record = _record(state, status, error, scores)  # type: ignore[arg-type]
+    write_record(state.folder, record)
+    checkpoint.remove(state.folder / "checkpoint")
+    return record.status
+
+
+def _method(state: TrialState) -> Scores:
+    settings, found = state.settings, state.found
+    device = choose_device(settings.run.device)
+    precision = choose_precision(settings, device)
+    keep_heap()
+    limit_memory(settings.run.memory_limit_bytes, device)
+    saved = resume(state)
+    prepared = preparation.read_prepared(state.data_folder)
+    energy = open_energy(settings.meters.energy, settings.meters.assumed_power_w, device)
+    found.environment, found.data = environment(device), prepared.data
+    found.energy = EnergySource(name=energy.name, detail=energy.detail)
+    _warn_about(state, prepared)
+
+    with Session(state.folder, device, energy, settings.meters.rate_hz, saved.time_s if saved else 0.0) as session:
+        state.session = session
+        with session.phase("load") as meter:
+            model, tokenizer, eos = _load(state, device, precision, prepared.tokenizer_name)
+            found.phases = saved.phases if saved else [meter.end()]
+        if session.peak_problem and device.type == "cpu":
+            state.warn(WarningKind.PEAK_MEMORY_ABSENT, session.peak_problem)
+        pad_id = min(eos, default=0)  # any id does: padding is told from tokens by its place
+
+        if saved and saved.trained:
+            found.model = _with_adapter_bytes(found.model, saved.document["adapter_bytes"])
+            if state.kind != "base":
+                saved.restore_weights(models.trainable(model))
+        else:
+            if state.kind != "base":
+                fine_tune(state, session, model, prepared, precision=precision, pad_id=pad_id, saved=saved)
+            _save(state, session, model)
+        release(device)
+        model.eval()
+        scores = Scorer(state, session, model, tokenizer, prepared, precision, pad_id, eos).score()
+    return Scores() if settings.random_weights else scores
+
+
+def _load(
+    state: TrialState, device: torch.device, precision: Precision, tokenizer_name: str
+) -> tuple[Any, Any, frozenset[int]]:
+    """The model with what trains in it, its tokenizer, and the tokens that end a generation."""
+    settings, lora = state.settings, state.settings.lora
+    revision, remote_code = settings.revision, settings.trust_remote_code
+    reference = locate(settings.model, settings.random_weights)
+    config = models.load_config(reference, revision, remote_code)
+    tokenizer, _, _ = models.load_tokenizer(reference, settings.tokenizer, revision, remote_code)
+    # In bf16 only a frozen base is kept in bf16; weights that train stay in fp32 under autocast.
+    dtype = torch.bfloat16 if precision == "bf16" and state.kind != "full" else torch.float32
+    model = models.load_model(
+        reference,
+        config,
+        random_weights=settings.random_weights,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        trust_remote_code=remote_code,
+    )
+    eos = models.stop_tokens(model, tokenizer)
+    architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    model.requires_grad_(state.kind == "full")
+    if state.kind == "lora":
+        _warn_about_rank(state, model)
+        model = models.attach_lora(
+            model,
+            rank=lora.rank,
+            alpha=lora.alpha_value,
+            scaling=lora.scaling,
+            target_modules=lora.target_modules,
+            dropout=lora.dropout,
+            seed=settings.seed,
+        )
+    torch.manual_seed(settings.seed)
+    is_lora = state.kind == "lora"
+    state.found.model = ModelRecord(
+        reference=settings.model,
+        architecture=architecture,
+        total_parameters=total,
+        trainable_parameters=sum(parameter.numel() for parameter in models.trainable(model).values()),
+        scaling_factor=lora.scaling_factor if is_lora else None,
+        alpha=lora.alpha_value if is_lora else None,
+        precision=precision,
+        tokenizer=tokenizer_name,
+        weights="random" if settings.random_weights else "pretrained",
+    )
+    return model, tokenizer, eos
+
+
+def _save(state: TrialState, session: Session, model: Any) -> None:
+    """Save the adapter, then the checkpoint that says so: a finished phase is never run again."""
+    if state.kind == "lora":
+        reference = locate(state.settings.model, state.settings.random_weights)
+        size = models.save_adapter(model, state.folder / "adapter", reference.location, _card(state))
+        state.found.model = _with_adapter_bytes(state.found.model, size)
+    save_trained(state, session, models.trainable(model))
+
+
+def _with_adapter_bytes(model: ModelRecord | None, size: int | None) -> ModelRecord:
+    assert model is not None, "the model is loaded"
+    return model.model_copy(update={"adapter_bytes": size})
+
+
+def _card(state: TrialState) -> str:
+    lora, training, found = state.settings.lora, state.settings.training, state.found
+    assert found.data is not None, "the data is read before training"
+    assert found.environment is not None, "the environment is looked at before training"
+    facts = {
+        "rank": lora.rank,
+        "alpha": lora.alpha_value,
+        "scaling": f"{lora.scaling}, factor {lora.scaling_factor:g}",
+        "target modules": ", ".join(lora.target_modules),
+        "task": state.settings.task.name,
+        "training examples": f"{found.data.train_examples}, {training.epochs} epoch(s)",
+        "learning rate": training.learning_rate,
+        "batch size": training.effective_batch_size or training.batch_size,
+        "sequence length": training.sequence_length,
+        "seed": state.settings.seed,
+        "howlow": found.environment.versions["howlow"],
+    }
+    return models.model_card(state.settings.model, facts)
+
+
+def _warn_about(state: TrialState, prepared: Prepared) -> None:
+    for warning in prepared.warnings:
+        state.warn(warning.kind, warning.detail)
+    energy = state.found.energy
+    assert energy is not None, "the energy source is opened before"
+    if energy.name is None and state.settings.meters.energy != "none":
+        state.warn(WarningKind.ENERGY_ABSENT, energy.detail)
+    if energy.name == "assumed":
+        state.warn(WarningKind.ENERGY_ASSUMED, energy.detail)
+    if state.settings.random_weights:
+        state.warn(WarningKind.RANDOM_WEIGHTS, "random weights: quality is absent")
+
+
+def _warn_about_rank(state: TrialState, model: nn.Module) -> None:
+    shapes, rank = models.linear_shapes(model), state.settings.lora.rank
+    small = [
+        name for name in models.matched_layers(shapes, state.settings.lora.target_modules) if min(shapes[name]) < rank
+    ]
+    if small:
+        ends = sorted({f"{name.rpartition('.')[2]} ({min(shapes[name])})" for name in small})
+        detail = f"rank {rank} is above the smaller side of {len(small)} layers: {', '.join(ends)}"
+        state.warn(WarningKind.RANK_ABOVE_MATRIX, detail)
+
+
+def _record(state: TrialState, status: Status, error: str | None, scores: Scores) -> Record:
+    found = state.found
+    return Record(
+        trial=state.name,
+        kind=state.kind,
+        rank=state.settings.lora.rank if state.kind == "lora" else None,
+        seed=state.settings.seed,
+        axes=state.axes,
+        status=status,
+        error=error,
+        resumed=found.resumed,
+        settings=state.settings,
+        environment=found.environment,
+        model=found.model,
+        data=found.data,
+        phases=tuple(found.phases),
+        energy=found.energy,
+        scores=scores,
+        warnings=tuple(found.warnings),
+        started_at=found.started_at,
+        ended_at=utc(),
+        preparation_s=found.preparation_s,
+        total_s=state.session.trial_time() if state.session else None,
+    )

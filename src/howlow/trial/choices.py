@@ -1,0 +1,35 @@
+"""What a trial decides before it starts: device, precision, memory limit, and when memory has run out."""
+
+import torch
+
+from howlow.engine.model import Precision
+from howlow.settings import Settings
+
+
+def choose_precision(settings: Settings, device: torch.device) -> Precision:
+    """The precision asked for; `auto` is bf16 on CUDA and fp32 elsewhere."""
+    asked = settings.training.precision
+    if asked == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return asked
+
+
+def limit_memory(limit_bytes: int | None, device: torch.device) -> None:
+    """Bound what this process may take: the allocator's cap on CUDA, `RLIMIT_DATA` on a CPU."""
+    if limit_bytes is None:
+        return
+    if device.type == "cuda":
+        fraction = limit_bytes / torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), device)
+    else:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is an allocation that failed, on a GPU or a CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    texts = ("can't allocate memory", "out of memory", "Cannot allocate memory", "std::bad_alloc")
+    return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in texts)

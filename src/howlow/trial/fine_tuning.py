@@ -1,0 +1,98 @@
+"""The fine-tuning phase: the schedule of steps, each timed and written down, checkpoints between them."""
+
+from torch import nn
+
+from howlow.engine import layouts, order
+from howlow.engine import model as models
+from howlow.engine.model import Precision
+from howlow.engine.training import Optimization, Trainer
+from howlow.meters.clock import now_s
+from howlow.meters.session import Session
+from howlow.preparation import Prepared
+from howlow.records import LineWriter, WarningKind
+from howlow.trial.resuming import Saved, save_training
+from howlow.trial.state import TrialState, split, write_step
+
+
+def fine_tune(
+    state: TrialState,
+    session: Session,
+    model: nn.Module,
+    prepared: Prepared,
+    *,
+    precision: Precision,
+    pad_id: int,
+    saved: Saved | None,
+) -> None:
+    """Train on the whole schedule, or on what a checkpoint left of it."""
+    training, examples = state.settings.training, prepared.train
+    schedule = order.steps(
+        [example.group for example in examples],
+        training.shuffle,
+        state.settings.seed,
+        training.epochs,
+        training.effective_batch_size or training.batch_size,
+        training.max_steps,
+    )
+    model.train()
+    if training.gradient_checkpointing:
+        options = {"use_reentrant": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
+    trainer = _trainer(state, session, model, precision, len(schedule))
+    if saved is not None:
+        saved.restore_training(trainer)
+    first, skipped, saved_at_s = trainer.steps_done, 0, now_s()
+    parts = state.parts(first, len(schedule))
+    writer = LineWriter(state.steps_path)
+    totals = saved.document["totals"] if saved else None
+    with models.compiled_layers(model, training.compile), session.phase("train", totals) as meter:
+        for index in range(first, len(schedule)):
+            chosen = schedule[index]
+            micro_batches = [
+                layouts.padded([examples[i] for i in part], training.sequence_length, pad_id, training.loss_on)
+                for part in split(chosen, training.batch_size)
+            ]
+            state.note_first_step()
+            with meter.step(parts[index] == "measured", len(chosen)) as timed:
+                outcome = trainer.step(micro_batches)
+            skipped += outcome.skipped
+            write_step(
+                writer,
+                timed,
+                phase="train",
+                part=parts[index],
+                step=index,
+                micro_batches=len(micro_batches),
+                samples=len(chosen),
+                tokens=sum(batch.tokens for batch in micro_batches),
+                target_tokens=sum(batch.target_tokens for batch in micro_batches),
+                computed_tokens=sum(batch.computed_tokens for batch in micro_batches),
+                loss=outcome.loss,
+                gradient_norm=outcome.gradient_norm,
+                skipped=outcome.skipped,
+            )
+            state.report_progress("train", index + 1, len(schedule), outcome.loss)
+            is_due = now_s() - saved_at_s >= training.checkpoint_every_s or state.link.stop_requested
+            if is_due and index + 1 < len(schedule):
+                save_training(state, session, meter, trainer)
+                saved_at_s = now_s()
+            state.stop_if_asked()
+        state.found.phases.append(meter.end())
+    writer.close()
+    if skipped:
+        state.warn(WarningKind.STEPS_SKIPPED, f"{skipped} of {len(schedule)} steps skipped")
+
+
+def _trainer(state: TrialState, session: Session, model: nn.Module, precision: Precision, total_steps: int) -> Trainer:
+    training = state.settings.training
+    optimization = Optimization(
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        betas=training.betas,
+        schedule=training.lr_schedule,
+        warmup_steps=training.lr_warmup_steps,
+        max_grad_norm=training.max_grad_norm,
+        total_steps=total_steps,
+    )
+    parameters = models.trainable(model)
+    return Trainer(model, parameters, optimization, device=session.device, precision=precision, head=training.head)

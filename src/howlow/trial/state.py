@@ -1,0 +1,132 @@
+"""What the parts of a trial share: who it is, what it has found so far, and whom it tells."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from howlow.executors import StoppedError
+from howlow.meters.clock import now_s, utc
+from howlow.meters.machine import process_age_s
+from howlow.meters.session import Session, Timed
+from howlow.records import (
+    DataRecord,
+    EnergySource,
+    Environment,
+    LineWriter,
+    ModelRecord,
+    Part,
+    PhaseName,
+    PhaseRecord,
+    RecordWarning,
+    Step,
+    WarningKind,
+)
+from howlow.settings import Settings, TrialKind
+
+_SECONDS_BETWEEN_REPORTS = 0.25
+
+
+class SweepLink(Protocol):
+    """What a trial says to the sweep and hears from it."""
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to stop at the next chance."""
+
+    def report(self, kind: str, value: Any) -> None:
+        """Send something up."""
+
+
+@dataclass
+class Found:
+    """What the record will hold, as far as the trial has come."""
+
+    environment: Environment | None = None
+    data: DataRecord | None = None
+    energy: EnergySource | None = None
+    model: ModelRecord | None = None
+    phases: list[PhaseRecord] = field(default_factory=list)
+    warnings: list[RecordWarning] = field(default_factory=list)
+    resumed: int = 0
+    started_at: str = field(default_factory=utc)
+    preparation_s: float | None = None
+
+
+@dataclass
+class TrialState:
+    """One running trial."""
+
+    name: str
+    kind: TrialKind
+    axes: dict[str, Any]
+    settings: Settings
+    folder: Path
+    data_folder: Path
+    link: SweepLink
+    found: Found = field(default_factory=Found)
+    session: Session | None = None
+    _reported_s: float = -math.inf
+
+    @property
+    def steps_path(self) -> Path:
+        """The raw steps."""
+        return self.folder / "steps.jsonl"
+
+    @property
+    def predictions_path(self) -> Path:
+        """The answers, or the texts' log-likelihoods."""
+        return self.folder / "predictions.jsonl"
+
+    def warn(self, kind: WarningKind, detail: str) -> None:
+        """Put a warning into the record, once."""
+        warning = RecordWarning(kind=kind, detail=detail)
+        if warning not in self.found.warnings:
+            self.found.warnings.append(warning)
+
+    def stop_if_asked(self) -> None:
+        """End here when the sweep asks for it.
+
+        Raises:
+            StoppedError: what has to be kept must be on the disk before this is called.
+        """
+        if self.link.stop_requested:
+            raise StoppedError
+
+    def report_progress(self, phase: PhaseName, step: int, steps: int, loss: float | None = None) -> None:
+        """Tell the sweep, a few times a second at most, so that telling costs nothing."""
+        if now_s() - self._reported_s >= _SECONDS_BETWEEN_REPORTS or step == steps:
+            self._reported_s = now_s()
+            self.link.report("progress", {"phase": phase, "step": step, "steps": steps, "loss": loss})
+
+    def parts(self, first: int, steps: int) -> list[Part]:
+        """For each step of a phase that begins (again) at `first`: burn-in, never more than half, then measured."""
+        asked = self.settings.meters.burn_in_steps
+        left = steps - first
+        burn_in = min(asked, left // 2)
+        if burn_in < asked and left:
+            kind = WarningKind.NO_MEASURED_STEPS if left == burn_in else WarningKind.SHORT_BURN_IN
+            self.warn(kind, f"{burn_in} instead of {asked} burn-in steps in a phase of {left}")
+        return [_part(first <= index < first + burn_in) for index in range(steps)]
+
+    def note_first_step(self) -> None:
+        """Remember how long the process took until it began to work."""
+        if self.found.preparation_s is None:
+            self.found.preparation_s = process_age_s()
+
+
+def _part(is_burn_in: bool) -> Part:
+    return "burn_in" if is_burn_in else "measured"
+
+
+def write_step(writer: LineWriter, timed: Timed, **fields: Any) -> None:
+    """Write one raw step with its times."""
+    step = Step(start_s=timed.start_s, duration_s=timed.duration_s, energy_counter_j=timed.energy_counter_j, **fields)
+    writer.append(step.model_dump_json(exclude_none=True))
+
+
+def split(items: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Consecutive parts of at most `size`."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

@@ -1,0 +1,63 @@
+"""What only a GPU can tell: bf16, the allocator's peaks, NVML's readings, out of memory by the allocator's cap."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import howlow
+from howlow.settings import load, merge
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+def test_a_trial_on_cuda_has_peaks_power_and_energy(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    changes = {"grid": {"lora.rank": [4]}, "baselines": [], "training": {"epochs": 40}}
+    (record,) = howlow.sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "out").records
+    assert record.status == "done", record.error
+    assert record.environment is not None
+    assert record.environment.device.startswith("cuda")
+    assert record.environment.device_uuid
+    assert record.model is not None
+    assert record.model.precision == "bf16"
+    train = record.phase("train")
+    assert train is not None
+    assert train.peak_allocated_bytes
+    assert train.peak_reserved_bytes
+    assert train.peak_memory_bytes
+    assert record.energy is not None
+    if record.energy.name is not None:
+        assert train.measured_energy_j is not None
+        assert train.measured_energy_j > 0
+
+
+def test_the_allocators_cap_gives_out_of_memory(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    changes = {
+        "grid": {"lora.rank": [1]},
+        "baselines": [],
+        "training": {"sequence_length": 512, "head": "all", "batch_size": 24},
+        "run": {"memory_limit_bytes": 20_000_000},
+    }
+    (record,) = howlow.sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "out").records
+    assert record.status == "out_of_memory"
+
+
+def test_losses_on_cuda_are_those_on_the_cpu(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    from howlow.records import read_lines
+
+    found = {}
+    for device in ("cpu", "cuda"):
+        changes = {"grid": {"lora.rank": [4]}, "baselines": [], "training": {"precision": "fp32"}}
+        table = merge(merge(tiny_table, changes), {"run": {"device": device}})
+        howlow.sweep(load(None, [table]), tmp_path / device)
+        steps = read_lines(tmp_path / device / "trials/r0004-s0/steps.jsonl")
+        found[device] = [step["loss"] for step in steps if step["phase"] == "train"]
+    assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-3)

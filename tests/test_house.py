@@ -1,0 +1,102 @@
+"""The house: which room may import which, who may use torch, who may print, and what importing does."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "howlow"
+LOW = {"errors", "hub"}
+MAY_IMPORT = {
+    "errors": set(),
+    "hub": set(),
+    "settings": LOW,
+    "records": LOW | {"settings"},
+    "tasks": LOW | {"settings"},
+    "executors": LOW,
+    "engine": LOW | {"tasks"},
+    "meters": LOW | {"records"},
+    "preparation": LOW | {"settings", "records", "tasks", "engine", "meters"},
+    "trial": LOW | {"settings", "records", "tasks", "engine", "meters", "preparation", "executors"},
+    "sweep": LOW | {"settings", "records", "tasks", "executors"},
+    "analysis": LOW | {"records", "settings"},
+    "report": LOW | {"records", "analysis", "settings"},
+    "progress": LOW | {"records", "analysis", "report", "sweep", "meters.clock"},
+}
+WITH_TORCH = {"engine", "meters", "preparation", "trial"}
+HEAVY = {"torch", "transformers", "peft", "safetensors"}
+
+
+def modules() -> list[Path]:
+    return sorted(SOURCE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "howlow":
+            found.update(f"howlow.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_rooms_import_only_what_they_may(path: Path) -> None:
+    room = room_of(path)
+    if room in ("__init__", "cli"):
+        return
+    for name in imports(path):
+        if name.startswith("howlow."):
+            inner = name.removeprefix("howlow.")
+            allowed = inner.split(".")[0] in MAY_IMPORT[room] | {room} or inner in MAY_IMPORT[room]
+            assert allowed, f"{path} imports {name}"
+        if name.split(".")[0] in HEAVY:
+            assert room in WITH_TORCH, f"{path} imports {name}"
+
+
+def test_only_the_door_prints() -> None:
+    for path in modules():
+        if room_of(path) == "cli":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            called = node.func.id if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) else ""
+            assert called != "print", path
+
+
+def test_only_the_meters_look_at_a_clock_for_timing() -> None:
+    for path in modules():
+        if room_of(path) == "meters":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "time":
+                assert node.attr == "sleep", path
+
+
+def test_the_package_and_the_command_line_load_without_torch() -> None:
+    code = "import sys, howlow, howlow.cli, howlow.report, howlow.progress; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_fork_server_preload_imports_and_nothing_more() -> None:
+    code = """
+import os
+import howlow.trial
+import torch, pynvml
+assert len(os.listdir("/proc/self/task")) == 1, os.listdir("/proc/self/task")
+assert not torch.cuda.is_initialized()
+assert pynvml.nvmlLib is None
+"""
+    if sys.platform != "linux":
+        pytest.skip("the fork server is Linux's")
+    import os
+
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})

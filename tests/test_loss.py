@@ -1,0 +1,138 @@
+"""The loss of a batch's targets: both heads alike, sums of examples, and transformers' own loss."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from howlow.engine import inference
+from howlow.engine import model as models
+from howlow.engine.layouts import Batch, padded
+from howlow.engine.loss import head_at, per_example, target_losses
+from howlow.engine.references import locate
+from howlow.engine.tokens import TokenizedExample
+from howlow.errors import UserError
+
+CPU = torch.device("cpu")
+EOS = 257
+EXAMPLES = [
+    TokenizedExample("long", "g", tuple(range(10, 22)), (*range(30, 38), EOS)),
+    TokenizedExample("short", "g", (5,), (EOS,)),
+    TokenizedExample("same", "g", (7, 7, 7), (7, 7, EOS)),
+    TokenizedExample("full", "h", tuple(range(100, 120)), tuple(range(60, 64))),
+]
+
+
+def loaded(tiny_model: Any, rank: int | None = None) -> Any:
+    reference = locate(str(tiny_model))
+    config = models.load_config(reference, None, False)
+    model = models.load_model(
+        reference,
+        config,
+        random_weights=False,
+        dtype=torch.float32,
+        device=CPU,
+        revision=None,
+        trust_remote_code=False,
+    )
+    if rank is None:
+        return model
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
+    model = models.attach_lora(
+        model, rank=rank, alpha=2.0 * rank, scaling="standard", target_modules=modules, dropout=0.0, seed=1
+    )
+    torch.manual_seed(2)
+    for name, parameter in models.trainable(model).items():
+        if "lora_B" in name:  # B starts at zero, which would leave A without a gradient
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def batch(loss_on: Any = "completion", examples: list[TokenizedExample] = EXAMPLES) -> Batch:
+    return padded(examples, 24, EOS, loss_on)
+
+
+@pytest.mark.parametrize("loss_on", ["completion", "all"])
+def test_the_head_at_targets_gives_the_losses_and_gradients_of_the_head_everywhere(tiny_model: Any, loss_on: str):
+    found = {}
+    for head in ("targets", "all"):
+        model = loaded(tiny_model, rank=3)
+        losses = target_losses(model, batch(loss_on), head)
+        assert losses.dtype == torch.float32
+        losses.sum().backward()
+        gradients = {name: parameter.grad for name, parameter in models.trainable(model).items()}
+        found[head] = losses.detach(), gradients
+    (some, some_gradients), (every, every_gradients) = found["targets"], found["all"]
+    assert torch.allclose(some, every, rtol=1e-6, atol=1e-6)
+    for name, gradient in every_gradients.items():
+        assert gradient.norm() > 0
+        assert torch.linalg.norm(some_gradients[name] - gradient) <= 1e-6 * max(1.0, gradient.norm()), name
+
+
+def test_the_head_sees_the_targets_predictors_only_and_is_left_as_it_was(tiny_model: Any):
+    model, rows = loaded(tiny_model), []
+    head = model.get_output_embeddings()
+    handle = head.register_forward_hook(lambda module, inputs, output: rows.append(tuple(output.shape)))
+    with torch.no_grad():
+        target_losses(model, batch(), "targets")
+        target_losses(model, batch(), "all")
+    handle.remove()
+    assert rows == [(batch().target_tokens, 264), (4, 24, 264)]
+    assert not head._forward_pre_hooks
+
+
+def test_the_heads_hook_goes_when_the_model_fails(tiny_model: Any):
+    model = loaded(tiny_model)
+    with pytest.raises(RuntimeError, match="stopped"), head_at(model, torch.tensor([0])):
+        raise RuntimeError("stopped")
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_a_model_that_does_not_name_its_head_says_what_to_set():
+    class Headless(torch.nn.Module):
+        def get_output_embeddings(self) -> None:
+            return None
+
+    with (
+        pytest.raises(UserError, match=r'training\.head = "targets": .* set it to "all"'),
+        head_at(Headless(), torch.tensor([0])),
+    ):
+        pass
+
+
+def test_losses_are_summed_for_each_example():
+    sums = per_example(torch.arange(1.0, batch().target_tokens + 1), batch())
+    counts = [9, 1, 3, 4]
+    expected = [sum(range(1, 10)), 10, sum(range(11, 14)), sum(range(14, 18))]
+    assert [len(example.completion) for example in EXAMPLES] == counts
+    assert (sums.tolist(), sums.dtype) == (expected, torch.float64)
+
+
+@pytest.mark.parametrize("head", ["targets", "all"])
+def test_evaluation_is_transformers_own_loss(tiny_model: Any, head: Any):
+    model = loaded(tiny_model)
+    sums = inference.evaluate(model, batch(), precision="fp32", head=head)
+    for example, total in zip(EXAMPLES, sums, strict=True):
+        ids = torch.tensor([example.prompt + example.completion])
+        labels = ids.clone()
+        labels[:, : len(example.prompt)] = -100
+        with torch.no_grad():
+            mean = model(input_ids=ids, labels=labels).loss
+        assert total / len(example.completion) == pytest.approx(float(mean), rel=1e-5)
+
+
+def test_an_examples_loss_does_not_depend_on_its_company_or_on_the_padding(tiny_model: Any):
+    model = loaded(tiny_model, rank=2).eval()
+    together = inference.evaluate(model, batch(), precision="fp32", head="targets")
+    for example, total in zip(EXAMPLES, together, strict=True):
+        for length, pad in ((24, 0), (40, EOS), (24, 7)):
+            alone = padded([example], length, pad, "completion")
+            assert inference.evaluate(model, alone, precision="fp32", head="targets") == pytest.approx(
+                [total], rel=1e-5
+            )
+
+
+def test_evaluation_leaves_no_gradient(tiny_model: Any):
+    model = loaded(tiny_model, rank=2)
+    inference.evaluate(model, batch(), precision="fp32", head="targets")
+    assert all(parameter.grad is None for parameter in model.parameters())
