@@ -111,7 +111,7 @@ def matched_layers(shapes: dict[str, tuple[int, int]], target_modules: Sequence[
                 f"lora.target_modules {target!r} matched no layer; linear layers here end in: {' '.join(ends)}"
             )
         found += matching
-    return found
+    return list(dict.fromkeys(found))
 
 
 def load_model(
@@ -175,6 +175,8 @@ def attach_lora(
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
+    ends = tuple(f".{target}" for target in target_modules)
+    matched = [module for name, module in model.named_modules() if f".{name}".endswith(ends)]
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -182,6 +184,7 @@ def attach_lora(
         use_rslora=scaling == "rank_stabilized",
         target_modules=list(target_modules),
         lora_dropout=dropout,
+        fan_in_fan_out=bool(matched) and all(isinstance(module, Conv1D) for module in matched),
     )
     return get_peft_model(model, config, autocast_adapter_dtype=True)
 

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     try:
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **where)
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+    except (ValueError, OSError, LookupError, NotImplementedError, struct.error) as error:
         raise UserError(f"model {gguf}: cannot be read as a GGUF model: {_first_line(error)}") from None
     # The weights are plain fp32 now; the config must not claim otherwise, or they cannot be saved.
     model.hf_quantizer = None

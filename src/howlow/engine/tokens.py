@@ -8,6 +8,8 @@
 """
 
 import hashlib
+import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -94,51 +96,70 @@ def _start_of(tokenizer: Tokenizer) -> int:
 
 def tokenize_text(tokenizer: Tokenizer, example: Example, sequence_length: int) -> TokenizedExample:
     """One text of language modelling: BOS, then as many of its tokens as fit."""
-    text = example.completion
-    ids, ends = _ids_and_ends(tokenizer, text)
-    room = sequence_length - 1
+    text, room = example.completion, sequence_length - 1
+    ids, spans = _ids_and_spans(tokenizer, text)
     if len(ids) > room:
-        scored, ids = text[: ends[room - 1]], ids[:room]
-        return _text(tokenizer, example, ids, scored, cut=True)
-    return _text(tokenizer, example, ids, text)
+        count = _whole_characters(spans, room)
+        scored = text[: spans[count - 1][1]] if count else ""
+        return _text(tokenizer, example, ids[:count], scored, len(scored.split()), cut=True)
+    return _text(tokenizer, example, ids, text, len(text.split()))
 
 
 def windows(tokenizer: Tokenizer, document: Example, sequence_length: int) -> list[tuple[Example, TokenizedExample]]:
     """A document cut into windows that do not overlap: BOS and `sequence_length - 1` tokens each, the last shorter."""
-    ids, ends = _ids_and_ends(tokenizer, document.completion)
-    room, start, found = sequence_length - 1, 0, []
-    for first in range(0, len(ids), room):
-        part = ids[first : first + room]
-        end = ends[first + len(part) - 1]
+    ids, spans = _ids_and_spans(tokenizer, document.completion)
+    starts = [word.start() for word in re.finditer(r"\S+", document.completion)]
+    room, first, start, found = sequence_length - 1, 0, 0, []
+    while first < len(ids):
+        part = ids[first : first + _whole_characters(spans[first:], room)]
+        end = spans[first + len(part) - 1][1]
         text = document.completion[start:end]
+        words = bisect_left(starts, end) - bisect_left(starts, start)  # a word counts where it begins
         name = f"{document.id}@{first}"
         # A window is a leak where one of its longer lines stands in the test data; headings recur without harm.
         lines = tuple(line.strip() for line in text.splitlines() if len(line.split()) > 5)
         window = Example(name, name, "", "", "", text, overlap_keys=lines or (text,))
-        found.append((window, _text(tokenizer, window, part, text)))
-        start = end
+        found.append((window, _text(tokenizer, window, part, text, words)))
+        first, start = first + len(part), end
     return found
 
 
-def _text(tokenizer: Tokenizer, example: Example, ids: list[int], text: str, cut: bool = False) -> TokenizedExample:
+def _text(
+    tokenizer: Tokenizer, example: Example, ids: list[int], text: str, words: int, cut: bool = False
+) -> TokenizedExample:
     return TokenizedExample(
         example.id,
         example.group,
         (_start_of(tokenizer),),
         tuple(ids),
-        words=len(text.split()),
+        words=words,
         bytes=len(text.encode()),
         cut=cut,
     )
 
 
-def _ids_and_ends(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
-    """Token ids and, for each, the place in the text where it ends."""
+Span = tuple[int, int]
+
+
+def _ids_and_spans(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
+    """Token ids and, for each, the places in the text where it begins and ends.
+
+    Tokens of one character (bytes of an emoji) each have that whole character's span.
+    """
     if tokenizer.is_fast:
         found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return found["input_ids"], [end for _, end in found["offset_mapping"]]
+        return found["input_ids"], [(start, end) for start, end in found["offset_mapping"]]
     ids = _ids(tokenizer, text)
-    return ids, [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
+    ends = [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
+    return ids, list(zip([0, *ends[:-1]], ends, strict=True)) if ids else []
+
+
+def _whole_characters(spans: Sequence[Span], room: int) -> int:
+    """How many tokens, at most `room`, end where a character ends; `room` where none does."""
+    if len(spans) <= room:
+        return len(spans)
+    whole = (count for count in range(room, 0, -1) if spans[count][0] >= spans[count - 1][1])
+    return next(whole, room)
 
 
 def fit_prompt(
@@ -155,9 +176,10 @@ def fit_prompt(
         )
     shorter, context = whole, example.context
     while len(shorter.prompt) > room and context:
-        ids, ends = _ids_and_ends(tokenizer, context)
+        ids, spans = _ids_and_spans(tokenizer, context)
         keep = len(ids) - (len(shorter.prompt) - room)
-        context = context[: ends[keep - 1]] if keep > 0 else ""
+        end = spans[keep - 1][1] if keep > 0 else 0
+        context = context[: end if end < len(context) else spans[-1][0]]  # a cut within a character takes it whole
         shorter = tokenize(tokenizer, replace(example, context=context), chat)
     prompt = shorter.prompt[-room:] if len(shorter.prompt) > room else shorter.prompt
     return replace(whole, prompt=prompt, cut=prompt != whole.prompt)

@@ -43,7 +43,9 @@ def check_axis(axis: str, values: Any) -> None:
 
 def validated(table: Mapping[str, Any]) -> Settings:
     """A table as `Settings`, or a `UserError` naming the first setting that is wrong."""
-    for key, _ in flat({name: value for name, value in table.items() if name != "grid"}):
+    for key, value in flat({name: value for name, value in table.items() if name != "grid"}):
+        if key in _tables():
+            raise UserError(f"{key} = {value!r}: a table of settings is expected, e.g. [{key}] in a TOML file")
         if key not in setting_keys():
             raise _unknown_setting(key)
     try:
@@ -56,7 +58,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     parts = [str(part) for part in problem["loc"]]
     key = next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in setting_keys()), ".".join(parts))
-    if problem["type"] == "missing":
+    if problem["type"] == "missing" and key == ".".join(parts):
         flag = {"model": "--model", "task": "--task", "task.name": "--task", "task.train": "--train"}
         flag["task.test"] = "--test"
         return f"{key} is missing; give {flag.get(key, key)} or a settings file that has it"
@@ -74,7 +76,7 @@ def _first_problem(error: ValidationError) -> str:
 def located(source: str) -> str:
     """An existing path made absolute; anything else (hub data, a missing file) as it is."""
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    return str(path.resolve()) if source and path.exists() else source
 
 
 def located_model(reference: str) -> str:
@@ -90,8 +92,12 @@ def known_configs() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
 
 
+def _tables() -> set[str]:
+    return {known.split(".")[0] for known in setting_keys() if "." in known}
+
+
 def _unknown_setting(key: str) -> UserError:
-    tables = {known.split(".")[0] for known in setting_keys() if "." in known}
+    tables = _tables()
     near = difflib.get_close_matches(key, [*setting_keys(), *tables], n=1, cutoff=0.5)
     if not near:  # `rank` for `lora.rank`: the right word without its table
         near = [known for known in setting_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]]

@@ -129,8 +129,6 @@ def to_toml(settings: Settings) -> str:
             tables[table_name] = tomlkit.table()
         target = tables[table_name] if table_name else document
         value = settings.get(key)
-        if key in settings.grid:
-            continue
         if value is None:
             target.add(tomlkit.comment(f"{name} is absent"))
         else:

@@ -1,12 +1,13 @@
 """Where settings come from: presets, TOML files, flags and `--set KEY=VALUE`, later ones winning."""
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import tomlkit
 
 from howlow.errors import UserError
 from howlow.settings.checking import flat
@@ -48,8 +49,10 @@ def parse_ranks(text: str) -> list[int]:
     span = re.fullmatch(r"\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*", text)
     if span:
         low, high = int(span[1]), int(span[2])
+        if low < 1:
+            raise UserError(f"--ranks {text}: a rank is at least 1; write e.g. 1..{max(1, high)}")
         ranks = [1 << power for power in range(32) if low <= 1 << power <= high]
-        if low < 1 or not ranks:
+        if not ranks:
             raise UserError(f"--ranks {text}: no power of two between {low} and {high}; write e.g. 1..64 or 1,8,64")
         return ranks
     try:
@@ -74,7 +77,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {text}: KEY=VALUE is expected, e.g. --set training.batch_size=4")
-    for candidate in (f"{key} = {value}", f"{key} = {json.dumps(value.strip())}"):
+    for candidate in (f"{key} = {value}", f"{key} = {tomlkit.item(value.strip()).as_string()}"):
         try:
             return tomllib.loads(candidate)
         except tomllib.TOMLDecodeError as error:
