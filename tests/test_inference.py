@@ -1,5 +1,6 @@
 """Greedy generation: transformers' own tokens, batched or alone, with every end that a text can have."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -8,13 +9,19 @@ import torch
 from howlow.engine import inference
 from howlow.engine import model as models
 from howlow.engine.inference import Generated
-from howlow.engine.layouts import left_padded
 from howlow.engine.references import locate
 
 CPU = torch.device("cpu")
+LAYOUT = "padded"
 EOS = 257
 NEW = 12
 PROMPTS = [(65, 66, 67, 68, 69, 70, 71), (32,), (97, 98), (10, 20, 30, 40, 50, 60, 70, 80, 90, 100), (200, 13, 7)]
+
+
+@pytest.fixture(autouse=True, params=["padded", "packed", "shared"])
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test in every layout: what is written does not depend on it."""
+    monkeypatch.setattr(sys.modules[__name__], "LAYOUT", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +50,15 @@ def model(tiny_model: Any, tiny_tokenizer: Any) -> Any:
 
 
 def ours(model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], **options: Any) -> list[Generated]:
-    chosen = {"max_new_tokens": NEW, "stop": None, "eos": frozenset({EOS}), "precision": "fp32"} | options
-    ids, mask = left_padded(prompts, options.pop("length", 16), 0)
-    chosen.pop("length", None)
-    return inference.generate(model, tokenizer, ids, mask, **chosen)[0]
+    return generate(model, tokenizer, prompts, **options)[0]
+
+
+def generate(
+    model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], length: int = 16, **options: Any
+) -> tuple[list[Generated], int]:
+    chosen: dict[str, Any] = {"max_new_tokens": NEW, "stop": None, "eos": frozenset({EOS}), "layout": LAYOUT}
+    plain = {"precision": "fp32", "pad_id": 0, "prompt_length": length}
+    return inference.generate(model, tokenizer, prompts, **(chosen | plain | options))
 
 
 def theirs(model: Any, prompt: tuple[int, ...]) -> list[int]:
@@ -159,13 +171,15 @@ def test_what_the_generation_config_asks_for_is_ignored(
 
 
 def test_the_tokens_computed_are_the_prompts_columns_and_one_a_row_and_step(model: Any, tiny_tokenizer: Any):
-    ids, mask = left_padded(PROMPTS[:3], 10, 0)
-    options: dict[str, Any] = {"precision": "fp32", "stop": None}
-    _, computed = inference.generate(model, tiny_tokenizer, ids, mask, max_new_tokens=4, eos=frozenset(), **options)
+    prompts, options = PROMPTS[:3], {"max_new_tokens": 4, "length": 10, "layout": "padded"}
+    _, computed = generate(model, tiny_tokenizer, prompts, eos=frozenset(), **options)
     assert computed == 3 * 10 + 3 * 3
-    first = frozenset(theirs(model, prompt)[0] for prompt in PROMPTS[:3])
-    rows, computed = inference.generate(model, tiny_tokenizer, ids, mask, max_new_tokens=4, eos=first, **options)
+    first = frozenset(theirs(model, prompt)[0] for prompt in prompts)
+    rows, computed = generate(model, tiny_tokenizer, prompts, eos=first, **options)
     assert ([row.new_tokens for row in rows], computed) == ([1, 1, 1], 3 * 10)
+    options["layout"] = "packed"
+    _, computed = generate(model, tiny_tokenizer, prompts, eos=frozenset(), **options)
+    assert computed == sum(map(len, prompts)) + 3 * 3
 
 
 def test_a_model_with_learned_positions_pads_the_same(tiny_tokenizer: Any):

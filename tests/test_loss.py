@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from howlow.engine import inference
+from howlow.engine import inference, loss
 from howlow.engine import model as models
 from howlow.engine.layouts import Batch, padded
-from howlow.engine.loss import head_at, per_example, target_losses
+from howlow.engine.loss import head_logits, per_example, target_losses
 from howlow.engine.references import locate
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
@@ -57,11 +57,12 @@ def test_the_head_at_targets_gives_the_losses_and_gradients_of_the_head_everywhe
     found = {}
     for head in ("targets", "all"):
         model = loaded(tiny_model, rank=3)
-        losses = target_losses(model, batch(loss_on), head)
+        losses, total = target_losses(model, batch(loss_on), head)
         assert losses.dtype == torch.float32
-        losses.sum().backward()
+        assert float(total.detach()) == pytest.approx(float(losses.sum()), rel=1e-6)
+        total.backward()
         gradients = {name: parameter.grad for name, parameter in models.trainable(model).items()}
-        found[head] = losses.detach(), gradients
+        found[head] = losses, gradients
     (some, some_gradients), (every, every_gradients) = found["targets"], found["all"]
     assert torch.allclose(some, every, rtol=1e-6, atol=1e-6)
     for name, gradient in every_gradients.items():
@@ -77,27 +78,39 @@ def test_the_head_sees_the_targets_predictors_only_and_is_left_as_it_was(tiny_mo
         target_losses(model, batch(), "targets")
         target_losses(model, batch(), "all")
     handle.remove()
-    assert rows == [(batch().target_tokens, 264), (4, 24, 264)]
-    assert not head._forward_pre_hooks
+    assert rows == [(1, batch().target_tokens, 264), (4, 24, 264)]
+    assert "forward" not in vars(model.get_decoder())
 
 
-def test_the_heads_hook_goes_when_the_model_fails(tiny_model: Any):
+def test_a_head_that_fails_leaves_the_decoder_as_it_was(tiny_model: Any, monkeypatch: pytest.MonkeyPatch):
     model = loaded(tiny_model)
-    with pytest.raises(RuntimeError, match="stopped"), head_at(model, torch.tensor([0])):
-        raise RuntimeError("stopped")
-    assert not model.get_output_embeddings()._forward_pre_hooks
+    monkeypatch.setattr(model.lm_head, "forward", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        head_logits(model, torch.zeros(2, 32))
+    assert "forward" not in vars(model.get_decoder())
 
 
-def test_a_model_that_does_not_name_its_head_says_what_to_set():
-    class Headless(torch.nn.Module):
-        def get_output_embeddings(self) -> None:
-            return None
+def test_a_model_that_does_not_name_its_decoder_says_what_to_set():
+    with pytest.raises(UserError, match=r'training\.head = "targets": .* set it to "all"'):
+        target_losses(torch.nn.Module(), batch(), "targets")
 
-    with (
-        pytest.raises(UserError, match=r'training\.head = "targets": .* set it to "all"'),
-        head_at(Headless(), torch.tensor([0])),
-    ):
-        pass
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 1000])
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+def test_a_head_in_chunks_gives_the_whole_heads_gradients(
+    tiny_model: Any, monkeypatch: pytest.MonkeyPatch, kind: str, rows_at_once: int
+):
+    monkeypatch.setattr(loss, "ROWS_AT_ONCE", rows_at_once)
+    found = {}
+    for head in ("targets", "all"):
+        model = loaded(tiny_model, rank=2 if kind == "adapter" else None)
+        losses, total = target_losses(model, batch("all"), head, scale=0.25)
+        total.backward()
+        found[head] = losses, {name: parameter.grad for name, parameter in models.trainable(model).items()}
+    torch.testing.assert_close(found["targets"][0], found["all"][0])
+    assert len(found["all"][1]) > 10
+    for name, gradient in found["all"][1].items():
+        torch.testing.assert_close(found["targets"][1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_losses_are_summed_for_each_example():

@@ -82,9 +82,9 @@ def test_the_head_at_targets_only_gives_the_same_losses_and_gradients(make_model
     batch, found = batch_of(some_examples(), loss_on), {}
     for head in ("targets", "all"):
         model = make_model()
-        losses = loss.target_losses(model, batch, head)
-        losses.sum().backward()
-        found[head] = (losses.detach(), gradients(model))
+        losses, total = loss.target_losses(model, batch, head)
+        total.backward()
+        found[head] = (losses, gradients(model))
     torch.testing.assert_close(found["targets"][0], found["all"][0])
     for name, gradient in found["all"][1].items():
         torch.testing.assert_close(found["targets"][1][name], gradient)
@@ -249,9 +249,9 @@ def test_a_checkpoint_holds_no_pickle(make_model: Make, tmp_path: Path) -> None:
 
 
 def continued(model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], **options: Any) -> list[inference.Generated]:
-    ids, mask = layouts.left_padded(prompts, 16, 257)
-    chosen = {"max_new_tokens": 8, "stop": None, "eos": frozenset({257})} | options
-    return inference.generate(model, tokenizer, ids, mask, precision="fp32", **chosen)[0]
+    chosen: dict[str, Any] = {"max_new_tokens": 8, "stop": None, "eos": frozenset({257})} | options
+    plain: dict[str, Any] = {"layout": "padded", "prompt_length": 16, "pad_id": 257, "precision": "fp32"}
+    return inference.generate(model, tokenizer, prompts, **(chosen | plain))[0]
 
 
 def test_greedy_text_is_that_of_transformers_batched_or_alone(make_model: Make, tiny_tokenizer: Any) -> None:

@@ -2,37 +2,51 @@
 
 Generation is argmax at every step and nothing else: whatever the model's generation config asks for (sampling,
 penalties, forced tokens) is ignored, the same for every row. A row ends at any EOS of the model, at the stop text, or
-at `max_new_tokens`; it then only waits for the others.
+at `max_new_tokens`. In the layout `padded` prompts are padded on the left and an ended row waits for the others; in the
+others common prefixes are computed once and ended rows leave the batch (`howlow.engine.prefixes`).
 """
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from howlow.engine.layouts import Batch
-from howlow.engine.loss import head_at, per_example, target_losses
-from howlow.engine.model import Precision
+from howlow.engine import layouts
+from howlow.engine.attention import Kernel, among, company
+from howlow.engine.layouts import Batch, Layout
+from howlow.engine.loss import per_example, target_losses
+from howlow.engine.model import Precision, base_of
+from howlow.engine.prefixes import continue_prompts
 from howlow.engine.training import autocast
 
 
 @dataclass(frozen=True)
 class Generated:
-    """One row's continuation: the text before the stop, and how many tokens were written (EOS included)."""
+    """One row's continuation.
+
+    text: before the stop. new_tokens: tokens written, EOS included. smallest_margin: how far, at its closest, a chosen
+    token's logit stood above the second's; near 0 another order of the same arithmetic may choose otherwise.
+    """
 
     text: str
     new_tokens: int
+    smallest_margin: float = field(default=math.inf, compare=False)
 
 
 @torch.inference_mode()
-def evaluate(model: Any, batch: Batch, *, precision: Precision, head: Literal["targets", "all"]) -> list[float]:
+def evaluate(
+    model: Any, batch: Batch, *, precision: Precision, head: Literal["targets", "all"], kernel: Kernel = "sdpa"
+) -> list[float]:
     """Summed negative log-likelihood of each example's targets, in nats."""
     device = model.device
-    with autocast(device, precision):
-        losses = target_losses(model, batch.to(device), head)
+    moved = batch.to(device)
+    together = company(moved.forest, kernel) if moved.forest else None
+    with autocast(device, precision), among(model, together):
+        losses, _ = target_losses(model, moved, head)
     sums: list[float] = per_example(losses, batch).tolist()
     return sums
 
@@ -41,42 +55,67 @@ def evaluate(model: Any, batch: Batch, *, precision: Precision, head: Literal["t
 def generate(
     model: Any,
     tokenizer: Any,
-    input_ids: Tensor,
-    mask: Tensor,
+    prompts: Sequence[Sequence[int]],
     *,
+    layout: Layout,
+    prompt_length: int,
+    pad_id: int,
     precision: Precision,
     max_new_tokens: int,
     stop: str | None,
     eos: frozenset[int],
+    kernel: Kernel = "sdpa",
+    on_prompts_read: Callable[[], None] = lambda: None,
 ) -> tuple[list[Generated], int]:
-    """Continue left-padded prompts: (rows, length) ids and mask. Returns the rows and the tokens computed."""
-    device = model.device
-    ids, mask = input_ids.to(device), mask.to(device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    takes_positions = "position_ids" in inspect.signature(_base(model).forward).parameters
-    rows = _Rows(tokenizer, ids.shape[0], stop, eos)
+    """Continue prompts greedily.
+
+    prompt_length: what `padded` fills prompts up to; pad_id: with what. on_prompts_read: called once, between reading
+    the prompts and writing the second token.
+
+    Returns:
+        The rows, and the tokens that the model ran on.
+    """
+    rows = _Rows(tokenizer, len(prompts), stop, eos)
+    with autocast(model.device, precision):
+        if layout == "padded":
+            ids, mask = layouts.left_padded(prompts, prompt_length, pad_id)
+            computed = _continue_padded(model, ids, mask, rows, max_new_tokens, on_prompts_read)
+        else:
+            computed = continue_prompts(
+                model,
+                prompts,
+                rows,
+                share=layout == "shared",
+                kernel=kernel,
+                max_new_tokens=max_new_tokens,
+                on_prompts_read=on_prompts_read,
+            )
+    return rows.results(), computed
+
+
+def _continue_padded(
+    model: Any, ids: Tensor, mask: Tensor, rows: "_Rows", max_new_tokens: int, on_prompts_read: Callable[[], None]
+) -> int:
+    """Continue left-padded prompts: (rows, length) ids and mask; returns the tokens computed."""
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    known = inspect.signature(base_of(model).forward).parameters
+    everyone, positions = range(ids.shape[0]), (mask.cumsum(-1) - 1).clamp(min=0)
     past, computed = None, 0
     for step in range(max_new_tokens):
-        last = torch.arange(1, ids.shape[0] + 1, device=device) * ids.shape[1] - 1
-        inputs = {"input_ids": ids, "attention_mask": mask, "past_key_values": past}
-        if takes_positions:
-            inputs["position_ids"] = positions
-        with autocast(device, precision), head_at(model, last):
-            output = model(**inputs, use_cache=True)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": past}
+        further = {"position_ids": positions, "logits_to_keep": 1}
+        output = model(**inputs, **{name: further[name] for name in further if name in known}, use_cache=True)
         computed += ids.numel()
         past = output.past_key_values
-        chosen = output.logits.float().argmax(-1)
-        rows.take(chosen.tolist())
-        if rows.all_done or step == max_new_tokens - 1:
+        chosen = rows.write(everyone, output.logits[:, -1])
+        if step == 0:
+            on_prompts_read()
+        if all(map(rows.is_done, everyone)):
             break
         ids = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)
         positions = positions[:, -1:] + 1
-    return rows.results(), computed
-
-
-def _base(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return computed
 
 
 class _Rows:
@@ -85,18 +124,25 @@ class _Rows:
     def __init__(self, tokenizer: Any, count: int, stop: str | None, eos: frozenset[int]) -> None:
         self._tokenizer, self._stop, self._eos = tokenizer, stop, eos
         self._written: list[list[int]] = [[] for _ in range(count)]
+        self._margins = [math.inf] * count
         self._done = [False] * count
 
-    @property
-    def all_done(self) -> bool:
-        return all(self._done)
+    def is_done(self, row: int) -> bool:
+        """Whether a row has ended."""
+        return self._done[row]
 
-    def take(self, chosen: Sequence[int]) -> None:
-        for row, token in enumerate(chosen):
-            if self._done[row]:
-                continue
-            self._written[row].append(token)
-            self._done[row] = token in self._eos or bool(self._stop and self._stop in self._text(row))
+    def write(self, rows: Sequence[int], logits: Tensor) -> Tensor:
+        """The most likely token of each of these rows, from logits (rows, vocabulary); ended rows keep their text."""
+        logits = logits.float()
+        best, chosen = logits.max(dim=-1)  # of equal ones the first
+        second = logits.scatter(1, chosen[:, None], -math.inf).amax(dim=-1)
+        margins = (best - second).tolist()
+        for row, token, margin in zip(rows, chosen.tolist(), margins, strict=True):
+            if not self._done[row]:
+                self._margins[row] = min(self._margins[row], margin)
+                self._written[row].append(token)
+                self._done[row] = token in self._eos or bool(self._stop and self._stop in self._text(row))
+        return chosen
 
     def _text(self, row: int) -> str:
         kept = [token for token in self._written[row] if token not in self._eos]
@@ -104,6 +150,10 @@ class _Rows:
         return text
 
     def results(self) -> list[Generated]:
-        texts = [self._text(row) for row in range(len(self._written))]
-        cut = [text.partition(self._stop)[0] if self._stop else text for text in texts]
-        return [Generated(text, len(tokens)) for text, tokens in zip(cut, self._written, strict=True)]
+        """What was written."""
+        found = []
+        for row, written in enumerate(self._written):
+            text = self._text(row)
+            cut = text.partition(self._stop)[0] if self._stop else text
+            found.append(Generated(cut, len(written), self._margins[row]))
+        return found

@@ -1,8 +1,15 @@
 """How examples become a token batch.
 
-`padded` (the paper's): each example is a row of its own, filled up to the sequence length. Padding stands after the
-tokens, so causal attention never lets a token see it and no mask is needed; it is told from tokens by position, never
-by its id (EOS is often the padding token and always a target).
+* `padded` (the paper's): each example is a row of its own, filled up to the sequence length. Padding stands after the
+  tokens, so causal attention never lets a token see it and no mask is needed; it is told from tokens by position, never
+  by its id (EOS is often the padding token and always a target).
+* `packed`: the examples stand one after the other in a single row without a token of padding, kept apart by the
+  attention mask, each with positions from 0.
+* `shared`: as packed, but tokens that several examples begin with (an instruction, a paragraph) stand there once, and
+  what continues them follows (`howlow.engine.forest`).
+
+All three hold the same targets of the same examples, so their loss and gradients are equal up to floating point: the
+hidden states of a prefix do not depend on what follows it, and its gradient is the sum over its continuations.
 """
 
 from collections.abc import Sequence
@@ -12,7 +19,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from howlow.engine.forest import Forest, plant
 from howlow.engine.tokens import TokenizedExample
+
+Layout = Literal["padded", "packed", "shared"]
+LossOn = Literal["completion", "all"]
 
 
 @dataclass(frozen=True)
@@ -20,18 +31,22 @@ class Batch:
     """Rows of tokens, and where the targets are.
 
     input_ids: (rows, length) int64.
-    predictors: (targets,) int64, flat positions row * length + column of the tokens *before* each target, whose hidden
-        states predict it.
-    targets: (targets,) int64, the target tokens' ids.
+    predictors: (positions,) int64, flat positions row * length + column, each once, of the tokens that stand *before* a
+        target and whose hidden states predict it.
+    targets: (targets,) int64, the target tokens' ids; one entry for each example that has the target.
+    sources: (targets,) int64, ascending, which of the predictors predicts each target.
     owners: (targets,) int64, which example of the batch each target belongs to.
+    forest: who sees whom, where the examples share a row; None where each has its own.
     """
 
     input_ids: Tensor
     predictors: Tensor
     targets: Tensor
+    sources: Tensor
     owners: Tensor
     samples: int
     tokens: int
+    forest: Forest | None = None
 
     @property
     def target_tokens(self) -> int:
@@ -49,39 +64,80 @@ class Batch:
             self.input_ids.to(device),
             self.predictors.to(device),
             self.targets.to(device),
+            self.sources.to(device),
             self.owners.to(device),
             samples=self.samples,
             tokens=self.tokens,
+            forest=self.forest.to(device) if self.forest else None,
         )
 
 
-def count_targets(example: TokenizedExample, loss_on: Literal["completion", "all"]) -> int:
+def count_targets(example: TokenizedExample, loss_on: LossOn) -> int:
     """Target tokens of one example."""
     return len(example.completion) if loss_on == "completion" else example.length - 1
 
 
-def padded(
-    examples: Sequence[TokenizedExample], sequence_length: int, pad_id: int, loss_on: Literal["completion", "all"]
+def lay_out(
+    examples: Sequence[TokenizedExample], layout: Layout, sequence_length: int, pad_id: int, loss_on: LossOn
 ) -> Batch:
+    """The examples as a batch in the given layout; `sequence_length` and `pad_id` matter to `padded` alone."""
+    if layout == "padded":
+        return padded(examples, sequence_length, pad_id, loss_on)
+    return packed(examples, loss_on) if layout == "packed" else shared(examples, loss_on)
+
+
+def padded(examples: Sequence[TokenizedExample], sequence_length: int, pad_id: int, loss_on: LossOn) -> Batch:
     """One row an example, filled up to the sequence length."""
     input_ids = torch.full((len(examples), sequence_length), pad_id, dtype=torch.int64)
-    predictors, targets, owners = [], [], []
+    places = []
     for row, example in enumerate(examples):
         ids = torch.tensor(example.prompt + example.completion, dtype=torch.int64)
         assert ids.numel() <= sequence_length, "examples are cut or dropped before they are laid out"
         input_ids[row, : ids.numel()] = ids
+        places.append(torch.arange(ids.numel()) + row * sequence_length)
+    return _batch(examples, input_ids, places, loss_on, None)
+
+
+def packed(examples: Sequence[TokenizedExample], loss_on: LossOn) -> Batch:
+    """All examples end to end in one row."""
+    return _in_one_row(examples, loss_on, share=False)
+
+
+def shared(examples: Sequence[TokenizedExample], loss_on: LossOn) -> Batch:
+    """All examples in one row, common prefixes once."""
+    return _in_one_row(examples, loss_on, share=True)
+
+
+def _in_one_row(examples: Sequence[TokenizedExample], loss_on: LossOn, share: bool) -> Batch:
+    forest, ids, places = plant([example.prompt + example.completion for example in examples], share=share)
+    return _batch(examples, ids[None], places, loss_on, forest)
+
+
+def _batch(
+    examples: Sequence[TokenizedExample],
+    input_ids: Tensor,
+    places: Sequence[Tensor],
+    loss_on: LossOn,
+    forest: Forest | None,
+) -> Batch:
+    """A batch from the flat place of every token of every example."""
+    before, targets, owners = [], [], []
+    for owner, (example, place) in enumerate(zip(examples, places, strict=True)):
         count = count_targets(example, loss_on)
-        first = ids.numel() - count
-        predictors.append(torch.arange(first - 1, ids.numel() - 1) + row * sequence_length)
-        targets.append(ids[first:])
-        owners.append(torch.full((count,), row))
+        before.append(place[-count - 1 : -1])
+        targets.append(input_ids.flatten()[place[-count:]])
+        owners.append(torch.full((count,), owner))
+    predictors, sources = torch.unique(torch.cat(before), return_inverse=True)
+    order = torch.argsort(sources, stable=True)
     return Batch(
         input_ids=input_ids,
-        predictors=torch.cat(predictors),
-        targets=torch.cat(targets),
-        owners=torch.cat(owners),
+        predictors=predictors,
+        targets=torch.cat(targets)[order],
+        sources=sources[order],
+        owners=torch.cat(owners)[order],
         samples=len(examples),
         tokens=sum(example.length for example in examples),
+        forest=forest,
     )
 
 

@@ -1,11 +1,13 @@
 """Summed negative log-likelihood of a batch's targets, with the vocabulary head where it is asked for.
 
-With `head = "targets"` only the hidden states that predict a target go through the vocabulary head: a hook in front of
-it picks them, so that the model's own code (logit scaling and soft-capping included) still runs, on a few rows instead
-of all. The values are those of `head = "all"`.
+With `head = "targets"` only the hidden states that predict a target go through the vocabulary head, a few hundred at a
+time, so that the logits of a whole batch never exist at once. The head is the model's own code (logit scaling and soft
+caps included): its decoder is made to hand over the chosen hidden states. Each chunk's gradient is computed where its
+logits are, in the forward pass, and only the hidden states' (and a trained head's) gradients are kept. The values are
+those of `head = "all"`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -14,36 +16,138 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from howlow.engine.layouts import Batch
+from howlow.engine.model import base_of
 from howlow.errors import UserError
 
+Head = Literal["targets", "all"]
+ROWS_AT_ONCE = 256
+"""Rows of logits that exist at once: 50 MB in fp32 for a vocabulary of 49,152."""
 
-def target_losses(model: nn.Module, batch: Batch, head: Literal["targets", "all"]) -> Tensor:
-    """Negative log-likelihood of each target in nats: (targets,) float32."""
+
+def target_losses(model: nn.Module, batch: Batch, head: Head, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
+    """The targets' negative log-likelihood in nats.
+
+    scale: what the sum is multiplied with before its gradient is taken, loss scaling included; given here, and not
+        afterwards, because with head = "targets" gradients are made in the forward pass.
+
+    Returns:
+        Each target's, (targets,) float32, without a graph; and their sum times `scale`, to call backward on.
+    """
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.forest is not None:
+        inputs["position_ids"] = batch.forest.positions[None]
     if head == "all":
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits
-        logits = logits.flatten(0, 1)[batch.predictors]
-    else:
-        with head_at(model, batch.predictors):
-            logits = model(input_ids=batch.input_ids, use_cache=False).logits
-    return F.cross_entropy(logits.float(), batch.targets, reduction="none")
+        logits = model(**inputs).logits.flatten(0, 1)[batch.predictors]
+        losses = _negative_log_likelihood(logits, batch.sources, batch.targets)
+        return losses.detach(), losses.sum() * scale
+    hidden = decoder_of(model)(**inputs).last_hidden_state.flatten(0, 1)[batch.predictors]
+    trained = [parameter for parameter in _outside_decoder(model) if parameter.requires_grad]
+    if not torch.is_grad_enabled():
+        losses, total, _ = _in_chunks(model, batch, scale, (hidden,), (False,))
+        return losses, total
+    return _ChunkedHead.apply(model, batch, scale, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _negative_log_likelihood(logits: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
+    logits = logits.float() if logits.dtype != torch.float64 else logits
+    if sources.numel() == logits.shape[0]:  # one target a row
+        return F.cross_entropy(logits, targets, reduction="none")
+    return logits.logsumexp(-1)[sources] - logits[sources, targets]
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """Hidden states (positions, width) -> losses and their scaled sum; gradients are ready when it returns."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, model: Any, batch: Batch, scale: Tensor | float, hidden: Tensor, *trained: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        needed = ctx.needs_input_grad[3:]
+        losses, total, gradients = _in_chunks(model, batch, scale, (hidden, *trained), needed)
+        ctx.needed = needed
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(losses)
+        return losses, total
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradients = iter(ctx.saved_tensors)
+        return None, None, None, *(next(gradients) * upstream if is_needed else None for is_needed in ctx.needed)
+
+
+def _in_chunks(
+    model: Any, batch: Batch, scale: Tensor | float, inputs: Sequence[Tensor], needed: Sequence[bool]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Losses, their scaled sum, and the sum's gradients by those of `inputs` (hidden states, then weights) needed."""
+    hidden, *trained = inputs
+    gradients = [torch.zeros_like(part) for part, is_needed in zip(inputs, needed, strict=True) if is_needed]
+    losses, total = [], torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+    for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
+        part = hidden[start : start + ROWS_AT_ONCE].detach().requires_grad_(needed[0])
+        chunk = slice(*torch.searchsorted(batch.sources, batch.sources.new_tensor([start, start + len(part)])).tolist())
+        with torch.set_grad_enabled(any(needed)):
+            logits = head_logits(model, part)
+            found = _negative_log_likelihood(logits, batch.sources[chunk] - start, batch.targets[chunk])
+            scaled = found.sum() * scale
+        losses.append(found.detach())
+        total += scaled.detach()
+        if any(needed):
+            wanted = [one for one, is_needed in zip((part, *trained), needed, strict=True) if is_needed]
+            places = [one[start : start + len(part)] if needed[0] and not index else one for index, one in enumerate(gradients)]
+            for place, gradient in zip(places, torch.autograd.grad(scaled, wanted), strict=True):
+                place.add_(gradient)
+    return torch.cat(losses), total, gradients
+
+
+def decoder_of(model: Any) -> Any:
+    """The part of a model that ends in hidden states."""
+    base = base_of(model)
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
+    if decoder is None or decoder is base:
+        raise UserError('training.head = "targets": this model does not name its decoder; set it to "all"')
+    return decoder
+
+
+def _outside_decoder(model: Any) -> Iterator[nn.Parameter]:
+    """The parameters that the head's code reads: those that are not within the decoder, and a tied head's."""
+    inside = {id(parameter) for parameter in decoder_of(model).parameters()}
+    head = base_of(model).get_output_embeddings()
+    tied = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    for parameter in base_of(model).parameters():
+        if id(parameter) not in inside or id(parameter) in tied:
+            yield parameter
+
+
+class _Handed:
+    """A decoder's output of which only the hidden states are there; whatever else a head's code looks for is None."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, index: int) -> Tensor:
+        assert index == 0, "hidden states come first"
+        return self.last_hidden_state
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 @contextmanager
-def head_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
-    """Within this context the model's logits are those of the given flat positions only: (positions, vocabulary)."""
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    if head is None:
-        raise UserError('training.head = "targets": this model does not name its vocabulary head; set it to "all"')
-
-    def pick(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = inputs[0]
-        return (hidden.flatten(0, -2)[positions], *inputs[1:])
-
-    handle = head.register_forward_pre_hook(pick)
+def _handing_over(decoder: Any, hidden: Tensor) -> Iterator[None]:
+    """Within this context the decoder computes nothing and gives these hidden states."""
+    decoder.forward = lambda *_, **__: _Handed(hidden)
     try:
         yield
     finally:
-        handle.remove()
+        del decoder.forward
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """The model's own head on (positions, width) hidden states: (positions, vocabulary)."""
+    with _handing_over(decoder_of(model), hidden[None]):
+        placeholder = torch.zeros((1, hidden.shape[0]), dtype=torch.int64, device=hidden.device)
+        logits: Tensor = base_of(model)(input_ids=placeholder, use_cache=False).logits
+    return logits[0]
 
 
 def per_example(losses: Tensor, batch: Batch) -> Tensor:

@@ -189,6 +189,11 @@ def attach_lora(
     return get_peft_model(model, config, autocast_adapter_dtype=True)
 
 
+def base_of(model: Any) -> Any:
+    """The causal language model within PEFT's wrapper, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 @contextmanager
 def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
     """Within this context the decoder's layers run compiled, each as a region of its own.
@@ -196,7 +201,7 @@ def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
     The layers are alike, so one compilation serves all; what changes from step to step (which positions go through the
     vocabulary head) stays outside and never compiles anew.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base = base_of(model)
     layers = list(getattr(base.get_decoder(), "layers", [])) if wanted else []
     if wanted and not layers:
         raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")

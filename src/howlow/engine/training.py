@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from howlow.engine.attention import Kernel, among, company
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import target_losses
 from howlow.engine.model import Precision
@@ -81,6 +82,7 @@ class Trainer:
         device: torch.device,
         precision: Precision,
         head: Literal["targets", "all"],
+        kernel: Kernel = "sdpa",
     ) -> None:
         self.model = model
         self.parameters = parameters
@@ -88,6 +90,7 @@ class Trainer:
         self.device = device
         self.precision = precision
         self.head: Literal["targets", "all"] = head
+        self.kernel: Kernel = kernel
         self.optimizer = torch.optim.AdamW(
             parameters.values(),
             lr=optimization.learning_rate,
@@ -105,13 +108,15 @@ class Trainer:
             DivergedError: the loss is not finite, or too many steps in a row were skipped.
         """
         target_tokens = sum(batch.target_tokens for batch in micro_batches)
+        scale = self.scaler.scale(torch.ones((), device=self.device)) / target_tokens
         total = 0.0
-        for batch in micro_batches:
-            with autocast(self.device, self.precision):
-                losses = target_losses(self.model, batch.to(self.device), self.head)
-            loss = losses.sum() / target_tokens
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
+        for batch in (batch.to(self.device) for batch in micro_batches):
+            together = company(batch.forest, self.kernel) if batch.forest else None
+            with among(self.model, together):  # also around backward, which recomputes with gradient checkpointing
+                with autocast(self.device, self.precision):
+                    losses, scaled = target_losses(self.model, batch, self.head, scale)
+                scaled.backward()  # type: ignore[no-untyped-call]
+            total += float(losses.sum()) / target_tokens
         if not math.isfinite(total):
             raise DivergedError(f"the loss of step {self.steps_done} is {total}")
         return self._move(total)

@@ -1,0 +1,207 @@
+"""Token sequences in one row: what they begin with in common stands there once, and who may see whom.
+
+The sequences are sorted and grown into trees. A *segment* is a run of tokens that belongs to the same sequences; the
+segments that continue it are its children. Segments lie in the row depth first, each followed by everything below it,
+so one number a token says who sees it: token j is visible to token i exactly where j <= i < visible_until[j], the end
+of j's subtree. Positions count along the path from the root, not along the row.
+
+Prefixes may nest to any depth, and are found from the tokens alone. A common beginning shorter than `SMALLEST_SHARED`
+tokens is not worth a segment: its sequences would be tied into one tree, whose attention costs more than is saved.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+SMALLEST_SHARED = 8
+LARGEST_BLOCK = 384
+"""Siblings of together no more tokens than this attend in one masked block; larger ones each in their own."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens [start, end) of the sequences `members`, as far as only they share them; `row` is where they stand."""
+
+    start: int
+    end: int
+    row: int
+    parent: int | None
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive tokens of the row that attend together: to the blocks `ancestors`, and among themselves.
+
+    is_chain: among themselves plainly causal; else `Forest.mask` says who sees whom.
+    longest: tokens of the longest sequence up to here, ancestors included.
+    """
+
+    start: int
+    end: int
+    ancestors: tuple[int, ...]
+    is_chain: bool
+    longest: int
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Who sees whom in a row.
+
+    positions: (length,) int64, each token's position in its own sequences.
+    visible_until: (length,) int64.
+    blocks: the row from left to right; every ancestor is a block before.
+    """
+
+    positions: Tensor
+    visible_until: Tensor
+    blocks: tuple[Block, ...]
+    _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict, compare=False)
+
+    def to(self, device: torch.device) -> "Forest":
+        """The same on a device."""
+        return Forest(self.positions.to(device), self.visible_until.to(device), self.blocks)
+
+    def mask(self, index: int, dtype: torch.dtype, window: int | None, chunk: int | None) -> Tensor | None:
+        """What is added to the scores of block `index`: (queries, keys), 0 or -inf; None for plainly causal.
+
+        The keys are those of the ancestors, then the block's own. window: a key is seen from positions less than this
+        many after its own. chunk: only from positions in the same chunk. Kept for the next layer that asks.
+        """
+        block = self.blocks[index]
+        window, chunk = (limit if limit and limit < block.longest else None for limit in (window, chunk))
+        if block.is_chain and not block.ancestors and window is None and chunk is None:
+            return None
+        key = (index, dtype, window, chunk)
+        if key not in self._masks:
+            seen = self._seen(block, window, chunk)
+            self._masks[key] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+        return self._masks[key]
+
+    def _seen(self, block: Block, window: int | None, chunk: int | None) -> Tensor:
+        device = self.positions.device
+        parts = [self.blocks[ancestor] for ancestor in block.ancestors] + [block]
+        keys = torch.cat([torch.arange(part.start, part.end, device=device) for part in parts])
+        queries = torch.arange(block.start, block.end, device=device)[:, None]
+        seen = (keys <= queries) & (queries < self.visible_until[keys])
+        here, there = self.positions[queries], self.positions[keys]
+        if window is not None:
+            seen &= here - there < window
+        if chunk is not None:
+            seen &= here // chunk == there // chunk
+        return seen
+
+
+def plant(sequences: Sequence[Sequence[int]], *, share: bool) -> tuple[Forest, Tensor, list[Tensor]]:
+    """Lay sequences into one row.
+
+    share: whether common beginnings stand there once.
+
+    Returns:
+        Who sees whom, the row's token ids (length,), and for each sequence the places of its tokens in the row.
+    """
+    segments = _segments(sequences, share)
+    length = segments[-1].row + segments[-1].end - segments[-1].start
+    ids = torch.empty(length, dtype=torch.int64)
+    positions = torch.empty(length, dtype=torch.int64)
+    places: list[list[Tensor]] = [[] for _ in sequences]
+    for segment in segments:
+        row = torch.arange(segment.row, segment.row + segment.end - segment.start)
+        ids[row] = torch.tensor(sequences[segment.members[0]][segment.start : segment.end], dtype=torch.int64)
+        positions[row] = torch.arange(segment.start, segment.end)
+        for member in segment.members:
+            places[member].append(row)
+    ends = _subtree_ends(segments, length)
+    visible_until = torch.empty(length, dtype=torch.int64)
+    for segment, end in zip(segments, ends, strict=True):
+        visible_until[segment.row : segment.row + segment.end - segment.start] = end
+    forest = Forest(positions, visible_until, tuple(_blocks(segments, ends)))
+    return forest, ids, [torch.cat(parts) for parts in places]
+
+
+def _segments(sequences: Sequence[Sequence[int]], share: bool) -> list[Segment]:
+    found: list[Segment] = []
+    if share:
+        members = sorted(range(len(sequences)), key=lambda index: sequences[index])
+        _grow(sequences, members, 0, 0, None, found)
+    else:
+        for index in range(len(sequences)):
+            _append(found, 0, len(sequences[index]), None, [index])
+    return found
+
+
+def _append(found: list[Segment], start: int, end: int, parent: int | None, members: Sequence[int]) -> int:
+    row = found[-1].row + found[-1].end - found[-1].start if found else 0
+    found.append(Segment(start, end, row, parent, tuple(members)))
+    return len(found) - 1
+
+
+def _grow(
+    sequences: Sequence[Sequence[int]],
+    members: Sequence[int],
+    start: int,
+    known: int,
+    parent: int | None,
+    found: list[Segment],
+) -> None:
+    """Append the segments of `members`: sorted, placed up to token `start`, alike up to token `known`."""
+    first, last = sequences[members[0]], sequences[members[-1]]
+    common = known  # sorted, so what the first and the last have in common all have
+    while common < min(len(first), len(last)) and first[common] == last[common]:
+        common += 1
+    if common > start and (len(members) == 1 or common - start >= SMALLEST_SHARED):
+        parent = _append(found, start, common, parent, members)
+        start = common
+    for token, run in groupby(members, lambda member: _token(sequences[member], common)):
+        if token is not None:
+            _grow(sequences, list(run), start, common, parent, found)
+        elif start < common:
+            for member in run:
+                _append(found, start, common, parent, [member])
+
+
+def _token(sequence: Sequence[int], place: int) -> int | None:
+    return sequence[place] if place < len(sequence) else None
+
+
+def _subtree_ends(segments: Sequence[Segment], length: int) -> list[int]:
+    """For each segment where in the row its subtree ends."""
+    ends = [segment.row + segment.end - segment.start for segment in segments]
+    for index in reversed(range(len(segments))):
+        parent = segments[index].parent
+        if parent is not None:
+            ends[parent] = max(ends[parent], ends[index])
+    assert not ends or ends[-1] == length, "the last segment ends the row"
+    return ends
+
+
+def _blocks(segments: Sequence[Segment], ends: Sequence[int]) -> Iterator[Block]:
+    children: dict[int | None, list[int]] = {}
+    for index, segment in enumerate(segments):
+        children.setdefault(segment.parent, []).append(index)
+    rows = [segment.row for segment in segments]
+    after = [bisect_left(rows, end) for end in ends]  # the first segment behind each one's subtree
+    count = 0
+
+    def below(parent: int | None, ancestors: tuple[int, ...]) -> Iterator[Block]:
+        nonlocal count
+        family = children.get(parent, [])
+        if parent is not None and len(family) > 1:
+            start, end = segments[family[0]].row, ends[family[-1]]
+            if end - start <= LARGEST_BLOCK:
+                count += 1
+                longest = max(segments[member].end for member in range(family[0], after[family[-1]]))
+                yield Block(start, end, ancestors, False, longest)
+                return
+        for index in family:
+            segment = segments[index]
+            mine = count
+            count += 1
+            yield Block(segment.row, segment.row + segment.end - segment.start, ancestors, True, segment.end)
+            yield from below(index, (*ancestors, mine))
+
+    return below(None, ())

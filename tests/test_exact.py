@@ -1,0 +1,227 @@
+"""Layouts are exact: losses, adapter gradients and greedy text do not depend on the layout.
+
+Random example sets with random nesting of prefixes, on small random models of several architectures: grouped key and
+value heads, tied and untied heads, scaled, dynamic and long-context rotary positions, sliding windows shorter than the
+examples, soft caps, learned positions.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from howlow.engine import inference, layouts
+from howlow.engine import model as models
+from howlow.engine.attention import Kernel, among, company
+from howlow.engine.frozen import fused
+from howlow.engine.layouts import Layout, LossOn
+from howlow.engine.loss import per_example, target_losses
+from howlow.engine.rotary import as_in_a_full_row
+from howlow.engine.tokens import TokenizedExample
+
+LENGTH = 64
+SMALL: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+ROPE = {"rope_theta": 10000.0}
+SCALED = {
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0} | ROPE,
+    "dynamic": {"rope_type": "dynamic", "factor": 2.0} | ROPE,
+    "longrope": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 3.0, 4.0]} | ROPE,
+}
+
+
+def llama(**changes: Any) -> Any:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**(SMALL | changes)))
+
+
+def architecture(name: str) -> Any:
+    """A small model with random weights."""
+    if name in ("llama", "tied"):
+        return llama(tie_word_embeddings=name == "tied")
+    if name == "llama3":
+        return llama(rope_parameters=SCALED[name] | {"original_max_position_embeddings": 16})
+    if name == "dynamic":
+        return llama(rope_parameters=SCALED[name], max_position_embeddings=20)
+    if name == "longrope":
+        config = transformers.Phi3Config(
+            **SMALL, rope_parameters=SCALED[name] | {"original_max_position_embeddings": 20}, sliding_window=None
+        )
+        return transformers.Phi3ForCausalLM(config)
+    if name == "sliding mistral":
+        return transformers.MistralForCausalLM(transformers.MistralConfig(**SMALL, sliding_window=7))
+    if name == "qwen2":
+        return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**SMALL))
+    if name == "gemma2":
+        small = SMALL | {"num_hidden_layers": 2}
+        return transformers.Gemma2ForCausalLM(
+            transformers.Gemma2Config(**small, sliding_window=6, query_pre_attn_scalar=8, attn_logit_softcapping=3.0)
+        )
+    if name == "gemma3":
+        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+        config = transformers.Gemma3TextConfig(**SMALL, sliding_window=6, query_pre_attn_scalar=8, layer_types=kinds)
+        return transformers.Gemma3ForCausalLM(config)
+    if name == "neox":
+        return transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SMALL))
+    config = transformers.GPT2Config(
+        vocab_size=61, n_positions=128, n_embd=32, n_layer=2, n_head=4, eos_token_id=2, **NO_DROPOUT
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+TARGETS = {"neox": ["query_key_value", "dense"], "gpt2": ["c_attn"], "longrope": ["qkv_proj", "o_proj"]}
+NAMES = (
+    "llama",
+    "tied",
+    "llama3",
+    "dynamic",
+    "longrope",
+    "sliding mistral",
+    "qwen2",
+    "gemma2",
+    "gemma3",
+    "neox",
+    "gpt2",
+)
+
+
+@cache
+def adapted(name: str, dtype: torch.dtype) -> Any:
+    torch.manual_seed(0)
+    base = architecture(name).to(dtype)
+    with torch.no_grad():  # spread, so that who sees whom matters
+        for parameter in base.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(8)
+    base.requires_grad_(False)
+    targets = TARGETS.get(name, ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
+    model = models.attach_lora(
+        base, rank=3, alpha=6, scaling="standard", target_modules=targets, dropout=0.0, seed=1
+    ).to(dtype)
+    for parameter in models.trainable(model).values():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.train()
+
+
+TOKEN = st.integers(3, 60)
+
+
+def part(least: int, most: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(TOKEN, min_size=least, max_size=most).map(tuple)
+
+
+@st.composite
+def example_sets(draw: st.DrawFn) -> list[TokenizedExample]:
+    """Instruction > paragraph > question > answer, each level present or not, some examples twice."""
+    instruction = draw(part(0, 12))
+    paragraphs = draw(st.lists(part(0, 20), min_size=1, max_size=3))
+    stems = draw(st.lists(part(0, 9), min_size=1, max_size=2))
+    found = []
+    for index in range(draw(st.integers(1, 6))):
+        prompt = instruction + draw(st.sampled_from(paragraphs)) + draw(st.sampled_from(stems)) + draw(part(1, 6))
+        found.append(TokenizedExample(str(index), "g", prompt, (*draw(part(0, 6)), 2)))
+    if draw(st.booleans()):
+        found.append(found[0])
+    return found
+
+
+def computed(
+    model: Any, examples: Sequence[TokenizedExample], layout: Layout, loss_on: LossOn, kernel: Kernel = "sdpa"
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Each example's loss, and the gradient of the mean over all targets."""
+    batch = layouts.lay_out(examples, layout, LENGTH, 0, loss_on)
+    together = company(batch.forest, kernel) if batch.forest else None
+    with as_in_a_full_row(model, LENGTH), among(model, together):
+        losses, total = target_losses(model, batch, "targets", 1 / batch.target_tokens)
+        total.backward()
+    gradients = {name: parameter.grad for name, parameter in models.trainable(model).items()}
+    model.zero_grad(set_to_none=True)
+    return per_example(losses, batch), gradients
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(examples=example_sets(), loss_on=st.sampled_from(["completion", "all"]))
+@settings(max_examples=12, deadline=None)
+def test_losses_and_gradients_are_those_of_padded_in_fp64(name: str, examples: Any, loss_on: Any):
+    model = adapted(name, torch.float64)
+    expected, gradients = computed(model, examples, "padded", loss_on)
+    for layout in ("packed", "shared"):
+        losses, found = computed(model, examples, layout, loss_on)
+        assert relative(losses, expected) < 1e-10
+        for key, gradient in gradients.items():
+            assert relative(found[key], gradient) < 1e-10, (layout, key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(examples=example_sets())
+@settings(max_examples=4, deadline=None)
+def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any):
+    model = adapted(name, torch.float32)
+    expected, gradients = computed(model, examples, "padded", "completion")
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    for layout in ("packed", "shared"):
+        with fused(model):
+            losses, found = computed(model, examples, layout, "completion")
+        assert relative(losses, expected) < 1e-5
+        difference = torch.stack([(found[key] - gradients[key]).norm() for key in gradients]).norm()
+        assert float(difference / norm) < 1e-5, layout
+
+
+@pytest.mark.parametrize("name", ["llama", "sliding mistral", "gemma2", "neox"])
+@given(examples=example_sets(), loss_on=st.sampled_from(["completion", "all"]))
+@settings(max_examples=4, deadline=None)
+def test_the_kernel_for_gpus_masks_the_same(name: str, examples: Any, loss_on: Any):
+    model = adapted(name, torch.float64)
+    expected, gradients = computed(model, examples, "shared", loss_on)
+    losses, found = computed(model, examples, "shared", loss_on, kernel="flex")
+    assert relative(losses, expected) < 1e-10
+    assert all(relative(found[key], gradient) < 1e-10 for key, gradient in gradients.items())
+
+
+class Letters:
+    """A tokenizer of single letters, enough to read what is written."""
+
+    def decode(self, ids: Sequence[int], **_: Any) -> str:
+        return "".join(chr(64 + token) for token in ids)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("dynamic", "longrope")])
+@given(examples=example_sets(), eos=st.integers(3, 60))
+@settings(max_examples=4, deadline=None)
+def test_greedy_text_is_that_of_padded_and_of_transformers(name: str, examples: Any, eos: int):
+    model = adapted(name, torch.float64).eval()
+    prompts = [example.prompt for example in examples]
+    options: dict[str, Any] = {"max_new_tokens": 9, "stop": None, "eos": frozenset({2, eos}), "precision": "fp32"}
+    texts = {}
+    for layout in ("padded", "packed", "shared"):
+        rows, _ = inference.generate(
+            model, Letters(), prompts, layout=layout, prompt_length=LENGTH, pad_id=0, **options
+        )
+        texts[layout] = rows
+    model.train()
+    assert texts["packed"] == texts["padded"]
+    assert texts["shared"] == texts["padded"]
+    ids = torch.tensor([prompts[0]])
+    plain = {"do_sample": False, "max_new_tokens": 9, "eos_token_id": [2, eos], "pad_token_id": 0}
+    theirs = model.generate(ids, attention_mask=torch.ones_like(ids), **plain)[0, len(prompts[0]) :].tolist()
+    assert texts["shared"][0].text == Letters().decode([token for token in theirs if token not in (2, eos)])
