@@ -5,8 +5,8 @@ value heads, tied and untied heads, scaled, dynamic and long-context rotary posi
 examples, soft caps, learned positions.
 """
 
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -101,6 +101,32 @@ NAMES = (
 )
 
 
+def keep_double(model: Any) -> None:
+    """Let norms compute in fp64: transformers' own go through fp32, which is all of the difference that is left."""
+
+    def norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+        weight = module.weight + 1 if "Gemma" in type(module).__name__ else module.weight
+        epsilon = module.eps if hasattr(module, "eps") else module.variance_epsilon
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon) * weight
+
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(norm, module)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def double_softmax() -> Iterator[None]:
+    """Likewise the softmax of attention that is written out (Gemma 2)."""
+    plain = torch.nn.functional.softmax
+
+    def softmax(x: torch.Tensor, *args: Any, dtype: Any = None, **options: Any) -> torch.Tensor:
+        return plain(x, *args, dtype=None if x.dtype == torch.float64 else dtype, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.functional, "softmax", softmax)
+        yield
+
+
 @cache
 def adapted(name: str, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
@@ -108,9 +134,11 @@ def adapted(name: str, dtype: torch.dtype) -> Any:
     with torch.no_grad():  # spread, so that who sees whom matters
         for parameter in base.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(8)
+                parameter.mul_(8 if dtype == torch.float64 else 3)  # too far, and fp32 itself is the difference
     base.requires_grad_(False)
     targets = TARGETS.get(name, ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
+    if dtype == torch.float64:
+        keep_double(base)
     model = models.attach_lora(
         base, rank=3, alpha=6, scaling="standard", target_modules=targets, dropout=0.0, seed=1
     ).to(dtype)
@@ -159,6 +187,11 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
+def zero(gradients: dict[str, torch.Tensor]) -> float:
+    """What a gradient that is 0 in exact arithmetic (a query with a single key) may come out as."""
+    return 1e-13 * float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm())
+
+
 @pytest.mark.parametrize("name", NAMES)
 @given(examples=example_sets(), loss_on=st.sampled_from(["completion", "all"]))
 @settings(max_examples=12, deadline=None)
@@ -169,7 +202,10 @@ def test_losses_and_gradients_are_those_of_padded_in_fp64(name: str, examples: A
         losses, found = computed(model, examples, layout, loss_on)
         assert relative(losses, expected) < 1e-10
         for key, gradient in gradients.items():
-            assert relative(found[key], gradient) < 1e-10, (layout, key)
+            assert float((found[key] - gradient).norm()) <= 1e-10 * float(gradient.norm()) + zero(gradients), (
+                layout,
+                key,
+            )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -191,11 +227,13 @@ def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any):
 @given(examples=example_sets(), loss_on=st.sampled_from(["completion", "all"]))
 @settings(max_examples=4, deadline=None)
 def test_the_kernel_for_gpus_masks_the_same(name: str, examples: Any, loss_on: Any):
+    """Forward only: FlexAttention has no backward pass on a CPU; `test_gpu.py` holds its gradients."""
     model = adapted(name, torch.float64)
-    expected, gradients = computed(model, examples, "shared", loss_on)
-    losses, found = computed(model, examples, "shared", loss_on, kernel="flex")
-    assert relative(losses, expected) < 1e-10
-    assert all(relative(found[key], gradient) < 1e-10 for key, gradient in gradients.items())
+    batch = layouts.shared(examples, loss_on)
+    found = [
+        inference.evaluate(model, batch, precision="fp32", head="targets", kernel=kernel) for kernel in ("sdpa", "flex")
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-10)
 
 
 class Letters:

@@ -348,7 +348,7 @@ def test_inference_peak_memory_does_not_depend_on_the_training_batch(
         "task": {"train": str(_many(tmp_path))},
         "grid": {"lora.rank": [1], "training.batch_size": [1, 512]},
         "baselines": [],
-        "training": {"max_steps": 3, "sequence_length": 512, "head": "all"},
+        "training": {"max_steps": 3, "sequence_length": 512, "head": "all", "layout": "padded"},
     }
     result = run_here(merge(tiny_table, changes), tmp_path / "out")
     small, large = sorted(result.records, key=lambda record: record.axes["training.batch_size"])

@@ -47,6 +47,8 @@ class WarningKind(StrEnum):
     RESUMED = "resumed"
     RANDOM_WEIGHTS = "random_weights"
     LONGER_THAN_MODEL = "longer_than_model"
+    LAYOUT_FELL_BACK = "layout_fell_back"
+    NEAR_TIES = "near_ties"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
@@ -66,6 +68,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.RESUMED: "the trial was interrupted and went on; run it afresh for an unbroken measurement",
     WarningKind.RANDOM_WEIGHTS: "the costs are those of the architecture; quality needs the real weights",
     WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to what the model was made for",
+    WarningKind.LAYOUT_FELL_BACK: "nothing is wrong but the speed; training.layout = padded says the same on purpose",
+    WarningKind.NEAR_TIES: "another layout or batch may write other tokens there; smallest_margin in predictions.jsonl",
 }
 
 
@@ -106,6 +110,10 @@ class Step(Frozen):
     energy_counter_j: float | None = Field(None, description="the energy counter's reading at the step's end")
     gradient_norm: float | None = Field(None, description="before clipping")
     skipped: bool = Field(False, description="the optimizer did not step: a gradient overflowed in fp16")
+    prefill_s: float | None = Field(
+        None, description="generation: until the prompts were read and a token each written"
+    )
+    prefill_tokens: int | None = Field(None, description="generation: tokens that the model ran on to read the prompts")
 
 
 class Reading(Frozen):
@@ -176,6 +184,41 @@ class DataRecord(Frozen):
     cut: int = Field(description="examples whose text or context was cut")
 
 
+class LayoutChoice(Frozen):
+    """The layout that trials take, and why."""
+
+    layout: Literal["padded", "packed", "shared"]
+    kernel: Literal["sdpa", "flex"] | None = Field(None, description="the attention kernel of packed and shared")
+    problem: str | None = Field(None, description="why the layout is padded though another would have been taken")
+
+
+class LayoutTokens(Frozen):
+    """What a layout made of a phase's examples."""
+
+    tokens: int = Field(description="real tokens of the examples, a shared prefix counted once for each")
+    computed_tokens: int = Field(description="tokens the model ran on")
+    padded_tokens: int = Field(description="tokens that the layout padded would have run on")
+    padding_share: float = Field(description="share of computed_tokens that is padding, 0..1")
+    saved_share: float = Field(description="share of padded_tokens that was not computed, 0..1")
+
+
+class LayoutRecord(LayoutChoice):
+    """The layout of a trial, and what it saved."""
+
+    train: LayoutTokens | None = None
+    evaluate: LayoutTokens | None = None
+
+
+class MergedRecord(Frozen):
+    """How far inference with the merged adapter agrees with the attached one (`inference.adapter = "merged"`)."""
+
+    loss: float | None = Field(
+        description="the test's loss with the adapter merged; `scores.loss` is the attached one's"
+    )
+    texts: int | None = Field(None, description="answers written by both; absent where the task writes none")
+    equal_texts: int | None = Field(None, description="answers that are the same")
+
+
 class Scores(Frozen):
     """Quality on the test data; each absent where the task or random weights do not give it."""
 
@@ -228,6 +271,8 @@ class Record(Frozen):
     data: DataRecord | None
     phases: tuple[PhaseRecord, ...] = ()
     energy: EnergySource | None = None
+    layout: LayoutRecord | None = None
+    merged: MergedRecord | None = None
     scores: Scores = Scores()
     warnings: tuple[RecordWarning, ...] = ()
     started_at: str | None = Field(None, description="UTC, ISO 8601")

@@ -48,6 +48,18 @@ _PREPARATION_KEYS = (
 )
 
 
+# What the choice of a layout depends on beside the data (`howlow.trial.layout`).
+_LAYOUT_KEYS = (
+    "lora.dropout",
+    "training.layout",
+    "training.shuffle",
+    "training.batch_size",
+    "training.effective_batch_size",
+    "training.precision",
+    "run.device",
+)
+
+
 class DiskFullError(Exception):
     """No space is left: what is measured stays, the same command goes on when there is room."""
 
@@ -134,8 +146,10 @@ def sweep(
             if plan.name in existing and existing[plan.name].status in retry:
                 _set_aside(folder / "trials" / plan.name)
                 del existing[plan.name]
-        listener(Event("prepared", total=len(plans), done=sum(plan.name in existing for plan in plans)))
-        _run_all(executor, plans, existing, prepared, folder, listener)
+        pending = [plan for plan in plans if plan.name not in existing]
+        layouts = _choose_layouts(executor, pending, prepared, folder / ".howlow")
+        listener(Event("prepared", total=len(plans), done=len(plans) - len(pending)))
+        _run_all(executor, plans, existing, prepared, layouts, folder, listener)
         return SweepResult(folder, tuple(existing[plan.name] for plan in plans))
 
 
@@ -246,7 +260,15 @@ def _set_aside(trial: Path) -> None:
 
 
 def _preparation_key(settings: Settings) -> str:
-    values = [settings.get(key) for key in _PREPARATION_KEYS]
+    return _key(settings, _PREPARATION_KEYS)
+
+
+def _layout_key(settings: Settings) -> str:
+    return _key(settings, (*_PREPARATION_KEYS, *_LAYOUT_KEYS))
+
+
+def _key(settings: Settings, keys: Sequence[str]) -> str:
+    values = [settings.get(key) for key in keys]
     plain = [value.model_dump() if hasattr(value, "model_dump") else value for value in values]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -272,6 +294,28 @@ def _prepare(executor: LocalExecutor, plans: Sequence[TrialPlan], folder: Path) 
             raise _unwritable(folder.parent, error) from None
         prepared[key] = Preparation(folder / f"prepared-{key}", _checked(finished, folder))
     return prepared
+
+
+def _choose_layouts(
+    executor: LocalExecutor, plans: Sequence[TrialPlan], prepared: Mapping[str, Preparation], folder: Path
+) -> dict[str, dict[str, Any]]:
+    """The layout of every trial that is to run, chosen once for those that share what it depends on, and laid by."""
+    chosen: dict[str, dict[str, Any]] = {}
+    for plan in plans:
+        key, preparation = _layout_key(plan.settings), prepared[_preparation_key(plan.settings)]
+        if key in chosen:
+            continue
+        environment = preparation.report["environment"]
+        basis = {"data": preparation.report["data"], "versions": environment["versions"], "on": environment["device"]}
+        path = folder / f"layout-{key}.json"
+        laid_by = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if laid_by.get("basis") != basis:
+            payload = {"settings": plan.settings.model_dump_json(), "data": str(preparation.folder)}
+            finished = executor.run("howlow.trial.choose_entry", payload, folder / "preparation.log")
+            laid_by = {"basis": basis, "layout": _checked(finished, folder)}
+            write_atomically(path, json.dumps(laid_by))
+        chosen[key] = laid_by["layout"]
+    return chosen
 
 
 def _checked(finished: Finished, folder: Path) -> dict[str, Any]:
@@ -340,6 +384,7 @@ def _run_all(
     plans: Sequence[TrialPlan],
     existing: dict[str, Record],
     prepared: Mapping[str, Preparation],
+    layouts: Mapping[str, dict[str, Any]],
     folder: Path,
     listener: Listener,
 ) -> None:
@@ -351,13 +396,19 @@ def _run_all(
         done = len(plans) - len(pending) + index
         listener(Event("started", plan, done=done, total=len(plans)))
         preparation = prepared[_preparation_key(plan.settings)]
-        record = _run_one(executor, plan, preparation, folder / "trials" / plan.name, listener)
+        layout = layouts[_layout_key(plan.settings)]
+        record = _run_one(executor, plan, preparation, layout, folder / "trials" / plan.name, listener)
         existing[plan.name] = record
         listener(Event("ended", plan, done=done + 1, total=len(plans), record=record))
 
 
 def _run_one(
-    executor: LocalExecutor, plan: TrialPlan, preparation: Preparation, trial: Path, listener: Listener
+    executor: LocalExecutor,
+    plan: TrialPlan,
+    preparation: Preparation,
+    layout: dict[str, Any],
+    trial: Path,
+    listener: Listener,
 ) -> Record:
     payload = {
         "name": plan.name,
@@ -366,6 +417,7 @@ def _run_one(
         "settings": plan.settings.model_dump_json(),
         "folder": str(trial),
         "data": str(preparation.folder),
+        "layout": layout,
     }
     kills_before = _kernel_kills()
     try:

@@ -12,6 +12,7 @@ here, and found by the check of the loaded model (`howlow.engine.checking`).
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -36,11 +37,15 @@ class Company(Protocol):
         """Attention of one layer: (1, heads, queries, dimension) from keys and values of (1, key heads, keys, ...)."""
 
 
+@dataclass(frozen=True)
 class Limits:
     """What a layer asks of its attention beside query, key and value."""
 
-    def __init__(self, scale: float, window: int | None, chunk: int | None, softcap: float | None) -> None:
-        self.scale, self.window, self.chunk, self.softcap = scale, window, chunk, softcap
+    scale: float
+    window: int | None
+    chunk: int | None
+    softcap: float | None
+    dropout: float = 0.0
 
 
 _company: Company | None = None  # a plain global: a backward pass that recomputes may run in another thread
@@ -56,7 +61,8 @@ def among(model: nn.Module, company: Company | None) -> Iterator[None]:
     if company is None:
         yield
         return
-    configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
+    owners: list[Any] = [module for module in model.modules() if hasattr(module, "config")]
+    configs = {id(module.config): module.config for module in owners}
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for config in configs.values():
@@ -69,7 +75,7 @@ def among(model: nn.Module, company: Company | None) -> Iterator[None]:
             config._attn_implementation = before[key]
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _forward(
     module: nn.Module,
     query: Tensor,
@@ -91,9 +97,7 @@ def _forward(
     if attention_mask is not None:
         raise UnsupportedError("the model brings a mask of its own")
     window, chunk = _by_layer_type(module, sliding_window)
-    limits = Limits(scaling if scaling is not None else query.shape[-1] ** -0.5, window, chunk, softcap)
-    if dropout:
-        raise UnsupportedError("dropout within the attention")
+    limits = Limits(scaling if scaling is not None else query.shape[-1] ** -0.5, window, chunk, softcap, dropout)
     return _company.attend(query, key, value, limits).transpose(1, 2).contiguous(), None
 
 
@@ -129,7 +133,7 @@ class SdpaForest:
         """See `Company`. Splitting and joining are one operation each way, so that the backward pass has few."""
         blocks = self.forest.blocks
         sizes = [block.end - block.start for block in blocks]
-        queries, keys, values = (whole.split(sizes, dim=2) for whole in (query, key, value))
+        queries, keys, values = (torch.split(whole, sizes, dim=2) for whole in (query, key, value))
         found = []
         for index, block in enumerate(blocks):
             mask = self.forest.mask(index, query.dtype, limits.window, limits.chunk)
@@ -152,6 +156,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, limits:
         value,
         attn_mask=mask,
         is_causal=mask is None,
+        dropout_p=limits.dropout,
         scale=limits.scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
@@ -161,14 +166,17 @@ def _capped(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, limi
     """Scores softly capped at +-c, c tanh(score / c), as Gemma 2 has them."""
     groups = query.shape[1] // key.shape[1]
     key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
+    if limits.dropout:
+        raise UnsupportedError("dropout within an attention with a soft cap")
     cap = limits.softcap
     assert cap is not None, "asked for by the caller"
     scores = cap * torch.tanh(query @ key.transpose(2, 3) * (limits.scale / cap))
     if mask is None:
         mask = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device).triu_(1)
-    return torch.softmax(scores + mask, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(
-        query.dtype
-    ) @ value
+    return (
+        torch.softmax(scores + mask, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
+        @ value
+    )
 
 
 def takes_positions(model: nn.Module) -> bool:

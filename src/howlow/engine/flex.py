@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from howlow.engine.attention import Limits
+from howlow.engine.attention import Limits, UnsupportedError
 from howlow.engine.forest import Forest
 
 
@@ -23,6 +23,8 @@ class FlexForest:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
         """See `Company`."""
+        if limits.dropout:
+            raise UnsupportedError("dropout within FlexAttention")
         kind = (limits.window, limits.chunk)
         if kind not in self._masks:
             self._masks[kind] = self._block_mask(*kind)

@@ -126,7 +126,7 @@ def plant(sequences: Sequence[Sequence[int]], *, share: bool) -> tuple[Forest, T
 def _segments(sequences: Sequence[Sequence[int]], share: bool) -> list[Segment]:
     found: list[Segment] = []
     if share:
-        members = sorted(range(len(sequences)), key=lambda index: sequences[index])
+        members = sorted(range(len(sequences)), key=lambda index: tuple(sequences[index]))
         _grow(sequences, members, 0, 0, None, found)
     else:
         for index in range(len(sequences)):

@@ -2,12 +2,12 @@
 
 A frozen layer needs two products, y = x W^T and in the backward pass dx = dy W; nothing else has to exist. An adapter
 on it (LoRA, h = W x + s B A x) adds its part to the same y and dx in place, where PEFT's own code makes four further
-passes over them. The products run through oneDNN, whose fp32 kernels reach 1.1 to 1.4 times the rate of the BLAS behind
-torch's `linear` on the machines that were measured (`docs/log.md`); weights stay where they are and are shared with
-every other process that maps them.
+passes over them. The products run through oneDNN, whose fp32 kernels reach 1.1 to 1.4 times the rate of the BLAS
+behind torch's `linear` on the machines that were measured (`docs/log.md`); weights stay where they are and are shared
+with every other process that maps them.
 
-Only the arithmetic's order differs from PEFT's. Where a layer is anything but plain (dropout, a variant of LoRA, another
-dtype, a weight that trains) its own code runs.
+Only the arithmetic's order differs from PEFT's. Where a layer is anything but plain (dropout, a variant of LoRA,
+another dtype, a weight that trains) its own code runs.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ _ADAPTER = "default"
 def fused(model: nn.Module) -> Iterator[None]:
     """Within this context the model's frozen linear layers, with their adapters, run fused where they can."""
     changed = []
-    if torch.backends.mkldnn.is_available():
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         adapted = [module for module in model.modules() if isinstance(module, LoraLayer) and _is_plain_adapter(module)]
         inside = {id(module.base_layer) for module in adapted}
         for module in model.modules():
@@ -89,7 +89,7 @@ class _Frozen(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
         return (_product(dy, ctx.weight.t()) if ctx.needs_input_grad[0] else None), None, None
 
 
@@ -107,7 +107,7 @@ class _Adapted(torch.autograd.Function):
         return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, a, b = ctx.saved_tensors
         dy = gradient.reshape(-1, gradient.shape[-1])
         d_low = (dy @ b).mul_(ctx.scale)

@@ -65,12 +65,12 @@ def generate(
     stop: str | None,
     eos: frozenset[int],
     kernel: Kernel = "sdpa",
-    on_prompts_read: Callable[[], None] = lambda: None,
+    on_prompts_read: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[Generated], int]:
     """Continue prompts greedily.
 
-    prompt_length: what `padded` fills prompts up to; pad_id: with what. on_prompts_read: called once, between reading
-    the prompts and writing the second token.
+    prompt_length: what `padded` fills prompts up to; pad_id: with what. on_prompts_read: called once, when the prompts
+    are read and a token each is written, with the tokens that the model ran on until then.
 
     Returns:
         The rows, and the tokens that the model ran on.
@@ -94,7 +94,7 @@ def generate(
 
 
 def _continue_padded(
-    model: Any, ids: Tensor, mask: Tensor, rows: "_Rows", max_new_tokens: int, on_prompts_read: Callable[[], None]
+    model: Any, ids: Tensor, mask: Tensor, rows: "_Rows", max_new_tokens: int, on_prompts_read: Callable[[int], None]
 ) -> int:
     """Continue left-padded prompts: (rows, length) ids and mask; returns the tokens computed."""
     ids, mask = ids.to(model.device), mask.to(model.device)
@@ -109,7 +109,7 @@ def _continue_padded(
         past = output.past_key_values
         chosen = rows.write(everyone, output.logits[:, -1])
         if step == 0:
-            on_prompts_read()
+            on_prompts_read(computed)
         if all(map(rows.is_done, everyone)):
             break
         ids = chosen[:, None]

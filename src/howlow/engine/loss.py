@@ -70,7 +70,7 @@ class _ChunkedHead(torch.autograd.Function):
         return losses, total
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = iter(ctx.saved_tensors)
         return None, None, None, *(next(gradients) * upstream if is_needed else None for is_needed in ctx.needed)
 
@@ -93,7 +93,10 @@ def _in_chunks(
         total += scaled.detach()
         if any(needed):
             wanted = [one for one, is_needed in zip((part, *trained), needed, strict=True) if is_needed]
-            places = [one[start : start + len(part)] if needed[0] and not index else one for index, one in enumerate(gradients)]
+            places = [
+                one[start : start + len(part)] if needed[0] and not index else one
+                for index, one in enumerate(gradients)
+            ]
             for place, gradient in zip(places, torch.autograd.grad(scaled, wanted), strict=True):
                 place.add_(gradient)
     return torch.cat(losses), total, gradients

@@ -1,10 +1,10 @@
 """Greedy generation from prompts that begin alike: a common prefix's keys and values are computed once.
 
 The prompts lie in one row as in the layouts `packed` and `shared` (`howlow.engine.forest`). One forward pass computes
-all of it and keeps every layer's keys and values; then each prompt is continued by a token at a time, all of them in one
-row of as many tokens as prompts are still going on. Each tree of prompts has a region of the cache: its tokens, then one
-slot a prompt for every new token. So the prompts of a tree attend to one slice of the cache, behind a mask that says
-which of its tokens are on a prompt's own path.
+all of it and keeps every layer's keys and values; then each prompt is continued by a token at a time, all of them in
+one row of as many tokens as prompts are still going on. Each tree of prompts has a region of the cache: its tokens,
+then one slot a prompt for every new token. So the prompts of a tree attend to one slice of the cache, behind a mask
+that says which of its tokens are on a prompt's own path.
 """
 
 from collections.abc import Callable, Sequence
@@ -99,7 +99,7 @@ class _Continuing:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
         """One masked attention a tree."""
-        queries = query.split([part.rows.numel() for part in self._parts], dim=2)
+        queries = torch.split(query, [part.rows.numel() for part in self._parts], dim=2)
         found = []
         for number, part in enumerate(self._parts):
             mask = self._mask(number, query.dtype, limits)
@@ -154,11 +154,12 @@ def continue_prompts(
     share: bool,
     kernel: Kernel,
     max_new_tokens: int,
-    on_prompts_read: Callable[[], None] = lambda: None,
+    on_prompts_read: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Continue prompts for as long as any goes on; returns the tokens that the model ran on.
 
-    share: whether common beginnings are computed once. on_prompts_read: called between reading and writing.
+    share: whether common beginnings are computed once. on_prompts_read: called with the tokens computed so far when
+    the prompts are read and a token each is written.
     """
     device = model.device
     forest, ids, places = plant(prompts, share=share)
@@ -176,10 +177,9 @@ def continue_prompts(
 
     last = torch.stack([places[prompt][-1] for prompt in going]).to(device)
     hidden = run(ids, forest.positions, company(forest.to(device), kernel))
-    logits = head_logits(model, hidden[last])
-    on_prompts_read()
+    chosen, computed = writer.write(going, head_logits(model, hidden[last])), ids.numel()
+    on_prompts_read(computed)
     slots.is_reading_prompts = False
-    chosen, computed = writer.write(going, logits), ids.numel()
     for step in range(max_new_tokens - 1):
         kept = [index for index, prompt in enumerate(going) if not writer.is_done(prompt)]
         if not kept:

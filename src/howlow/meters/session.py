@@ -28,6 +28,8 @@ class Timed:
     start_s: float
     duration_s: float = 0.0
     energy_counter_j: float | None = None
+    prefill_s: float | None = None
+    prefill_tokens: int | None = None
 
 
 @dataclass
@@ -126,6 +128,11 @@ class PhaseMeter:
                 self._segment = _Segment(timed.start_s, start_j, end_s, timed.energy_counter_j)
             self._segment.end_s, self._segment.end_j = end_s, timed.energy_counter_j
             self._segment.samples += samples
+
+    def mark_prefill(self, timed: Timed, tokens: int) -> None:
+        """Within a step that generates: the prompts are read, `tokens` were computed for it."""
+        self._synchronise()
+        timed.prefill_s, timed.prefill_tokens = self.session.trial_time() - timed.start_s, tokens
 
     def pause(self) -> dict[str, Any]:
         """Close the running segment before a checkpoint; returns the totals to keep in it."""

@@ -66,8 +66,6 @@ def _first_problem(error: ValidationError) -> str:
         return str(problem["ctx"]["error"])
     more = {
         ("training.batch_size", "max"): "; the search for the largest batch is not in this version, give a number",
-        ("training.layout", "packed"): "; this layout is not in this version",
-        ("training.layout", "shared"): "; this layout is not in this version",
     }.get((key, problem["input"] if isinstance(problem["input"], str) else ""), "")
     rule = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{key} = {problem['input']!r}: {rule}{more} ({setting_keys().get(key, 'a table of settings')})"

@@ -114,8 +114,10 @@ class LoraSettings(Section):
 class TrainingSettings(Section):
     """Fine-tuning: the batches, the optimizer (AdamW), the schedule and the precision."""
 
-    layout: Literal["auto", "padded"] = Field(
-        "auto", description="how examples become token batches; this version has `padded`, which `auto` takes"
+    layout: Literal["auto", "padded", "packed", "shared"] = Field(
+        "auto",
+        description="how examples become token batches: each padded to the sequence length (the paper's), several in a "
+        "row (packed), or with common prefixes once (shared); auto: shared where prefixes pay, else packed",
     )
     shuffle: Literal["groups", "examples"] = Field(
         "groups", description="the training order: groups shuffled and each kept together, or every example by itself"
@@ -163,6 +165,11 @@ class InferenceSettings(Section):
     """Scoring the test data after fine-tuning, in the same process."""
 
     batch_size: Positive = Field(8, description="test examples in one batch")
+    adapter: Literal["attached", "merged"] = Field(
+        "attached",
+        description="merged: inference is measured with the adapter merged into a copy of the weights; scores stay "
+        "those of the attached one, and the agreement of the two is recorded",
+    )
     max_new_tokens: Positive = Field(32, description="generation ends after this many tokens")
 
 
@@ -220,6 +227,15 @@ class Settings(Section):
     inference: InferenceSettings = Field(default_factory=InferenceSettings, description="scoring")
     meters: MeterSettings = Field(default_factory=MeterSettings, description="measuring")
     run: RunSettings = Field(default_factory=RunSettings, description="running")
+
+    @model_validator(mode="after")
+    def _shared_needs_no_dropout(self) -> Self:
+        if self.training.layout == "shared" and self.lora.dropout:
+            raise ValueError(
+                'training.layout = "shared" with lora.dropout: examples that share a prefix would share its mask; '
+                'take "packed", or no dropout'
+            )
+        return self
 
     def get(self, key: str) -> Any:
         """The value of a dotted setting, e.g. `settings.get("training.batch_size")`."""

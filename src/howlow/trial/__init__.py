@@ -39,10 +39,11 @@ from howlow.meters.machine import choose_device, environment
 from howlow.meters.memory import keep_heap, release
 from howlow.meters.session import Session
 from howlow.preparation import Prepared
-from howlow.records import EnergySource, ModelRecord, Record, Scores, Status, WarningKind, write_record
+from howlow.records import EnergySource, LayoutChoice, ModelRecord, Record, Scores, Status, WarningKind, write_record
 from howlow.settings import Settings
 from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory
 from howlow.trial.fine_tuning import fine_tune
+from howlow.trial.layout import choose, layout_record
 from howlow.trial.resuming import resume, save_trained
 from howlow.trial.scoring import Scorer
 from howlow.trial.state import SweepLink, TrialState
@@ -57,19 +58,29 @@ def prepare_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]
     return preparation.prepare(settings, payload["adapters"], Path(payload["folder"]))
 
 
+def choose_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]:
+    """Choose the layout of the trials with these settings (`howlow.trial.layout`)."""
+    _settle()
+    settings = Settings.model_validate_json(payload["settings"])
+    prepared = preparation.read_prepared(Path(payload["data"]))
+    return choose(settings, prepared.train, prepared.test).model_dump()
+
+
 def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
     """Run one trial and write its record; returns its status."""
     _settle()
     settings = Settings.model_validate_json(payload["settings"])
-    padded = settings.training.model_copy(update={"layout": "padded"})
+    choice = LayoutChoice(**payload["layout"])
+    taken = settings.training.model_copy(update={"layout": choice.layout})
     state = TrialState(
         name=payload["name"],
         kind=payload["kind"],
         axes=payload["axes"],
-        settings=settings.model_copy(update={"training": padded}),
+        settings=settings.model_copy(update={"training": taken}),
         folder=Path(payload["folder"]),
         data_folder=Path(payload["data"]),
         link=link,
+        choice=choice,
     )
     with FileLock(state.folder / ".lock"):  # a trial of a sweep that was killed a moment ago may still be ending
         return run(state)
@@ -237,6 +248,8 @@ def _warn_about(state: TrialState, prepared: Prepared) -> None:
         state.warn(WarningKind.ENERGY_ABSENT, energy.detail)
     if energy.name == "assumed":
         state.warn(WarningKind.ENERGY_ASSUMED, energy.detail)
+    if state.choice.problem:
+        state.warn(WarningKind.LAYOUT_FELL_BACK, state.choice.problem)
     if state.settings.random_weights:
         state.warn(WarningKind.RANDOM_WEIGHTS, "random weights: quality is absent")
 
@@ -269,6 +282,8 @@ def _record(state: TrialState, status: Status, error: str | None, scores: Scores
         data=found.data,
         phases=tuple(found.phases),
         energy=found.energy,
+        layout=layout_record(state),
+        merged=found.merged,
         scores=scores,
         warnings=tuple(found.warnings),
         started_at=found.started_at,

@@ -1,10 +1,14 @@
 """The fine-tuning phase: the schedule of steps, each timed and written down, checkpoints between them."""
 
+from contextlib import nullcontext
+
 from torch import nn
 
 from howlow.engine import layouts, order
 from howlow.engine import model as models
+from howlow.engine.frozen import fused
 from howlow.engine.model import Precision
+from howlow.engine.rotary import as_in_a_full_row
 from howlow.engine.training import Optimization, Trainer
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
@@ -45,11 +49,22 @@ def fine_tune(
     parts = state.parts(first, len(schedule))
     writer = LineWriter(state.steps_path)
     totals = saved.document["totals"] if saved else None
-    with models.compiled_layers(model, training.compile), session.phase("train", totals) as meter:
+    with (
+        models.compiled_layers(model, training.compile),
+        fused(model) if precision == "fp32" and not training.compile else nullcontext(),
+        as_in_a_full_row(model, training.sequence_length),
+        session.phase("train", totals) as meter,
+    ):
         for index in range(first, len(schedule)):
             chosen = schedule[index]
             micro_batches = [
-                layouts.padded([examples[i] for i in part], training.sequence_length, pad_id, training.loss_on)
+                layouts.lay_out(
+                    [examples[i] for i in part],
+                    state.choice.layout,
+                    training.sequence_length,
+                    pad_id,
+                    training.loss_on,
+                )
                 for part in split(chosen, training.batch_size)
             ]
             state.note_first_step()
@@ -95,4 +110,12 @@ def _trainer(state: TrialState, session: Session, model: nn.Module, precision: P
         total_steps=total_steps,
     )
     parameters = models.trainable(model)
-    return Trainer(model, parameters, optimization, device=session.device, precision=precision, head=training.head)
+    return Trainer(
+        model,
+        parameters,
+        optimization,
+        device=session.device,
+        precision=precision,
+        head=training.head,
+        kernel=state.choice.kernel or "sdpa",
+    )

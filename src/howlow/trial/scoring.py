@@ -8,7 +8,9 @@ from functools import cached_property, partial
 from typing import Any
 
 from howlow.engine import inference, layouts
+from howlow.engine.layouts import Layout
 from howlow.engine.model import Precision
+from howlow.engine.rotary import as_in_a_full_row, depends_on_length
 from howlow.engine.tokens import TokenizedExample
 from howlow.meters.session import Session
 from howlow.preparation import Prepared
@@ -33,7 +35,8 @@ class BatchResult:
     lines: Callable[[], list[str]]
 
 
-Work = Callable[[], BatchResult]
+Work = Callable[[Callable[[int], None]], BatchResult]
+"""Runs a batch; calls what it is given, with the tokens computed so far, when the prompts of a generation are read."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Scorer:
                 samples = len(batches[index])
                 state.note_first_step()
                 with meter.step(parts[index] == "measured", samples) as timed:
-                    result = work()
+                    result = work(partial(meter.mark_prefill, timed))
                 for line in result.lines():
                     predictions.append(line)
                 write_step(
@@ -106,10 +109,17 @@ class Scorer:
 
     def _evaluation(self, chosen: list[TokenizedExample]) -> Work:
         training = self.state.settings.training
-        batch = layouts.padded(chosen, training.sequence_length, self.pad_id, "completion")
+        choice, length = self.state.choice, training.sequence_length
+        batch = layouts.lay_out(chosen, choice.layout, length, self.pad_id, "completion")
+        options: dict[str, Any] = {
+            "precision": self.precision,
+            "head": training.head,
+            "kernel": choice.kernel or "sdpa",
+        }
 
-        def work() -> BatchResult:
-            sums = inference.evaluate(self.model, batch, precision=self.precision, head=training.head)
+        def work(_: Callable[[int], None]) -> BatchResult:
+            with as_in_a_full_row(self.model, length):
+                sums = inference.evaluate(self.model, batch, **options)
             loss = _finite(math.fsum(sums) / batch.target_tokens)
             lines = list[str] if self.task.generates else partial(_text_lines, chosen, sums)
             return BatchResult(batch.tokens, batch.target_tokens, batch.computed_tokens, loss, lines)
@@ -145,14 +155,20 @@ class Scorer:
         settings = self.state.settings
         new = settings.inference.max_new_tokens
         prompts = [example.prompt for example in chosen]
-        ids, mask = layouts.left_padded(prompts, settings.training.sequence_length - new, self.pad_id)
+        length, choice = settings.training.sequence_length, self.state.choice
+        # Frequencies that follow the longest row would differ from those of a batch that is padded.
+        layout: Layout = "padded" if depends_on_length(self.model, length) else choice.layout
 
-        def work() -> BatchResult:
+        def work(on_prompts_read: Callable[[int], None]) -> BatchResult:
             rows, computed = inference.generate(
                 self.model,
                 self.tokenizer,
-                ids,
-                mask,
+                prompts,
+                layout=layout,
+                prompt_length=length - new,
+                pad_id=self.pad_id,
+                kernel=choice.kernel or "sdpa",
+                on_prompts_read=on_prompts_read,
                 precision=self.precision,
                 max_new_tokens=new,
                 stop=settings.task.stop,
@@ -180,6 +196,7 @@ class Scorer:
             generated=row.text,
             prediction=prediction,
             new_tokens=row.new_tokens,
+            smallest_margin=row.smallest_margin,
             scores=scores,
         )
 

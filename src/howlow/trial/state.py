@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +14,9 @@ from howlow.records import (
     DataRecord,
     EnergySource,
     Environment,
+    LayoutChoice,
     LineWriter,
+    MergedRecord,
     ModelRecord,
     Part,
     PhaseName,
@@ -47,6 +49,7 @@ class Found:
     data: DataRecord | None = None
     energy: EnergySource | None = None
     model: ModelRecord | None = None
+    merged: MergedRecord | None = None
     phases: list[PhaseRecord] = field(default_factory=list)
     warnings: list[RecordWarning] = field(default_factory=list)
     resumed: int = 0
@@ -65,6 +68,7 @@ class TrialState:
     folder: Path
     data_folder: Path
     link: SweepLink
+    choice: LayoutChoice
     found: Found = field(default_factory=Found)
     session: Session | None = None
     _reported_s: float = -math.inf
@@ -122,7 +126,7 @@ def _part(is_burn_in: bool) -> Part:
 
 def write_step(writer: LineWriter, timed: Timed, **fields: Any) -> None:
     """Write one raw step with its times."""
-    step = Step(start_s=timed.start_s, duration_s=timed.duration_s, energy_counter_j=timed.energy_counter_j, **fields)
+    step = Step(**asdict(timed), **fields)
     writer.append(step.model_dump_json(exclude_none=True))
 
 
