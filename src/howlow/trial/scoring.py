@@ -145,14 +145,15 @@ class Scorer:
         settings = self.state.settings
         new = settings.inference.max_new_tokens
         prompts = [example.prompt for example in chosen]
-        ids, mask = layouts.left_padded(prompts, settings.training.sequence_length - new, self.pad_id)
 
         def work() -> BatchResult:
             rows, computed = inference.generate(
                 self.model,
                 self.tokenizer,
-                ids,
-                mask,
+                prompts,
+                layout="padded",
+                prompt_length=settings.training.sequence_length - new,
+                pad_id=self.pad_id,
                 precision=self.precision,
                 max_new_tokens=new,
                 stop=settings.task.stop,
