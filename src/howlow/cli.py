@@ -5,6 +5,7 @@ mid-sweep); 2 a mistake of the user's, told in one line; 130 and 143 after Ctrl-
 """
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -35,7 +36,7 @@ def _help(key: str) -> str:
 
 
 Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
-Out = Annotated[Path | None, typer.Option("--out", help="the run directory", metavar="DIR")]
+Out = Annotated[str | None, typer.Option("--out", help="the run directory", metavar="DIR")]
 
 
 @app.command("sweep")
@@ -81,12 +82,12 @@ def sweep_command(
         flags = asked.merge(flags, {"grid": {"seed": asked.parse_integers("--seeds", seeds)}})
     overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
     settings = asked.load(source, overrides)
+    statuses = _statuses(retry)
     if dry_run:
-        _print_dry_run(settings, out)
+        _print_dry_run(settings, out, statuses)
         return
     if out is None:
         raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
-    statuses = _statuses(retry)
 
     from howlow.sweep import sweep
 
@@ -100,7 +101,7 @@ def sweep_command(
     except KeyboardInterrupt as interrupt:
         _say(f"howlow: stopped; what is measured is kept in {out}, the same command goes on")
         raise typer.Exit(143 if isinstance(interrupt, _TerminatedError) else 130) from None
-    _print_report([out])
+    _print_report([Path(out)])
     for record in result.failed:
         _say(f"howlow: {record.trial} ended as {record.status}: {record.error}")
     if result.failed:
@@ -113,7 +114,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def _is_int(text: str) -> bool:
-    return text.lstrip("-").isdigit()
+    return re.fullmatch("-?[0-9]+", text) is not None
 
 
 def _statuses(text: str | None) -> list[Any]:
@@ -126,14 +127,17 @@ def _statuses(text: str | None) -> list[Any]:
     return asked
 
 
-def _print_dry_run(settings: Any, out: Path | None) -> None:
+def _print_dry_run(settings: Any, out: str | None, retry: list[Any]) -> None:
     from howlow.sweep import dry_run
 
-    plan = dry_run(settings, out)
-    left = [trial for trial in plan.plans if trial.name not in plan.finished]
-    print(f"{len(plan.plans)} trials, {len(plan.plans) - len(left)} of them finished; to run, in this order:")
-    for trial in left:
-        print(f"  {trial.name}")
+    plan = dry_run(settings, out, retry=retry)
+    finished = sum(status == "done" for status in plan.ended.values())
+    print(f"{len(plan.plans)} trials, {finished} of them finished; to run, in this order:")
+    for name in plan.to_run:
+        print(f"  {name}")
+    for name, status in plan.ended.items():
+        if status != "done":
+            print(f"not run again: {name} ended as {status}; --retry {status} does")
     for preparation in plan.preparations:
         data = preparation.report["data"]
         for side in ("train", "test"):

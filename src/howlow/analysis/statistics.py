@@ -30,6 +30,7 @@ from howlow.settings import Settings
 
 Row = dict[str, Any]
 Readings = Sequence[tuple[str, float, float]]  # phase, time_s, utilization
+_READING = {"phase": str, "time_s": int | float, "utilization": int | float | None}
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def _readings(folder: Path) -> Readings:
     """The readings of utilisation; raw, as a timeline is the longest file and its models cost more than its text."""
     return [
         (line["phase"], line["time_s"], line["utilization"])
-        for line in read_lines(folder / "timeline.jsonl")
+        for line in read_lines(folder / "timeline.jsonl", _READING)
         if line.get("utilization") is not None
     ]
 

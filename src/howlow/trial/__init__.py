@@ -140,7 +140,7 @@ def _method(state: TrialState) -> Scores:
             _save(state, session, model)
         release(device)
         model.eval()
-        scores = Scorer(state, session, model, tokenizer, prepared, precision, pad_id, eos).score()
+        scores = Scorer(state, session, model, tokenizer, prepared, precision, pad_id, eos, saved).score()
     return Scores() if settings.random_weights else scores
 
 
