@@ -1,6 +1,7 @@
-"""Whatever moment a trial dies at, what it goes on to leave is what an unbroken one leaves: no finished phase is lost."""
+"""Whatever moment a trial dies at, going on it leaves what an unbroken one leaves: no finished phase is lost."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,8 @@ def run(table: dict[str, Any], folder: Path, link: SweepLink, kind: str = "lora"
     if not data.exists():
         preparation.prepare(plan.settings, [], data)
     payload = {"name": plan.name, "kind": kind, "axes": {}, "settings": plan.settings.model_dump_json()}
-    try:
+    with suppress(KilledError, StoppedError):
         trial_entry({**payload, "folder": str(trial), "data": str(data)}, link)
-    except (KilledError, StoppedError):
-        pass
     return read_record(trial)
 
 

@@ -49,12 +49,13 @@ class WarningKind(StrEnum):
     RESUMED = "resumed"
     RANDOM_WEIGHTS = "random_weights"
     LONGER_THAN_MODEL = "longer_than_model"
+    WEIGHTS_LEFT_OUT = "weights_left_out"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.TRAIN_TEST_OVERLAP: "nothing to do; task.overlap = keep trains on them all the same",
     WarningKind.EXAMPLES_DROPPED: "raise training.sequence_length to keep them",
-    WarningKind.TEXT_CUT: "raise training.sequence_length to see the whole text",
+    WarningKind.TEXT_CUT: "raise training.sequence_length; where answers need the room, lower inference.max_new_tokens",
     WarningKind.RANK_ABOVE_MATRIX: "the extra rank adds cost but no expressiveness; leave this rank out",
     WarningKind.TOKENIZER_SUBSTITUTED: "give the model's own with the setting tokenizer",
     WarningKind.ENERGY_ABSENT: "run on a device with a sensor, or set meters.assumed_power_w",
@@ -68,6 +69,7 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.RESUMED: "the trial was interrupted and went on; run it afresh for an unbroken measurement",
     WarningKind.RANDOM_WEIGHTS: "the costs are those of the architecture; quality needs the real weights",
     WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to what the model was made for",
+    WarningKind.WEIGHTS_LEFT_OUT: "see that config.json and the weights are of the same model",
 }
 
 
