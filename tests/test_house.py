@@ -87,6 +87,23 @@ def test_the_package_and_the_command_line_load_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_the_package_gives_its_functions_lazily_and_for_good() -> None:
+    code = """
+import sys
+import howlow
+assert not [name for name in sys.modules if name.startswith("howlow.")], sys.modules
+import howlow.sweep, howlow.report.charts
+from howlow.settings import load
+for name in howlow.__all__:
+    assert callable(getattr(howlow, name)), name
+assert howlow.sweep.__module__ == "howlow.sweep"
+assert set(howlow.__all__) <= set(dir(howlow))
+assert not hasattr(howlow, "no_such_name")
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_the_fork_server_preload_imports_and_nothing_more() -> None:
     code = """
 import os

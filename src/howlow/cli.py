@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from howlow.errors import UserError
 
@@ -28,30 +29,37 @@ score_app = typer.Typer(no_args_is_help=True, help="Score predictions made elsew
 app.add_typer(score_app, name="score")
 
 
-def _help(key: str) -> str:
-    """A flag's help is its setting's own description."""
-    from howlow.settings import setting_keys
+class _Described(TyperCommand):
+    """A command whose options may give a setting as their help; its description is looked up when it is shown."""
 
-    return f"{setting_keys()[key]} [{key}]"
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the command's help."""
+        from howlow.settings import setting_keys
+
+        for option in self.params:
+            key = getattr(option, "help", None)
+            if key in setting_keys():
+                option.help = f"{setting_keys()[key]} [{key}]"  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
 
 
 Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
 Out = Annotated[str | None, typer.Option("--out", help="the run directory", metavar="DIR")]
 
 
-@app.command("sweep")
+@app.command("sweep", cls=_Described)
 def sweep_command(
     source: Source = None,
     out: Out = None,
-    model: Annotated[str | None, typer.Option("--model", help=_help("model"))] = None,
-    task: Annotated[str | None, typer.Option("--task", help=_help("task.name"))] = None,
-    train: Annotated[str | None, typer.Option("--train", help=_help("task.train"))] = None,
-    test: Annotated[str | None, typer.Option("--test", help=_help("task.test"))] = None,
+    model: Annotated[str | None, typer.Option("--model", help="model")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="task.name")] = None,
+    train: Annotated[str | None, typer.Option("--train", help="task.train")] = None,
+    test: Annotated[str | None, typer.Option("--test", help="task.test")] = None,
     ranks: Annotated[str | None, typer.Option("--ranks", help="1,8,64, or 1..64 for powers of two [lora.rank]")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="0,1,2: one trial a rank for each [seed]")] = None,
     baselines: Annotated[str | None, typer.Option("--baselines", help="base,full or none [baselines]")] = None,
-    batch_size: Annotated[str | None, typer.Option("--batch-size", help=_help("training.batch_size"))] = None,
-    layout: Annotated[str | None, typer.Option("--layout", help=_help("training.layout"))] = None,
+    batch_size: Annotated[str | None, typer.Option("--batch-size", help="training.batch_size")] = None,
+    layout: Annotated[str | None, typer.Option("--layout", help="training.layout")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as TOML")] = None,
     retry: Annotated[
         str | None, typer.Option("--retry", help="run trials again that ended as failed,out_of_memory,diverged")

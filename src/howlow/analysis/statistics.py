@@ -60,6 +60,11 @@ class Results:
         return [trial.row for trial in self.trials]
 
     @cached_property
+    def records(self) -> list[Record]:
+        """The records, in the order of the rows."""
+        return [trial.record for trial in self.trials]
+
+    @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The columns of every row, in order."""
         return columns_of(self.axes)
@@ -77,6 +82,18 @@ class Results:
             for trial in self.trials
             for warning in trial.record.warnings
         ]
+
+
+def load(*folders: Path | str) -> Results:
+    """The records and rows of a run directory, or of several that may stand in one table.
+
+    `howlow.load("runs/demo").rows` are the rows of results.csv, `.records` the records that they come from, `.trials`
+    both with the raw losses. Only records are read, torch is not needed.
+
+    Raises:
+        UserError: as `rows`.
+    """
+    return rows([Path(folder) for folder in folders])
 
 
 def rows(folders: Sequence[Path]) -> Results:

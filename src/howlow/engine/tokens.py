@@ -184,8 +184,8 @@ def fit_prompt(
         shorter = tokenize(tokenizer, replace(example, context=context), chat)
     if len(shorter.prompt) > room and example.context:
         raise UserError(
-            f"test example {example.id}: even without its context its prompt has {len(shorter.prompt)} tokens, and "
-            f"training.sequence_length = {sequence_length} leaves {room} and {sequence_length - room} for the answer "
+            f"test example {example.id}: even without its context its prompt has {len(shorter.prompt)} tokens; "
+            f"training.sequence_length = {sequence_length} has room for {room} beside the answer "
             f"(inference.max_new_tokens = {max_new_tokens}); raise the one or lower the other"
         )
     prompt = shorter.prompt[-room:] if len(shorter.prompt) > room else shorter.prompt
