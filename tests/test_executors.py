@@ -86,4 +86,4 @@ def test_a_signal_to_the_group_in_a_trial_keeps_its_checkpoint(
     for trial in running:
         state = json.loads((trial / "checkpoint" / "state.json").read_text())
         assert state["identity"]["kind"] == "lora"
-        assert (trial / "log.txt").read_text() == ""
+        assert "Traceback" not in (trial / "log.txt").read_text()
