@@ -157,6 +157,12 @@ def test_a_foreign_folder_is_refused_and_stays_as_it_is(run: Any, settings: Sett
     assert listed(tmp_path) == [".notes.tmp", "thesis.tex"]
 
 
+def test_a_report_without_its_sweep_is_not_foreign(settings: Settings, tmp_path: Path) -> None:
+    leave(tmp_path, settings, "record")
+    (tmp_path / "results.csv").write_text("")
+    continuing.refuse_foreign(tmp_path)
+
+
 @pytest.mark.parametrize("run", [howlow.sweep, howlow.dry_run])
 def test_a_file_in_the_way_and_an_empty_name_are_refused(run: Any, settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

@@ -33,7 +33,7 @@ def started(tiny_table: dict[str, Any], tmp_path: Path) -> Callable[[], subproce
     return start
 
 
-def wait_until(condition: Callable[[], bool], patience_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
     until = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < until
@@ -62,6 +62,7 @@ def test_a_signal_to_the_group_while_the_server_imports_leaves_no_traceback(
         out, err = process.communicate(timeout=60)  # until the last of the group has closed its end
     finally:
         process.kill()
+        process.wait()
     assert (process.returncode, out) == (code, "")
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("howlow: stopped")
@@ -80,6 +81,7 @@ def test_a_signal_to_the_group_in_a_trial_keeps_its_checkpoint(
         _, err = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.wait()
     assert process.returncode == 143
     assert "Traceback" not in err
     running = [trial for trial in trials.iterdir() if not (trial / "record.json").exists()]

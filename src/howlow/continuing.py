@@ -18,6 +18,8 @@ from howlow.settings import Settings, TrialKind, first_difference, load, setting
 
 _CHOSEN_LATER = ("auto", "max")  # a trial writes down what it chose instead
 
+_REPORT = ("results.csv", "report.html", "figures")
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -51,7 +53,8 @@ def refuse_foreign(folder: Path) -> None:
         return
     # A sweep that was killed while it wrote sweep.toml leaves a temporary file.
     names = sorted(entry.name for entry in folder.iterdir() if not entry.match(".sweep.toml.*.tmp"))
-    foreign = [name for name in names if name not in (".howlow", "trials")]
+    ours = (".howlow", "trials", *(_REPORT if "trials" in names else ()))
+    foreign = [name for name in names if name not in ours]
     if foreign:
         raise UserError(f"--out {folder}: holds other files ({foreign[0]}) and no sweep; give a new folder")
 
