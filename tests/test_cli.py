@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import squad_document
 
 from howlow import cli
 from howlow.settings import merge
@@ -72,6 +73,12 @@ def refused(result: tuple[int, str, str], *words: str) -> None:
         (["--set", "training.batch_size=[1"], ["--set training.batch_size=[1", "TOML"]),
         (["--set", "nonsense"], ["KEY=VALUE"]),
         (["--batch-size", "0"], ["training.batch_size = 0", "greater than 0"]),
+        (["--batch-size=--5"], ["training.batch_size = '--5'", "integer"]),
+        (["--batch-size", "²"], ["training.batch_size = '²'", "integer"]),
+        (["--seeds", "9" * 30], ["seed = 9999", "less than or equal to"]),
+        (["--train", ""], ["task.train = ''", "a name is expected"]),
+        (["--set", "training.effective_batch_size=1"], ["effective_batch_size = 1", "lower training.batch_size to 1"]),
+        (["--set", "grid.seed=3"], ["grid.seed = 3", "a list"]),
         (["--layout", "diagonal"], ["training.layout", "padded"]),
         (["--retry", "sleepy"], ["--retry sleepy", "out_of_memory"]),
     ],
@@ -90,6 +97,18 @@ def test_an_unknown_preset_lists_those_there_are(howlow: Command, tmp_path: Path
 def test_a_missing_out_and_a_missing_model_say_so(howlow: Command, settings_file: Callable[..., Path]) -> None:
     refused(howlow("sweep", settings_file()), "--out DIR is missing")
     refused(howlow("sweep", "--task", "completion", "--train", "x", "--test", "y"), "model is missing", "--model")
+
+
+def test_an_empty_out_and_a_foreign_one_are_refused(
+    howlow: Command, settings_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("")
+    for more in ([], ["--dry-run"]):
+        refused(howlow("sweep", settings_file(), "--out", "", *more), "--out is empty")
+        refused(howlow("sweep", settings_file(), "--out", foreign, *more), "holds other files (notes.txt)")
+    assert [entry.name for entry in foreign.iterdir()] == ["notes.txt"]
 
 
 # -- data -----------------------------------------------------------------------------------------------------------
@@ -136,6 +155,17 @@ def test_nothing_left_after_cutting_names_the_shortest(
     table = settings_file()
     result = howlow("sweep", table, "--set", "training.sequence_length=40", "--out", tmp_path / "out")
     refused(result, "no training example", "sequence_length = 40", "shortest has")
+
+
+def test_a_question_that_cannot_stay_whole_is_refused(
+    howlow: Command, settings_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    long = json.loads(json.dumps(squad_document(2, name="c")).replace("How many balls?", "How many balls?" * 20))
+    (tmp_path / "long.json").write_text(json.dumps(long), encoding="utf-8")
+    result = howlow("sweep", settings_file(), "--test", tmp_path / "long.json", "--out", tmp_path / "out")
+    refused(
+        result, "test example c", "-0: even without", "training.sequence_length = 160", "inference.max_new_tokens = 4"
+    )
 
 
 # -- models ---------------------------------------------------------------------------------------------------------
@@ -218,6 +248,36 @@ def test_a_failed_trial_is_exit_code_1_and_told(
     assert "diverged" in out
 
 
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("steps.jsonl", "{", "no JSON"),
+        ("steps.jsonl", "3", "no JSON object"),
+        ("steps.jsonl", '{"phase": "train"}', "part: "),
+        ("timeline.jsonl", "{", "no JSON"),
+        ("timeline.jsonl", "[]", "no JSON object"),
+        ("timeline.jsonl", '{"time_s": "soon", "phase": "train"}', "time_s is 'soon'"),
+    ],
+)
+def test_a_damaged_line_is_named_with_its_file(
+    howlow: Command, tmp_path: Path, name: str, damage: str, words: str
+) -> None:
+    from test_records import record
+
+    from howlow.records import write_record
+
+    trial = tmp_path / "trials" / record().trial
+    trial.mkdir(parents=True)
+    write_record(trial, record())
+    reading = '{"time_s": 1.0, "device": "cpu", "phase": "train"}'
+    step = '{"phase": "train", "part": "measured", "step": 0, "start_s": 0, "duration_s": 1, "micro_batches": 1, '
+    step += '"samples": 1, "tokens": 1, "target_tokens": 1, "computed_tokens": 1}'
+    (trial / "steps.jsonl").write_text(f"{step}\n")
+    (trial / "timeline.jsonl").write_text(f"{reading}\n")
+    (trial / name).write_text((trial / name).read_text() + f"{damage}\n")
+    refused(howlow("report", tmp_path), f"{trial / name}, line 2: damaged: ", words)
+
+
 # -- the console script ---------------------------------------------------------------------------------------------
 
 
@@ -240,3 +300,24 @@ def test_scores_of_the_published_predictions_are_the_official_ones(howlow: Comma
     official = {"exact_match": 79.73856, "f1": 82.75319, "has_answer_exact_match": 73.49968, "has_answer_f1": 79.45241}
     for name, value in (official | {"no_answer_exact_match": 86.13992}).items():
         assert round(scores[name] * 100, 5) == value
+
+
+def test_help_is_there_at_once() -> None:
+    """Under 0.4 s: measured as the processor's time, which other work on the machine does not change."""
+    code = """
+import resource, subprocess, sys
+subprocess.run([sys.argv[1], "--help"], check=True, stdout=subprocess.DEVNULL)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime)
+"""
+    found = subprocess.run([sys.executable, "-c", code, HOWLOW], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 0.4
+    heavy = "import sys, howlow.cli; assert not {'pydantic', 'rich', 'altair', 'torch'} & set(sys.modules), sys.modules"
+    subprocess.run([sys.executable, "-c", heavy], check=True)
+
+
+def test_an_options_help_is_its_settings_description(howlow: Command) -> None:
+    code, out, _ = howlow("sweep", "--help")
+    assert code == 0
+    assert "examples in one forward and backward pass" in " ".join(out.split())
+    assert "[training.batch_size]" in out

@@ -14,13 +14,14 @@ MAY_IMPORT = {
     "hub": set(),
     "settings": LOW,
     "records": LOW | {"settings"},
+    "continuing": LOW | {"settings", "records"},
     "tasks": LOW | {"settings"},
     "executors": LOW,
     "engine": LOW | {"tasks"},
     "meters": LOW | {"records"},
     "preparation": LOW | {"settings", "records", "tasks", "engine", "meters"},
     "trial": LOW | {"settings", "records", "tasks", "engine", "meters", "preparation", "executors"},
-    "sweep": LOW | {"settings", "records", "tasks", "executors"},
+    "sweep": LOW | {"settings", "records", "tasks", "executors", "continuing"},
     "analysis": LOW | {"records", "settings"},
     "report": LOW | {"records", "analysis", "settings"},
     "progress": LOW | {"records", "analysis", "report", "sweep", "meters.clock"},
@@ -83,6 +84,23 @@ def test_only_the_meters_look_at_a_clock_for_timing() -> None:
 
 def test_the_package_and_the_command_line_load_without_torch() -> None:
     code = "import sys, howlow, howlow.cli, howlow.report, howlow.progress; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_gives_its_functions_lazily_and_for_good() -> None:
+    code = """
+import sys
+import howlow
+assert not [name for name in sys.modules if name.startswith("howlow.")], sys.modules
+import howlow.sweep, howlow.report.charts
+from howlow.settings import load
+for name in howlow.__all__:
+    assert callable(getattr(howlow, name)), name
+assert howlow.sweep.__module__ == "howlow.sweep"
+assert set(howlow.__all__) <= set(dir(howlow))
+assert not hasattr(howlow, "no_such_name")
+assert "torch" not in sys.modules
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

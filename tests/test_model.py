@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from howlow import hub
 from howlow.engine import model as models
-from howlow.engine.references import PACKAGED, ModelReference, locate
+from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate
 from howlow.errors import UserError
 
 CPU = torch.device("cpu")
@@ -161,14 +161,6 @@ def test_a_saved_adapter_is_whole_names_its_base_and_holds_no_pickle(tiny_model:
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model)
 
 
-def test_a_model_cards_front_matter_is_the_hubs():
-    card = models.model_card('a "quoted" model', {"rank": 4, "alpha": 8.0})
-    front, body = card.removeprefix("---\n").split("\n---\n", 1)
-    assert front.splitlines()[:2] == ['base_model: "a \\"quoted\\" model"', "library_name: peft"]
-    assert "# LoRA adapter, rank 4" in body
-    assert "| alpha | 8.0 |" in body
-
-
 # -- target modules -------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +277,20 @@ def test_a_tokenizer_asked_for_needs_no_weights(tiny_model: Path, tmp_path: Path
     bare = tmp_path / "bare"
     folder.rename(bare)
     message = refusal(models.load_tokenizer, model, str(bare), None, False)
-    assert message == f"tokenizer {bare}: no tokenizer files there"
+    assert message.startswith(f"tokenizer {bare}: none of tokenizer.json, ")
+
+
+def test_a_tokenizer_folder_needs_no_config(tiny_model: Path, tmp_path: Path):
+    for file in tiny_model.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    tokenizer, _, _ = models.load_tokenizer(ModelReference("m", "m", True, False), str(tmp_path), None, False)
+    assert tokenizer.eos_token_id == 257
+
+
+def test_what_is_no_tokenizer_is_called_one(tmp_path: Path):
+    model = ModelReference("m", "m", True, True)
+    for name in ("/no/such", str(tmp_path), "llama-3.1-8b"):
+        assert refusal(models.load_tokenizer, model, name, None, False).startswith(f"tokenizer {name}: ")
 
 
 # -- references -----------------------------------------------------------------------------------------------------
@@ -302,6 +307,14 @@ def test_a_folder_is_found_with_what_it_has(tiny_model: Path, copied: Path):
     for file in copied.glob("tokenizer*"):
         file.unlink()
     assert not locate(str(copied)).has_tokenizer
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "vocab.json", "tokenizer.json"])
+def test_every_usual_kind_of_tokenizer_is_the_models_own(copied: Path, name: str):
+    for file in copied.glob("tokenizer*"):
+        file.unlink()
+    (copied / name).write_text("{}")
+    assert locate(str(copied)).has_tokenizer
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./no-such", "~/no-such-folder", "a/b/c"])
@@ -367,6 +380,42 @@ def test_weights_that_lack_tensors_are_refused(copied: Path):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     assert f"model {copied}: its weights lack 9 of the model's tensors (model.layers.2." in refusal(loaded, copied)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", "{}"),
+        ("config.json", '{"model_type": "nonsense"}'),
+        ("config.json", '{"model_type": "llama", "hidden_size": "wide"}'),
+        ("config.json", '{"model_type": "llama", "hidden_size": 32, "num_attention_heads": 5}'),
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"added_tokens": [], "model": {"type": "BPE", "vocab": [], "merges": []}}'),
+    ],
+)
+def test_a_broken_file_of_a_folder_is_no_matter_of_the_hub(copied: Path, file: str, text: str):
+    (copied / file).write_text(text)
+    reference = locate(str(copied))
+    load, what = (models.load_config, "model") if file == "config.json" else (models.load_tokenizer, "tokenizer")
+    arguments = (None, False) if what == "model" else (None, None, False)
+    message = refusal(load, reference, *arguments)
+    assert message.startswith(f"{what} {copied}: its files cannot be loaded (")
+    assert "hub" not in message
+
+
+def test_weights_of_other_sizes_are_a_users_error_and_an_allocation_is_not():
+    def mismatched() -> None:
+        raise RuntimeError("size mismatch: see ignore_mismatched_sizes")
+
+    def too_large() -> None:
+        raise RuntimeError("can't allocate memory")
+
+    assert refusal(from_hub, "model", "m", mismatched) == (
+        "model m: its weights do not fit its config; the files are of two models"
+    )
+    with pytest.raises(RuntimeError, match="allocate"):
+        from_hub("model", "m", too_large)
 
 
 def test_a_known_config_is_a_model_only_for_random_weights():

@@ -375,3 +375,16 @@ def test_a_report_needs_neither_torch_nor_pandas_and_its_import_is_cheap(tmp_pat
         "assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"), [(1, "only 1 measured step of training"), (4, "only 4 measured steps of"), (5, "")]
+)
+def test_a_throughput_of_few_steps_says_so(tmp_path: Path, steps: int, words: str) -> None:
+    for rank in (1, 8):
+        both = [*steps_of("train", [9.0, *[1.0] * steps]), *steps_of("generate", [3.0, *[1.0] * 5], 100.0)]
+        phases = tuple(phase_of(name) for name in ("train", "evaluate", "generate"))
+        write_trial(tmp_path, rank, steps=both, phases=phases, scores=Scores(loss=1.0, f1=0.5))
+    told = " ".join(sentences(read_report([tmp_path]).comparison))
+    assert "the training throughput" in told
+    assert (words in told) if words else ("rough figures" not in told)

@@ -225,7 +225,55 @@ def test_a_message_does_not_mislead(changes: dict[str, Any], wrong: str) -> None
     assert wrong not in str(caught.value)
 
 
-@pytest.mark.parametrize("changes", [{"model": ""}, {"task": {"train": ""}}, {"task": {"test": ""}}])
-def test_an_empty_name_is_not_the_current_folder(changes: dict[str, Any]) -> None:
-    found = load(**changes)
-    assert str(Path.cwd()) not in (found.model, found.task.train, found.task.test)
+@pytest.mark.parametrize("key", ["model", "tokenizer", "task.train", "task.test"])
+def test_an_empty_name_is_refused_and_not_the_current_folder(key: str) -> None:
+    table, _, name = key.rpartition(".")
+    with pytest.raises(UserError, match=f"{key} = '': a name is expected"):
+        load(**({table: {name: ""}} if table else {name: ""}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"training": {"betas": [0.9]}}, "training.betas = [0.9]: two numbers are expected"),
+        ({"training": {"betas": [0.9, 0.9, 0.9]}}, "training.betas = [0.9, 0.9, 0.9]: two numbers are expected"),
+        ({"training": {"betas": 0.9}}, "training.betas = 0.9: two numbers are expected"),
+        ({"lora": {"target_modules": []}}, "lora.target_modules = []: a list with at least one name is expected"),
+        ({"run": {"device": "tpu"}}, "run.device = 'tpu': auto, cpu, mps, cuda or cuda:N is expected"),
+    ],
+)
+def test_lengths_and_patterns_are_told_in_the_users_words(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(**changes)
+    assert str(caught.value).startswith(words)
+
+
+@pytest.mark.parametrize("key", ["seed", "task.seed", "run.order_seed"])
+def test_a_seed_is_one_that_torch_takes(key: str) -> None:
+    import torch
+
+    table, _, name = key.rpartition(".")
+    largest = 2**63 - 1
+    torch.manual_seed(largest)
+    assert load(**({table: {name: largest}} if table else {name: largest})).get(key) == largest
+    with pytest.raises(UserError, match=f"{key} = 9223372036854775808"):
+        load(**({table: {name: largest + 1}} if table else {name: largest + 1}))
+
+
+def test_the_values_of_an_axis_are_checked_before_equal_ones_are_dropped() -> None:
+    with pytest.raises(UserError, match=r"lora\.rank = True"):
+        load(grid={"lora.rank": [1, True]})
+    assert load(grid={"training.learning_rate": [1, 1.0]}).grid["training.learning_rate"] == [1]
+    with pytest.raises(UserError, match=r"grid\.seed = 3: a list with at least one value is expected"):
+        load(grid={"seed": 3})
+
+
+def test_a_step_is_never_smaller_than_a_batch() -> None:
+    with pytest.raises(UserError, match=r"effective_batch_size = 4 is less than training\.batch_size = 8") as caught:
+        load(training={"effective_batch_size": 4})
+    assert "lower training.batch_size to 4" in str(caught.value)
+    assert load(training={"effective_batch_size": 12}).training.effective_batch_size == 12
+    few = {"training": {"effective_batch_size": 4}, "grid": {"training.batch_size": [1, 3]}}
+    assert len(asked.expand(load(**few))) == 3, "the default batch, which no trial trains with, does not count"
+    with pytest.raises(UserError, match=r"trial r0008-s0-training\.batch_size=8"):
+        load(training={"effective_batch_size": 4}, grid={"training.batch_size": [1, 8]})

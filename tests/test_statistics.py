@@ -410,3 +410,34 @@ def test_rows_are_plain_json(tmp_path: Path) -> None:
     costly_trial(tmp_path, 1, 1.0, scores=Scores(f1=0.5, perplexity=math.inf))
     text = json.dumps(rows([tmp_path]).rows, allow_nan=False)
     assert '"perplexity": null' in text
+
+
+# -- the Python interface -------------------------------------------------------------------------------------------
+
+
+def test_a_run_directory_is_loaded_as_records_and_rows(tmp_path: Path) -> None:
+    import howlow
+
+    for rank in (1, 8):
+        write_trial(tmp_path / "one", rank, steps=steps_of("train", [3.0, 1.0]), phases=(phase_of("train"),))
+    write_trial(tmp_path / "two", 16)
+    found = howlow.load(tmp_path / "one")
+    assert (
+        [record.trial for record in found.records] == [row["trial"] for row in found.rows] == ["r0001-s0", "r0008-s0"]
+    )
+    assert found.rows[0]["train_samples_per_s"] == 8.0
+    assert found.trials[0].losses == ((0, 4.0), (1, 3.0))
+    assert [row["rank"] for row in howlow.load(str(tmp_path / "one"), tmp_path / "two").rows] == [1, 8, 16]
+    with pytest.raises(UserError, match="no such folder"):
+        howlow.load(tmp_path / "three")
+
+
+def test_a_copied_trial_names_both_folders(tmp_path: Path) -> None:
+    import shutil
+
+    write_trial(tmp_path, 8)
+    shutil.copytree(tmp_path / "trials/r0008-s0", tmp_path / "trials/r0008-s0 (copy)")
+    with pytest.raises(UserError) as caught:
+        rows([tmp_path])
+    assert str(tmp_path / "trials/r0008-s0 (copy)") in str(caught.value)
+    assert f"whose folder is {tmp_path / 'trials/r0008-s0'};" in str(caught.value)

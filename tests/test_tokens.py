@@ -244,6 +244,16 @@ def test_no_room_for_a_prompt_is_refused(tiny_tokenizer: Any):
     )
 
 
+def test_a_question_that_does_not_fit_without_its_context_is_refused(tiny_tokenizer: Any):
+    assert read(tiny_tokenizer, fit_prompt(tiny_tokenizer, example("context", "Why?"), 8, 4).prompt) == "Why?"
+    with pytest.raises(UserError) as caught:
+        fit_prompt(tiny_tokenizer, example("context", "Why so?"), 8, 4)
+    message = str(caught.value)
+    assert message.startswith("test example one: even without its context its prompt has 7 tokens; ")
+    assert "training.sequence_length = 8 has room for 4 beside the answer" in message
+    assert "inference.max_new_tokens = 4" in message
+
+
 # -- chat -----------------------------------------------------------------------------------------------------------
 
 TEMPLATE = (

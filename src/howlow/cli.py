@@ -5,6 +5,7 @@ mid-sweep); 2 a mistake of the user's, told in one line; 130 and 143 after Ctrl-
 """
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from howlow.errors import UserError
 
@@ -27,30 +29,37 @@ score_app = typer.Typer(no_args_is_help=True, help="Score predictions made elsew
 app.add_typer(score_app, name="score")
 
 
-def _help(key: str) -> str:
-    """A flag's help is its setting's own description."""
-    from howlow.settings import setting_keys
+class _Described(TyperCommand):
+    """A command whose options may give a setting as their help; its description is looked up when it is shown."""
 
-    return f"{setting_keys()[key]} [{key}]"
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the command's help."""
+        from howlow.settings import setting_keys
+
+        for option in self.params:
+            key = getattr(option, "help", None)
+            if key in setting_keys():
+                option.help = f"{setting_keys()[key]} [{key}]"  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
 
 
 Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
-Out = Annotated[Path | None, typer.Option("--out", help="the run directory", metavar="DIR")]
+Out = Annotated[str | None, typer.Option("--out", help="the run directory", metavar="DIR")]
 
 
-@app.command("sweep")
+@app.command("sweep", cls=_Described)
 def sweep_command(
     source: Source = None,
     out: Out = None,
-    model: Annotated[str | None, typer.Option("--model", help=_help("model"))] = None,
-    task: Annotated[str | None, typer.Option("--task", help=_help("task.name"))] = None,
-    train: Annotated[str | None, typer.Option("--train", help=_help("task.train"))] = None,
-    test: Annotated[str | None, typer.Option("--test", help=_help("task.test"))] = None,
+    model: Annotated[str | None, typer.Option("--model", help="model")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="task.name")] = None,
+    train: Annotated[str | None, typer.Option("--train", help="task.train")] = None,
+    test: Annotated[str | None, typer.Option("--test", help="task.test")] = None,
     ranks: Annotated[str | None, typer.Option("--ranks", help="1,8,64, or 1..64 for powers of two [lora.rank]")] = None,
     seeds: Annotated[str | None, typer.Option("--seeds", help="0,1,2: one trial a rank for each [seed]")] = None,
     baselines: Annotated[str | None, typer.Option("--baselines", help="base,full or none [baselines]")] = None,
-    batch_size: Annotated[str | None, typer.Option("--batch-size", help=_help("training.batch_size"))] = None,
-    layout: Annotated[str | None, typer.Option("--layout", help=_help("training.layout"))] = None,
+    batch_size: Annotated[str | None, typer.Option("--batch-size", help="training.batch_size")] = None,
+    layout: Annotated[str | None, typer.Option("--layout", help="training.layout")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as TOML")] = None,
     retry: Annotated[
         str | None, typer.Option("--retry", help="run trials again that ended as failed,out_of_memory,diverged")
@@ -81,12 +90,12 @@ def sweep_command(
         flags = asked.merge(flags, {"grid": {"seed": asked.parse_integers("--seeds", seeds)}})
     overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
     settings = asked.load(source, overrides)
+    statuses = _statuses(retry)
     if dry_run:
-        _print_dry_run(settings, out)
+        _print_dry_run(settings, out, statuses)
         return
     if out is None:
         raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
-    statuses = _statuses(retry)
 
     from howlow.sweep import sweep
 
@@ -100,7 +109,7 @@ def sweep_command(
     except KeyboardInterrupt as interrupt:
         _say(f"howlow: stopped; what is measured is kept in {out}, the same command goes on")
         raise typer.Exit(143 if isinstance(interrupt, _TerminatedError) else 130) from None
-    _print_report([out])
+    _print_report([Path(out)])
     for record in result.failed:
         _say(f"howlow: {record.trial} ended as {record.status}: {record.error}")
     if result.failed:
@@ -113,7 +122,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def _is_int(text: str) -> bool:
-    return text.lstrip("-").isdigit()
+    return re.fullmatch("-?[0-9]+", text) is not None
 
 
 def _statuses(text: str | None) -> list[Any]:
@@ -126,14 +135,17 @@ def _statuses(text: str | None) -> list[Any]:
     return asked
 
 
-def _print_dry_run(settings: Any, out: Path | None) -> None:
+def _print_dry_run(settings: Any, out: str | None, retry: list[Any]) -> None:
     from howlow.sweep import dry_run
 
-    plan = dry_run(settings, out)
-    left = [trial for trial in plan.plans if trial.name not in plan.finished]
-    print(f"{len(plan.plans)} trials, {len(plan.plans) - len(left)} of them finished; to run, in this order:")
-    for trial in left:
-        print(f"  {trial.name}")
+    plan = dry_run(settings, out, retry=retry)
+    finished = sum(status == "done" for status in plan.ended.values())
+    print(f"{len(plan.plans)} trials, {finished} of them finished; to run, in this order:")
+    for name in plan.to_run:
+        print(f"  {name}")
+    for name, status in plan.ended.items():
+        if status != "done":
+            print(f"not run again: {name} ended as {status}; --retry {status} does")
     for preparation in plan.preparations:
         data = preparation.report["data"]
         for side in ("train", "test"):

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -27,6 +27,8 @@ from typing import Any, Literal
 from howlow.errors import UserError
 
 PRELOADED = "howlow.trial"
+_FOR_THE_SWEEP = (signal.SIGINT, signal.SIGTERM)
+_CAN_HOLD_BACK = hasattr(signal, "pthread_sigmask")
 Outcome = Literal["result", "user_error", "disk_full", "crashed", "stopped", "died"]
 
 
@@ -87,6 +89,8 @@ def _child(entry: str, payload: dict[str, Any], pipe: "connection.Connection[Any
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the sweep passes it on as "stop"
     link = Link(pipe)
     signal.signal(signal.SIGTERM, link.request_stop)
+    if _CAN_HOLD_BACK:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _FOR_THE_SWEEP)
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -115,22 +119,33 @@ class LocalExecutor:
             self._context.set_forkserver_preload([PRELOADED])
 
     def run(
-        self, entry: str, payload: dict[str, Any], log: Path, on_event: Callable[[str, Any], None] | None = None
+        self,
+        entry: str,
+        payload: dict[str, Any],
+        log: Path,
+        on_event: Callable[[str, Any], None] | None = None,
+        patience_s: float = 60.0,
     ) -> Finished:
         """Run `entry(payload, link)` in a child and wait for it; events go to `on_event`.
 
-        On KeyboardInterrupt the child is asked to stop and given time to keep its work; a second one kills it.
+        On KeyboardInterrupt the child is asked to stop and given `patience_s` to keep its work; a second one kills it.
         """
         ours, theirs = self._context.Pipe(duplex=True)
         arguments = (entry, payload, theirs, str(log))
         process = self._context.Process(target=_child, args=arguments, daemon=False)  # type: ignore[attr-defined]
         with _plain_start():
-            process.start()
+            if self._context.get_start_method() == "forkserver":
+                with _held_back():
+                    forkserver.ensure_running()
+                process.start()  # waits for the server's imports, and may be interrupted in that time
+            else:
+                with _held_back():
+                    process.start()
         theirs.close()
         try:
             return self._wait(process, ours, on_event or (lambda kind, value: None))
         except BaseException:
-            self._stop(process, ours)
+            self._stop(process, ours, patience_s)
             raise
         finally:
             ours.close()
@@ -158,7 +173,7 @@ class LocalExecutor:
         code = process.exitcode or 0
         return Finished("died", f"exit code {code}", exit_signal=-code if code < 0 else None)
 
-    def _stop(self, process: Any, pipe: "connection.Connection[Any, Any]", patience_s: float = 60.0) -> None:
+    def _stop(self, process: Any, pipe: "connection.Connection[Any, Any]", patience_s: float) -> None:
         try:
             pipe.send("stop")
             process.join(patience_s)
@@ -167,6 +182,23 @@ class LocalExecutor:
         if process.is_alive():
             process.kill()
             process.join()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """What is started here never meets Ctrl-C or SIGTERM: both reach the whole group, and are the sweep's to handle.
+
+    The mask is inherited; a child takes it off when it has its handlers. What comes meanwhile is delivered to us after.
+    """
+    if not _CAN_HOLD_BACK:
+        yield
+        return
+    resource_tracker.ensure_running()  # it would be started now, and takes the mask off when it is
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FOR_THE_SWEEP)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from howlow.engine import model as models
 from howlow.engine import tokens
 from howlow.engine.references import ModelReference, locate
 from howlow.engine.tokens import TokenizedExample
+from howlow.engine.weights import check_fit
 from howlow.errors import UserError
 from howlow.meters.machine import choose_device, environment
 from howlow.records import DataRecord, RecordWarning, WarningKind
@@ -50,12 +51,14 @@ def prepare(settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], f
     reference = locate(settings.model, settings.random_weights)
     config = models.load_config(reference, settings.revision, settings.trust_remote_code)
     structure = models.structure(config, settings.trust_remote_code)
+    warnings = _weights(settings, reference, config)
     adapter_parameters = [
         rank
         * sum(sum(structure.linear_shapes[name]) for name in models.matched_layers(structure.linear_shapes, targets))
         for rank, targets in adapters
     ]
     prepared = tokenized(settings, reference)
+    prepared.warnings.extend(warnings)
     _check_against_model(settings, structure, prepared)
     if structure.max_positions is not None and settings.training.sequence_length > structure.max_positions:
         detail = f"sequence length {settings.training.sequence_length}, made for {structure.max_positions} positions"
@@ -70,6 +73,15 @@ def prepare(settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], f
         "adapter_parameters": adapter_parameters,
         "environment": environment(choose_device(settings.run.device)).model_dump(),
     }
+
+
+def _weights(settings: Settings, reference: ModelReference, config: Any) -> list[RecordWarning]:
+    """Refuse weights that do not fit; those of the hub are not here yet and show it when they are loaded."""
+    if settings.random_weights or not reference.is_local:
+        return []
+    left = check_fit(Path(reference.location), config, settings.trust_remote_code)
+    detail = f"{len(left)} tensors of {settings.model} have no place in the model: {', '.join(left[:3])}"
+    return [RecordWarning(kind=WarningKind.WEIGHTS_LEFT_OUT, detail=detail)] if left else []
 
 
 def _check_against_model(settings: Settings, structure: models.Structure, prepared: Prepared) -> None:
@@ -126,11 +138,18 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
         dropped=dropped,
         cut=cut,
     )
-    warnings += _data_warnings(data, length)
+    warnings += _data_warnings(data, settings)
     return Prepared(kept, test, list(selection.test), data, warnings, tokenizer_name)
 
 
-def _data_warnings(data: DataRecord, length: int) -> list[RecordWarning]:
+def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
+    length, new = settings.training.sequence_length, settings.inference.max_new_tokens
+    cut = f"{data.cut} texts cut to training.sequence_length = {length} tokens"
+    if settings.task.name != "language_modeling":
+        cut = (
+            f"{data.cut} test prompts cut: training.sequence_length = {length} holds prompt and completion, or prompt "
+            f"and inference.max_new_tokens = {new}"
+        )
     found = [
         (
             WarningKind.TRAIN_TEST_OVERLAP,
@@ -142,7 +161,7 @@ def _data_warnings(data: DataRecord, length: int) -> list[RecordWarning]:
             data.dropped,
             f"{data.dropped} training examples dropped: longer than {length} tokens",
         ),
-        (WarningKind.TEXT_CUT, data.cut, f"{data.cut} examples cut to {length} tokens (completion included)"),
+        (WarningKind.TEXT_CUT, data.cut, cut),
     ]
     return [RecordWarning(kind=kind, detail=detail) for kind, count, detail in found if count]
 

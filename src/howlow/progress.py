@@ -49,7 +49,7 @@ class Progress:
         self._say("preparing: data, tokens, model")
 
     def _on_prepared(self, event: Event) -> None:
-        self._say(f"{event.total} trials, {event.done} of them finished")
+        self._say(f"{event.total} trials, {event.done} of them ended before")
 
     def _on_waiting(self, event: Event) -> None:
         self._say(event.text)

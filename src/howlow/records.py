@@ -14,7 +14,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,6 +23,7 @@ from howlow.errors import UserError
 from howlow.settings import Settings, TrialKind, setting_keys
 
 SCHEMA_VERSION = 1
+T = TypeVar("T", bound=BaseModel)
 
 PhaseName = Literal["load", "train", "evaluate", "generate"]
 Part = Literal["burn_in", "measured"]
@@ -49,12 +51,13 @@ class WarningKind(StrEnum):
     LONGER_THAN_MODEL = "longer_than_model"
     LAYOUT_FELL_BACK = "layout_fell_back"
     NEAR_TIES = "near_ties"
+    WEIGHTS_LEFT_OUT = "weights_left_out"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.TRAIN_TEST_OVERLAP: "nothing to do; task.overlap = keep trains on them all the same",
     WarningKind.EXAMPLES_DROPPED: "raise training.sequence_length to keep them",
-    WarningKind.TEXT_CUT: "raise training.sequence_length to see the whole text",
+    WarningKind.TEXT_CUT: "raise training.sequence_length; where answers need the room, lower inference.max_new_tokens",
     WarningKind.RANK_ABOVE_MATRIX: "the extra rank adds cost but no expressiveness; leave this rank out",
     WarningKind.TOKENIZER_SUBSTITUTED: "give the model's own with the setting tokenizer",
     WarningKind.ENERGY_ABSENT: "run on a device with a sensor, or set meters.assumed_power_w",
@@ -70,6 +73,7 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to what the model was made for",
     WarningKind.LAYOUT_FELL_BACK: "nothing is wrong but the speed; training.layout = padded says the same on purpose",
     WarningKind.NEAR_TIES: "another layout or batch may write other tokens there; smallest_margin in predictions.jsonl",
+    WarningKind.WEIGHTS_LEFT_OUT: "see that config.json and the weights are of the same model",
 }
 
 
@@ -332,14 +336,16 @@ class LineWriter:
 
 
 def cut_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Cut a JSONL file back to its leading whole lines that satisfy `keep`."""
-    lines: list[str] = []
-    for line in read_lines(path):
+    """Cut a JSONL file back to its leading whole lines that satisfy `keep`; what stays keeps its bytes."""
+    if not path.exists():
+        return
+    kept = 0
+    for (_, raw), line in zip(_whole_lines(path), read_lines(path), strict=True):
         if not keep(line):
             break
-        lines.append(json.dumps(line))
-    if path.exists():
-        write_atomically(path, "".join(f"{line}\n" for line in lines))
+        kept += len(raw) + 1
+    if kept < path.stat().st_size:
+        write_atomically(path, path.read_bytes()[:kept].decode("utf-8"))
 
 
 def read_record(folder: Path) -> Record | None:
@@ -383,28 +389,73 @@ def read_records(folder: Path) -> list[Record]:
         raise UserError(f"{folder}: no such folder; give the --out folder of a sweep")
     if not trials.is_dir():
         raise UserError(f"{folder}: no run directory (it has no trials/ folder); give the --out folder of a sweep")
-    found = (read_record(entry) for entry in sorted(trials.iterdir()) if entry.is_dir())
-    return [record for record in found if record is not None]
+    found = [(entry, read_record(entry)) for entry in sorted(trials.iterdir()) if entry.is_dir()]
+    for entry, record in found:
+        if record is not None and record.trial != entry.name:
+            raise UserError(
+                f"{entry} holds the record of {record.trial}, whose folder is {trials / record.trial}; a trial has one "
+                "folder, of its own name: remove the copy, or give it its name back"
+            )
+    return [record for _, record in found if record is not None]
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a JSONL file; a last line without its end (a killed writer) is left out."""
+def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The numbered lines of a JSONL file; a last line without its end (a killed writer) is left out."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return
-    for line in data[: data.rfind(b"\n") + 1].splitlines():
-        yield json.loads(line)
+    yield from enumerate(data.split(b"\n")[:-1], 1)
+
+
+def _damaged(path: Path, number: int, problem: str) -> UserError:
+    remedy = f"remove {path.parent} to run this trial again"
+    return UserError(f"{path}, line {number}: damaged: {problem}; {remedy}")
+
+
+def read_lines(path: Path, fields: Mapping[str, type | UnionType] = MappingProxyType({})) -> Iterator[dict[str, Any]]:
+    """The whole lines of a JSONL file.
+
+    Raises:
+        UserError: a line is no JSON object, or one of its `fields` is not of its type; names the file and the line.
+    """
+    for number, line in _whole_lines(path):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            raise _damaged(path, number, "no JSON") from None
+        if not isinstance(found, dict):
+            raise _damaged(path, number, "no JSON object")
+        for name, kind in fields.items():
+            if not isinstance(found.get(name), kind):
+                raise _damaged(path, number, f"{name} is {found.get(name)!r}")
+        yield found
+
+
+def _read_models(path: Path, model: type[T]) -> list[T]:
+    found = []
+    for number, line in _whole_lines(path):
+        try:
+            found.append(model.model_validate_json(line))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(str(part) for part in problem["loc"])
+            raise _damaged(path, number, f"{where}: {problem['msg']}" if where else "no JSON object") from None
+    return found
 
 
 def read_steps(folder: Path) -> list[Step]:
-    """The raw steps of a trial."""
-    return [Step.model_construct(**line) for line in read_lines(folder / "steps.jsonl")]
+    """The raw steps of a trial.
+
+    Raises:
+        UserError: a line is damaged; names the file and the line.
+    """
+    return _read_models(folder / "steps.jsonl", Step)
 
 
 def read_timeline(folder: Path) -> list[Reading]:
-    """The readings of a trial."""
-    return [Reading.model_construct(**line) for line in read_lines(folder / "timeline.jsonl")]
+    """The readings of a trial; a damaged line is refused as in `read_steps`."""
+    return _read_models(folder / "timeline.jsonl", Reading)
 
 
 # -- comparing ------------------------------------------------------------------------------------------------------

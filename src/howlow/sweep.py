@@ -19,9 +19,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from howlow.continuing import (
+    Trace,
+    joined,
+    out_folder,
+    refuse_changed,
+    refuse_foreign,
+    refuse_other_settings,
+    set_aside,
+    traces,
+)
 from howlow.errors import UserError
 from howlow.executors import Finished, LocalExecutor, is_disk_full
 from howlow.records import (
+    DataRecord,
     Environment,
     Record,
     RecordWarning,
@@ -32,10 +43,11 @@ from howlow.records import (
     write_atomically,
     write_record,
 )
-from howlow.settings import Settings, TrialPlan, expand, first_difference, load, to_toml, united
+from howlow.settings import Settings, TrialPlan, expand, to_toml
 
 RETRYABLE: tuple[Status, ...] = ("failed", "out_of_memory", "diverged")
 _SMALLEST_FREE_BYTES = 4 << 20
+_PATIENCE_S = 2.0  # a preparation that is interrupted has nothing to keep
 _PREPARATION_KEYS = (
     "model",
     "tokenizer",
@@ -70,6 +82,16 @@ class Preparation:
 
     folder: Path
     report: dict[str, Any]
+
+    @property
+    def data(self) -> DataRecord:
+        """The examples."""
+        return DataRecord(**self.report["data"])
+
+    @property
+    def environment(self) -> Environment:
+        """What the trials will run on."""
+        return Environment(**self.report["environment"])
 
     @property
     def warnings(self) -> list[RecordWarning]:
@@ -108,11 +130,16 @@ class SweepResult:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a sweep would do."""
+    """What a sweep would do: run those of its `plans` that have not `ended` (name -> status) and go on no more."""
 
     plans: tuple[TrialPlan, ...]
-    finished: tuple[str, ...]
+    ended: Mapping[str, Status]
     preparations: tuple[Preparation, ...]
+
+    @property
+    def to_run(self) -> tuple[str, ...]:
+        """The names of the trials that would be run, in their order."""
+        return tuple(plan.name for plan in self.plans if plan.name not in self.ended)
 
 
 def sweep(
@@ -131,42 +158,57 @@ def sweep(
         DiskFullError: in mid-sweep; nothing finished is lost.
         KeyboardInterrupt: after the running trial has written its checkpoint.
     """
-    folder, listener = Path(out), on_event or (lambda event: None)
+    folder, listener = out_folder(out), on_event or (lambda event: None)
     with _opened(folder, settings) as merged:
         plans = ordered(expand(settings), settings.run.order_seed)
-        existing = {record.trial: record for record in read_records(folder)}
+        existing, again = _existing(folder, plans, retry)
+        left = traces(folder, existing)
+        refuse_other_settings(folder, left, merged)
         listener(Event("preparing"))
         executor = LocalExecutor()
         prepared = _prepare(executor, plans, folder / ".howlow")
-        for preparation in prepared.values():
-            _refuse_changed(existing.values(), preparation, plans)
+        _refuse_changed(left, prepared, expand(merged))
         _check_space(folder, prepared.values(), plans)
-        write_atomically(folder / "sweep.toml", to_toml(merged))
-        for plan in plans:
-            if plan.name in existing and existing[plan.name].status in retry:
-                _set_aside(folder / "trials" / plan.name)
-                del existing[plan.name]
         pending = [plan for plan in plans if plan.name not in existing]
         layouts = _choose_layouts(executor, pending, prepared, folder / ".howlow")
+        write_atomically(folder / "sweep.toml", to_toml(merged))
+        for name in again:
+            set_aside(folder / "trials" / name)
         listener(Event("prepared", total=len(plans), done=len(plans) - len(pending)))
         _run_all(executor, plans, existing, prepared, layouts, folder, listener)
         return SweepResult(folder, tuple(existing[plan.name] for plan in plans))
 
 
-def dry_run(settings: Settings, out: Path | None = None) -> DryRun:
+def dry_run(settings: Settings, out: Path | str | None = None, *, retry: Sequence[Status] = ()) -> DryRun:
     """What `sweep` would do with these settings, without running a trial or writing into `out`.
 
     Raises:
         UserError: as in `sweep`.
     """
-    finished: tuple[str, ...] = ()
-    if out is not None and (out / "sweep.toml").exists():
-        _refuse_other(out, settings)
-        finished = tuple(record.trial for record in read_records(out))
     plans = ordered(expand(settings), settings.run.order_seed)
+    merged, left, existing = settings, list[Trace](), dict[str, Record]()
+    if out is not None:
+        folder = out_folder(out)
+        refuse_foreign(folder)
+        merged = joined(folder, settings)
+        existing, _ = _existing(folder, plans, retry)
+        left = traces(folder, existing)
+        refuse_other_settings(folder, left, merged)
     with tempfile.TemporaryDirectory(prefix="howlow-") as scratch:
         prepared = _prepare(LocalExecutor(), plans, Path(scratch))
-    return DryRun(tuple(plans), finished, tuple(prepared.values()))
+    _refuse_changed(left, prepared, expand(merged))
+    ended = {plan.name: existing[plan.name].status for plan in plans if plan.name in existing}
+    return DryRun(tuple(plans), ended, tuple(prepared.values()))
+
+
+def _existing(
+    folder: Path, plans: Sequence[TrialPlan], retry: Sequence[Status]
+) -> tuple[dict[str, Record], tuple[str, ...]]:
+    """The records in the folder, and the names of the trials whose records count no longer: they are run again."""
+    records = {record.trial: record for record in read_records(folder)} if (folder / "trials").is_dir() else {}
+    asked = {plan.name for plan in plans}
+    again = tuple(name for name, record in records.items() if name in asked and record.status in retry)
+    return {name: record for name, record in records.items() if name not in again}, again
 
 
 def ordered(plans: Sequence[TrialPlan], order_seed: int) -> list[TrialPlan]:
@@ -183,6 +225,7 @@ def ordered(plans: Sequence[TrialPlan], order_seed: int) -> list[TrialPlan]:
 @contextmanager
 def _opened(folder: Path, settings: Settings) -> Iterator[Settings]:
     """Lock the folder; gives the settings of the sweep in it joined with those asked for now."""
+    refuse_foreign(folder)
     hidden = folder / ".howlow"
     try:
         hidden.mkdir(parents=True, exist_ok=True)
@@ -201,7 +244,8 @@ def _opened(folder: Path, settings: Settings) -> Iterator[Settings]:
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written to: {error.strerror}") from None
     try:
-        merged = _refuse_other(folder, settings)
+        clear_temporaries(folder)
+        merged = joined(folder, settings)
         try:
             (hidden / "owner.json").write_text(json.dumps({"pid": os.getpid()}), encoding="utf-8")
             (folder / "trials").mkdir(exist_ok=True)
@@ -223,37 +267,6 @@ def _owner(hidden: Path) -> str:
         return f"process {json.loads((hidden / 'owner.json').read_text(encoding='utf-8'))['pid']}"
     except (OSError, ValueError, KeyError):
         return "another process"
-
-
-def _refuse_other(folder: Path, settings: Settings) -> Settings:
-    """The folder's own sweep joined with this one; a folder with another sweep, or other things, is refused."""
-    if not (folder / "sweep.toml").exists():
-        clear_temporaries(folder)
-        foreign = [entry.name for entry in folder.iterdir() if entry.name not in (".howlow", "trials")]
-        if foreign:
-            raise UserError(f"--out {folder}: holds other files ({sorted(foreign)[0]}) and no sweep; give a new folder")
-        return settings
-    there = load(str(folder / "sweep.toml"))
-    difference = first_difference(there, settings)
-    if difference is not None:
-        key, old, new = difference
-        raise UserError(
-            f"--out {folder}: holds another sweep: {key} is {old!r} there and {new!r} now; give another folder, or the "
-            f"same settings (howlow sweep {folder / 'sweep.toml'} --out {folder})"
-        )
-    return united(there, settings)
-
-
-def _set_aside(trial: Path) -> None:
-    """Keep an earlier attempt's files under `attempts/`, so that the trial starts afresh."""
-    attempts = trial / "attempts"
-    number = 1 + sum(entry.is_dir() for entry in attempts.iterdir()) if attempts.exists() else 1
-    target = attempts / str(number)
-    target.mkdir(parents=True)
-    record = trial / "record.json"
-    for entry in sorted(trial.iterdir(), key=lambda entry: entry == record):
-        if entry.name not in ("attempts", ".lock"):
-            entry.rename(target / entry.name)
 
 
 # -- preparing ------------------------------------------------------------------------------------------------------
@@ -289,7 +302,8 @@ def _prepare(executor: LocalExecutor, plans: Sequence[TrialPlan], folder: Path) 
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            finished = executor.run("howlow.trial.prepare_entry", payload, folder / "preparation.log")
+            log = folder / "preparation.log"
+            finished = executor.run("howlow.trial.prepare_entry", payload, log, patience_s=_PATIENCE_S)
         except OSError as error:
             raise _unwritable(folder.parent, error) from None
         prepared[key] = Preparation(folder / f"prepared-{key}", _checked(finished, folder))
@@ -333,29 +347,12 @@ def _checked(finished: Finished, folder: Path) -> dict[str, Any]:
     raise RuntimeError(f"preparing the data ended with {finished.value}:\n{written}")
 
 
-def _refuse_changed(records: Sequence[Record] | Any, preparation: Preparation, plans: Sequence[TrialPlan]) -> None:
-    """Going on with other data or on another machine would mix what cannot be compared."""
-    environment = Environment(**preparation.report["environment"])
-    here = {plan.name: plan for plan in plans}
-    for record in records:
-        if record.trial not in here or _preparation_key(here[record.trial].settings) != preparation.folder.name[9:]:
-            continue
-        if record.data is not None:
-            for side in ("train_sha256", "test_sha256"):
-                old, new = getattr(record.data, side), preparation.report["data"][side]
-                if old != new:
-                    raise UserError(
-                        f"the data has changed since {record.trial} was measured: data.{side} was {old[:12]}, is "
-                        f"{new[:12]}; give another --out folder"
-                    )
-        if record.environment is not None:
-            for key in ("device_name", "cpu", "cores", "versions"):
-                old, new = getattr(record.environment, key), getattr(environment, key)
-                if old != new:
-                    raise UserError(
-                        f"{record.trial} was measured elsewhere: environment.{key} was {old!r}, is {new!r}; figures "
-                        "measured differently are not compared, give another --out folder"
-                    )
+def _refuse_changed(left: Sequence[Trace], prepared: Mapping[str, Preparation], plans: Sequence[TrialPlan]) -> None:
+    """Hold what trials left against the data and the machine that they would go on with."""
+    keys = {plan.name: _preparation_key(plan.settings) for plan in plans}
+    for key, preparation in prepared.items():
+        concerned = [trace for trace in left if keys.get(trace.trial) == key]
+        refuse_changed(concerned, preparation.data, preparation.environment)
 
 
 def _check_space(folder: Path, prepared: Any, plans: Sequence[TrialPlan]) -> None:

@@ -6,7 +6,7 @@ the rows of run directories, `comparison` puts them in relation.
 
 from howlow.analysis.columns import COLUMNS, Column, columns_of
 from howlow.analysis.comparison import Comparison, Distances, Group, Reference, Statistic, compare, distances, statistic
-from howlow.analysis.statistics import Results, Row, Trial, rows
+from howlow.analysis.statistics import Results, Row, Trial, load, rows
 
 __all__ = [
     "COLUMNS",
@@ -22,6 +22,7 @@ __all__ = [
     "columns_of",
     "compare",
     "distances",
+    "load",
     "rows",
     "statistic",
 ]

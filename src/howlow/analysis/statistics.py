@@ -30,6 +30,7 @@ from howlow.settings import Settings
 
 Row = dict[str, Any]
 Readings = Sequence[tuple[str, float, float]]  # phase, time_s, utilization
+_READING = {"phase": str, "time_s": int | float, "utilization": int | float | None}
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class Results:
         return [trial.row for trial in self.trials]
 
     @cached_property
+    def records(self) -> list[Record]:
+        """The records, in the order of the rows."""
+        return [trial.record for trial in self.trials]
+
+    @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The columns of every row, in order."""
         return columns_of(self.axes)
@@ -76,6 +82,18 @@ class Results:
             for trial in self.trials
             for warning in trial.record.warnings
         ]
+
+
+def load(*folders: Path | str) -> Results:
+    """The records and rows of a run directory, or of several that may stand in one table.
+
+    `howlow.load("runs/demo").rows` are the rows of results.csv, `.records` the records that they come from, `.trials`
+    both with the raw losses. Only records are read, torch is not needed.
+
+    Raises:
+        UserError: as `rows`.
+    """
+    return rows([Path(folder) for folder in folders])
 
 
 def rows(folders: Sequence[Path]) -> Results:
@@ -164,7 +182,7 @@ def _readings(folder: Path) -> Readings:
     """The readings of utilisation; raw, as a timeline is the longest file and its models cost more than its text."""
     return [
         (line["phase"], line["time_s"], line["utilization"])
-        for line in read_lines(folder / "timeline.jsonl")
+        for line in read_lines(folder / "timeline.jsonl", _READING)
         if line.get("utilization") is not None
     ]
 

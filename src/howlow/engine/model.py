@@ -4,12 +4,12 @@ LoRA (Hu et al. 2021, section 4.1; the paper, section II): h = W x + s B A x. PE
 (out, rank), the other way round than the paper writes them.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from howlow import hub
-from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate
+from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate, locate_tokenizer
 from howlow.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16-autocast"]
@@ -40,7 +40,8 @@ class Structure:
 def load_config(reference: ModelReference, revision: str | None, trust_remote_code: bool) -> Any:
     """The model's config."""
     options = _source_options(reference, revision, trust_remote_code)
-    return from_hub("model", reference.name, lambda: AutoConfig.from_pretrained(reference.location, **options))
+    load = partial(AutoConfig.from_pretrained, reference.location, **options)
+    return from_hub("model", reference.name, load, reference.is_local)
 
 
 def _source_options(reference: ModelReference, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
@@ -55,14 +56,13 @@ def load_tokenizer(
     model: ModelReference, tokenizer: str | None, revision: str | None, trust_remote_code: bool
 ) -> tuple[Any, str, bool]:
     """The tokenizer, its name, and whether the packaged one stands in for a model that has none."""
-    reference = locate(tokenizer, random_weights=True) if tokenizer is not None else model
+    reference = locate_tokenizer(tokenizer) if tokenizer is not None else model
     substituted = tokenizer is None and not reference.has_tokenizer
     if substituted:
         reference = locate(PACKAGED)
-    if not reference.has_tokenizer:
-        raise UserError(f"tokenizer {reference.name}: no tokenizer files there")
     options = _source_options(reference, revision if tokenizer is None else None, trust_remote_code)
-    loaded = from_hub("tokenizer", reference.name, lambda: AutoTokenizer.from_pretrained(reference.location, **options))
+    load = partial(AutoTokenizer.from_pretrained, reference.location, **options)
+    loaded = from_hub("tokenizer", reference.name, load, reference.is_local)
     return loaded, reference.name, substituted
 
 
@@ -139,6 +139,7 @@ def load_model(
         "model",
         reference.name,
         lambda: AutoModelForCausalLM.from_pretrained(reference.location, dtype=dtype, **options),
+        reference.is_local,
     )
     missing = sorted(loading["missing_keys"])
     if missing:  # transformers would make them up
@@ -230,32 +231,3 @@ def save_adapter(model: Any, folder: Path, base_model: str, card: str) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
     return (folder / "adapter_model.safetensors").stat().st_size
-
-
-def model_card(base_model: str, facts: dict[str, Any]) -> str:
-    """A model card in the hub's format: front matter, then what the adapter is and how to load it."""
-    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    return f"""---
-base_model: {json.dumps(base_model)}
-library_name: peft
-pipeline_tag: text-generation
-tags: [lora, howlow]
----
-# LoRA adapter, rank {facts["rank"]}
-
-Made by `howlow sweep`, one trial of a rank sweep; `sweep.toml` in the sweep's folder repeats it.
-
-| setting | value |
-| --- | --- |
-{rows}
-
-```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
-
-base = AutoModelForCausalLM.from_pretrained({base_model!r})
-model = PeftModel.from_pretrained(base, "PATH/TO/THIS/FOLDER")
-```
-
-Trained for a measurement. Its scores stand in the record beside it; it was not checked for anything else.
-"""

@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from huggingface_hub.errors import StrictDataclassError
 from platformdirs import user_cache_path
-from safetensors import SafetensorError, safe_open
 
+from howlow.engine.weights import shards
 from howlow.errors import UserError
 
+_OF_LOADERS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
 PACKAGED = "smollm2-135m"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,7 @@ def locate(reference: str, random_weights: bool = False) -> ModelReference:
         return ModelReference(reference, str(_dequantised(path)), True, True)
     if path.is_dir():
         _check_folder(path, random_weights)
-        has_tokenizer = any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-        return ModelReference(reference, str(path), True, has_tokenizer)
+        return ModelReference(reference, str(path), True, _has_tokenizer(path))
     if path.is_file() and path.suffix == ".json" and random_weights:
         return ModelReference(reference, str(path), True, False)
     if path.exists():
@@ -70,6 +71,30 @@ def locate(reference: str, random_weights: bool = False) -> ModelReference:
     if reference.startswith(("/", ".", "~")) or reference.count("/") > 1:
         raise UserError(f"model {reference}: no such folder or file")
     return ModelReference(reference, reference, False, True)
+
+
+def locate_tokenizer(reference: str) -> ModelReference:
+    """Find what the setting `tokenizer` names: as `locate`, but a folder needs neither config nor weights.
+
+    Raises:
+        UserError: nothing there, or no tokenizer.
+    """
+    path = Path(reference).expanduser()
+    if path.is_dir() and reference != PACKAGED:
+        if not _has_tokenizer(path):
+            raise UserError(f"tokenizer {reference}: none of {', '.join(_TOKENIZER_FILES)} in that folder")
+        return ModelReference(reference, str(path), True, True)
+    try:
+        found = locate(reference, random_weights=True)
+    except UserError as error:
+        raise UserError(str(error).replace("model ", "tokenizer ", 1)) from None
+    if not found.has_tokenizer:
+        raise UserError(f"tokenizer {reference}: only a config is there, which holds no tokenizer")
+    return found
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _TOKENIZER_FILES)
 
 
 def _packaged_gguf() -> Path:
@@ -89,23 +114,8 @@ def _check_folder(folder: Path, random_weights: bool) -> None:
         raise UserError(f"model {folder}: the folder has no config.json") from None
     except (OSError, ValueError) as error:
         raise UserError(f"model {folder}: config.json cannot be read: {error}") from None
-    if random_weights:
-        return
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        pickles = sorted(entry.name for pattern in _PICKLES for entry in folder.glob(pattern))
-        if pickles:
-            raise UserError(
-                f"model {folder}: {pickles[0]} holds pickled weights, which can run code and are refused; "
-                "convert them to safetensors (save_pretrained does)"
-            )
-        raise UserError(f"model {folder}: no weights (*.safetensors) beside config.json; or set random_weights = true")
-    for shard in shards:
-        try:
-            with safe_open(shard, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"model {folder}: {shard.name} cannot be read ({error}); copy it again") from None
+    if not random_weights:
+        shards(folder)
 
 
 def _sha256(path: Path) -> str:
@@ -126,6 +136,8 @@ def _dequantised(gguf: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{folder.name}.lock"):
         if not folder.is_dir():
+            for left in cache.glob(f".{folder.name}-*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
             made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
             try:
                 _dequantise(gguf, made)
@@ -156,23 +168,35 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def from_hub(what: str, reference: str, load: Callable[[], Any]) -> Any:
+def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool = False) -> Any:
     """Run a transformers loader; its many failures become one line that says what to do.
 
     Raises:
-        UserError: unknown name, no network, a gated model, remote code that was not allowed, pickle weights.
+        UserError: unknown name, no network, a gated model, remote code that was not allowed, pickle weights, weights
+            that do not fit the config, a folder whose files cannot be read.
     """
     try:
         return load()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        text = str(error)
+    except RuntimeError as error:
+        if "mismatch" not in str(error):  # an allocation that failed, above all
+            raise
+        raise UserError(f"{what} {reference}: its weights do not fit its config; the files are of two models") from None
+    except Exception as error:
+        if not isinstance(error, _OF_LOADERS) and type(error) is not Exception:  # tokenizers raises plain ones
+            raise
+        text, problem = str(error), _first_line(error)[:160]
         if "trust_remote_code" in text:
             raise UserError(
                 f"{what} {reference}: it brings code of its own; set trust_remote_code = true to run it"
             ) from None
+        if is_local:
+            raise UserError(
+                f"{what} {reference}: its files cannot be loaded ({problem}); see that they are whole, and of a "
+                "kind that transformers knows"
+            ) from None
         if "safetensors" in text:
             raise UserError(f"{what} {reference}: no safetensors weights there; pickled weights are refused") from None
         raise UserError(
-            f"{what} {reference}: not found here, and the hub does not give it ({_first_line(error)[:160]}); without a "
-            f"network give a folder, a GGUF file or {PACKAGED}"
+            f"{what} {reference}: not found here, and the hub does not give it ({problem}); without a network give a "
+            f"folder, a GGUF file or {PACKAGED}"
         ) from None

@@ -4,7 +4,8 @@
   with BOS (EOS where the tokenizer has none), which is never a target, and does not get an EOS.
 * Training: what exceeds the sequence length in language modelling is cut; in other tasks the example is dropped.
 * Test: no example is dropped. A prompt that leaves no room for its completion and the new tokens loses the end of its
-  context (or, where nothing marks a context, its beginning), so that the question stays.
+  context (or, where nothing marks a context, its beginning), so that the question stays; a question that does not fit
+  even without its context is refused.
 """
 
 import hashlib
@@ -181,6 +182,12 @@ def fit_prompt(
         end = spans[keep - 1][1] if keep > 0 else 0
         context = context[: end if end < len(context) else spans[-1][0]]  # a cut within a character takes it whole
         shorter = tokenize(tokenizer, replace(example, context=context), chat)
+    if len(shorter.prompt) > room and example.context:
+        raise UserError(
+            f"test example {example.id}: even without its context its prompt has {len(shorter.prompt)} tokens; "
+            f"training.sequence_length = {sequence_length} has room for {room} beside the answer "
+            f"(inference.max_new_tokens = {max_new_tokens}); raise the one or lower the other"
+        )
     prompt = shorter.prompt[-room:] if len(shorter.prompt) > room else shorter.prompt
     return replace(whole, prompt=prompt, cut=prompt != whole.prompt)
 

@@ -3,12 +3,16 @@
 No sentence here claims that a difference is more than chance; that is the recommendation's business.
 """
 
+from collections.abc import Sequence
+
 from howlow.analysis.columns import Column, column_named
 from howlow.analysis.comparison import Comparison, Distances, Group, Reference, distances
+from howlow.analysis.statistics import inference_phase
 from howlow.report import formatting
 from howlow.report.summary import axes_words
 
 _MOST_SETTINGS = 6
+_FEW = 5  # measured steps under which a throughput is a rough figure
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -80,7 +84,9 @@ def cost_words(comparison: Comparison, reference: Reference) -> list[str]:
     ]
     parts = []
     if ratios:
-        parts.append(f"Beside rank {reference.rank}, rank {smallest.rank} has {_joined(ratios)}.")
+        few = _few_steps([smallest, reference.group])
+        caveat = f" ({few}: rough figures)" if few else ""
+        parts.append(f"Beside rank {reference.rank}, rank {smallest.rank} has {_joined(ratios)}{caveat}.")
     sizes = [formatting.quantity(group.mean("adapter_bytes"), "bytes") for group in (smallest, reference.group)]
     if formatting.ABSENT not in sizes:
         parts.append(f"Its adapter takes {sizes[0]} instead of {sizes[1]}.")
@@ -90,6 +96,17 @@ def cost_words(comparison: Comparison, reference: Reference) -> list[str]:
             "mixed in these ratios."
         )
     return parts
+
+
+def _few_steps(groups: Sequence[Group]) -> str:
+    """Where throughput rests on too few measured steps to be relied on: how few; else nothing."""
+    trials = [trial for group in groups for trial in group.trials if trial.record.status == "done"]
+    fewest = {
+        "training": min(trial.measured_steps["train"] for trial in trials),
+        "inference": min(trial.measured_steps[inference_phase(trial.record) or "evaluate"] for trial in trials),
+    }
+    few = [f"{number} measured step{'s' * (number != 1)} of {name}" for name, number in fewest.items() if number < _FEW]
+    return f"only {_joined(few)}" if few else ""
 
 
 def _batch(group: Group) -> str:

@@ -38,7 +38,7 @@ def check_axis(axis: str, values: Any) -> None:
     if axis.split(".")[0] in NOT_AN_AXIS:
         raise UserError(f"grid axis {axis}: this setting is the same for a whole sweep and cannot be an axis")
     if not isinstance(values, list) or not values:
-        raise UserError(f"grid axis {axis} = {values!r}: a list with at least one value is expected")
+        raise UserError(f"grid.{axis} = {values!r}: a list with at least one value is expected")
 
 
 def validated(table: Mapping[str, Any]) -> Settings:
@@ -64,11 +64,27 @@ def _first_problem(error: ValidationError) -> str:
         return f"{key} is missing; give {flag.get(key, key)} or a settings file that has it"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])
+    if problem["type"] in _ABOUT_THE_WHOLE and key in _EXPECTED:
+        return f"{key} = {problem['input']!r}: {_EXPECTED[key]} expected ({setting_keys()[key]})"
     more = {
         ("training.batch_size", "max"): "; the search for the largest batch is not in this version, give a number",
     }.get((key, problem["input"] if isinstance(problem["input"], str) else ""), "")
     rule = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{key} = {problem['input']!r}: {rule}{more} ({setting_keys().get(key, 'a table of settings')})"
+
+
+# Where a rule is about the whole value, it is told in the user's words and not in those of a validator.
+_ABOUT_THE_WHOLE = ("missing", "too_short", "too_long", "string_too_short", "string_pattern_mismatch", "tuple_type")
+_EXPECTED = {
+    "model": "a name is",
+    "tokenizer": "a name is",
+    "task.train": "a name is",
+    "task.test": "a name is",
+    "baselines": "a list of base and full is",
+    "lora.target_modules": "a list with at least one name is",
+    "training.betas": "two numbers are",
+    "run.device": "auto, cpu, mps, cuda or cuda:N is",
+}
 
 
 def located(source: str) -> str:

@@ -40,12 +40,14 @@ def resolve(table: Mapping[str, Any]) -> Settings:
     grid = dict(flat(table.get("grid", {}))) if isinstance(table.get("grid", {}), Mapping) else table["grid"]
     if not isinstance(grid, dict):
         raise UserError(f"grid = {grid!r}: a table of setting -> list of values is expected")
-    settings = validated({**table, "grid": grid})
     for axis, values in grid.items():
         check_axis(axis, values)
-    grid = {axis: _distinct(values) for axis, values in grid.items()}
+    settings = validated({**table, "grid": grid})
     grid.setdefault(RANK_AXIS, [settings.lora.rank])
     grid.setdefault(SEED_AXIS, [settings.seed])
+    for plan in expand(settings.model_copy(update={"grid": grid})):  # every point of the grid obeys the rules
+        _check_batches(plan)
+    grid = {axis: _distinct(values) for axis, values in grid.items()}
     plain = {axis: grid[axis] for axis in (RANK_AXIS, SEED_AXIS, *sorted(set(grid) - {RANK_AXIS, SEED_AXIS}))}
     task = settings.task.with_task_defaults()
     places = {"train": located(task.train), "test": located(task.test)}
@@ -54,9 +56,17 @@ def resolve(table: Mapping[str, Any]) -> Settings:
     )
     if resolved.tokenizer is not None:
         resolved = resolved.model_copy(update={"tokenizer": located_model(resolved.tokenizer)})
-    for _ in expand(resolved):  # every point of the grid obeys the rules
-        pass
     return resolved
+
+
+def _check_batches(plan: TrialPlan) -> None:
+    """A step never holds fewer examples than a batch: the batch that was asked for would not be the one measured."""
+    batch, step = plan.settings.training.batch_size, plan.settings.training.effective_batch_size
+    if plan.kind != "base" and step is not None and step < batch:
+        raise UserError(
+            f"training.effective_batch_size = {step} is less than training.batch_size = {batch} (trial {plan.name}); "
+            f"lower training.batch_size to {step}, or raise training.effective_batch_size"
+        )
 
 
 def _distinct(values: list[Any]) -> list[Any]:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # torch and TOML take no more
+Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[StrictStr, ...], Field(strict=False, min_length=1)]
 
 
@@ -26,11 +28,11 @@ class TaskSettings(Section):
     name: Literal["language_modeling", "question_answering", "completion"] = Field(
         description="the kind of data and of scoring"
     )
-    train: str = Field(description="training data: a file, a folder, or hub data as owner/name[:config[:split]]")
-    test: str = Field(description="test data, in the same forms; the same file as `train` is split by groups")
+    train: Text = Field(description="training data: a file, a folder, or hub data as owner/name[:config[:split]]")
+    test: Text = Field(description="test data, in the same forms; the same file as `train` is split by groups")
     train_examples: Positive | None = Field(None, description="at most this many training examples; absent: all")
     test_examples: Positive | None = Field(None, description="at most this many test examples; absent: all")
-    seed: NonNegative = Field(0, description="orders the groups before the limits cut; the same for every trial")
+    seed: Seed = Field(0, description="orders the groups before the limits cut; the same for every trial")
     overlap: Literal["exclude", "keep"] = Field(
         "exclude", description="what happens to training groups whose prefix or text occurs in the test data"
     )
@@ -124,7 +126,8 @@ class TrainingSettings(Section):
     )
     batch_size: Positive = Field(8, description="examples in one forward and backward pass")
     effective_batch_size: Positive | None = Field(
-        None, description="examples in one optimizer step, reached by accumulation; absent: batch_size"
+        None,
+        description="examples in one optimizer step, at least batch_size, reached by accumulation; absent: batch_size",
     )
     sequence_length: Annotated[int, Field(ge=8)] = Field(512, description="the longest row, in tokens")
     learning_rate: float = Field(5e-5, gt=0.0, description="AdamW's learning rate (the paper, section III.D)")
@@ -195,7 +198,7 @@ class RunSettings(Section):
 
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU")
     executor: Literal["local"] = Field("local", description="local: each trial in a process of this machine")
-    order_seed: NonNegative = Field(0, description="shuffles the trials, so that heat does not line up with rank")
+    order_seed: Seed = Field(0, description="shuffles the trials, so that heat does not line up with rank")
     cooldown_s: float = Field(0.0, ge=0.0, description="seconds of rest between trials")
     memory_limit_bytes: Positive | None = Field(
         None, description="what a trial may take: RLIMIT_DATA on a CPU, the allocator's cap on CUDA"
@@ -205,10 +208,10 @@ class RunSettings(Section):
 class Settings(Section):
     """Everything a sweep, and with one value per axis a trial, is asked to do."""
 
-    model: str = Field(
+    model: Text = Field(
         description="hub id, folder, GGUF file, `smollm2-135m` (packaged), or a known config with random_weights"
     )
-    tokenizer: str | None = Field(None, description="hub id, folder or GGUF file; absent: the model's")
+    tokenizer: Text | None = Field(None, description="hub id, folder or GGUF file; absent: the model's")
     revision: str | None = Field(None, description="the hub's branch, tag or commit")
     trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
     random_weights: bool = Field(
@@ -217,7 +220,7 @@ class Settings(Section):
     baselines: Annotated[tuple[Literal["base", "full"], ...], Field(strict=False)] = Field(
         ("base",), description="trials beside the ranks: base (zero-shot, no adapter), full (every weight trained)"
     )
-    seed: NonNegative = Field(0, description="a trial's initialisation, order and dropout")
+    seed: Seed = Field(0, description="a trial's initialisation, order and dropout")
     grid: dict[str, list[Any]] = Field(
         default_factory=dict, description="axes: dotted setting -> list of values; lora.rank and seed are always there"
     )

@@ -41,6 +41,7 @@ from howlow.meters.session import Session
 from howlow.preparation import Prepared
 from howlow.records import EnergySource, LayoutChoice, ModelRecord, Record, Scores, Status, WarningKind, write_record
 from howlow.settings import Settings
+from howlow.trial.card import model_card
 from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.layout import choose, layout_record
@@ -151,7 +152,7 @@ def _method(state: TrialState) -> Scores:
             _save(state, session, model)
         release(device)
         model.eval()
-        scores = Scorer(state, session, model, tokenizer, prepared, precision, pad_id, eos).score()
+        scores = Scorer(state, session, model, tokenizer, prepared, precision, pad_id, eos, saved).score()
     return Scores() if settings.random_weights else scores
 
 
@@ -236,7 +237,9 @@ def _card(state: TrialState) -> str:
         "seed": state.settings.seed,
         "howlow": found.environment.versions["howlow"],
     }
-    return models.model_card(state.settings.model, facts)
+    settings = state.settings
+    reference = locate(settings.model, settings.random_weights)
+    return model_card(reference, facts, revision=settings.revision, random=settings.random_weights)
 
 
 def _warn_about(state: TrialState, prepared: Prepared) -> None:

@@ -45,8 +45,8 @@ def fine_tune(
     trainer = _trainer(state, session, model, precision, len(schedule))
     if saved is not None:
         saved.restore_training(trainer)
-    first, skipped, saved_at_s = trainer.steps_done, 0, now_s()
-    parts = state.parts(first, len(schedule))
+    first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()
+    parts = state.parts("train", first, len(schedule))
     writer = LineWriter(state.steps_path)
     totals = saved.document["totals"] if saved else None
     with (

@@ -1,11 +1,14 @@
 """How a trial goes on after an interruption: the checkpoint's contents, and the files cut back to it.
 
 A checkpoint stands either within the training (`position` "train": weights, AdamW, generators, totals of the meters)
-or behind it ("inference": the trained weights). Lines written after it are cut away; of the inference phases every
-whole batch is kept.
+or behind it ("inference": the trained weights). Behind the training its weights change no more, so what inference has
+come to goes into a small file beside them, `inference.json`: the phases that ended, and of the running one its batches
+and the meters' totals. Lines written after the last of these are cut away. Every checkpoint says of which trial, on
+which data and which machine it is (`identity`), so that it is gone on with by no other (`howlow.continuing`).
 """
 
 import itertools
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +20,11 @@ from torch import Tensor, nn
 from howlow.engine import checkpoint
 from howlow.engine.training import Trainer
 from howlow.meters.session import PhaseMeter, Session
-from howlow.records import PhaseName, PhaseRecord, WarningKind, clear_temporaries, cut_lines, read_lines
+from howlow.records import PhaseRecord, WarningKind, clear_temporaries, cut_lines, read_lines, write_atomically
+from howlow.tasks import task_named
 from howlow.trial.state import TrialState
+
+_INFERENCE = "inference.json"
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,11 @@ class Saved:
     time_s: float
     document: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """Of an inference phase that was interrupted: `phase`, the batches of it that count, the meters' `totals`."""
+        return self.document.get("running") or {}
 
     @property
     def trained(self) -> bool:
@@ -67,12 +78,15 @@ def save_trained(state: TrialState, session: Session, parameters: dict[str, nn.P
     _save(state, session, "inference", tensors or {"nothing": torch.zeros(1)}, {})
 
 
-def _save(
-    state: TrialState, session: Session, position: str, tensors: dict[str, Tensor], document: dict[str, Any]
-) -> None:
+def save_inference(state: TrialState, session: Session, running: dict[str, Any] | None = None) -> None:
+    """What inference has come to: the phases that ended, and the `running` one with its batches and totals."""
+    text = json.dumps(_so_far(state, session) | {"running": running})
+    write_atomically(state.folder / "checkpoint" / _INFERENCE, text)
+
+
+def _so_far(state: TrialState, session: Session) -> dict[str, Any]:
     found = state.found
-    kept = {
-        "position": position,
+    return {
         "time_s": session.trial_time(),
         "phases": [phase.model_dump() for phase in found.phases],
         "resumed": found.resumed,
@@ -81,6 +95,25 @@ def _save(
         "adapter_bytes": found.model.adapter_bytes if found.model else None,
         "warnings": [warning.model_dump(mode="json") for warning in found.warnings],
     }
+
+
+def _identity(state: TrialState) -> dict[str, Any]:
+    data, environment = state.found.data, state.found.environment
+    assert data is not None, "the data is read before the first checkpoint"
+    assert environment is not None, "the environment is looked at before the first checkpoint"
+    return {
+        "kind": state.kind,
+        "axes": state.axes,
+        "settings": state.settings.model_dump(mode="json"),
+        "data": data.model_dump(),
+        "environment": environment.model_dump(),
+    }
+
+
+def _save(
+    state: TrialState, session: Session, position: str, tensors: dict[str, Tensor], document: dict[str, Any]
+) -> None:
+    kept = {"position": position, "identity": _identity(state)} | _so_far(state, session)
     checkpoint.save(state.folder / "checkpoint", tensors, kept | document)
 
 
@@ -95,13 +128,14 @@ def resume(state: TrialState) -> Saved | None:
         shutil.rmtree(state.folder / "adapter", ignore_errors=True)
         return None
     tensors, document = loaded
-    time_s: float = document["time_s"]
     if document["position"] == "train":
         done = document["trainer"]["steps_done"]
         cut_lines(state.steps_path, lambda line: bool(line["phase"] == "train" and line["step"] < done))
         state.predictions_path.unlink(missing_ok=True)
     else:
-        time_s = _cut_inference(state.steps_path, state.predictions_path, time_s)
+        document |= _inference(state.folder / "checkpoint" / _INFERENCE)
+        _cut_inference(state, document)
+    time_s: float = document["time_s"]
     cut_lines(timeline, lambda line: bool(line["time_s"] <= time_s))
     state.found.resumed = document["resumed"] + 1
     state.found.started_at = document["started_at"]
@@ -113,16 +147,23 @@ def resume(state: TrialState) -> Saved | None:
     return Saved(document["position"], time_s, document, tensors)
 
 
-def _cut_inference(steps: Path, predictions: Path, time_s: float) -> float:
-    """Keep whole batches only, in steps and predictions; returns the moment of the last thing kept."""
-    cut_lines(steps, lambda line: True)
-    samples: dict[PhaseName, int] = {"evaluate": 0, "generate": 0}
-    for line in read_lines(steps):
-        time_s = max(time_s, line["start_s"] + line["duration_s"])
-        if line["phase"] in samples:
-            samples[line["phase"]] += line["samples"]
+def _inference(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found
+
+
+def _cut_inference(state: TrialState, document: dict[str, Any]) -> None:
+    """Keep the training, the inference phases that ended, and the batches of the running one that are accounted for."""
+    ended = {"train", *(phase["phase"] for phase in document["phases"])}
+    running = document.get("running") or {"phase": None, "batches": 0}
+    cut_lines(
+        state.steps_path,
+        lambda line: (
+            line["phase"] in ended or (line["phase"] == running["phase"] and line["step"] < running["batches"])
+        ),
+    )
     # A task that generates writes its predictions in that phase, any other while it evaluates.
-    generates = any("generated" in line for line in read_lines(predictions))
-    kept, counter = samples["generate" if generates else "evaluate"], itertools.count()
-    cut_lines(predictions, lambda line: next(counter) < kept)
-    return time_s
+    writes = "generate" if task_named(state.settings.task.name).generates else "evaluate"
+    kept = sum(line["samples"] for line in read_lines(state.steps_path) if line["phase"] == writes)
+    counter = itertools.count()
+    cut_lines(state.predictions_path, lambda line: next(counter) < kept)

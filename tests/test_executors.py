@@ -1,0 +1,91 @@
+"""Ctrl-C and SIGTERM reach the whole process group and are the sweep's to handle: nobody else says a word."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from howlow.settings import load, to_toml
+
+pytestmark = pytest.mark.slow
+COMMAND = "import sys; from howlow.cli import main; sys.argv = ['howlow', *sys.argv[1:]]; main()"
+
+
+@pytest.fixture
+def started(tiny_table: dict[str, Any], tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
+    """A sweep on the command line, in a process group of its own."""
+    settings = tmp_path / "settings.toml"
+    settings.write_text(to_toml(load(None, [tiny_table])), encoding="utf-8")
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", COMMAND, "sweep", str(settings), "--out", str(tmp_path / "out")]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+    return start
+
+
+def wait_until(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
+    until = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def imports_torch(process: psutil.Process) -> bool:
+    """Whether a process is in the middle of its imports: torch's libraries are mapped."""
+    try:
+        return "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the fork server is Linux's")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_group_while_the_server_imports_leaves_no_traceback(
+    started: Callable[[], subprocess.Popen[str]], number: signal.Signals, code: int
+) -> None:
+    process = started()
+    try:
+        us = psutil.Process(process.pid)
+        wait_until(lambda: any(imports_torch(child) for child in us.children(recursive=True)))
+        children = us.children(recursive=True)
+        os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=60)  # until the last of the group has closed its end
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, out) == (code, "")
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("howlow: stopped")
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def test_a_signal_to_the_group_in_a_trial_keeps_its_checkpoint(
+    started: Callable[[], subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    process = started()
+    trials = tmp_path / "out" / "trials"
+    try:
+        wait_until(lambda: any(trials.glob("r*/steps.jsonl")))
+        os.killpg(process.pid, signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 143
+    assert "Traceback" not in err
+    running = [trial for trial in trials.iterdir() if not (trial / "record.json").exists()]
+    for trial in running:
+        state = json.loads((trial / "checkpoint" / "state.json").read_text())
+        assert state["identity"]["kind"] == "lora"
+        assert "Traceback" not in (trial / "log.txt").read_text()

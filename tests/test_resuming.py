@@ -1,0 +1,151 @@
+"""Whatever moment a trial dies at, going on it leaves what an unbroken one leaves: no finished phase is lost."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from howlow import preparation
+from howlow.executors import StoppedError
+from howlow.records import Record, WarningKind, read_lines, read_record
+from howlow.settings import expand, load, merge
+from howlow.trial import fine_tuning, scoring, trial_entry
+from howlow.trial.state import SweepLink
+
+# A killed process leaves its files to the system.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+class KilledError(BaseException):
+    """Stands for a kill -9: nothing of ours catches it."""
+
+
+class Link:
+    """A sweep that kills or stops its trial behind a given step of a phase."""
+
+    def __init__(self, phase: str = "", step: int = -1, stops: bool = False) -> None:
+        self.phase, self.step, self.stops, self.stop_requested = phase, step, stops, False
+
+    def report(self, kind: str, value: dict[str, Any]) -> None:
+        if (value["phase"], value["step"]) == (self.phase, self.step):
+            self.stop_requested = self.stops
+            if not self.stops:
+                raise KilledError
+
+
+@pytest.fixture(autouse=True)
+def told_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("howlow.trial.state._SECONDS_BETWEEN_REPORTS", 0.0)
+
+
+@pytest.fixture
+def table(tiny_table: dict[str, Any]) -> dict[str, Any]:
+    """Six steps of evaluation and of generation, a checkpoint behind each."""
+    changes = {"training": {"checkpoint_every_s": 1e-9}, "inference": {"batch_size": 2}, "grid": {"lora.rank": [1]}}
+    return merge(tiny_table, changes)
+
+
+def run(table: dict[str, Any], folder: Path, link: SweepLink, kind: str = "lora") -> Record | None:
+    plan = next(plan for plan in expand(load(None, [table])) if plan.kind == kind)
+    data, trial = folder / "data", folder / plan.name
+    trial.mkdir(parents=True, exist_ok=True)
+    if not data.exists():
+        preparation.prepare(plan.settings, [], data)
+    payload = {"name": plan.name, "kind": kind, "axes": {}, "settings": plan.settings.model_dump_json()}
+    with suppress(KilledError, StoppedError):
+        trial_entry({**payload, "folder": str(trial), "data": str(data)}, link)
+    return read_record(trial)
+
+
+def what_counts(folder: Path, record: Record) -> dict[str, Any]:
+    steps = [(s["phase"], s["step"], s["samples"]) for s in read_lines(folder / record.trial / "steps.jsonl")]
+    predictions = list(read_lines(folder / record.trial / "predictions.jsonl"))
+    return {"steps": steps, "predictions": predictions, "scores": record.scores}
+
+
+@pytest.mark.parametrize("kind", ["lora", "base"])
+@pytest.mark.parametrize("stops", [True, False], ids=["stopped", "killed"])
+@pytest.mark.parametrize(("phase", "step"), [("evaluate", 2), ("evaluate", 6), ("generate", 1), ("generate", 6)])
+def test_the_phases_of_an_interrupted_inference_are_whole(
+    table: dict[str, Any], tmp_path: Path, phase: str, step: int, stops: bool, kind: str
+) -> None:
+    unbroken = run(table, tmp_path / "unbroken", Link(), kind)
+    interrupted = run(table, tmp_path / "ours", Link(phase, step, stops), kind)
+    record = interrupted or run(table, tmp_path / "ours", Link(), kind)
+    assert record is not None
+    assert unbroken is not None
+    assert what_counts(tmp_path / "ours", record) == what_counts(tmp_path / "unbroken", unbroken)
+    assert [phase.phase for phase in record.phases] == [phase.phase for phase in unbroken.phases]
+    assert record.resumed == (0 if interrupted else 1)
+    for name in ("evaluate", "generate"):
+        ours = record.phase(name)
+        assert ours is not None
+        steps = [line for line in read_lines(tmp_path / "ours" / record.trial / "steps.jsonl") if line["phase"] == name]
+        timed = sum(line["duration_s"] for line in steps)
+        assert ours.duration_s >= timed, "the time of both parts counts"
+        measured = [line for line in steps if line["part"] == "measured"]
+        assert ours.measured_samples == sum(line["samples"] for line in measured)
+
+
+def test_behind_the_last_batch_nothing_is_run_again(table: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    def die(*_: Any) -> None:
+        raise KilledError
+
+    monkeypatch.setattr("howlow.trial.write_record", die)
+    assert run(table, tmp_path, Link()) is None
+    monkeypatch.undo()
+    before = (tmp_path / "r0001-s0/steps.jsonl").read_text()
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("inference ran again")
+
+    monkeypatch.setattr(scoring.inference, "evaluate", fail)
+    monkeypatch.setattr(scoring.inference, "generate", fail)
+    record = run(table, tmp_path, Link())
+    assert record is not None
+    assert (record.status, record.error) == ("done", None)
+    assert (tmp_path / "r0001-s0/steps.jsonl").read_text() == before
+    assert record.phase("evaluate") is not None
+    assert record.phase("generate") is not None
+
+
+def test_a_checkpoint_says_whose_it_is(table: dict[str, Any], tmp_path: Path) -> None:
+    run(table, tmp_path, Link("train", 2))
+    identity = json.loads((tmp_path / "r0001-s0/checkpoint/state.json").read_text())["identity"]
+    prepared = preparation.read_prepared(tmp_path / "data")
+    assert identity["data"] == prepared.data.model_dump()
+    assert set(identity["environment"]["versions"]) >= {"howlow", "torch", "transformers", "peft"}
+    assert identity["settings"]["training"]["learning_rate"] == 1e-3
+
+
+def test_skipped_steps_from_before_a_resume_are_counted(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = fine_tuning.Trainer.step
+
+    def skip_the_first(self: Any, micro_batches: Any) -> Any:
+        outcome = step(self, micro_batches)
+        is_first = self.steps_done == 1
+        return type(outcome)(outcome.loss, outcome.gradient_norm, is_first)
+
+    monkeypatch.setattr(fine_tuning.Trainer, "step", skip_the_first)
+    assert run(table, tmp_path, Link("train", 3)) is None
+    record = run(table, tmp_path, Link())
+    assert record is not None
+    skipped = [warning.detail for warning in record.warnings if warning.kind == WarningKind.STEPS_SKIPPED]
+    assert skipped == ["1 of 6 steps skipped"]
+
+
+def test_a_short_phase_is_named(table: dict[str, Any], tmp_path: Path) -> None:
+    record = run(merge(table, {"inference": {"batch_size": 8}}), tmp_path, Link())
+    assert record is not None
+    details = {warning.detail for warning in record.warnings if "burn-in" in warning.detail}
+    assert details == {
+        "evaluate: 1 instead of 2 burn-in steps in a phase of 2",
+        "generate: 1 instead of 2 burn-in steps in a phase of 2",
+    }
