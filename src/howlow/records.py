@@ -151,7 +151,7 @@ class Reading(Frozen):
     memory_utilization: float | None = Field(None, description="0..1: the time in which the GPU's memory was used")
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
-    throttle_reasons: tuple[str, ...] = Field((), description="why the clock is lower than it could be")
+    throttle_reasons: tuple[str, ...] | None = Field(None, description="why the clock is lower than it could be")
     phase: PhaseName
 
 

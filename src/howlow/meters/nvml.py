@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pynvml
+import torch
 
 from howlow.meters.instruments import Finding, Look
 from howlow.records import WarningKind
@@ -166,6 +167,4 @@ def _in_namespace() -> bool:
 
 
 def _uses_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_initialized()
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

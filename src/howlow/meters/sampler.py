@@ -1,8 +1,8 @@
 """Readings at a fixed rate, each instrument from a thread of its own: the timeline, one JSON line a reading.
 
-A reader may hang with its instrument; nothing else does. A step that wants a fresh counter asks the reader and waits for
-a moment only; while an answer is outstanding nobody waits again. A reading that comes late is written with the time at
-which it was taken; a reading that is missed is a gap, never a repeated value or a zero.
+A reader may hang with its instrument; nothing else does. A step that wants a fresh counter asks the reader and waits
+for a moment only; while an answer is outstanding nobody waits again. A reading that comes late is written with the time
+at which it was taken; a reading that is missed is a gap, never a repeated value or a zero.
 
 Times are on the trial's own scale. The counters' wrap-around is undone here; a counter that falls by more than a wrap
 explains has been set back, and no window crosses that moment.
@@ -41,7 +41,7 @@ class Timeline:
         with self._lock:
             try:
                 if self.problem is None:
-                    self._writer.append(reading.model_dump_json(exclude_none=True, exclude_defaults=True))
+                    self._writer.append(reading.model_dump_json(exclude_none=True))
             except OSError as error:
                 self.problem = error
 
@@ -75,7 +75,7 @@ class Reader:
         self.looks: list[Reading] = []
         self.cpu_s = 0.0
         self.waited_s = 0.0
-        self.late = 0
+        self.asked, self.late = 0, 0
         self._period_s = 1 / rate_hz
         self._timeline = timeline
         self._now = now
@@ -84,7 +84,7 @@ class Reader:
         self._raw: tuple[float, float] | None = None
         self._total_j, self._epoch = 0.0, 0
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._asked: _Job | None = None
+        self._pending: _Job | None = None
         self._thread = threading.Thread(target=self._run, name=f"howlow-{instrument.device}", daemon=True)
 
     # -- what the trial's thread calls --------------------------------------------------------------------------------
@@ -100,20 +100,21 @@ class Reader:
 
     def ask(self, call: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
         """Have the reader's thread call something; None where it does not answer in time, or has not yet answered."""
-        if self._asked is not None and not self._asked.done.is_set():
+        self.asked += 1
+        if self._pending is not None and not self._pending.done.is_set():
             self.late += 1
             return None
-        job = self._asked = _Job(call)
-        asked_s = clock.now_s()
+        job = self._pending = _Job(call)
         self._jobs.put(job)
         if not job.done.wait(patience_s):
             self.late += 1
-        self.waited_s += clock.now_s() - asked_s
         return job.result
 
     def counter_now(self) -> Point | None:
         """A fresh reading of the counter."""
+        asked_s = clock.now_s()
         point: Point | None = self.ask(self._read_counter)
+        self.waited_s += clock.now_s() - asked_s
         return point
 
     def settle(self, moment_s: float) -> None:
@@ -246,6 +247,6 @@ def _reading(device: str, point: Point, look: Look, power_w: float | None, phase
         temperature_c=look.temperature_c,
         sm_clock_hz=look.sm_clock_hz,
         memory_clock_hz=look.memory_clock_hz,
-        throttle_reasons=look.throttle_reasons,
+        throttle_reasons=look.throttle_reasons or None,
         phase=phase,
     )

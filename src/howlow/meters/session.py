@@ -9,6 +9,7 @@ of the whole phase, pauses and burn-in included, stands beside it.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,10 +20,14 @@ from howlow.meters import clock, memory
 from howlow.meters.energy import EnergyMeter, no_energy, window_energy
 from howlow.meters.instruments import Instrument, ProcessView
 from howlow.meters.sampler import Reader, Timeline
+from howlow.meters.surroundings import look_around, machine_findings, throttling
 from howlow.meters.windows import Missing
-from howlow.records import EnergyWindow, PhaseName, PhaseRecord, WarningKind
+from howlow.records import EnergyWindow, Idle, MeterRecord, PhaseName, PhaseRecord, WarningKind
 
 Warn = Callable[[WarningKind, str], None]
+_FINDINGS_PATIENCE_S = 2.0
+LARGEST_OVERHEAD = 0.005
+_LONG_ENOUGH_S = 10.0  # of steps: before, finding out a counter's pace is most of the cost
 
 
 @dataclass
@@ -93,10 +98,10 @@ class Session:
         self.steps_s = 0.0
         own = [ProcessView(str(device))] if device.type == "cpu" else []
         self.readers = self._readers([*own, *views])
-        self._cpu_s, self._started_s = clock.process_cpu_s(), clock.now_s()
+        self._before = look_around()
 
     def _readers(self, views: Sequence[Instrument]) -> list[Reader]:
-        periods: dict[Instrument, float | None] = {view: 0.0 for view in views}
+        periods: dict[Instrument, float | None] = dict.fromkeys(views, 0.0)
         for meter in self.meters.values():
             found_out = meter.update_period_s
             periods.update(dict.fromkeys(meter.instruments, found_out))
@@ -144,6 +149,47 @@ class Session:
         for meter in self.meters.values():
             for reader in self.of(meter) if meter.kind == "counter" else ():
                 reader.settle(moment_s)
+
+    # -- how the meters did, and what else happened -------------------------------------------------------------------
+
+    def look_for_outside_work(self) -> None:
+        """Warn of what others do on the device; called when the trial has begun to work, and at its end."""
+        for reader in self.readers:
+            for kind, detail in reader.ask(reader.instrument.findings, _FINDINGS_PATIENCE_S) or ():
+                self.warn(kind, detail)
+
+    def report(self, idle: Idle | None) -> MeterRecord:
+        """How the meters did, at the trial's end; with its warnings, and those of what else happened meanwhile."""
+        after = look_around()
+        self.look_for_outside_work()
+        slowed = [throttling(reader.looks) for reader in self.readers]
+        for kind, detail in [*machine_findings(self._before, after), *(found for found in slowed if found)]:
+            self.warn(kind, detail)
+        times = [[look.time_s for look in reader.looks] for reader in self.readers]
+        own_cpu_s = after.own_s - self._before.own_s
+        waited_s = sum(reader.waited_s for reader in self.readers)
+        record = MeterRecord(
+            rate_hz=min((_rate_hz(own) for own in times if len(own) > 1), default=None),
+            largest_gap_s=max((later - sooner for own in times for sooner, later in pairwise(own)), default=None),
+            readings=sum(map(len, times)),
+            late=sum(reader.late for reader in self.readers),
+            cpu_share=sum(reader.cpu_s for reader in self.readers) / own_cpu_s if own_cpu_s else None,
+            step_share=waited_s / self.steps_s if self.steps_s else None,
+            idle=idle,
+        )
+        self._warn_of_meters(record)
+        return record
+
+    def _warn_of_meters(self, record: MeterRecord) -> None:
+        asked = sum(reader.asked for reader in self.readers)
+        if record.late > max(1, asked // 50):
+            self.warn(WarningKind.SENSOR_LATE, f"{record.late} of {asked} readings did not come in time")
+        if record.largest_gap_s is not None and record.largest_gap_s > max(1.0, 4 / self.rate_hz):
+            self.warn(WarningKind.TIMELINE_GAP, f"{record.largest_gap_s:.2f} s without a reading")
+        shares = (record.cpu_share or 0.0, record.step_share or 0.0)
+        if self.steps_s > _LONG_ENOUGH_S and max(shares) > LARGEST_OVERHEAD:
+            detail = f"the meters took {shares[0]:.2%} of the CPU time and {shares[1]:.2%} of the steps' time"
+            self.warn(WarningKind.METER_OVERHEAD, detail)
 
     @contextmanager
     def phase(self, name: PhaseName, totals: dict[str, Any] | None = None) -> Iterator["PhaseMeter"]:
@@ -301,3 +347,7 @@ class PhaseMeter:
         own = str(self.session.device)
         looks = [look for reader in self.session.readers if reader.instrument.device == own for look in reader.looks]
         return max((look.memory_bytes for look in looks if look.phase == self.name and look.memory_bytes), default=None)
+
+
+def _rate_hz(times_s: Sequence[float]) -> float:
+    return (len(times_s) - 1) / max(1e-9, times_s[-1] - times_s[0])

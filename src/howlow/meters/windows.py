@@ -89,9 +89,7 @@ def _interpolated(read: Sequence[Point], moment_s: float) -> float:
     return _counter(before) + share * (_counter(behind) - _counter(before))
 
 
-def _enclosed(
-    read: Sequence[Point], moment_s: float, update_period_s: float, step_j: float
-) -> tuple[float, float]:
+def _enclosed(read: Sequence[Point], moment_s: float, update_period_s: float, step_j: float) -> tuple[float, float]:
     """What the energy at a moment is at least and at most."""
     before = bisect_right(read, moment_s, key=lambda point: point.time_s) - 1
     after = bisect_left(read, moment_s + update_period_s, key=lambda point: point.asked_s)
@@ -153,9 +151,7 @@ def _holes_s(near: Sequence[tuple[float, float]], start_s: float, end_s: float, 
     return sum(min(t1, end_s) - max(t0, start_s) for t0, t1 in pairwise(moments) if t1 - t0 > allowed_s)
 
 
-def _power_error_j(
-    near: Sequence[tuple[float, float]], start_s: float, end_s: float, update_period_s: float
-) -> float:
+def _power_error_j(near: Sequence[tuple[float, float]], start_s: float, end_s: float, update_period_s: float) -> float:
     powers = [power_w for _, power_w in near]
     spread_w = max(powers) - min(powers)
     edges_s = max(0.0, near[0][0] - start_s) + max(0.0, end_s - near[-1][0])

@@ -1,8 +1,8 @@
 """AMD GPUs, Apple silicon and Jetson, read through zeus. None of the three has been tested by us; `howlow env` says so.
 
 zeus is imported only here and only when such a source is looked for: it loads an HTTP client, and on import it probes
-for AMD's library. Only its counters are read; its windows, which would synchronise devices of their own choosing, are not
-used, as the trial synchronises its own device.
+for AMD's library. Only its counters are read; its windows, which would synchronise devices of their own choosing, are
+not used, as the trial synchronises its own device.
 """
 
 from collections.abc import Callable
