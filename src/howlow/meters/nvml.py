@@ -87,11 +87,20 @@ class NvmlDevice:
             memory_bytes=None if memory is None else int(memory.used),
             utilization=None if rates is None else rates.gpu / 100,
             memory_utilization=None if rates is None else rates.memory / 100,
-            temperature_c=_value(pynvml.nvmlDeviceGetTemperature, self._handle, pynvml.NVML_TEMPERATURE_GPU),
+            temperature_c=self._temperature_c(),
             sm_clock_hz=self._clock_hz(pynvml.NVML_CLOCK_SM),
             memory_clock_hz=self._clock_hz(pynvml.NVML_CLOCK_MEM),
             throttle_reasons=tuple(name for name, bit in _THROTTLES.items() if reasons & bit),
         )
+
+    def _temperature_c(self) -> float | None:
+        """NVML is about to replace the first question by the second."""
+        for name in ("nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV"):
+            query = getattr(pynvml, name, None)
+            degrees = _value(query, self._handle, pynvml.NVML_TEMPERATURE_GPU) if query else None
+            if degrees is not None:
+                return float(degrees)
+        return None
 
     def _clock_hz(self, which: int) -> float | None:
         megahertz = _value(pynvml.nvmlDeviceGetClockInfo, self._handle, which)

@@ -8,6 +8,7 @@ Times are on the trial's own scale. The counters' wrap-around is undone here; a 
 explains has been set back, and no window crosses that moment.
 """
 
+import math
 import queue
 import threading
 from collections.abc import Callable
@@ -85,6 +86,7 @@ class Reader:
         self._total_j, self._epoch = 0.0, 0
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pending: _Job | None = None
+        self._due_s, self._follow_s = math.inf, math.inf
         self._thread = threading.Thread(target=self._run, name=f"howlow-{instrument.device}", daemon=True)
 
     # -- what the trial's thread calls --------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ class Reader:
     def counter_now(self) -> Point | None:
         """A fresh reading of the counter."""
         asked_s = clock.now_s()
-        point: Point | None = self.ask(self._read_counter)
+        point: Point | None = self.ask(self._read_and_follow)
         self.waited_s += clock.now_s() - asked_s
         return point
 
@@ -137,18 +139,16 @@ class Reader:
     # -- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        due_s = clock.now_s()
+        self._due_s = clock.now_s()
         while True:
             is_pacing = self._update_period_s is None and self._pace.is_open
-            wait_s = _FAST_S if is_pacing else max(0.0, due_s - clock.now_s())
+            wait_s = _FAST_S if is_pacing else min(self._due_s, self._follow_s) - clock.now_s()
             try:
-                job = self._jobs.get(timeout=wait_s)
+                job = self._jobs.get(timeout=max(0.0, wait_s))
             except queue.Empty:
                 if is_pacing:
-                    self._find_pace()
-                if clock.now_s() >= due_s:
-                    self._look()
-                    due_s = max(due_s + self._period_s, clock.now_s())  # a late one does not make the next ones hurry
+                    self.find_pace()
+                self._read_what_is_due()
             else:
                 if job is None:
                     return
@@ -156,15 +156,33 @@ class Reader:
                 job.done.set()
             self.cpu_s = clock.thread_cpu_s()
 
-    def _find_pace(self) -> None:
+    def _read_what_is_due(self) -> None:
+        """The timeline's reading; or one that follows a step's, as soon as the counter knows of that step's end."""
+        if clock.now_s() >= self._due_s:
+            self.look()
+            self._due_s = max(self._due_s + self._period_s, clock.now_s())  # a late one does not make the next hurry
+        elif clock.now_s() >= self._follow_s:
+            self.read_counter()
+            self._follow_s = math.inf
+
+    def find_pace(self) -> None:
+        """One fast reading, until the counter's pace is known."""
         self._pace.see(self._now(), self.instrument.counter_j())
 
-    def _read_counter(self) -> Point | None:
+    def read_counter(self) -> Point | None:
+        """One reading of the counter alone."""
         asked_s = self._now()
         counter_j = self.instrument.counter_j()
         return None if counter_j is None else self._keep(asked_s, counter_j, None)
 
-    def _look(self) -> None:
+    def _read_and_follow(self) -> Point | None:
+        point = self.read_counter()
+        if self._follow_s == math.inf:
+            self._follow_s = clock.now_s() + self.update_period_s
+        return point
+
+    def look(self) -> None:
+        """One reading of everything, for the timeline too."""
         asked_s = self._now()
         look = self.instrument.look()
         before = self.points[-1] if self.points else None
