@@ -6,7 +6,6 @@ The stand-in's clock is set by hand, so that a window of seconds takes no time.
 import ctypes
 import math
 import os
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -55,9 +54,9 @@ class StandIn:
 
 
 @pytest.fixture(scope="module")
-def stand_in() -> Iterator[StandIn]:
+def stand_in() -> StandIn:
     device_uuids()  # loads the library
-    yield StandIn()
+    return StandIn()
 
 
 curves = st.lists(
@@ -75,20 +74,22 @@ def test_known_joules_in_the_same_joules_out(
     length_s: float,
     data: st.DataObject,
 ) -> None:
+    lost = data.draw(st.sets(st.integers(3, 90), max_size=40))  # readings that were missed: a gap, not a zero
     curve.sort()
     stand_in.set_curve([time / 4 for time, _ in curve], [float(watts) for _, watts in curve])
     device = NvmlDevice("11111111-aaaa")
-    reader = Reader(device, 4.0, Timeline(tmp_path / "timeline.jsonl"), lambda: stand_in.now_s)
+    timeline = Timeline(tmp_path / "timeline.jsonl")
+    reader = Reader(device, 4.0, timeline, lambda: stand_in.now_s)
     for tick in range(600):  # the fast readings at the start
         stand_in.set_time(tick / 1000)
         if reader._pace.is_open:
             reader.find_pace()
     end_s = start_s + length_s
-    lost = data.draw(st.sets(st.integers(3, 90), max_size=40))  # readings that were missed: a gap, not a zero
     timeline_s = [0.6 + tick / 4 for tick in range(90) if tick not in lost]
     for moment_s in sorted([*timeline_s, start_s, end_s, end_s + PERIOD_S]):
         stand_in.set_time(moment_s)
         reader.look()
+    timeline.close()
     assert reader.update_period_s >= PERIOD_S * 0.98
     meter = EnergyMeter("nvml counter", "", "counter", (device,))
     found = window_energy(meter, [reader.trace], start_s, end_s)

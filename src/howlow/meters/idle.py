@@ -34,6 +34,7 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     found = window_energy(meter, [reader.trace for reader in readers], start_s, end_s)
     for reader in readers:
         reader.stop()
+    timeline.close()
     if isinstance(found, Missing):
         return None
     return Idle(
