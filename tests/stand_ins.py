@@ -56,9 +56,11 @@ class Scripted:
         range_j: float | None = None,
         findings: list[Finding] | None = None,
         temperature_c: float | None = None,
+        may_hang: bool = True,
     ) -> None:
         self.device = device
         self.range_j = range_j
+        self.may_hang = may_hang
         self._counter_j, self._power_w = counter_j, power_w
         self._findings = findings or []
         self._temperature_c = temperature_c

@@ -1,6 +1,6 @@
 """What can be looked at: the protocol that every source of readings keeps, and the process itself.
 
-An instrument may hang, so only the sampler's threads call it (`howlow.meters.sampler`), never the trial's own thread.
+One that may hang is called by the sampler's threads only (`howlow.meters.sampler`), never by the trial's own thread.
 A value that the instrument does not give is absent, never 0.
 """
 
@@ -42,6 +42,10 @@ class Instrument(Protocol):
     def range_j(self) -> float | None:
         """The counter's range; None where it does not wrap."""
 
+    @property
+    def may_hang(self) -> bool:
+        """Whether a question may take forever, so that no step may ask it itself."""
+
     def look(self) -> Look:
         """Everything that it tells; for the timeline."""
 
@@ -56,6 +60,7 @@ class ProcessView:
     """This process on a CPU: its resident memory and its share of the cores that it may use."""
 
     range_j = None
+    may_hang = False
 
     def __init__(self, device: str) -> None:
         self.device = device

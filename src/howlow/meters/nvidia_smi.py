@@ -27,6 +27,7 @@ class NvidiaSmi:
     """One device in the output of a running nvidia-smi; an instrument. It gives power, never a counter."""
 
     range_j = None
+    may_hang = True
 
     def __init__(self, uuid: str, rate_hz: float, label: str | None = None) -> None:
         self.uuid = uuid

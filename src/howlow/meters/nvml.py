@@ -34,6 +34,7 @@ class NvmlDevice:
     """One device, opened by its UUID; an instrument. `label` is its name in the timeline, by default the UUID."""
 
     range_j = _RANGE_J
+    may_hang = True
 
     def __init__(self, uuid: str, label: str | None = None) -> None:
         self.uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"

@@ -32,6 +32,7 @@ class RaplZone:
     folder: Path
     device: str
     range_j: float
+    may_hang: bool = False
 
     def counter_j(self) -> float | None:
         """The counter; None when it cannot be read."""

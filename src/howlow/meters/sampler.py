@@ -1,8 +1,9 @@
 """Readings at a fixed rate, each instrument from a thread of its own: the timeline, one JSON line a reading.
 
 A reader may hang with its instrument; nothing else does. A step that wants a fresh counter asks the reader and waits
-for a moment only; while an answer is outstanding nobody waits again. A reading that comes late is written with the time
-at which it was taken; a reading that is missed is a gap, never a repeated value or a zero.
+for a moment only; while an answer is outstanding nobody waits again. (What cannot hang, a file of the kernel's, is read
+by the step itself: on a machine whose cores are all busy that costs less.) A reading that comes late is written with
+the time at which it was taken; a reading that is missed is a gap, never a repeated value or a zero.
 
 Times are on the trial's own scale. The counters' wrap-around is undone here; a counter that falls by more than a wrap
 explains has been set back, and no window crosses that moment.
@@ -19,13 +20,13 @@ from typing import Any
 from howlow.meters import clock
 from howlow.meters.energy import Trace
 from howlow.meters.instruments import Instrument, Look
-from howlow.meters.windows import Point
+from howlow.meters.windows import MOST_W, Point
 from howlow.records import LineWriter, PhaseName, Reading
 
 PATIENCE_S = 0.05
-_MOST_W = 5000.0  # no device draws more: a wrap-around that says so was a reset
 _FAST_S, _FAST_READINGS, _CHANGES = 0.001, 600, 5
 _NOMINAL_S = 0.1
+_FOLLOWED_S = 0.01  # a faster counter knows of a step's end at once
 
 
 class Timeline:
@@ -86,6 +87,7 @@ class Reader:
         self._total_j, self._epoch = 0.0, 0
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pending: _Job | None = None
+        self._lock = threading.Lock()
         self._due_s, self._follow_s = math.inf, math.inf
         self._thread = threading.Thread(target=self._run, name=f"howlow-{instrument.device}", daemon=True)
 
@@ -115,7 +117,8 @@ class Reader:
     def counter_now(self) -> Point | None:
         """A fresh reading of the counter."""
         asked_s = clock.now_s()
-        point: Point | None = self.ask(self._read_and_follow)
+        read = self._read_and_follow if self.update_period_s > _FOLLOWED_S else self.read_counter
+        point: Point | None = self.ask(read) if self.instrument.may_hang else read()
         self.waited_s += clock.now_s() - asked_s
         return point
 
@@ -171,9 +174,10 @@ class Reader:
 
     def read_counter(self) -> Point | None:
         """One reading of the counter alone."""
-        asked_s = self._now()
-        counter_j = self.instrument.counter_j()
-        return None if counter_j is None else self._keep(asked_s, counter_j, None)
+        with self._lock:
+            asked_s = self._now()
+            counter_j = self.instrument.counter_j()
+            return None if counter_j is None else self._keep(asked_s, counter_j, None)
 
     def _read_and_follow(self) -> Point | None:
         point = self.read_counter()
@@ -183,10 +187,11 @@ class Reader:
 
     def look(self) -> None:
         """One reading of everything, for the timeline too."""
-        asked_s = self._now()
-        look = self.instrument.look()
-        before = self.points[-1] if self.points else None
-        point = self._keep(asked_s, look.counter_j, look.power_w)
+        with self._lock:
+            asked_s = self._now()
+            look = self.instrument.look()
+            before = self.points[-1] if self.points else None
+            point = self._keep(asked_s, look.counter_j, look.power_w)
         power_w = look.power_w
         if power_w is None and point.counter_j is not None:
             power_w = self._mean_power_w(before, point)
@@ -217,8 +222,8 @@ class Reader:
         elapsed_s, rise_j, range_j = time_s - last[0], raw_j - last[1], self.instrument.range_j
         if rise_j < 0 and range_j is not None:
             rise_j += range_j
-        is_blind = range_j is not None and elapsed_s > range_j / _MOST_W  # it may have wrapped more than once
-        if rise_j < 0 or rise_j > _MOST_W * (elapsed_s + 1) or is_blind:
+        is_blind = range_j is not None and elapsed_s > range_j / MOST_W  # it may have wrapped more than once
+        if rise_j < 0 or rise_j > MOST_W * (elapsed_s + 1) or is_blind:
             self._epoch += 1
             rise_j = 0.0
         self._total_j += rise_j

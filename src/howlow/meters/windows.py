@@ -3,8 +3,9 @@
 **Counters.** A counter c that is renewed every U seconds shows, at any moment, the energy E of at most U seconds ago:
 E(t - U) - g <= c(t) <= E(t), where g is the size of its steps. It never falls, so readings around a moment enclose E
 there: E(t) is at least the last reading before t, and at most the first reading that was asked for U or more after t,
-plus g. The energy of a window is the difference of the readings at its edges; the bound is the farthest that E(end) -
-E(start) can lie from it. Readings that are missing only move the enclosing ones apart.
+plus g; or the first one after t, plus g and what the largest device draws in U, where that is less. The energy of a
+window is the difference of the readings at its edges; the bound is the farthest that E(end) - E(start) can lie from it.
+Readings that are missing only move the enclosing ones apart.
 
 **Power.** Polled power is integrated by the trapezoidal rule. Between two readings the power is taken to stay between
 their values: then an interval dt with the difference dP is wrong by at most dt * |dP| / 2. A reading that is up to U
@@ -22,6 +23,7 @@ from itertools import pairwise
 from howlow.records import WarningKind
 
 UPDATES_IN_WINDOW = 5  # a counter's two edges are then at most two fifths of the window
+MOST_W = 5000.0  # no device draws more, whatever its counter says
 LARGEST_HOLE = 0.05  # of a window; what happens in a hole is not known
 
 
@@ -92,12 +94,17 @@ def _interpolated(read: Sequence[Point], moment_s: float) -> float:
 def _enclosed(read: Sequence[Point], moment_s: float, update_period_s: float, step_j: float) -> tuple[float, float]:
     """What the energy at a moment is at least and at most."""
     before = bisect_right(read, moment_s, key=lambda point: point.time_s) - 1
-    after = bisect_left(read, moment_s + update_period_s, key=lambda point: point.asked_s)
-    low = _counter(read[max(0, before)])
-    if after < len(read) and read[after].epoch == read[before].epoch:
-        return low, _counter(read[after]) + step_j
-    newest = read[-1]  # nothing has been read since: the steepest rise so far goes on
-    return low, _counter(newest) + step_j + _steepest_w(read) * (moment_s + update_period_s - newest.asked_s)
+    low = read[max(0, before)]
+    known = bisect_left(read, moment_s + update_period_s, key=lambda point: point.asked_s)
+    if known < len(read) and read[known].epoch == low.epoch:
+        highest_j = _counter(read[known])
+    else:  # nothing has been read since: the steepest rise so far goes on
+        newest = read[-1]
+        highest_j = _counter(newest) + _steepest_w(read) * (moment_s + update_period_s - newest.asked_s)
+    beyond = bisect_left(read, moment_s, key=lambda point: point.asked_s)
+    if beyond < len(read) and read[beyond].epoch == low.epoch:
+        highest_j = min(highest_j, _counter(read[beyond]) + MOST_W * update_period_s)
+    return _counter(low), highest_j + step_j
 
 
 def _steepest_w(read: Sequence[Point]) -> float:

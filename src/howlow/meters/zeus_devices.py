@@ -28,6 +28,7 @@ class ZeusDevice:
     read_mj: Callable[[], float | None] | None = None
     read_mw: Callable[[], float | None] | None = None
     range_j: float | None = None
+    may_hang: bool = True
 
     def counter_j(self) -> float | None:
         """The counter."""
