@@ -191,3 +191,32 @@ def test_on_a_cpu_every_device_of_a_source_asked_for_by_name_is_summed_with_rows
     assert devices >= {("GPU-11111111-aaaa", "measured"), ("GPU-22222222-bbbb", "measured")}
     lines = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
     assert {line["device"] for line in lines} == {"cpu", "GPU-11111111-aaaa", "GPU-22222222-bbbb"}
+
+
+SWEEP = """
+import json, sys
+import howlow
+from howlow.report import read_report
+from howlow.settings import load
+howlow.sweep(load(None, [json.loads(sys.argv[1])]), sys.argv[2])
+report = read_report([sys.argv[2]])
+print(report.json_text())
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_sweep_on_a_source_asked_for_by_name(library: Path, tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    table = tiny_table | {"grid": {"lora.rank": [4]}, "baselines": [], "meters": {"energy": "nvml", "rate_hz": 20.0}}
+    table |= {"training": tiny_table["training"] | {"epochs": 10}}
+    out = run_with_nvml(
+        library, ["-c", SWEEP, json.dumps(table), str(tmp_path / "out")], HOWLOW_NVML_MILLIWATTS="200000"
+    )
+    document = json.loads(out)
+    (row,) = document["rows"]
+    assert row["energy_source"] == "nvml counter"
+    assert row["idle_power_w"] == pytest.approx(400, rel=0.02)
+    assert abs(row["train_power_w"] - 400) * row["train_time_per_sample_s"] <= row["train_energy_error_per_sample_j"]
+    assert row["train_power_p50_w"] == pytest.approx(400)
+    assert abs(row["train_energy_above_idle_per_sample_j"]) < row["train_energy_error_per_sample_j"] * 1.5
+    assert row["train_cpu_energy_per_sample_j"] is None
+    assert "energy_of_another_device" in {warning["kind"] for warning in document["warnings"]}
