@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from howlow.meters import nvidia_smi, rapl, sources
 from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, parse, smi_uuids
 from howlow.meters.rapl import RaplAbsentError, zones
 from howlow.meters.sources import Asked, open_energy, open_meters
+from howlow.settings import load
 
 CPU = torch.device("cpu")
 TREE = {
@@ -109,6 +111,23 @@ def test_a_named_source_that_is_not_there_says_why(source: str, monkeypatch: pyt
     meter = open_energy(Asked(source, CPU))
     assert meter.name is None
     assert meter.detail.startswith(f"no {source}: ")
+
+
+def test_a_source_that_hangs_when_it_is_opened_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    forever = threading.Event()
+    monkeypatch.setattr(sources, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(sources, "device_uuids", lambda: forever.wait(30) and [])
+    meter = open_energy(Asked("nvml", CPU))
+    assert meter.detail == "no nvml: no answer within 0.1 s"
+    forever.set()
+
+
+def test_devices_belong_to_a_source_that_is_read() -> None:
+    table = {"model": "m", "task": {"name": "completion", "train": "a.jsonl", "test": "b.jsonl"}}
+    found = load(None, [table | {"meters": {"energy": "rapl", "devices": ["package-0"]}}])
+    assert found.meters.devices == ("package-0",)
+    with pytest.raises(UserError, match="does not apply"):
+        load(None, [table | {"meters": {"energy": "none", "devices": ["package-0"]}}])
 
 
 # -- nvidia-smi -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from stand_ins import build_nvml, powercap_tree, run_with_nvml
 from test_sources import TREE
 
 from howlow.meters import rapl, survey
-from howlow.meters.survey import answered
+from howlow.meters.patience import answered
 from howlow.report.machine import survey_text
 
 ENV = ["-c", "import sys; sys.argv = ['howlow', 'env', '--json']; from howlow.cli import main; main()"]
@@ -54,4 +54,4 @@ def test_a_call_that_does_not_come_back_is_none() -> None:
     forever = threading.Event()
     assert answered(forever.wait, 0.05) is None
     forever.set()
-    assert answered(lambda: 5) == 5
+    assert answered(lambda: 5, 1.0) == 5

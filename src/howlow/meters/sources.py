@@ -7,6 +7,7 @@ same, with every device that it has, or those of `meters.devices`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,9 +17,11 @@ from howlow.meters.energy import EnergyMeter, assumed_power, no_energy
 from howlow.meters.instruments import Instrument
 from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, smi_uuids
 from howlow.meters.nvml import AVERAGED_PERIOD_S, INSTANT_PERIOD_S, NvmlAbsentError, NvmlDevice, device_uuids
+from howlow.meters.patience import answered
 from howlow.meters.rapl import RaplAbsentError
 from howlow.meters.zeus_devices import ZeusAbsentError, ZeusDevice, amd_devices, apple_devices, jetson_devices
 
+PATIENCE_S = 10.0
 AbsentErrors = (NvmlAbsentError, SmiAbsentError, RaplAbsentError, ZeusAbsentError)
 
 
@@ -71,9 +74,10 @@ def own_views(device: torch.device) -> list[Instrument]:
     if device.type != "cuda" or torch.version.hip:
         return []
     try:
-        return [NvmlDevice(own_uuid(device), str(device))]
+        own = answered(lambda: NvmlDevice(own_uuid(device), str(device)), PATIENCE_S, (NvmlAbsentError,))
     except NvmlAbsentError:
         return []
+    return [] if own is None else [own]
 
 
 def open_energy(asked: Asked) -> EnergyMeter:
@@ -90,9 +94,13 @@ def open_energy(asked: Asked) -> EnergyMeter:
     reasons = []
     for opener in _openers(asked):
         try:
-            return opener(asked)
+            meter = answered(partial(opener, asked), PATIENCE_S, (*AbsentErrors, UserError))
         except AbsentErrors as error:
             reasons.append(str(error))
+            continue
+        if meter is not None:
+            return meter
+        reasons.append(f"no answer within {PATIENCE_S:g} s")
     where = f"no energy sensor of the device {asked.device}" if asked.source == "auto" else f"no {asked.source}"
     return no_energy(f"{where}: {'; '.join(reasons)}" if reasons else where)
 

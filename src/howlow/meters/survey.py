@@ -4,10 +4,9 @@ Each is asked in a thread of its own and given some seconds, so that a driver th
 the end of it. Sources that nobody has tested say so.
 """
 
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -17,13 +16,13 @@ from howlow.meters.instruments import Instrument
 from howlow.meters.machine import environment
 from howlow.meters.nvidia_smi import smi_uuids
 from howlow.meters.nvml import NvmlDevice, device_uuids
+from howlow.meters.patience import answered
 from howlow.meters.sources import AbsentErrors, Asked, open_energy
 from howlow.meters.surroundings import look_around
 from howlow.meters.zeus_devices import amd_devices, apple_devices, jetson_devices
 from howlow.records import REMEDIES
 
 PATIENCE_S = 5.0
-T = TypeVar("T")
 _UNTESTED = ("amd", "apple", "jetson")
 _REMEDIES = {
     "nvml": "on a machine with an NVIDIA GPU install its driver, in a container pass the GPU and the driver in",
@@ -62,38 +61,18 @@ class Survey:
 
 def survey(device: torch.device) -> Survey:
     """Try everything."""
-    energy = answered(lambda: open_energy(Asked("auto", device)))
-    detail = energy.detail if energy else f"no answer within {PATIENCE_S:g} s"
-    idle = answered(lambda: measure_idle(energy, 10.0, 1.0)) if energy else None
+    energy = open_energy(Asked("auto", device))
+    idle = measure_idle(energy, 10.0, 1.0)
     return Survey(
         device=str(device),
         device_name=environment(device).device_name,
-        energy=energy.name if energy else None,
-        energy_detail=detail,
+        energy=energy.name,
+        energy_detail=energy.detail,
         idle_power_w=idle.power_w if idle else None,
         sources=(*(_source(name, find) for name, find in _SOURCES.items()), _ASSUMED),
         measures=tuple(_measures(device)),
-        warnings=tuple(_warnings(energy.instruments if energy else ())),
+        warnings=tuple(_warnings(energy.instruments)),
     )
-
-
-def answered(call: Callable[[], T], patience_s: float = PATIENCE_S) -> T | None:
-    """What the call gives, or None where it does not come back; what it raises, it raises here."""
-    found: list[T] = []
-    raised: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            found.append(call())
-        except AbsentErrors as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=ask, name="howlow-survey", daemon=True)
-    thread.start()
-    thread.join(patience_s)
-    if raised:
-        raise raised[0]
-    return found[0] if found else None
 
 
 # -- sources --------------------------------------------------------------------------------------------------------
@@ -134,7 +113,7 @@ _ASSUMED = Tried(
 def _source(name: str, find: Callable[[], str]) -> Tried:
     tested = name not in _UNTESTED
     try:
-        detail = answered(find)
+        detail = answered(find, PATIENCE_S, AbsentErrors)
     except AbsentErrors as error:
         return Tried(name, False, str(error), getattr(error, "remedy", _REMEDIES.get(name)), tested)
     if detail is None:
@@ -171,5 +150,5 @@ def _peaks(device: torch.device) -> Tried:
 
 
 def _warnings(instruments: Sequence[Instrument]) -> list[dict[str, str]]:
-    found = [finding for part in instruments for finding in answered(part.findings) or ()]
+    found = [finding for part in instruments for finding in answered(part.findings, PATIENCE_S) or ()]
     return [{"kind": kind.value, "detail": detail, "remedy": REMEDIES[kind]} for kind, detail in found]

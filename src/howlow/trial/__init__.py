@@ -38,6 +38,7 @@ from howlow.meters.energy import EnergyMeter
 from howlow.meters.idle import measure_idle, rest
 from howlow.meters.machine import choose_device, environment
 from howlow.meters.memory import keep_heap, release
+from howlow.meters.patience import answered
 from howlow.meters.session import Session
 from howlow.meters.sources import Asked, Meters, open_energy, open_meters
 from howlow.preparation import Prepared
@@ -82,7 +83,7 @@ def idle_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | 
     """Let the device rest, then read its idle power; None where no source reads it."""
     settings = Settings.model_validate_json(payload["settings"])
     energy = open_energy(_asked(settings, choose_device(settings.run.device)))
-    rest(lambda: _temperature_c(energy), payload["rest_s"], lambda: link.stop_requested)
+    rest(lambda: answered(lambda: _temperature_c(energy), 1.0), payload["rest_s"], lambda: link.stop_requested)
     if link.stop_requested:
         raise StoppedError
     found = measure_idle(energy, settings.meters.rate_hz)
