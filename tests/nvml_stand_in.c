@@ -1,4 +1,5 @@
 /* A stand-in for the NVML library: two devices whose power follows a script, and a counter of the energy of that power.
+ * A third handle is a partition (MIG) of the first, which has memory but no power of its own.
  *
  * Time is the monotonic clock since the library was loaded, or what stand_in_set_time() says. The environment scripts:
  * HOWLOW_NVML_MILLIWATTS   constant power of both devices (default 100000)
@@ -40,7 +41,7 @@ typedef struct {
 
 enum { SUCCESS, UNINITIALIZED, INVALID, NOT_SUPPORTED, NO_PERMISSION, ALREADY, NOT_FOUND, INSUFFICIENT_SIZE, LOST = 15 };
 enum { POWER_INSTANT = 186, MOST_POINTS = 512 };
-static const char *uuids[] = {"GPU-11111111-aaaa", "GPU-22222222-bbbb"};
+static const char *uuids[] = {"GPU-11111111-aaaa", "GPU-22222222-bbbb", "MIG-33333333-cccc"};
 static double loaded_s, set_s = -1, times_s[MOST_POINTS], milliwatts[MOST_POINTS];
 static int points;
 
@@ -118,15 +119,21 @@ nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length) {
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) { *count = 2; return SUCCESS; }
 
 nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
-    if (index > 1) return NOT_FOUND;
+    if (index > 1) return NOT_FOUND; /* a partition is found by its UUID only */
     *device = (nvmlDevice_t)(size_t)(index + 1);
     return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
-    for (int i = 0; i < 2; i++)
-        if (!strcmp(uuid, uuids[i])) return nvmlDeviceGetHandleByIndex_v2(i, device);
+    for (size_t i = 0; i < 3; i++)
+        if (!strcmp(uuid, uuids[i])) { *device = (nvmlDevice_t)(i + 1); return SUCCESS; }
     return NOT_FOUND;
+}
+
+nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t partition, nvmlDevice_t *device) {
+    if ((size_t)partition != 3) return INVALID;
+    *device = (nvmlDevice_t)(size_t)1;
+    return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length) {
@@ -153,6 +160,7 @@ nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned l
     nvmlReturn_t result = asked();
     if (result) return result;
     if (getenv("HOWLOW_NVML_UNSUPPORTED") || getenv("HOWLOW_NVML_NO_COUNTER")) return NOT_SUPPORTED;
+    if ((size_t)device == 3) return NOT_SUPPORTED;
     if (getenv("HOWLOW_NVML_DENIED")) return NO_PERMISSION;
     t = now_s();
     if (period > 0) t = floor(t / period) * period;
@@ -164,17 +172,16 @@ nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned l
 
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *power) {
     nvmlReturn_t result = asked();
-    (void)device;
     if (result) return result;
-    if (getenv("HOWLOW_NVML_UNSUPPORTED")) return NOT_SUPPORTED;
+    if (getenv("HOWLOW_NVML_UNSUPPORTED") || (size_t)device == 3) return NOT_SUPPORTED;
     *power = (unsigned int)power_mw(now_s());
     return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, nvmlFieldValue_t *values) {
     nvmlReturn_t result = asked();
-    (void)device;
     if (result) return result;
+    if ((size_t)device == 3) return NOT_SUPPORTED;
     for (int i = 0; i < count; i++) {
         int is_told = values[i].field == POWER_INSTANT && getenv("HOWLOW_NVML_INSTANT");
         values[i].result = is_told ? SUCCESS : NOT_SUPPORTED;

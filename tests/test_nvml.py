@@ -152,6 +152,15 @@ def test_a_sensor_that_hangs_blocks_no_step(ask: Ask) -> None:
     assert found["phase"]["duration_s"] > 2
 
 
+def test_a_partitions_energy_is_that_of_the_whole_card_and_says_so(ask: Ask) -> None:
+    found = ask(uuid="MIG-33333333-cccc", HOWLOW_NVML_MILLIWATTS="250000")
+    phase = found["phase"]
+    assert found["source"] == "nvml counter"
+    assert abs(phase["measured_energy_j"] - 250 * phase["measured_duration_s"]) <= phase["measured_energy_error_j"]
+    assert found["readings"][-1]["memory_bytes"] == 3 << 30
+    assert "device_partitioned" in kinds(found)
+
+
 def test_a_wrap_around_is_no_loss(ask: Ask) -> None:
     found = ask(
         HOWLOW_NVML_MILLIWATTS="400000", HOWLOW_NVML_WRAP_MJ=str(2**32), HOWLOW_NVML_START_MJ=str(2**32 - 500_000)

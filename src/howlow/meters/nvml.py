@@ -44,7 +44,15 @@ class NvmlDevice:
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
         except pynvml.NVMLError as error:
             raise NvmlAbsentError(f"NVML: {error}") from None
+        self._card = self._whole_card()
         self.reads_instant_power = self._instant_power_w() is not None
+
+    def _whole_card(self) -> Any:
+        """What power and energy are asked of: a partition (MIG) has none of its own."""
+        parent = None
+        if self.uuid.startswith("MIG-"):
+            parent = _value(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, self._handle)
+        return self._handle if parent is None else parent
 
     def driver(self) -> str | None:
         """The driver's version."""
@@ -61,18 +69,18 @@ class NvmlDevice:
 
         0 is no reading of a counter that has run since the driver was loaded.
         """
-        millijoules = _value(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
+        millijoules = _value(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._card)
         return millijoules / 1000 if millijoules else None
 
     def power_w(self) -> float | None:
         """The power of this moment where the device tells it, else the averaged one."""
         if self.reads_instant_power:
             return self._instant_power_w()
-        milliwatts = _value(pynvml.nvmlDeviceGetPowerUsage, self._handle)
+        milliwatts = _value(pynvml.nvmlDeviceGetPowerUsage, self._card)
         return None if milliwatts is None else milliwatts / 1000
 
     def _instant_power_w(self) -> float | None:
-        fields = _value(pynvml.nvmlDeviceGetFieldValues, self._handle, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+        fields = _value(pynvml.nvmlDeviceGetFieldValues, self._card, [pynvml.NVML_FI_DEV_POWER_INSTANT])
         if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS or not fields[0].value.uiVal:
             return None
         return float(fields[0].value.uiVal) / 1000
@@ -81,7 +89,7 @@ class NvmlDevice:
         """Everything for the timeline."""
         memory = _value(pynvml.nvmlDeviceGetMemoryInfo, self._handle)
         rates = _value(pynvml.nvmlDeviceGetUtilizationRates, self._handle)
-        reasons = _value(pynvml.nvmlDeviceGetCurrentClocksEventReasons, self._handle) or 0
+        reasons = _value(pynvml.nvmlDeviceGetCurrentClocksEventReasons, self._card) or 0
         return Look(
             power_w=self.power_w(),
             counter_j=self.counter_j(),
@@ -98,13 +106,13 @@ class NvmlDevice:
         """NVML is about to replace the first question by the second."""
         for name in ("nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV"):
             query = getattr(pynvml, name, None)
-            degrees = _value(query, self._handle, pynvml.NVML_TEMPERATURE_GPU) if query else None
+            degrees = _value(query, self._card, pynvml.NVML_TEMPERATURE_GPU) if query else None
             if degrees is not None:
                 return float(degrees)
         return None
 
     def _clock_hz(self, which: int) -> float | None:
-        megahertz = _value(pynvml.nvmlDeviceGetClockInfo, self._handle, which)
+        megahertz = _value(pynvml.nvmlDeviceGetClockInfo, self._card, which)
         return None if megahertz is None else megahertz * 1e6
 
     # -- reasons for distrust ---------------------------------------------------------------------------------------
@@ -126,20 +134,20 @@ class NvmlDevice:
         return WarningKind.OTHER_PROCESS_ON_DEVICE, f"{others} other process(es) on {self.device}"
 
     def _partition(self) -> Finding | None:
-        modes = _value(pynvml.nvmlDeviceGetMigMode, self._handle)
+        modes = _value(pynvml.nvmlDeviceGetMigMode, self._card)
         if not self.uuid.startswith("MIG-") and not (modes and modes[0]):
             return None
         detail = f"{self.device} is partitioned (MIG): energy and power are those of the whole card"
         return WarningKind.DEVICE_PARTITIONED, detail
 
     def _virtual(self) -> Finding | None:
-        if _value(pynvml.nvmlDeviceGetVirtualizationMode, self._handle) != _VGPU:
+        if _value(pynvml.nvmlDeviceGetVirtualizationMode, self._card) != _VGPU:
             return None
         return WarningKind.DEVICE_VIRTUAL, f"{self.device} is a virtual GPU: others may share the card"
 
     def _cap(self) -> Finding | None:
-        limit = _value(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._handle)
-        default = _value(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, self._handle)
+        limit = _value(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._card)
+        default = _value(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, self._card)
         if not limit or not default or limit >= default:
             return None
         detail = f"{self.device} is limited to {limit / 1000:g} W, its default is {default / 1000:g} W"

@@ -146,7 +146,10 @@ def _nvml(asked: Asked) -> EnergyMeter:
 
 
 def _nvidia_smi(asked: Asked) -> EnergyMeter:
-    chosen = _chosen(asked, smi_uuids())
+    there = smi_uuids()
+    chosen = _chosen(asked, there)
+    if unknown := [uuid for uuid, _ in chosen if uuid not in there]:
+        raise SmiAbsentError(f"nvidia-smi reads no power of {unknown[0]}")
     instruments = tuple(NvidiaSmi(uuid, asked.rate_hz, label) for uuid, label in chosen)
     detail = f"power.draw of {_listed([uuid for uuid, _ in chosen])}, integrated"
     other = asked.device.type != "cuda"
