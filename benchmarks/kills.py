@@ -114,6 +114,14 @@ def kill(process: subprocess.Popen[bytes], way: str, out: Path) -> bool:
     return True
 
 
+def wait_for_trial(process: subprocess.Popen[bytes], out: Path) -> None:
+    """Wait until a trial runs, or the sweep has ended: a trial takes a small part of a sweep's time."""
+    while process.poll() is None:
+        if any(writes_into(child, out) for child in psutil.Process(process.pid).children(recursive=True)):
+            return
+        time.sleep(0.02)
+
+
 def writes_into(process: psutil.Process, out: Path) -> bool:
     """Whether the process is a trial: its output goes to the trial's log."""
     try:
@@ -149,8 +157,10 @@ def one_sweep(settings: Path, out: Path, log: Path, chance: random.Random, whole
         if sum(kills.values()) == most:
             break
         process, way = start(settings, out, log), chance.choice(WAYS)
+        if way == "trial":
+            wait_for_trial(process, out)
         try:
-            process.wait(chance.uniform(0.2, 1.1 * whole_s))
+            process.wait(chance.uniform(0.0, 0.5) if way == "trial" else chance.uniform(0.2, 1.1 * whole_s))
         except subprocess.TimeoutExpired:
             kills[way] += kill(process, way, out)
             if way == "trial":
