@@ -1,9 +1,25 @@
-/* A stand-in for the NVML library: two devices, watts and a counter that the environment scripts.
+/* A stand-in for the NVML library: two devices whose power follows a script, and a counter of the energy of that power.
+ * A third handle is a partition (MIG) of the first, which has memory but no power of its own.
  *
- * HOWLOW_NVML_MILLIWATTS       power of both devices; the counter rises by it (default 100000)
- * HOWLOW_NVML_UNSUPPORTED      if set, energy and power answer "not supported"
- * HOWLOW_NVML_NO_COUNTER       if set, only the counter does
+ * Time is the monotonic clock since the library was loaded, or what stand_in_set_time() says. The environment scripts:
+ * HOWLOW_NVML_MILLIWATTS   constant power of both devices (default 100000)
+ * HOWLOW_NVML_CURVE        "seconds:milliwatts,..." instead: linear between the points, constant outside
+ * HOWLOW_NVML_PERIOD_MS    the counter is renewed this often (default: at every reading)
+ * HOWLOW_NVML_STEP_MJ      the counter rises in steps of this size (default 1)
+ * HOWLOW_NVML_WRAP_MJ      the counter starts again at 0 here (default: never)
+ * HOWLOW_NVML_START_MJ     the counter's value at time 0 (default 1000000)
+ * HOWLOW_NVML_INSTANT      if set, the power of this moment is told as a field value too
+ * HOWLOW_NVML_UNSUPPORTED  if set, energy and power answer "not supported"
+ * HOWLOW_NVML_NO_COUNTER   if set, only the counter does
+ * HOWLOW_NVML_DENIED       if set, the counter answers "no permission"
+ * HOWLOW_NVML_LOST_AFTER   seconds after which every question is answered with "GPU is lost"
+ * HOWLOW_NVML_HANG_AFTER   seconds after which every question hangs, for HOWLOW_NVML_HANG_S (default 3600) in all
+ * HOWLOW_NVML_MIG, _VGPU   if set, the devices are partitioned, virtual
+ * HOWLOW_NVML_LIMIT        the enforced power limit in milliwatts (default 300000, the default limit)
+ * HOWLOW_NVML_THROTTLE     clocks event reasons (default 0)
+ * HOWLOW_NVML_OTHERS       the number of other processes on each device (default 0)
  */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,13 +29,81 @@ typedef int nvmlReturn_t;
 typedef struct device *nvmlDevice_t;
 typedef struct { unsigned long long total, free, used; } nvmlMemory_t;
 typedef struct { unsigned int gpu, memory; } nvmlUtilization_t;
+typedef struct { unsigned int pid; unsigned long long used; unsigned int gpu_instance, compute_instance; } nvmlProcess_t;
+typedef union { double d; unsigned int ui; unsigned long long ull; } nvmlValue_t;
+typedef struct {
+    unsigned int field, scope;
+    long long timestamp, latency;
+    int type;
+    nvmlReturn_t result;
+    nvmlValue_t value;
+} nvmlFieldValue_t;
 
-enum { SUCCESS = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6 };
-static const char *uuids[] = {"GPU-11111111-aaaa", "GPU-22222222-bbbb"};
+enum { SUCCESS, UNINITIALIZED, INVALID, NOT_SUPPORTED, NO_PERMISSION, ALREADY, NOT_FOUND, INSUFFICIENT_SIZE, LOST = 15 };
+enum { POWER_INSTANT = 186, MOST_POINTS = 512 };
+static const char *uuids[] = {"GPU-11111111-aaaa", "GPU-22222222-bbbb", "MIG-33333333-cccc"};
+static double loaded_s, set_s = -1, times_s[MOST_POINTS], milliwatts[MOST_POINTS];
+static int points;
 
-static unsigned int milliwatts(void) {
-    const char *asked = getenv("HOWLOW_NVML_MILLIWATTS");
-    return asked ? (unsigned int)atoi(asked) : 100000;
+static double number(const char *name, double otherwise) {
+    const char *text = getenv(name);
+    return text ? atof(text) : otherwise;
+}
+
+static double monotonic_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
+static double now_s(void) { return set_s >= 0 ? set_s : monotonic_s() - loaded_s; }
+
+void stand_in_set_time(double seconds) { set_s = seconds; }
+
+void stand_in_set_curve(int count, const double *seconds, const double *mw) {
+    points = count;
+    memcpy(times_s, seconds, count * sizeof *seconds);
+    memcpy(milliwatts, mw, count * sizeof *mw);
+}
+
+__attribute__((constructor)) static void load(void) {
+    const char *text = getenv("HOWLOW_NVML_CURVE");
+    loaded_s = monotonic_s();
+    for (; text && points < MOST_POINTS; text = strchr(text, ',') ? strchr(text, ',') + 1 : NULL)
+        points += sscanf(text, "%lf:%lf", &times_s[points], &milliwatts[points]) == 2;
+    if (!points) {
+        points = 1;
+        milliwatts[0] = number("HOWLOW_NVML_MILLIWATTS", 100000);
+    }
+}
+
+static double power_mw(double t) {
+    if (t <= times_s[0]) return milliwatts[0];
+    for (int i = 1; i < points; i++)
+        if (t <= times_s[i])
+            return milliwatts[i - 1]
+                + (milliwatts[i] - milliwatts[i - 1]) * (t - times_s[i - 1]) / (times_s[i] - times_s[i - 1]);
+    return milliwatts[points - 1];
+}
+
+static double energy_mj(double t) {
+    double sum = 0, from = 0;
+    for (int i = 0; i < points && from < t; i++) {
+        double to = times_s[i] < t ? times_s[i] : t;
+        if (to > from) { sum += (to - from) * (power_mw(from) + power_mw(to)) / 2; from = to; }
+    }
+    return from < t ? sum + (t - from) * power_mw(t) : sum;
+}
+
+/* Every question passes here: it may hang, or the device may be gone. */
+static nvmlReturn_t asked(void) {
+    double hang = number("HOWLOW_NVML_HANG_AFTER", -1), lost = number("HOWLOW_NVML_LOST_AFTER", -1);
+    double until = hang + number("HOWLOW_NVML_HANG_S", 3600);
+    while (hang >= 0 && now_s() >= hang && now_s() < until) {
+        struct timespec wait = {0, 10000000};
+        nanosleep(&wait, NULL);
+    }
+    return lost >= 0 && now_s() >= lost ? LOST : SUCCESS;
 }
 
 nvmlReturn_t nvmlInitWithFlags(unsigned int flags) { (void)flags; return SUCCESS; }
@@ -32,28 +116,83 @@ nvmlReturn_t nvmlSystemGetDriverVersion(char *version, unsigned int length) {
     return SUCCESS;
 }
 
+nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) { *count = 2; return SUCCESS; }
+
+nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
+    if (index > 1) return NOT_FOUND; /* a partition is found by its UUID only */
+    *device = (nvmlDevice_t)(size_t)(index + 1);
+    return SUCCESS;
+}
+
 nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
-    for (int i = 0; i < 2; i++)
-        if (!strcmp(uuid, uuids[i])) { *device = (nvmlDevice_t)(size_t)(i + 1); return SUCCESS; }
+    for (size_t i = 0; i < 3; i++)
+        if (!strcmp(uuid, uuids[i])) { *device = (nvmlDevice_t)(i + 1); return SUCCESS; }
     return NOT_FOUND;
 }
 
+nvmlReturn_t nvmlDeviceGetDeviceHandleFromMigDeviceHandle(nvmlDevice_t partition, nvmlDevice_t *device) {
+    if ((size_t)partition != 3) return INVALID;
+    *device = (nvmlDevice_t)(size_t)1;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int length) {
+    snprintf(uuid, length, "%s", uuids[(size_t)device - 1]);
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length) {
+    snprintf(name, length, "Stand-in %zu", (size_t)device);
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *architecture) {
+    (void)device;
+    *architecture = 7;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetC2cModeInfoV(nvmlDevice_t device, void *info) { (void)device; (void)info; return NOT_SUPPORTED; }
+
 nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *millijoules) {
-    struct timespec now;
+    double period = number("HOWLOW_NVML_PERIOD_MS", 0) / 1000, step = number("HOWLOW_NVML_STEP_MJ", 1);
+    double wrap = number("HOWLOW_NVML_WRAP_MJ", 0), t, value;
+    nvmlReturn_t result = asked();
+    if (result) return result;
     if (getenv("HOWLOW_NVML_UNSUPPORTED") || getenv("HOWLOW_NVML_NO_COUNTER")) return NOT_SUPPORTED;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    *millijoules = (unsigned long long)((now.tv_sec + now.tv_nsec * 1e-9) * milliwatts()) + (size_t)device;
+    if ((size_t)device == 3) return NOT_SUPPORTED;
+    if (getenv("HOWLOW_NVML_DENIED")) return NO_PERMISSION;
+    t = now_s();
+    if (period > 0) t = floor(t / period) * period;
+    value = number("HOWLOW_NVML_START_MJ", 1000000) + energy_mj(t) + (double)(size_t)device;
+    value = floor(value / step) * step;
+    *millijoules = (unsigned long long)(wrap > 0 ? fmod(value, wrap) : value);
     return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *power) {
-    (void)device;
-    if (getenv("HOWLOW_NVML_UNSUPPORTED")) return NOT_SUPPORTED;
-    *power = milliwatts();
+    nvmlReturn_t result = asked();
+    if (result) return result;
+    if (getenv("HOWLOW_NVML_UNSUPPORTED") || (size_t)device == 3) return NOT_SUPPORTED;
+    *power = (unsigned int)power_mw(now_s());
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, nvmlFieldValue_t *values) {
+    nvmlReturn_t result = asked();
+    if (result) return result;
+    if ((size_t)device == 3) return NOT_SUPPORTED;
+    for (int i = 0; i < count; i++) {
+        int is_told = values[i].field == POWER_INSTANT && getenv("HOWLOW_NVML_INSTANT");
+        values[i].result = is_told ? SUCCESS : NOT_SUPPORTED;
+        values[i].value.ui = is_told ? (unsigned int)power_mw(now_s()) : 0;
+    }
     return SUCCESS;
 }
 
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory) {
+    nvmlReturn_t result = asked();
+    if (result) return result;
     memory->total = 80ULL << 30;
     memory->used = (unsigned long long)(size_t)device << 30;
     memory->free = memory->total - memory->used;
@@ -64,12 +203,64 @@ nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_
     (void)device;
     rates->gpu = 87;
     rates->memory = 40;
-    return SUCCESS;
+    return asked();
 }
 
 nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, unsigned int sensor, unsigned int *degrees) {
     (void)device;
     (void)sensor;
     *degrees = 61;
+    return asked();
+}
+
+nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, unsigned int which, unsigned int *megahertz) {
+    (void)device;
+    *megahertz = which == 1 ? 1410 : 1593;
+    return asked();
+}
+
+nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long *reasons) {
+    (void)device;
+    *reasons = (unsigned long long)number("HOWLOW_NVML_THROTTLE", 0);
+    return asked();
+}
+
+nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t device, unsigned int *limit) {
+    (void)device;
+    *limit = (unsigned int)number("HOWLOW_NVML_LIMIT", 300000);
+    return asked();
+}
+
+nvmlReturn_t nvmlDeviceGetPowerManagementDefaultLimit(nvmlDevice_t device, unsigned int *limit) {
+    (void)device;
+    *limit = 300000;
+    return asked();
+}
+
+nvmlReturn_t nvmlDeviceGetMigMode(nvmlDevice_t device, unsigned int *current, unsigned int *pending) {
+    (void)device;
+    *current = *pending = getenv("HOWLOW_NVML_MIG") != NULL;
+    return asked();
+}
+
+nvmlReturn_t nvmlDeviceGetVirtualizationMode(nvmlDevice_t device, unsigned int *mode) {
+    (void)device;
+    *mode = getenv("HOWLOW_NVML_VGPU") ? 2 : 0;
+    return asked();
+}
+
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, nvmlProcess_t *found) {
+    unsigned int there = (unsigned int)number("HOWLOW_NVML_OTHERS", 0), room = *count;
+    (void)device;
+    *count = there;
+    if (there > room) return INSUFFICIENT_SIZE;
+    for (unsigned int i = 0; i < there; i++) found[i] = (nvmlProcess_t){4000000 + i, 1 << 20, 0, 0};
+    return asked();
+}
+
+nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, nvmlProcess_t *found) {
+    (void)device;
+    (void)found;
+    *count = 0;
     return SUCCESS;
 }

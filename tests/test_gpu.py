@@ -61,3 +61,47 @@ def test_losses_on_cuda_are_those_on_the_cpu(tiny_table: dict[str, Any], tmp_pat
         steps = read_lines(tmp_path / device / "trials/r0004-s0/steps.jsonl")
         found[device] = [step["loss"] for step in steps if step["phase"] == "train"]
     assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-3)
+
+
+def test_the_counter_agrees_with_the_integrated_power(tmp_path: Path) -> None:
+    import torch
+
+    from howlow.meters.energy import EnergyMeter, window_energy
+    from howlow.meters.session import Session
+    from howlow.meters.sources import Asked, open_energy
+    from howlow.meters.windows import WindowEnergy
+
+    device = torch.device("cuda:0")
+    meter = open_energy(Asked("nvml", device))
+    if meter.kind != "counter":
+        pytest.skip("this GPU has no energy counter")
+    power = EnergyMeter("nvml power", "the same device", "power", meter.instruments)
+    matrix = torch.randn(8192, 8192, device=device)
+    with Session(tmp_path, device, meter, 20.0, 0.0) as session, session.phase("train") as phase:
+        for step in range(40):
+            with phase.step(measured=step >= 4, samples=1) as timed:
+                for _ in range(20):
+                    torch.mm(matrix, matrix)
+            if step == 4:
+                start_s = timed.start_s
+        end_s = timed.start_s + timed.duration_s
+        record = phase.end()
+        traces = [reader.trace for reader in session.of(meter)]
+        report = session.report(None)
+    integrated = window_energy(power, traces, start_s, end_s)
+    assert isinstance(integrated, WindowEnergy)
+    assert record.measured_energy_j == pytest.approx(integrated.energy_j, rel=0.03)
+    assert report.step_share is not None
+    assert report.step_share < 0.005
+
+
+def test_the_trials_own_device_is_found_by_its_uuid(tmp_path: Path) -> None:
+    import torch
+
+    from howlow.meters.nvml import device_uuids
+    from howlow.meters.sources import Asked, open_energy, own_uuid
+
+    device = torch.device("cuda:0")
+    assert own_uuid(device) in device_uuids()
+    meter = open_energy(Asked("auto", device))
+    assert [instrument.device for instrument in meter.instruments] == ["cuda:0"]

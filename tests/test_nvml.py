@@ -1,108 +1,231 @@
 """NVIDIA readings through the real nvidia-ml-py, from a stand-in for the library that it loads."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_ins import build_nvml, run_with_nvml
 
 Ask = Callable[..., dict[str, Any]]
 
 QUESTIONS = """
 import json, sys, time
+from pathlib import Path
 import torch
-from howlow.meters import energy
+from howlow.meters import sources
 from howlow.meters.nvml import NvmlAbsentError, NvmlDevice
 from howlow.meters.session import Session
-from pathlib import Path
+from howlow.meters.sources import Asked, open_energy
+from howlow.meters.idle import measure_idle
+from howlow.records import read_timeline
 
-try:
-    device = NvmlDevice(sys.argv[1])
-except NvmlAbsentError as error:
-    print(json.dumps({"absent": str(error)}))
-    sys.exit()
-reading = device.read()
-energy.open_nvml = lambda asked: device  # there is no CUDA device whose UUID could be asked for
-source = energy.open_energy("auto", None, torch.device("cuda:0"))
-with Session(Path(sys.argv[2]), torch.device("cpu"), source, 50.0, 0.0) as session:
-    session.sampler._nvml = device
-    with session.phase("train") as meter:
-        with meter.step(measured=False, samples=1):
+sources.own_uuid = lambda device: sys.argv[1]  # there is no CUDA device whose UUID could be asked for
+meter = open_energy(Asked("nvml", torch.device("cuda:0")))
+found = {"source": meter.name, "detail": meter.detail, "other": meter.of_another_device, "warnings": []}
+warn = lambda kind, detail: found["warnings"].append([kind, detail])
+with Session(Path(sys.argv[2]), torch.device("cpu"), meter, 20.0, 0.0, warn=warn) as session:
+    time.sleep(0.7)
+    with session.phase("train") as phase:
+        with phase.step(measured=False, samples=1):
             time.sleep(0.1)
-        with meter.step(measured=True, samples=1):
-            time.sleep(0.4)
-        meter.pause()
+        for _ in range(4):
+            started = time.perf_counter()
+            with phase.step(measured=True, samples=1) as timed:
+                time.sleep(0.2)
+            found["slowest_step_s"] = max(found.get("slowest_step_s", 0), time.perf_counter() - started)
+        phase.pause()
         time.sleep(0.5)
-        with meter.step(measured=True, samples=2):
-            time.sleep(0.4)
-        phase = meter.end()
-print(json.dumps({
-    "driver": device.driver(), "source": source.name, "detail": source.detail, "power_w": reading.power_w,
-    "memory_bytes": reading.memory_bytes, "utilization": reading.utilization, "temperature_c": reading.temperature_c,
-    "energy_j": phase.measured_energy_j, "duration_s": phase.measured_duration_s, "samples": phase.measured_samples,
-}))
+        with phase.step(measured=True, samples=2):
+            time.sleep(0.7)
+        record = phase.end()
+    found["meters"] = session.report(None).model_dump()
+    found["period_s"] = session.of(meter)[0].update_period_s if session.of(meter) else None
+found["phase"] = record.model_dump()
+found["counter_j"] = timed.energy_counter_j
+own = [reading for reading in read_timeline(Path(sys.argv[2])) if reading.device == "cuda:0"]
+found["readings"] = [json.loads(reading.model_dump_json()) for reading in own]
+idle = measure_idle(meter, 20.0, 1.0) if len(sys.argv) > 3 else None
+found["idle_w"] = idle and idle.power_w
+print(json.dumps(found))
 """
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler for the stand-in library")
-    folder = tmp_path_factory.mktemp("nvml")
-    source = Path(__file__).parent / "nvml_stand_in.c"
-    command = [compiler, "-shared", "-fPIC", "-Wall", "-o", str(folder / "libnvidia-ml.so.1"), str(source)]
-    subprocess.run(command, check=True)
-    return folder
+    return build_nvml(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture
 def ask(library: Path, tmp_path: Path) -> Ask:
-    def run(uuid: str, **environment: str) -> dict[str, Any]:
-        scripted = {"LD_LIBRARY_PATH": str(library), **environment}
-        command = [sys.executable, "-c", QUESTIONS, uuid, str(tmp_path)]
-        done = subprocess.run(command, env=os.environ | scripted, capture_output=True, text=True, check=True)
-        found: dict[str, Any] = json.loads(done.stdout)
+    def run(*arguments: str, uuid: str = "GPU-11111111-aaaa", **environment: str) -> dict[str, Any]:
+        command = ["-c", QUESTIONS, uuid, str(tmp_path), *arguments]
+        found: dict[str, Any] = json.loads(run_with_nvml(library, command, **environment))
         return found
 
     return run
 
 
+def kinds(found: dict[str, Any]) -> set[str]:
+    return {kind for kind, _ in found["warnings"]}
+
+
+def test_known_joules_go_in_and_the_same_come_out(library: Path) -> None:
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent / "nvml_properties.py")]
+    out = run_with_nvml(
+        library, command, HOWLOW_NVML_PERIOD_MS="100", HOWLOW_NVML_WRAP_MJ=str(2**32), HOWLOW_NVML_START_MJ="4294967000"
+    )
+    assert "3 passed" in out
+
+
 def test_a_device_is_found_by_its_uuid_and_read_in_si_units(ask: Ask) -> None:
-    found = ask("22222222-bbbb", HOWLOW_NVML_MILLIWATTS="250000")
-    assert found["driver"] == "999.01"
-    assert found["power_w"] == 250
-    assert found["memory_bytes"] == 2 << 30
-    assert found["utilization"] == 0.87
-    assert found["temperature_c"] == 61
+    found = ask(uuid="22222222-bbbb", HOWLOW_NVML_MILLIWATTS="250000", HOWLOW_NVML_THROTTLE="4")
+    seen = found["readings"][-1]
+    assert seen["power_w"] == 250
+    assert seen["memory_bytes"] == 2 << 30
+    assert (seen["utilization"], seen["memory_utilization"], seen["temperature_c"]) == (0.87, 0.4, 61)
+    assert (seen["sm_clock_hz"], seen["memory_clock_hz"]) == (1410e6, 1593e6)
+    assert seen["throttle_reasons"] == ["sw_power_cap"]
+    assert not kinds(found) & {"throttled", "power_capped"}
 
 
 def test_the_counters_joules_are_those_of_the_measured_segments(ask: Ask) -> None:
-    found = ask("GPU-11111111-aaaa", HOWLOW_NVML_MILLIWATTS="250000")
+    found = ask("idle", HOWLOW_NVML_MILLIWATTS="250000", HOWLOW_NVML_PERIOD_MS="20")
+    phase = found["phase"]
     assert found["source"] == "nvml counter"
-    assert found["samples"] == 3
-    assert 0.8 <= found["duration_s"] < 1.2  # the pause and the burn-in are outside
-    assert found["energy_j"] == pytest.approx(250 * found["duration_s"], rel=0.01)
+    assert not found["other"]
+    assert phase["measured_samples"] == 6
+    assert 1.5 <= phase["measured_duration_s"] < 1.9  # the pause and the burn-in are outside
+    assert phase["measured_energy_error_j"] < 0.12 * phase["measured_energy_j"]
+    known_j = 250 * phase["measured_duration_s"]
+    assert abs(phase["measured_energy_j"] - known_j) <= phase["measured_energy_error_j"]
+    assert phase["phase_energy_j"] == pytest.approx(250 * phase["phase_energy_duration_s"], rel=0.05)
+    assert phase["phase_energy_duration_s"] > 2.1
+    assert 0.02 <= found["period_s"] < 0.05
+    assert found["counter_j"] > 1000
+    assert found["idle_w"] == pytest.approx(250, rel=0.05)
 
 
 def test_without_a_counter_power_is_integrated_and_the_source_says_so(ask: Ask) -> None:
-    found = ask("11111111-aaaa", HOWLOW_NVML_MILLIWATTS="80000", HOWLOW_NVML_NO_COUNTER="1")
+    found = ask(HOWLOW_NVML_MILLIWATTS="80000", HOWLOW_NVML_NO_COUNTER="1", HOWLOW_NVML_INSTANT="1")
     assert found["source"] == "nvml power"
-    assert "integrated" in found["detail"]
-    assert found["energy_j"] == pytest.approx(80 * found["duration_s"], rel=0.01)
+    assert found["detail"].startswith("instantaneous power of GPU-11111111-aaaa, integrated")
+    assert found["phase"]["measured_energy_j"] == pytest.approx(80 * found["phase"]["measured_duration_s"], rel=0.01)
+    assert found["counter_j"] is None
 
 
-def test_a_device_without_readings_has_no_energy_rather_than_zero(ask: Ask) -> None:
-    found = ask("11111111-aaaa", HOWLOW_NVML_UNSUPPORTED="1")
-    assert found["source"] is None
-    assert found["energy_j"] is None
-    assert found["power_w"] is None
+def test_a_window_too_short_for_averaged_power_has_none_with_the_warning(ask: Ask) -> None:
+    found = ask(HOWLOW_NVML_NO_COUNTER="1")
+    assert "averaged power" in found["detail"]
+    assert found["phase"]["measured_energy_j"] is None
+    assert "energy_window_too_short" in kinds(found)
+    assert any("3 s would do" in detail for _, detail in found["warnings"])
+
+
+@pytest.mark.parametrize("why", ["HOWLOW_NVML_UNSUPPORTED", "HOWLOW_NVML_DENIED"])
+def test_a_device_without_a_counter_has_no_energy_rather_than_zero(why: str, ask: Ask) -> None:
+    found = ask(**{why: "1"})
+    assert found["source"] == (None if why.endswith("UNSUPPORTED") else "nvml power")
+    assert found["phase"]["measured_energy_j"] is None
+    assert found["counter_j"] is None
 
 
 def test_an_unknown_device_is_absent_with_the_librarys_reason(ask: Ask) -> None:
-    assert ask("33333333-cccc")["absent"].startswith("NVML: ")
+    found = ask(uuid="33333333-cccc")
+    assert found["source"] is None
+    assert found["detail"].startswith("no nvml: NVML: ")
+
+
+def test_a_device_lost_in_mid_run_leaves_a_gap_and_a_warning(ask: Ask) -> None:
+    found = ask(HOWLOW_NVML_LOST_AFTER="2.0")
+    assert "energy_gap" in kinds(found)
+    assert found["phase"]["measured_energy_j"] is None or found["phase"]["measured_duration_s"] < 0.9
+    late = found["readings"][-1]
+    assert (late["power_w"], late["energy_counter_j"], late["utilization"]) == (None, None, None)
+
+
+def test_a_sensor_that_hangs_blocks_no_step(ask: Ask) -> None:
+    found = ask(HOWLOW_NVML_HANG_AFTER="1.5")
+    assert found["slowest_step_s"] < 0.4
+    assert {"energy_gap", "sensor_late"} <= kinds(found)
+    assert found["phase"]["duration_s"] > 2
+
+
+def test_a_partitions_energy_is_that_of_the_whole_card_and_says_so(ask: Ask) -> None:
+    found = ask(uuid="MIG-33333333-cccc", HOWLOW_NVML_MILLIWATTS="250000")
+    phase = found["phase"]
+    assert found["source"] == "nvml counter"
+    assert abs(phase["measured_energy_j"] - 250 * phase["measured_duration_s"]) <= phase["measured_energy_error_j"]
+    assert found["readings"][-1]["memory_bytes"] == 3 << 30
+    assert "device_partitioned" in kinds(found)
+
+
+def test_a_wrap_around_is_no_loss(ask: Ask) -> None:
+    found = ask(
+        HOWLOW_NVML_MILLIWATTS="400000", HOWLOW_NVML_WRAP_MJ=str(2**32), HOWLOW_NVML_START_MJ=str(2**32 - 500_000)
+    )
+    phase = found["phase"]
+    assert abs(phase["measured_energy_j"] - 400 * phase["measured_duration_s"]) <= phase["measured_energy_error_j"]
+
+
+def test_outside_work_and_limits_are_warnings(ask: Ask) -> None:
+    found = ask(
+        HOWLOW_NVML_OTHERS="2",
+        HOWLOW_NVML_MIG="1",
+        HOWLOW_NVML_VGPU="1",
+        HOWLOW_NVML_LIMIT="200000",
+        HOWLOW_NVML_THROTTLE=str(0x40),
+    )
+    assert {
+        "other_process_on_device",
+        "device_partitioned",
+        "device_virtual",
+        "power_capped",
+        "throttled",
+    } <= kinds(found)
+    assert any("200 W, its default is 300 W" in detail for _, detail in found["warnings"])
+
+
+def test_on_a_cpu_every_device_of_a_source_asked_for_by_name_is_summed_with_rows_of_its_own(
+    library: Path, tmp_path: Path
+) -> None:
+    code = QUESTIONS.replace('Asked("nvml", torch.device("cuda:0"))', 'Asked("nvml", torch.device("cpu"))')
+    environment = {"HOWLOW_NVML_MILLIWATTS": "100000", "CUDA_VISIBLE_DEVICES": ""}
+    found = json.loads(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], **environment))
+    phase = found["phase"]
+    assert found["other"]
+    assert phase["measured_energy_j"] == pytest.approx(200 * phase["measured_duration_s"], rel=0.02)
+    devices = {(window["device"], window["part"]) for window in phase["energies"]}
+    assert devices >= {("GPU-11111111-aaaa", "measured"), ("GPU-22222222-bbbb", "measured")}
+    lines = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
+    assert {line["device"] for line in lines} == {"cpu", "GPU-11111111-aaaa", "GPU-22222222-bbbb"}
+
+
+SWEEP = """
+import json, sys
+import howlow
+from howlow.report import read_report
+from howlow.settings import load
+howlow.sweep(load(None, [json.loads(sys.argv[1])]), sys.argv[2])
+report = read_report([sys.argv[2]])
+print(report.json_text())
+"""
+
+
+@pytest.mark.slow
+def test_a_whole_sweep_on_a_source_asked_for_by_name(library: Path, tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    table = tiny_table | {"grid": {"lora.rank": [4]}, "baselines": [], "meters": {"energy": "nvml", "rate_hz": 20.0}}
+    table |= {"training": tiny_table["training"] | {"epochs": 10}}
+    out = run_with_nvml(
+        library, ["-c", SWEEP, json.dumps(table), str(tmp_path / "out")], HOWLOW_NVML_MILLIWATTS="200000"
+    )
+    document = json.loads(out)
+    (row,) = document["rows"]
+    assert row["energy_source"] == "nvml counter"
+    assert row["idle_power_w"] == pytest.approx(400, rel=0.02)
+    assert abs(row["train_power_w"] - 400) * row["train_time_per_sample_s"] <= row["train_energy_error_per_sample_j"]
+    assert row["train_power_p50_w"] == pytest.approx(400)
+    assert abs(row["train_energy_above_idle_per_sample_j"]) < row["train_energy_error_per_sample_j"] * 1.5
+    assert row["train_cpu_energy_per_sample_j"] is None
+    assert "energy_of_another_device" in {warning["kind"] for warning in document["warnings"]}

@@ -58,7 +58,7 @@ def run(table: dict[str, Any], folder: Path, link: SweepLink, kind: str = "lora"
         preparation.prepare(plan.settings, [], data)
     payload = {"name": plan.name, "kind": kind, "axes": {}, "settings": plan.settings.model_dump_json()}
     with suppress(KilledError, StoppedError):
-        trial_entry({**payload, "folder": str(trial), "data": str(data)}, link)
+        trial_entry({**payload, "folder": str(trial), "data": str(data), "layout": {"layout": "padded"}}, link)
     return read_record(trial)
 
 

@@ -179,6 +179,19 @@ def _print_report(folders: list[Path], as_json: bool = False) -> None:
     _say(f"written: {', '.join(places)}")
 
 
+@app.command("env")
+def env_command(
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
+) -> None:
+    """Say what this machine can measure, what not, why, and what to do about it."""
+    from howlow.meters.machine import choose_device
+    from howlow.meters.survey import survey
+    from howlow.report.machine import survey_text
+
+    found = survey(choose_device("auto"))
+    print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found.document()))
+
+
 @score_app.command("question_answering")
 def score_question_answering(
     data: Annotated[str, typer.Option("--data", help="SQuAD JSON, v1.1 or v2.0")],

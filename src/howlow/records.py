@@ -52,6 +52,20 @@ class WarningKind(StrEnum):
     LAYOUT_FELL_BACK = "layout_fell_back"
     NEAR_TIES = "near_ties"
     WEIGHTS_LEFT_OUT = "weights_left_out"
+    ENERGY_WINDOW_TOO_SHORT = "energy_window_too_short"
+    ENERGY_GAP = "energy_gap"
+    SENSOR_LATE = "sensor_late"
+    TIMELINE_GAP = "timeline_gap"
+    METER_OVERHEAD = "meter_overhead"
+    NOT_STEADY = "not_steady"
+    STEADINESS_UNKNOWN = "steadiness_unknown"
+    OTHER_PROCESS_ON_DEVICE = "other_process_on_device"
+    OTHER_WORK_ON_MACHINE = "other_work_on_machine"
+    SWAPPING = "swapping"
+    DEVICE_PARTITIONED = "device_partitioned"
+    DEVICE_VIRTUAL = "device_virtual"
+    POWER_CAPPED = "power_capped"
+    THROTTLED = "throttled"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
@@ -74,6 +88,20 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.LAYOUT_FELL_BACK: "nothing is wrong but the speed; training.layout = padded says the same on purpose",
     WarningKind.NEAR_TIES: "another layout or batch may write other tokens there; smallest_margin in predictions.jsonl",
     WarningKind.WEIGHTS_LEFT_OUT: "see that config.json and the weights are of the same model",
+    WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples, so that the measured part lasts that long",
+    WarningKind.ENERGY_GAP: "see what kept the sensor from answering; the figures cover only what it saw",
+    WarningKind.SENSOR_LATE: "no step waited for it; see what kept the sensor from answering (howlow env tries it)",
+    WarningKind.TIMELINE_GAP: "leave the meters a core of their own, or lower meters.rate_hz",
+    WarningKind.METER_OVERHEAD: "lower meters.rate_hz, or use more examples in a step",
+    WarningKind.NOT_STEADY: "raise meters.burn_in_steps and use more examples; look for heat and outside work",
+    WarningKind.STEADINESS_UNKNOWN: "use more examples: too few measured steps to tell whether the speed was steady",
+    WarningKind.OTHER_PROCESS_ON_DEVICE: "end the other processes, or give the trial a device of its own",
+    WarningKind.OTHER_WORK_ON_MACHINE: "let the other work end, or bind it to other cores",
+    WarningKind.SWAPPING: "free memory, or use a smaller batch",
+    WarningKind.DEVICE_PARTITIONED: "use the whole card for energy; other instances work on it too",
+    WarningKind.DEVICE_VIRTUAL: "use a whole card; on a shared one time and energy depend on the others",
+    WarningKind.POWER_CAPPED: "the figures hold for this limit; nvidia-smi -pl sets another",
+    WarningKind.THROTTLED: "cool the device, set run.cooldown_s, and run the trial again",
 }
 
 
@@ -131,7 +159,24 @@ class Reading(Frozen):
         None, description="0..1: the GPU's SMs busy, or this process's share of its cores"
     )
     temperature_c: float | None = None
+    energy_counter_j: float | None = Field(None, description="the energy counter, wrap-arounds undone")
+    memory_utilization: float | None = Field(None, description="0..1: the time in which the GPU's memory was used")
+    sm_clock_hz: float | None = None
+    memory_clock_hz: float | None = None
+    throttle_reasons: tuple[str, ...] | None = Field(None, description="why the clock is lower than it could be")
     phase: PhaseName
+
+
+class EnergyWindow(Frozen):
+    """The energy of one device beside the trial's own sum: the CPU beside an accelerator, or one device of several."""
+
+    device: str
+    part: Literal["measured", "phase"]
+    energy_j: float
+    error_j: float | None = Field(None, description="how far the energy can lie from the truth; None: no bound")
+    duration_s: float = Field(description="the time that energy_j covers")
+    samples: int = Field(description="the samples that energy_j covers (of the measured part)")
+    readings: int
 
 
 class PhaseRecord(Frozen):
@@ -147,13 +192,47 @@ class PhaseRecord(Frozen):
     measured_duration_s: float | None = Field(None, description="the time that measured_energy_j covers")
     measured_samples: int | None = Field(None, description="the samples that measured_energy_j covers")
     phase_energy_j: float | None = Field(None, description="energy of the whole phase, burn-in and pauses included")
+    measured_energy_error_j: float | None = Field(
+        None, description="how far measured_energy_j can lie from the truth, as the source's pace and gaps allow"
+    )
+    measured_energy_readings: int | None = Field(None, description="the readings that measured_energy_j rests on")
+    phase_energy_error_j: float | None = Field(None, description="the same for phase_energy_j")
+    phase_energy_duration_s: float | None = Field(None, description="the time that phase_energy_j covers")
+    energies: tuple[EnergyWindow, ...] = Field((), description="the CPU beside it (cpu), and each device of several")
 
 
 class EnergySource(Frozen):
     """Where energy and power come from, or why they are absent."""
 
-    name: str | None = Field(description="nvml counter, nvml power, assumed; None: no source")
-    detail: str = Field(description="the device and period, or the reason for the absence")
+    name: str | None = Field(
+        description="nvml counter, nvml power, nvidia-smi, rapl, amd, apple, jetson, assumed; None: no source"
+    )
+    detail: str = Field(description="the device, or the reason for the absence")
+    update_period_s: float | None = Field(None, description="how often the source has something new")
+    devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
+    cpu: str | None = Field(None, description="the source of the CPU's energy beside an accelerator, or why none")
+
+
+class Idle(Frozen):
+    """What the energy source read while nothing ran, before the trial."""
+
+    power_w: float
+    error_w: float | None = None
+    duration_s: float
+    temperature_c: float | None = None
+    measured_at: str = Field(description="UTC, ISO 8601")
+
+
+class MeterRecord(Frozen):
+    """How the meters themselves did."""
+
+    rate_hz: float | None = Field(None, description="readings a second of the slowest instrument, as it turned out")
+    largest_gap_s: float | None = Field(None, description="the longest time between two readings of one instrument")
+    readings: int = Field(0, description="lines of the timeline of this process")
+    late: int = Field(0, description="readings that did not come in time")
+    cpu_share: float | None = Field(None, description="CPU time of the meters / that of the process")
+    step_share: float | None = Field(None, description="time the steps' readings took / time of the steps")
+    idle: Idle | None = Field(None, description="the idle power before the trial; None where no source reads it")
 
 
 class ModelRecord(Frozen):
@@ -277,6 +356,7 @@ class Record(Frozen):
     energy: EnergySource | None = None
     layout: LayoutRecord | None = None
     merged: MergedRecord | None = None
+    meters: MeterRecord | None = None
     scores: Scores = Scores()
     warnings: tuple[RecordWarning, ...] = ()
     started_at: str | None = Field(None, description="UTC, ISO 8601")

@@ -386,17 +386,39 @@ def _run_all(
     listener: Listener,
 ) -> None:
     pending = [plan for plan in plans if plan.name not in existing]
+    idle: dict[str, Any] | None = None
     for index, plan in enumerate(pending):
-        if index and plan.settings.run.cooldown_s:
-            listener(Event("waiting", plan, text=f"cooling down for {plan.settings.run.cooldown_s:g} s"))
-            time.sleep(plan.settings.run.cooldown_s)
+        rest_s = plan.settings.run.cooldown_s if index else 0.0
+        if rest_s:
+            listener(Event("waiting", plan, text=f"cooling down, at most {rest_s:g} s"))
+        if rest_s or not index:
+            idle = _idle(executor, plan.settings, folder / ".howlow" / "idle.log", rest_s)
         done = len(plans) - len(pending) + index
         listener(Event("started", plan, done=done, total=len(plans)))
         preparation = prepared[_preparation_key(plan.settings)]
         layout = layouts[_layout_key(plan.settings)]
-        record = _run_one(executor, plan, preparation, layout, folder / "trials" / plan.name, listener)
+        record = _run_one(executor, plan, preparation, layout, folder / "trials" / plan.name, idle, listener)
         existing[plan.name] = record
         listener(Event("ended", plan, done=done + 1, total=len(plans), record=record))
+
+
+def _idle(executor: LocalExecutor, settings: Settings, log: Path, rest_s: float) -> dict[str, Any] | None:
+    """Rest, and then the device's idle power; None where no source reads it.
+
+    Raises:
+        UserError: `meters.devices` names what is not there.
+    """
+    if settings.meters.energy in ("none", "assumed"):
+        time.sleep(rest_s)
+        return None
+    payload = {"settings": settings.model_dump_json(), "rest_s": rest_s}
+    finished = executor.run("howlow.trial.idle_entry", payload, log)
+    if finished.outcome == "user_error":
+        raise UserError(finished.value)
+    if finished.outcome == "stopped":
+        raise KeyboardInterrupt
+    idle: dict[str, Any] | None = finished.value if finished.outcome == "result" else None
+    return idle
 
 
 def _run_one(
@@ -405,6 +427,7 @@ def _run_one(
     preparation: Preparation,
     layout: dict[str, Any],
     trial: Path,
+    idle: Mapping[str, Any] | None,
     listener: Listener,
 ) -> Record:
     payload = {
@@ -415,6 +438,7 @@ def _run_one(
         "folder": str(trial),
         "data": str(preparation.folder),
         "layout": layout,
+        "idle": idle,
     }
     kills_before = _kernel_kills()
     try:

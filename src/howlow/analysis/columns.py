@@ -66,6 +66,29 @@ def _phase_columns(prefix: str, words: str) -> list[Column]:
     ]
 
 
+_METERED: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
+    ("energy_error_per_sample_j", "energy error/sample", "joules", "how far energy/sample can be from the truth", None),
+    (
+        "energy_above_idle_per_sample_j",
+        "energy above idle/sample",
+        "joules",
+        "energy/sample less the device's idle power x time/sample",
+        "lower",
+    ),
+    ("phase_energy_j", "phase energy", "joules", "energy of the whole phase, burn-in and pauses included", "lower"),
+    ("phase_power_w", "phase power", "watts", "the phase's energy / the time it covers", "lower"),
+    ("power_p05_w", "power, 5 %", "watts", "5th percentile of the readings inside the measured steps", None),
+    ("power_p50_w", "power, 50 %", "watts", "median of the readings inside the measured steps", None),
+    ("power_p95_w", "power, 95 %", "watts", "95th percentile of the readings inside the measured steps", None),
+    (
+        "memory_utilization",
+        "memory use",
+        "fraction",
+        "time in which a GPU's memory was used, mean of the readings",
+        None,
+    ),
+)
+
 COLUMNS: tuple[Column, ...] = (
     *_TRIAL,
     Column("train_batch_size", "batch size", "count", "examples in one forward and backward pass"),
@@ -83,6 +106,22 @@ COLUMNS: tuple[Column, ...] = (
     Column("rouge1", "ROUGE-1", "fraction", "overlap of words with the reference", "higher"),
     Column("rouge2", "ROUGE-2", "fraction", "overlap of pairs of words with the reference", "higher"),
     Column("rougeL", "ROUGE-L", "fraction", "longest common subsequence with the reference", "higher"),
+    *(
+        Column(f"{prefix}_{name}", label, unit, f"{words}: {meaning}", better)
+        for prefix, words in (("train", "fine-tuning"), ("inference", "inference"))
+        for name, label, unit, meaning, better in _METERED
+    ),
+    Column("idle_power_w", "idle power", "watts", "what the energy source read before the trial, while nothing ran"),
+    Column("meter_rate_hz", "reading rate", "per_second", "readings a second of the timeline, as it turned out"),
+    Column("meter_largest_gap_s", "largest gap", "seconds", "the longest time between two readings"),
+    Column("meter_cpu_share", "meters' CPU", "fraction", "CPU time of the meters / that of the process", "lower"),
+    Column(
+        "meter_step_share",
+        "meters' time",
+        "fraction",
+        "time that the steps' readings took / that of the steps",
+        "lower",
+    ),
 )
 
 QUALITY = ("loss", "perplexity", "word_perplexity", "bits_per_byte", "exact_match", "f1", "rouge1", "rouge2", "rougeL")

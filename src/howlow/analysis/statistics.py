@@ -10,18 +10,17 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from howlow.analysis.columns import COLUMNS, Column, columns_of
+from howlow.analysis.metering import Seen, energy_figures, inside, meter_figures, ratio, read_seen, timeline_figures
 from howlow.errors import UserError
 from howlow.records import (
     PhaseName,
     Record,
     Scores,
     Step,
-    read_lines,
     read_records,
     read_steps,
     refuse_to_mix,
@@ -29,8 +28,6 @@ from howlow.records import (
 from howlow.settings import Settings
 
 Row = dict[str, Any]
-Readings = Sequence[tuple[str, float, float]]  # phase, time_s, utilization
-_READING = {"phase": str, "time_s": int | float, "utilization": int | float | None}
 
 
 @dataclass(frozen=True)
@@ -165,7 +162,7 @@ def _sortable(value: Any) -> tuple[int, float, str]:
 
 
 def _trial(record: Record, folder: Path, axes: Sequence[str]) -> Trial:
-    steps, readings = read_steps(folder), _readings(folder)
+    steps, readings = read_steps(folder), read_seen(folder)
     by_part = {
         part: {
             phase: sum(step.phase == phase and step.part == part for step in steps)
@@ -178,16 +175,7 @@ def _trial(record: Record, folder: Path, axes: Sequence[str]) -> Trial:
     return Trial(record, folder, row, tuple(losses), by_part["burn_in"], by_part["measured"])
 
 
-def _readings(folder: Path) -> Readings:
-    """The readings of utilisation; raw, as a timeline is the longest file and its models cost more than its text."""
-    return [
-        (line["phase"], line["time_s"], line["utilization"])
-        for line in read_lines(folder / "timeline.jsonl", _READING)
-        if line.get("utilization") is not None
-    ]
-
-
-def _row(record: Record, steps: Sequence[Step], readings: Readings, axes: Sequence[str]) -> Row:
+def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: Sequence[str]) -> Row:
     row: Row = dict.fromkeys(column.name for column in COLUMNS)
     settings, model = record.settings, record.model
     row.update(
@@ -215,6 +203,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Readings, axes: Sequen
         if phase == "generate":
             row["inference_new_tokens_per_sample"] = _new_tokens_per_sample(steps)
     row.update({name: _finite(getattr(record.scores, name)) for name in Scores.model_fields if name in row})
+    row.update(meter_figures(record))
     row.update({axis: axis_value(record, axis) for axis in axes})
     return row
 
@@ -247,44 +236,27 @@ def _ended(record: Record, phase: PhaseName) -> bool:
     return record.phase(phase) is not None
 
 
-def _figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: Readings) -> Row:
+def _figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: Sequence[Seen]) -> Row:
     phase = record.phase(name)
     assert phase is not None, "only phases that ended have figures"
     measured = [step for step in steps if step.phase == name and step.part == "measured"]
     time_s = math.fsum(step.duration_s for step in measured)
     samples, tokens = sum(step.samples for step in measured), sum(step.tokens for step in measured)
     return {
-        "samples_per_s": _ratio(samples, time_s),
-        "tokens_per_s": _ratio(tokens, time_s),
-        "time_per_sample_s": _ratio(time_s, samples),
-        "energy_per_sample_j": _ratio(phase.measured_energy_j, phase.measured_samples),
-        "power_w": _ratio(phase.measured_energy_j, phase.measured_duration_s),
+        "samples_per_s": ratio(samples, time_s),
+        "tokens_per_s": ratio(tokens, time_s),
+        "time_per_sample_s": ratio(time_s, samples),
         "peak_memory_bytes": phase.peak_memory_bytes,
         "peak_allocated_bytes": phase.peak_allocated_bytes,
         "peak_reserved_bytes": phase.peak_reserved_bytes,
-        "utilization": _utilization(name, steps, readings),
+        **energy_figures(record, phase),
+        **timeline_figures(record, inside(name, steps, readings)),
     }
-
-
-def _utilization(name: PhaseName, steps: Sequence[Step], readings: Readings) -> float | None:
-    """The mean over the spans of measured steps; a resumed phase has a burn-in, and so a gap, between two spans."""
-    own = (step for step in steps if step.phase == name)
-    spans: list[tuple[float, float]] = []
-    for part, group in groupby(own, key=lambda step: step.part):
-        run = list(group)
-        if part == "measured":
-            spans.append((run[0].start_s, run[-1].start_s + run[-1].duration_s))
-    values = [
-        utilization
-        for phase, time_s, utilization in readings
-        if phase == name and any(start <= time_s <= end for start, end in spans)
-    ]
-    return math.fsum(values) / len(values) if values else None
 
 
 def _new_tokens_per_sample(steps: Sequence[Step]) -> float | None:
     measured = [step for step in steps if step.phase == "generate" and step.part == "measured"]
-    return _ratio(sum(step.target_tokens for step in measured), sum(step.samples for step in measured))
+    return ratio(sum(step.target_tokens for step in measured), sum(step.samples for step in measured))
 
 
 def _final_loss(steps: Sequence[Step]) -> float | None:
@@ -298,8 +270,3 @@ def _loss(step: Step) -> float | None:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _ratio(numerator: float | None, denominator: float | None) -> float | None:
-    """Their ratio, or None where either is absent or nothing was there to divide by."""
-    return None if numerator is None or not denominator else numerator / denominator

@@ -9,6 +9,22 @@ def now_s() -> float:
     return time.perf_counter()
 
 
+def thread_cpu_s() -> float:
+    """Seconds of CPU that the calling thread has used."""
+    return time.thread_time()
+
+
+def process_cpu_s() -> float:
+    """Seconds of CPU that all threads of this process have used."""
+    return time.process_time()
+
+
+def boot_s() -> float | None:
+    """Seconds since the system started, suspensions included; None where the system does not say."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return None if clock is None else time.clock_gettime(clock)
+
+
 def utc() -> str:
     """The date and time, UTC, ISO 8601, for people to read; never subtracted."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,147 +1,73 @@
-"""Where energy comes from: a counter, integrated power, watts that the user gave, or nowhere.
+"""Where energy comes from: counters, polled power, watts that the user gave, or nowhere.
 
-A source answers `read_j`: joules on a scale of its own, of which only differences mean something. `None` is the
-answer of a source that has nothing to say; it is never replaced by a number.
+A meter is a name for the record and the instruments that are read for it. Energy is always a difference: of a
+counter's readings, or of polled power integrated (`howlow.meters.windows`). Watts that the user gave are multiplied by
+time and named `assumed` wherever they show.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Protocol
+from typing import Literal
 
-import torch
+from howlow.meters.instruments import Instrument
+from howlow.meters.windows import Missing, Point, WindowEnergy, counter_energy, power_energy
 
-from howlow.meters import clock
-from howlow.meters.nvml import NvmlAbsentError, NvmlDevice
-
-
-class EnergyMeter(Protocol):
-    """A source of energy readings."""
-
-    @property
-    def name(self) -> str | None:
-        """What the record calls it; None where there is no source."""
-
-    @property
-    def detail(self) -> str:
-        """The device, or why there is none."""
-
-    def read_j(self) -> float | None:
-        """Joules on the source's own scale."""
+MeterKind = Literal["counter", "power", "assumed", "absent"]
 
 
 @dataclass(frozen=True)
-class NoEnergy:
-    """No source: energy stays absent, and the record says why."""
+class EnergyMeter:
+    """A source of energy: `name` is None where there is none, and `detail` then says why.
 
+    `update_period_s` is how often the source has something new, as far as its maker says; of a counter whose maker
+    is silent the sampler finds it out.
+    """
+
+    name: str | None
     detail: str
-    name: None = None
+    kind: MeterKind
+    instruments: tuple[Instrument, ...] = ()
+    update_period_s: float | None = None
+    watts: float | None = None
+    of_another_device: bool = False
 
-    def read_j(self) -> None:
-        """Nothing to say."""
-        return
+
+def no_energy(detail: str) -> EnergyMeter:
+    """No source: energy stays absent, and the record says why."""
+    return EnergyMeter(None, detail, "absent")
 
 
-@dataclass(frozen=True)
-class AssumedPower:
+def assumed_power(watts: float) -> EnergyMeter:
     """Watts that the user gave, times time. Not a measurement, and named so wherever it shows."""
-
-    power_w: float
-    name: str = "assumed"
-
-    @property
-    def detail(self) -> str:
-        """The watts."""
-        return f"{self.power_w:g} W given in meters.assumed_power_w, not measured"
-
-    def read_j(self) -> float:
-        """Watts times seconds."""
-        return self.power_w * clock.now_s()
+    detail = f"{watts:g} W given in meters.assumed_power_w, not measured"
+    return EnergyMeter("assumed", detail, "assumed", watts=watts)
 
 
 @dataclass(frozen=True)
-class NvmlCounter:
-    """The device's own energy counter."""
+class Trace:
+    """The readings of one instrument so far, and what the sampler knows of its pace."""
 
-    device: NvmlDevice
-    name: str = "nvml counter"
-
-    @property
-    def detail(self) -> str:
-        """The device."""
-        return f"total energy consumption of {self.device.uuid}"
-
-    def read_j(self) -> float | None:
-        """The counter."""
-        return self.device.energy_j()
+    points: Sequence[Point]
+    period_s: float
+    update_period_s: float
+    step_j: float = 0.0
 
 
-@dataclass(frozen=True)
-class NvmlPower:
-    """Polled power: the timeline's readings are integrated afterwards, so there is no counter to read."""
-
-    device: NvmlDevice
-    name: str = "nvml power"
-
-    @property
-    def detail(self) -> str:
-        """The device."""
-        return f"power of {self.device.uuid}, integrated over the timeline (no energy counter)"
-
-    def read_j(self) -> None:
-        """No counter."""
-        return
+def window_energy(meter: EnergyMeter, traces: Sequence[Trace], start_s: float, end_s: float) -> WindowEnergy | Missing:
+    """The energy of a window, summed over the meter's instruments; missing where one of them misses it."""
+    if meter.kind == "assumed":
+        assert meter.watts is not None, "assumed energy comes with watts"
+        return WindowEnergy(meter.watts * (end_s - start_s), None, 0)
+    found = [_instrument_energy(meter, trace, start_s, end_s) for trace in traces]
+    energies = [part for part in found if isinstance(part, WindowEnergy)]
+    missing = next((part for part in found if isinstance(part, Missing)), None)
+    if missing is not None:
+        return missing
+    error_j = sum(part.error_j or 0.0 for part in energies)
+    return WindowEnergy(sum(part.energy_j for part in energies), error_j, sum(part.readings for part in energies))
 
 
-def integrate_power(times_s: Sequence[float], powers_w: Sequence[float], start_s: float, end_s: float) -> float | None:
-    """Joules between two moments from power readings, by the trapezoidal rule with the readings held at the edges.
-
-    Absent where fewer than two readings lie in the window: one reading says nothing about an interval.
-    """
-    inside = sum(start_s <= time <= end_s for time in times_s)
-    if inside < 2 or end_s <= start_s:
-        return None
-    times, powers = list(times_s), list(powers_w)
-    if times[0] > start_s:
-        times, powers = [start_s, *times], [powers[0], *powers]
-    if times[-1] < end_s:
-        times, powers = [*times, end_s], [*powers, powers[-1]]
-    energy = 0.0
-    for (t0, p0), (t1, p1) in pairwise(zip(times, powers, strict=True)):
-        low, high = max(t0, start_s), min(t1, end_s)
-        if high > low:
-            slope = (p1 - p0) / (t1 - t0)
-            energy += (high - low) * (p0 + slope * ((low + high) / 2 - t0))
-    return energy
-
-
-def open_energy(source: str, assumed_power_w: float | None, device: torch.device) -> EnergyMeter:
-    """The source that the settings ask for, as far as this device has it.
-
-    `auto` looks only at the trial's own device: a CPU trial has no source here, whatever GPU sits beside it.
-    """
-    if source == "none":
-        return NoEnergy("meters.energy = none")
-    if source == "assumed":
-        assert assumed_power_w is not None, "the settings' rule: assumed energy comes with watts"
-        return AssumedPower(assumed_power_w)
-    if device.type != "cuda":
-        return NoEnergy(f"no energy sensor is read for the device {device.type}")
-    try:
-        nvml = open_nvml(device)
-    except NvmlAbsentError as error:
-        return NoEnergy(str(error))
-    if nvml.energy_j():  # 0 for a counter that has run since the driver was loaded is no reading
-        return NvmlCounter(nvml)
-    if nvml.read().power_w is not None:
-        return NvmlPower(nvml)
-    return NoEnergy(f"NVML reads neither energy nor power on {nvml.uuid}")
-
-
-def open_nvml(device: torch.device) -> NvmlDevice:
-    """The trial's CUDA device in NVML.
-
-    Raises:
-        NvmlAbsentError: NVML is not there or does not know the device.
-    """
-    return NvmlDevice(str(torch.cuda.get_device_properties(device).uuid))
+def _instrument_energy(meter: EnergyMeter, trace: Trace, start_s: float, end_s: float) -> WindowEnergy | Missing:
+    if meter.kind == "counter":
+        return counter_energy(trace.points, start_s, end_s, trace.update_period_s, trace.step_j)
+    return power_energy(trace.points, start_s, end_s, trace.period_s, trace.update_period_s)

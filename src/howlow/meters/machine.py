@@ -1,5 +1,6 @@
 """What the trial runs on, for the record: two trials are only compared on the same machine and versions."""
 
+import os
 import platform
 import time
 from importlib.metadata import version
@@ -9,8 +10,10 @@ import psutil
 import torch
 
 from howlow.errors import UserError
-from howlow.meters.energy import open_nvml
-from howlow.meters.nvml import NvmlAbsentError
+from howlow.meters import clock
+from howlow.meters.instruments import cores
+from howlow.meters.nvml import NvmlAbsentError, NvmlDevice
+from howlow.meters.sources import own_uuid
 from howlow.records import Environment
 
 
@@ -50,23 +53,22 @@ def choose_device(asked: str) -> torch.device:
     return device
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    process = psutil.Process()
-    affinity = getattr(process, "cpu_affinity", None)  # not on macOS
-    return len(affinity()) if affinity else psutil.cpu_count() or 1
-
-
 def process_age_s() -> float:
-    """Seconds since this process was started (to the system's clock tick)."""
-    return max(0.0, time.time() - psutil.Process().create_time())
+    """Seconds since this process was started (to the system's clock tick), whatever happens to the date."""
+    now_s = clock.boot_s()
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return max(0.0, time.time() - psutil.Process().create_time())
+    assert now_s is not None, "a system with /proc has a clock since its start"
+    return max(0.0, now_s - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
 
 
 def _driver(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None
     try:
-        return open_nvml(device).driver()
+        return NvmlDevice(own_uuid(device)).driver()
     except NvmlAbsentError:
         return None
 

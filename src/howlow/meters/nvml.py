@@ -1,62 +1,171 @@
-"""NVIDIA devices through NVML (nvidia-ml-py): power, energy, memory in use, utilisation, temperature.
+"""NVIDIA devices through NVML (nvidia-ml-py): energy, power, memory, utilisation, temperature, clocks, throttling.
 
 CUDA's numbering of devices and NVML's differ (CUDA_VISIBLE_DEVICES, the fastest-first order), so a device is found
 by its UUID. A value that the device does not support is absent, not 0.
 """
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pynvml
+import torch
+
+from howlow.meters.instruments import Finding, Look
+from howlow.records import WarningKind
+
+INSTANT_PERIOD_S, AVERAGED_PERIOD_S = 0.1, 1.0  # NVML's documentation of nvmlDeviceGetPowerUsage; the first as seen
+_RANGE_J = 2**32 / 1000  # should the driver count in 32 bits
+_THROTTLES = {
+    "sw_power_cap": pynvml.nvmlClocksEventReasonSwPowerCap,
+    "hw_slowdown": pynvml.nvmlClocksEventReasonHwSlowdown,
+    "sw_thermal_slowdown": pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+    "hw_thermal_slowdown": pynvml.nvmlClocksEventReasonHwThermalSlowdown,
+    "hw_power_brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+}
+_VGPU = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU
 
 
 class NvmlAbsentError(Exception):
     """NVML cannot be used here; the text says why."""
 
 
-@dataclass(frozen=True)
-class NvmlReading:
-    """One look at a device; each value absent where it is not supported."""
-
-    power_w: float | None
-    memory_bytes: int | None
-    utilization: float | None
-    temperature_c: float | None
-
-
 class NvmlDevice:
-    """One device, opened by its UUID."""
+    """One device, opened by its UUID; an instrument. `label` is its name in the timeline, by default the UUID."""
 
-    def __init__(self, uuid: str) -> None:
+    range_j = _RANGE_J
+    may_hang = True
+
+    def __init__(self, uuid: str, label: str | None = None) -> None:
         self.uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+        self.device = label or self.uuid
         try:
             pynvml.nvmlInit()
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
         except pynvml.NVMLError as error:
             raise NvmlAbsentError(f"NVML: {error}") from None
+        self._card = self._whole_card()
+        self.reads_instant_power = self._instant_power_w() is not None
+
+    def _whole_card(self) -> Any:
+        """What power and energy are asked of: a partition (MIG) has none of its own."""
+        parent = None
+        if self.uuid.startswith("MIG-"):
+            parent = _value(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, self._handle)
+        return self._handle if parent is None else parent
 
     def driver(self) -> str | None:
         """The driver's version."""
         version: str | None = _value(pynvml.nvmlSystemGetDriverVersion)
         return version
 
-    def energy_j(self) -> float | None:
-        """The energy counter: joules since the driver was loaded (NVML counts in mJ; Volta and later)."""
-        millijoules = _value(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._handle)
-        return None if millijoules is None else millijoules / 1000
+    def name(self) -> str | None:
+        """The model."""
+        name: str | None = _value(pynvml.nvmlDeviceGetName, self._handle)
+        return name
 
-    def read(self) -> NvmlReading:
-        """Power, memory in use, the share of time that a kernel ran, temperature."""
-        milliwatts = _value(pynvml.nvmlDeviceGetPowerUsage, self._handle)
+    def counter_j(self) -> float | None:
+        """The energy counter: joules since the driver was loaded (NVML counts in mJ; Volta and later).
+
+        0 is no reading of a counter that has run since the driver was loaded.
+        """
+        millijoules = _value(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._card)
+        return millijoules / 1000 if millijoules else None
+
+    def power_w(self) -> float | None:
+        """The power of this moment where the device tells it, else the averaged one."""
+        if self.reads_instant_power:
+            return self._instant_power_w()
+        milliwatts = _value(pynvml.nvmlDeviceGetPowerUsage, self._card)
+        return None if milliwatts is None else milliwatts / 1000
+
+    def _instant_power_w(self) -> float | None:
+        fields = _value(pynvml.nvmlDeviceGetFieldValues, self._card, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+        if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS or not fields[0].value.uiVal:
+            return None
+        return float(fields[0].value.uiVal) / 1000
+
+    def look(self) -> Look:
+        """Everything for the timeline."""
         memory = _value(pynvml.nvmlDeviceGetMemoryInfo, self._handle)
         rates = _value(pynvml.nvmlDeviceGetUtilizationRates, self._handle)
-        return NvmlReading(
-            power_w=None if milliwatts is None else milliwatts / 1000,
+        reasons = _value(pynvml.nvmlDeviceGetCurrentClocksEventReasons, self._card) or 0
+        return Look(
+            power_w=self.power_w(),
+            counter_j=self.counter_j(),
             memory_bytes=None if memory is None else int(memory.used),
             utilization=None if rates is None else rates.gpu / 100,
-            temperature_c=_value(pynvml.nvmlDeviceGetTemperature, self._handle, pynvml.NVML_TEMPERATURE_GPU),
+            memory_utilization=None if rates is None else rates.memory / 100,
+            temperature_c=self._temperature_c(),
+            sm_clock_hz=self._clock_hz(pynvml.NVML_CLOCK_SM),
+            memory_clock_hz=self._clock_hz(pynvml.NVML_CLOCK_MEM),
+            throttle_reasons=tuple(name for name, bit in _THROTTLES.items() if reasons & bit),
         )
+
+    def _temperature_c(self) -> float | None:
+        """NVML is about to replace the first question by the second."""
+        for name in ("nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV"):
+            query = getattr(pynvml, name, None)
+            degrees = _value(query, self._card, pynvml.NVML_TEMPERATURE_GPU) if query else None
+            if degrees is not None:
+                return float(degrees)
+        return None
+
+    def _clock_hz(self, which: int) -> float | None:
+        megahertz = _value(pynvml.nvmlDeviceGetClockInfo, self._card, which)
+        return None if megahertz is None else megahertz * 1e6
+
+    # -- reasons for distrust ---------------------------------------------------------------------------------------
+
+    def findings(self) -> list[Finding]:
+        """Other processes, MIG, vGPU and a power limit below the default."""
+        found = [self._others(), self._partition(), self._virtual(), self._cap()]
+        return [finding for finding in found if finding is not None]
+
+    def _others(self) -> Finding | None:
+        """Processes beside this one; in a container NVML may give this process another number."""
+        seen: set[int] = set()
+        for query in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
+            seen.update(process.pid for process in _value(query, self._handle) or ())
+        is_in_namespace = os.getpid() not in seen and _in_namespace()
+        others = len(seen - {os.getpid()}) - (is_in_namespace and _uses_cuda())
+        if others <= 0:
+            return None
+        return WarningKind.OTHER_PROCESS_ON_DEVICE, f"{others} other process(es) on {self.device}"
+
+    def _partition(self) -> Finding | None:
+        modes = _value(pynvml.nvmlDeviceGetMigMode, self._card)
+        if not self.uuid.startswith("MIG-") and not (modes and modes[0]):
+            return None
+        detail = f"{self.device} is partitioned (MIG): energy and power are those of the whole card"
+        return WarningKind.DEVICE_PARTITIONED, detail
+
+    def _virtual(self) -> Finding | None:
+        if _value(pynvml.nvmlDeviceGetVirtualizationMode, self._card) != _VGPU:
+            return None
+        return WarningKind.DEVICE_VIRTUAL, f"{self.device} is a virtual GPU: others may share the card"
+
+    def _cap(self) -> Finding | None:
+        limit = _value(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._card)
+        default = _value(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, self._card)
+        if not limit or not default or limit >= default:
+            return None
+        detail = f"{self.device} is limited to {limit / 1000:g} W, its default is {default / 1000:g} W"
+        return WarningKind.POWER_CAPPED, detail
+
+
+def device_uuids() -> list[str]:
+    """The UUIDs of all devices, in NVML's order.
+
+    Raises:
+        NvmlAbsentError: NVML cannot be used here.
+    """
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    except pynvml.NVMLError as error:
+        raise NvmlAbsentError(f"NVML: {error}") from None
 
 
 def _value(query: Callable[..., Any], *arguments: Any) -> Any:
@@ -64,3 +173,16 @@ def _value(query: Callable[..., Any], *arguments: Any) -> Any:
         return query(*arguments)
     except pynvml.NVMLError:
         return None
+
+
+def _in_namespace() -> bool:
+    """Whether this process has another number outside, as in a container (proc(5): the host's first is kthreadd)."""
+    try:
+        with open("/proc/2/comm", encoding="ascii") as file:  # noqa: PTH123
+            return file.read().strip() != "kthreadd"
+    except OSError:
+        return True
+
+
+def _uses_cuda() -> bool:
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

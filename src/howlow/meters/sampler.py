@@ -1,97 +1,275 @@
-"""The timeline: readings at a fixed rate from a thread of the trial's process, one JSON line each.
+"""Readings at a fixed rate, each instrument from a thread of its own: the timeline, one JSON line a reading.
 
-The readings' times are kept on the trial's own scale. A reading that comes late is written with the time at which it
-was taken; a reading that is missed is a gap, never a repeated value.
+A reader may hang with its instrument; nothing else does. A step that wants a fresh counter asks the reader and waits
+for a moment only; while an answer is outstanding nobody waits again. (What cannot hang, a file of the kernel's, is read
+by the step itself: on a machine whose cores are all busy that costs less.) A reading that comes late is written with
+the time at which it was taken; a reading that is missed is a gap, never a repeated value or a zero.
+
+Times are on the trial's own scale. The counters' wrap-around is undone here; a counter that falls by more than a wrap
+explains has been set back, and no window crosses that moment.
 """
 
+import math
+import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-
-import psutil
-import torch
+from typing import Any
 
 from howlow.meters import clock
-from howlow.meters.energy import open_nvml
-from howlow.meters.machine import cores
-from howlow.meters.nvml import NvmlAbsentError, NvmlDevice
+from howlow.meters.energy import Trace
+from howlow.meters.instruments import Instrument, Look
+from howlow.meters.windows import MOST_W, Point
 from howlow.records import LineWriter, PhaseName, Reading
 
+PATIENCE_S = 0.05
+_FAST_S, _FAST_READINGS, _CHANGES = 0.001, 600, 5
+_NOMINAL_S = 0.1
+_FOLLOWED_S = 0.01  # a faster counter knows of a step's end at once
 
-class Sampler:
-    """Takes readings of one device until it is stopped; `readings` holds those of this process."""
 
-    def __init__(self, path: Path, device: torch.device, rate_hz: float, trial_time: Callable[[], float]) -> None:
-        self.readings: list[Reading] = []
+class Timeline:
+    """`timeline.jsonl`, written by several threads; the first problem (a full disk) is kept for the trial to raise."""
+
+    def __init__(self, path: Path) -> None:
         self.phase: PhaseName = "load"
+        self.problem: OSError | None = None
         self._writer = LineWriter(path)
-        self._device = device
+        self._lock = threading.Lock()
+
+    def write(self, reading: Reading) -> None:
+        """Append one reading."""
+        with self._lock:
+            try:
+                if self.problem is None:
+                    self._writer.append(reading.model_dump_json(exclude_none=True))
+            except OSError as error:
+                self.problem = error
+
+    def close(self) -> None:
+        """Close the file; a thread that hangs may still come back and finds the problem of a closed file."""
+        with self._lock:
+            self.problem = self.problem or OSError("the timeline is closed")
+            self._writer.close()
+
+
+@dataclass
+class _Job:
+    call: Callable[[], Any]
+    done: threading.Event = field(default_factory=threading.Event)
+    result: Any = None
+
+
+class Reader:
+    """Reads one instrument: at the sampler's rate, and when it is asked to."""
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        rate_hz: float,
+        timeline: Timeline,
+        now: Callable[[], float],
+        update_period_s: float | None = None,
+    ) -> None:
+        self.instrument = instrument
+        self.points: list[Point] = []
+        self.looks: list[Reading] = []
+        self.cpu_s = 0.0
+        self.waited_s = 0.0
+        self.asked, self.late = 0, 0
         self._period_s = 1 / rate_hz
-        self._trial_time = trial_time
-        self._nvml = _nvml(device)
-        self._process = psutil.Process()
-        self._cores = cores()
-        self._last = (clock.now_s(), self._busy_s())
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="howlow-sampler", daemon=True)
-        self._problem: OSError | None = None
+        self._timeline = timeline
+        self._now = now
+        self._update_period_s = update_period_s
+        self._pace = _Pace()
+        self._raw: tuple[float, float] | None = None
+        self._total_j, self._epoch = 0.0, 0
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._pending: _Job | None = None
+        self._lock = threading.Lock()
+        self._due_s, self._follow_s = math.inf, math.inf
+        self._thread = threading.Thread(target=self._run, name=f"howlow-{instrument.device}", daemon=True)
+
+    # -- what the trial's thread calls --------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and raise what kept the thread from writing (a full disk)."""
-        self._stopped.set()
-        self._thread.join()
-        self._writer.close()
-        if self._problem is not None:
-            raise self._problem
+        """End; a thread that hangs is left behind."""
+        self._jobs.put(None)
+        self._thread.join(1.0)
+
+    def ask(self, call: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
+        """Have the reader's thread call something; None where it does not answer in time, or has not yet answered."""
+        self.asked += 1
+        if self._pending is not None and not self._pending.done.is_set():
+            self.late += 1
+            return None
+        job = self._pending = _Job(call)
+        self._jobs.put(job)
+        if not job.done.wait(patience_s):
+            self.late += 1
+        return job.result
+
+    def counter_now(self) -> Point | None:
+        """A fresh reading of the counter."""
+        asked_s = clock.now_s()
+        read = self._read_and_follow if self.update_period_s > _FOLLOWED_S else self.read_counter
+        point: Point | None = self.ask(read) if self.instrument.may_hang else read()
+        self.waited_s += clock.now_s() - asked_s
+        return point
+
+    def settle(self, moment_s: float) -> None:
+        """Wait until a reading has been taken that knows all of what happened before a moment; not longer than that."""
+        wait_s = moment_s + self.update_period_s - self._now()
+        if 0 < wait_s < 0.5 and self.points and self.points[-1].counter_j is not None:
+            threading.Event().wait(wait_s)
+            self.counter_now()
+
+    @property
+    def update_period_s(self) -> float:
+        """How often the source has something new: as documented, else as found out, else a usual value."""
+        return self._update_period_s or self._pace.period_s or _NOMINAL_S
+
+    @property
+    def trace(self) -> Trace:
+        """The readings so far."""
+        return Trace(self.points, self._period_s, self.update_period_s, self._pace.step_j)
+
+    # -- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        due = clock.now_s() + self._period_s
-        while not self._stopped.wait(max(0.0, due - clock.now_s())):
-            reading = self._read()
-            self.readings.append(reading)
+        self._due_s = clock.now_s()
+        while True:
+            is_pacing = self._update_period_s is None and self._pace.is_open
+            wait_s = _FAST_S if is_pacing else min(self._due_s, self._follow_s) - clock.now_s()
             try:
-                self._writer.append(reading.model_dump_json(exclude_none=True))
-            except OSError as error:
-                self._problem = error
-                return
-            due = max(due + self._period_s, clock.now_s())  # a late reading does not make the next ones hurry
+                job = self._jobs.get(timeout=max(0.0, wait_s))
+            except queue.Empty:
+                if is_pacing:
+                    self.find_pace()
+                self._read_what_is_due()
+            else:
+                if job is None:
+                    return
+                job.result = job.call()
+                job.done.set()
+            self.cpu_s = clock.thread_cpu_s()
 
-    def _busy_s(self) -> float:
-        times = self._process.cpu_times()
-        return times.user + times.system
+    def _read_what_is_due(self) -> None:
+        """The timeline's reading; or one that follows a step's, as soon as the counter knows of that step's end."""
+        if clock.now_s() >= self._due_s:
+            self.look()
+            self._due_s = max(self._due_s + self._period_s, clock.now_s())  # a late one does not make the next hurry
+        elif clock.now_s() >= self._follow_s:
+            self.read_counter()
+            self._follow_s = math.inf
 
-    def _read(self) -> Reading:
-        time_s = self._trial_time()
-        if self._nvml is not None:
-            seen = self._nvml.read()
-            return Reading(
-                time_s=time_s,
-                device=str(self._device),
-                power_w=seen.power_w,
-                memory_bytes=seen.memory_bytes,
-                utilization=seen.utilization,
-                temperature_c=seen.temperature_c,
-                phase=self.phase,
-            )
-        (before_s, busy_before_s), self._last = self._last, (clock.now_s(), self._busy_s())
-        share = (self._last[1] - busy_before_s) / ((self._last[0] - before_s) * self._cores)
-        return Reading(
-            time_s=time_s,
-            device=str(self._device),
-            memory_bytes=self._process.memory_info().rss if self._device.type == "cpu" else None,
-            utilization=min(1.0, share) if self._device.type == "cpu" else None,
-            phase=self.phase,
-        )
+    def find_pace(self) -> None:
+        """One fast reading, until the counter's pace is known."""
+        self._pace.see(self._now(), self.instrument.counter_j())
+
+    def read_counter(self) -> Point | None:
+        """One reading of the counter alone."""
+        with self._lock:
+            asked_s = self._now()
+            counter_j = self.instrument.counter_j()
+            return None if counter_j is None else self._keep(asked_s, counter_j, None)
+
+    def _read_and_follow(self) -> Point | None:
+        point = self.read_counter()
+        if self._follow_s == math.inf:
+            self._follow_s = clock.now_s() + self.update_period_s
+        return point
+
+    def look(self) -> None:
+        """One reading of everything, for the timeline too."""
+        with self._lock:
+            asked_s = self._now()
+            look = self.instrument.look()
+            before = self.points[-1] if self.points else None
+            point = self._keep(asked_s, look.counter_j, look.power_w)
+        power_w = look.power_w
+        if power_w is None and point.counter_j is not None:
+            power_w = self._mean_power_w(before, point)
+        reading = _reading(self.instrument.device, point, look, power_w, self._timeline.phase)
+        self.looks.append(reading)
+        self._timeline.write(reading)
+
+    def _mean_power_w(self, before: Point | None, point: Point) -> float | None:
+        """A counter without a power reading: its rise since the last reading; absent over a very short time."""
+        if before is None or before.counter_j is None or before.epoch != point.epoch or point.counter_j is None:
+            return None
+        elapsed_s = point.time_s - before.time_s
+        return (point.counter_j - before.counter_j) / elapsed_s if elapsed_s > 5 * self.update_period_s else None
+
+    def _keep(self, asked_s: float, raw_j: float | None, power_w: float | None) -> Point:
+        time_s = self._now()
+        counter_j = None if raw_j is None else self._unwrapped(raw_j, time_s)
+        point = Point(asked_s, time_s, counter_j, power_w, self._epoch)
+        self.points.append(point)
+        return point
+
+    def _unwrapped(self, raw_j: float, time_s: float) -> float:
+        """The counter without its wrap-arounds; where a wrap cannot be told from a reset, a new epoch begins."""
+        last, self._raw = self._raw, (time_s, raw_j)
+        if last is None:
+            self._total_j = raw_j
+            return self._total_j
+        elapsed_s, rise_j, range_j = time_s - last[0], raw_j - last[1], self.instrument.range_j
+        if rise_j < 0 and range_j is not None:
+            rise_j += range_j
+        is_blind = range_j is not None and elapsed_s > range_j / MOST_W  # it may have wrapped more than once
+        if rise_j < 0 or rise_j > MOST_W * (elapsed_s + 1) or is_blind:
+            self._epoch += 1
+            rise_j = 0.0
+        self._total_j += rise_j
+        return self._total_j
 
 
-def _nvml(device: torch.device) -> NvmlDevice | None:
-    if device.type != "cuda":
-        return None
-    try:
-        return open_nvml(device)
-    except NvmlAbsentError:
-        return None
+@dataclass
+class _Pace:
+    """Finds out how often a counter is renewed, and by how much: the longest time and the largest rise seen."""
+
+    period_s: float | None = None
+    step_j: float = 0.0
+    _readings: int = 0
+    _changes: int = 0
+    _last: tuple[float, float] | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more readings are wanted."""
+        return self._readings < _FAST_READINGS and self._changes < _CHANGES
+
+    def see(self, time_s: float, counter_j: float | None) -> None:
+        """One fast reading."""
+        self._readings += 1
+        if counter_j is None or (self._last is not None and counter_j == self._last[1]):
+            return
+        if self._last is not None:
+            self._changes += 1
+            if self._changes > 1 and counter_j > self._last[1]:  # the first change came in the middle of a period
+                self.period_s = max(self.period_s or 0.0, time_s - self._last[0])
+                self.step_j = max(self.step_j, counter_j - self._last[1])
+        self._last = (time_s, counter_j)
+
+
+def _reading(device: str, point: Point, look: Look, power_w: float | None, phase: PhaseName) -> Reading:
+    return Reading(
+        time_s=point.time_s,
+        device=device,
+        power_w=power_w,
+        energy_counter_j=point.counter_j,
+        memory_bytes=look.memory_bytes,
+        utilization=look.utilization,
+        memory_utilization=look.memory_utilization,
+        temperature_c=look.temperature_c,
+        sm_clock_hz=look.sm_clock_hz,
+        memory_clock_hz=look.memory_clock_hz,
+        throttle_reasons=look.throttle_reasons or None,
+        phase=phase,
+    )

@@ -1,14 +1,15 @@
 """One trial's measurements: phases, timed steps, energy between them.
 
 A timed region is: synchronise the device, read clock and counter, work, synchronise, read again (`PhaseMeter.step`;
-the only place that does it). Energy of the measured part is the counter's difference over *segments*: a segment opens
-before a measured step and closes at a pause (a checkpoint) or at the phase's end, so that what happens in a pause is
-never counted. Where the source has no counter, the timeline's power is integrated over the same segments.
+the only place that does it). Energy of the measured part is that of *segments*: a segment opens before a measured step
+and closes at a pause (a checkpoint) or at the phase's end, so that what happens in a pause is never counted. The energy
+of the whole phase, pauses and burn-in included, stands beside it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,9 +17,17 @@ from typing import Any, Self
 import torch
 
 from howlow.meters import clock, memory
-from howlow.meters.energy import EnergyMeter, integrate_power
-from howlow.meters.sampler import Sampler
-from howlow.records import PhaseName, PhaseRecord
+from howlow.meters.energy import EnergyMeter, no_energy, window_energy
+from howlow.meters.instruments import Instrument, ProcessView
+from howlow.meters.sampler import Reader, Timeline
+from howlow.meters.surroundings import look_around, machine_findings, throttling
+from howlow.meters.windows import Missing
+from howlow.records import EnergyWindow, Idle, MeterRecord, PhaseName, PhaseRecord, WarningKind
+
+Warn = Callable[[WarningKind, str], None]
+_FINDINGS_PATIENCE_S = 2.0
+LARGEST_OVERHEAD = 0.005
+_LONG_ENOUGH_S = 10.0  # of steps: before, finding out a counter's pace is most of the cost
 
 
 @dataclass
@@ -33,13 +42,27 @@ class Timed:
 
 
 @dataclass
+class EnergySum:
+    """Energy summed over windows, with the time and the samples of exactly those windows."""
+
+    energy_j: float = 0.0
+    error_j: float | None = 0.0
+    measured_duration_s: float = 0.0
+    samples: int = 0
+    readings: int = 0
+
+
+@dataclass
 class Totals:
-    """What a phase has summed up so far; goes into the checkpoint, so that a resumed phase keeps it."""
+    """What a phase has summed up so far; goes into the checkpoint, so that a resumed phase keeps it.
+
+    `energy` holds the sums by part and meter: `measured trial`, `phase cpu`, and each device of several by its name.
+    """
 
     duration_s: float = 0.0
-    energy_j: float | None = 0.0
-    energy_duration_s: float = 0.0
+    measured_duration_s: float = 0.0
     samples: int = 0
+    energy: dict[str, Any] = field(default_factory=dict)
     peak_resident_bytes: int = 0
     peak_allocated_bytes: int = 0
     peak_reserved_bytes: int = 0
@@ -48,9 +71,7 @@ class Totals:
 @dataclass
 class _Segment:
     start_s: float
-    start_j: float | None
     end_s: float
-    end_j: float | None
     samples: int = 0
 
 
@@ -58,35 +79,126 @@ class Session:
     """The meters of one trial, from its start to its end; a context manager that keeps the timeline."""
 
     def __init__(
-        self, folder: Path, device: torch.device, energy: EnergyMeter, rate_hz: float, time_offset_s: float
+        self,
+        folder: Path,
+        device: torch.device,
+        energy: EnergyMeter,
+        rate_hz: float,
+        time_offset_s: float,
+        *,
+        cpu_energy: EnergyMeter | None = None,
+        views: Sequence[Instrument] = (),
+        warn: Warn = lambda kind, detail: None,
     ) -> None:
         self._origin_s = clock.now_s() - time_offset_s
         self.device = device
-        self.energy = energy
-        self.sampler = Sampler(folder / "timeline.jsonl", device, rate_hz, self.trial_time)
+        self.rate_hz = rate_hz
+        self.meters = {"trial": energy, "cpu": cpu_energy or no_energy("no CPU beside the device was asked for")}
+        self.timeline = Timeline(folder / "timeline.jsonl")
+        self.warn = warn
         self.peak_problem: str | None = None
+        self.steps_s = 0.0
+        own = [ProcessView(str(device))] if device.type == "cpu" else []
+        self.readers = self._readers([*own, *views])
+        self._before = look_around()
+
+    def _readers(self, views: Sequence[Instrument]) -> list[Reader]:
+        periods: dict[Instrument, float | None] = dict.fromkeys(views, 0.0)
+        for meter in self.meters.values():
+            found_out = meter.update_period_s
+            periods.update(dict.fromkeys(meter.instruments, found_out))
+        return [
+            Reader(instrument, self.rate_hz, self.timeline, self.trial_time, period_s)
+            for instrument, period_s in periods.items()
+        ]
 
     def trial_time(self) -> float:
         """Seconds since the trial's start; an interrupted trial goes on where its checkpoint stood."""
         return clock.now_s() - self._origin_s
 
     def __enter__(self) -> Self:
-        self.sampler.start()
+        for reader in self.readers:
+            reader.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        try:
-            self.sampler.stop()
-        except OSError:
-            if error is None:
-                raise
+        for reader in self.readers:
+            reader.stop()
+            close = getattr(reader.instrument, "close", None)
+            if close is not None:
+                close()
+        problem = self.timeline.problem
+        self.timeline.close()
+        if problem is not None and error is None:
+            raise problem
+
+    def of(self, meter: EnergyMeter) -> list[Reader]:
+        """The readers of a meter's instruments."""
+        return [reader for reader in self.readers if reader.instrument in meter.instruments]
+
+    def counters_now(self) -> float | None:
+        """Fresh readings of all counters; gives the sum of the trial's own, None where one is missing."""
+        found: dict[str, float | None] = {}
+        for name, meter in self.meters.items():
+            if meter.kind == "counter":
+                points = [reader.counter_now() for reader in self.of(meter)]
+                values = [point.counter_j for point in points if point is not None and point.counter_j is not None]
+                found[name] = sum(values) if len(values) == len(points) else None
+        return found.get("trial")
+
+    def settle(self, moment_s: float) -> None:
+        """Let every counter come to know what happened before a moment."""
+        for meter in self.meters.values():
+            for reader in self.of(meter) if meter.kind == "counter" else ():
+                reader.settle(moment_s)
+
+    # -- how the meters did, and what else happened -------------------------------------------------------------------
+
+    def look_for_outside_work(self) -> None:
+        """Warn of what others do on the device; called when the trial has begun to work, and at its end."""
+        for reader in self.readers:
+            for kind, detail in reader.ask(reader.instrument.findings, _FINDINGS_PATIENCE_S) or ():
+                self.warn(kind, detail)
+
+    def report(self, idle: Idle | None) -> MeterRecord:
+        """How the meters did, at the trial's end; with its warnings, and those of what else happened meanwhile."""
+        after = look_around()
+        self.look_for_outside_work()
+        slowed = [throttling(reader.looks) for reader in self.readers]
+        for kind, detail in [*machine_findings(self._before, after), *(found for found in slowed if found)]:
+            self.warn(kind, detail)
+        times = [[look.time_s for look in reader.looks] for reader in self.readers]
+        own_cpu_s = after.own_s - self._before.own_s
+        waited_s = sum(reader.waited_s for reader in self.readers)
+        record = MeterRecord(
+            rate_hz=min((_rate_hz(own) for own in times if len(own) > 1), default=None),
+            largest_gap_s=max((later - sooner for own in times for sooner, later in pairwise(own)), default=None),
+            readings=sum(map(len, times)),
+            late=sum(reader.late for reader in self.readers),
+            cpu_share=sum(reader.cpu_s for reader in self.readers) / own_cpu_s if own_cpu_s else None,
+            step_share=waited_s / self.steps_s if self.steps_s else None,
+            idle=idle,
+        )
+        self._warn_of_meters(record)
+        return record
+
+    def _warn_of_meters(self, record: MeterRecord) -> None:
+        asked = sum(reader.asked for reader in self.readers)
+        if record.late > max(1, asked // 50):
+            self.warn(WarningKind.SENSOR_LATE, f"{record.late} of {asked} readings did not come in time")
+        if record.largest_gap_s is not None and record.largest_gap_s > max(1.0, 4 / self.rate_hz):
+            self.warn(WarningKind.TIMELINE_GAP, f"{record.largest_gap_s:.2f} s without a reading")
+        shares = (record.cpu_share or 0.0, record.step_share or 0.0)
+        if self.steps_s > _LONG_ENOUGH_S and max(shares) > LARGEST_OVERHEAD:
+            detail = f"the meters took {shares[0]:.2%} of the CPU time and {shares[1]:.2%} of the steps' time"
+            self.warn(WarningKind.METER_OVERHEAD, detail)
 
     @contextmanager
     def phase(self, name: PhaseName, totals: dict[str, Any] | None = None) -> Iterator["PhaseMeter"]:
         """A phase with peaks of its own; `totals` are those of its part before an interruption."""
         memory.release(self.device)
         self.peak_problem = memory.reset_peaks(self.device)
-        self.sampler.phase = name
+        self.timeline.phase = name
         yield PhaseMeter(self, name, Totals(**totals) if totals else Totals())
 
 
@@ -99,12 +211,12 @@ class PhaseMeter:
     totals: Totals
     _started_s: float = field(init=False)
     _counted_s: float = field(init=False)
-    _started_j: float | None = field(init=False)
     _segment: _Segment | None = field(init=False, default=None)
+    _missing: dict[str, Missing] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.session.counters_now()
         self._started_s = self._counted_s = self.session.trial_time()
-        self._started_j = self.session.energy.read_j()
 
     def _synchronise(self) -> None:
         if self.session.device.type == "cuda":
@@ -116,17 +228,18 @@ class PhaseMeter:
     def step(self, measured: bool, samples: int) -> Iterator[Timed]:
         """Time one step; a measured one belongs to the energy of the measured part."""
         self._synchronise()
-        start_j = self.session.energy.read_j()
+        if measured and self._segment is None:
+            self.session.counters_now()
         timed = Timed(start_s=self.session.trial_time())
         yield timed
         self._synchronise()
         end_s = self.session.trial_time()
         timed.duration_s = end_s - timed.start_s
-        timed.energy_counter_j = self.session.energy.read_j()
+        timed.energy_counter_j = self.session.counters_now()
+        self.session.steps_s += timed.duration_s
         if measured:
-            if self._segment is None:
-                self._segment = _Segment(timed.start_s, start_j, end_s, timed.energy_counter_j)
-            self._segment.end_s, self._segment.end_j = end_s, timed.energy_counter_j
+            self._segment = self._segment or _Segment(timed.start_s, end_s)
+            self._segment.end_s = end_s
             self._segment.samples += samples
 
     def mark_prefill(self, timed: Timed, tokens: int) -> None:
@@ -139,43 +252,109 @@ class PhaseMeter:
         segment, self._segment = self._segment, None
         totals = self.totals
         if segment is not None:
-            energy_j = self._between(segment)
-            totals.energy_j = None if energy_j is None or totals.energy_j is None else totals.energy_j + energy_j
-            totals.energy_duration_s += segment.end_s - segment.start_s
+            self.session.settle(segment.end_s)
+            totals.measured_duration_s += segment.end_s - segment.start_s
             totals.samples += segment.samples
+            self._add("measured", segment)
         seen = memory.peaks(self.session.device)
         totals.peak_resident_bytes = max(totals.peak_resident_bytes, seen.resident_bytes or 0)
         totals.peak_allocated_bytes = max(totals.peak_allocated_bytes, seen.allocated_bytes or 0)
         totals.peak_reserved_bytes = max(totals.peak_reserved_bytes, seen.reserved_bytes or 0)
         now_s = self.session.trial_time()
+        self.session.counters_now()
+        self._add("phase", _Segment(self._counted_s, now_s))
         totals.duration_s += now_s - self._counted_s
         self._counted_s = now_s
         return asdict(totals)
 
-    def _between(self, segment: _Segment) -> float | None:
-        if segment.start_j is not None and segment.end_j is not None:
-            return segment.end_j - segment.start_j
-        powered = [reading for reading in self.session.sampler.readings if reading.power_w is not None]
-        times_s = [reading.time_s for reading in powered]
-        powers_w = [reading.power_w for reading in powered if reading.power_w is not None]
-        return integrate_power(times_s, powers_w, segment.start_s, segment.end_s) if powered else None
+    def _add(self, part: str, window: _Segment) -> None:
+        """Add a window to the sums of every meter, and of every device where there are several."""
+        for name, meter in self.session.meters.items():
+            if meter.kind == "absent":
+                continue
+            readers = self.session.of(meter)
+            missing = self._add_one(part, name, meter, readers, window)
+            for reader in readers if len(readers) > 1 else ():
+                self._add_one(part, reader.instrument.device, meter, [reader], window)
+            if missing is not None and part == "measured":
+                self._missing[name] = missing
+
+    def _add_one(
+        self, part: str, name: str, meter: EnergyMeter, readers: Sequence[Reader], window: _Segment
+    ) -> Missing | None:
+        found = window_energy(meter, [reader.trace for reader in readers], window.start_s, window.end_s)
+        if isinstance(found, Missing):
+            return found
+        total = EnergySum(**self.totals.energy.get(f"{part} {name}", {}))
+        total.energy_j += found.energy_j
+        is_bounded = total.error_j is not None and found.error_j is not None
+        total.error_j = total.error_j + found.error_j if is_bounded else None  # type: ignore[operator]
+        total.measured_duration_s += window.end_s - window.start_s
+        total.samples += window.samples
+        total.readings += found.readings
+        self.totals.energy[f"{part} {name}"] = asdict(total)
+        return None
 
     def end(self) -> PhaseRecord:
         """Close the phase."""
-        end_j = self.session.energy.read_j()
         self.pause()
-        totals, on_cpu = self.totals, self.session.device.type == "cpu"
-        resident = None if self.session.peak_problem else totals.peak_resident_bytes or None
-        in_use = [r.memory_bytes for r in self.session.sampler.readings if r.phase == self.name and r.memory_bytes]
+        self._warn_of_missing()
+        totals, session = self.totals, self.session
+        resident = None if session.peak_problem else totals.peak_resident_bytes or None
+        measured, whole = self._sum("measured trial"), self._sum("phase trial")
+        covered: EnergySum | Totals | None = measured
+        if session.meters["trial"].kind == "absent":
+            covered = totals if totals.samples else None
         return PhaseRecord(
             phase=self.name,
             start_s=self._started_s,
             duration_s=totals.duration_s,
-            peak_memory_bytes=resident if on_cpu else max(in_use, default=None),
+            peak_memory_bytes=resident if session.device.type == "cpu" else self._most_in_use(),
             peak_allocated_bytes=totals.peak_allocated_bytes or None,
             peak_reserved_bytes=totals.peak_reserved_bytes or None,
-            measured_energy_j=totals.energy_j if totals.samples else None,
-            measured_duration_s=totals.energy_duration_s if totals.samples else None,
-            measured_samples=totals.samples or None,
-            phase_energy_j=None if self._started_j is None or end_j is None else end_j - self._started_j,
+            measured_energy_j=measured.energy_j if measured else None,
+            measured_energy_error_j=measured.error_j if measured else None,
+            measured_energy_readings=measured.readings if measured else None,
+            measured_duration_s=covered.measured_duration_s if covered else None,
+            measured_samples=covered.samples if covered else None,
+            phase_energy_j=whole.energy_j if whole else None,
+            phase_energy_error_j=whole.error_j if whole else None,
+            phase_energy_duration_s=whole.measured_duration_s if whole else None,
+            energies=self._energies(),
         )
+
+    def _warn_of_missing(self) -> None:
+        """A warning where more than a twentieth of the measured part has no energy."""
+        for name, missing in self._missing.items():
+            found, whole_s = self._sum(f"measured {name}"), self.totals.measured_duration_s
+            covered_s = found.measured_duration_s if found else 0.0
+            if covered_s < 0.95 * whole_s:
+                left_s = whole_s - covered_s
+                source = self.session.meters[name].name
+                detail = f"{self.name}, {source}: {left_s:.3g} s of {whole_s:.3g} s have no energy: {missing.detail}"
+                self.session.warn(missing.kind, detail)
+
+    def _sum(self, key: str) -> EnergySum | None:
+        found = self.totals.energy.get(key)
+        return EnergySum(**found) if found else None
+
+    def _energies(self) -> tuple[EnergyWindow, ...]:
+        """The sums of the CPU beside an accelerator, and of each device of several."""
+        found = []
+        for key, total in self.totals.energy.items():
+            part, _, device = key.partition(" ")
+            if device != "trial":
+                duration_s = total["measured_duration_s"]
+                fields = {name: value for name, value in total.items() if name != "measured_duration_s"}
+                found.append(EnergyWindow(part=part, device=device, duration_s=duration_s, **fields))
+        return tuple(found)
+
+    def _most_in_use(self) -> int | None:
+        """The most memory of the trial's own device in use, as far as the timeline saw."""
+        own = str(self.session.device)
+        looks = [look for reader in self.session.readers if reader.instrument.device == own for look in reader.looks]
+        return max((look.memory_bytes for look in looks if look.phase == self.name and look.memory_bytes), default=None)
+
+
+def _rate_hz(times_s: Sequence[float]) -> float:
+    return (len(times_s) - 1) / max(1e-9, times_s[-1] - times_s[0])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from howlow.analysis.comparison import Comparison, Group
 from howlow.analysis.statistics import inference_phase
+from howlow.records import Record
 from howlow.report import formatting
 from howlow.report.charts import Figure, vega_lite_version
 from howlow.report.summary import FULL, axes_words, label_of, summarize
@@ -41,6 +42,7 @@ def page(comparison: Comparison, figures: Sequence[tuple[Figure, str]]) -> str:
         trials_of={note.number: formatting.listed(list(note.trials), _MOST_TRIALS) for note in summary.warnings},
         measured=_measured(comparison)[:_MOST_ROWS],
         energy=_energy(comparison),
+        meters=_meters(comparison),
         environment=_environment(comparison),
         settings=_settings(comparison),
         columns=comparison.results.columns,
@@ -147,7 +149,37 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 
 def _energy(comparison: Comparison) -> list[str]:
     sources = [trial.record.energy for trial in comparison.results.trials if trial.record.energy is not None]
-    return _distinct(f"{source.name or 'absent'}: {source.detail}" for source in sources)
+    told = _distinct(f"{source.name or 'absent'}: {source.detail}" for source in sources)
+    return told + _distinct(line for trial in comparison.results.trials for line in _source(trial.record))
+
+
+def _source(record: Record) -> list[str]:
+    """The source's pace, the CPU's own, and the power at rest that is taken off."""
+    energy, idle = record.energy, record.meters.idle if record.meters else None
+    lines = []
+    if energy is not None and energy.update_period_s is not None:
+        lines.append(f"renewed every {formatting.duration(round(energy.update_period_s, 3))}")
+    if energy is not None and energy.cpu == "rapl":
+        lines.append("the CPU beside it: rapl, in columns of its own and never added")
+    if idle is not None:
+        lines.append(f"at rest {formatting.quantity(idle.power_w, 'watts')}, measured {idle.measured_at}")
+    return lines
+
+
+def _meters(comparison: Comparison) -> list[str]:
+    """How the meters did: the slowest and the costliest of the trials."""
+    found = [trial.record.meters for trial in comparison.results.trials if trial.record.meters is not None]
+    rates = [meters.rate_hz for meters in found if meters.rate_hz is not None]
+    gaps = [meters.largest_gap_s for meters in found if meters.largest_gap_s is not None]
+    lines = []
+    if rates and gaps:
+        largest = formatting.duration(max(gaps))
+        lines.append(f"at least {formatting.significant(min(rates))} readings a second, largest gap {largest}")
+    for words, name in (("CPU time of a trial", "cpu_share"), ("time of its steps", "step_share")):
+        shares = [share for meters in found if (share := getattr(meters, name)) is not None]
+        if shares:
+            lines.append(f"the meters took at most {formatting.significant(max(shares) * 100)} % of the {words}")
+    return lines
 
 
 def _environment(comparison: Comparison) -> Mapping[str, str]:

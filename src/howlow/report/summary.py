@@ -27,6 +27,9 @@ FULL = (
     "train_samples_per_s",
     "train_time_per_sample_s",
     "train_energy_per_sample_j",
+    "train_energy_error_per_sample_j",
+    "train_energy_above_idle_per_sample_j",
+    "train_cpu_energy_per_sample_j",
     "train_power_w",
     "train_peak_memory_bytes",
     "train_utilization",
@@ -35,17 +38,28 @@ FULL = (
     "inference_samples_per_s",
     "inference_time_per_sample_s",
     "inference_energy_per_sample_j",
+    "inference_energy_error_per_sample_j",
+    "inference_energy_above_idle_per_sample_j",
+    "inference_cpu_energy_per_sample_j",
     "inference_power_w",
     "inference_peak_memory_bytes",
     "inference_utilization",
 )
+# Beside energy per sample, and absent with it; not every source has them, so their absence alone is not told.
+_BESIDE_ENERGY = ("error_per_sample_j", "above_idle_per_sample_j", "cpu_energy_per_sample_j")
 _QUALITY_ORDER = ("f1", "exact_match", "rouge1", "rouge2", "rougeL", "perplexity", "word_perplexity", "bits_per_byte")
-_NOT_RELATIVE = ("train_batch_size", "inference_batch_size")
+_NOT_RELATIVE = (
+    "train_batch_size",
+    "inference_batch_size",
+    "train_energy_error_per_sample_j",
+    "inference_energy_error_per_sample_j",
+)
 _SHORT = {
     "loss": "loss",
     "samples_per_s": "samples/s",
     "time_per_sample_s": "time/sample",
     "energy_per_sample_j": "energy/sample",
+    "energy_error_per_sample_j": "energy error/sample",
 }
 
 
@@ -127,10 +141,14 @@ def summarize(comparison: Comparison, names: Sequence[str] = COMPACT, quality_fi
         headings=tuple(headings),
         lines=tuple(_line(comparison, group, headings, warnings) for group in comparison.groups),
         references=tuple(_reference_notes(comparison)),
-        absences=tuple(absences(results, [name for name in names if name not in present])),
+        absences=tuple(absences(results, [name for name in names if name not in present | _beside(names)])),
         warnings=warnings,
         failures=_failures(results),
     )
+
+
+def _beside(names: Sequence[str]) -> set[str]:
+    return {name for name in names if name.endswith(_BESIDE_ENERGY)}
 
 
 def _heading(results: Results, name: str) -> Heading:

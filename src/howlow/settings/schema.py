@@ -181,8 +181,15 @@ class MeterSettings(Section):
 
     rate_hz: float = Field(4.0, ge=0.5, le=50.0, description="readings a second in the timeline (the paper: 4)")
     burn_in_steps: NonNegative = Field(2, description="first steps of a phase left out of its figures; at most half")
-    energy: Literal["auto", "nvml", "assumed", "none"] = Field(
-        "auto", description="where energy comes from; auto: the trial's own device, if it has a sensor"
+    energy: Literal["auto", "nvml", "nvidia-smi", "amd", "rapl", "apple", "assumed", "none"] = Field(
+        "auto",
+        description="where energy comes from; auto: the trial's own device, if it has a sensor; a source asked for by "
+        "name is used all the same, with a warning where it reads another device",
+    )
+    devices: Names | None = Field(
+        None,
+        description="the devices that the source reads, by UUID or its beginning (RAPL: package-0, dram-0), summed; "
+        "absent: the trial's own, or all of a source asked for by name on a CPU",
     )
     assumed_power_w: float | None = Field(None, gt=0.0, description='watts for energy = "assumed"; shown as such')
 
@@ -190,6 +197,8 @@ class MeterSettings(Section):
     def _assumed_needs_watts(self) -> Self:
         if (self.energy == "assumed") != (self.assumed_power_w is not None):
             raise ValueError('meters.energy = "assumed" and meters.assumed_power_w = WATTS go together; give both')
+        if self.devices and self.energy in ("assumed", "none"):
+            raise ValueError(f'meters.devices does not apply to meters.energy = "{self.energy}"; leave it out')
         return self
 
 
@@ -199,7 +208,9 @@ class RunSettings(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU")
     executor: Literal["local"] = Field("local", description="local: each trial in a process of this machine")
     order_seed: Seed = Field(0, description="shuffles the trials, so that heat does not line up with rank")
-    cooldown_s: float = Field(0.0, ge=0.0, description="seconds of rest between trials")
+    cooldown_s: float = Field(
+        0.0, ge=0.0, description="rest between trials: until the temperature is steady, at most this many seconds"
+    )
     memory_limit_bytes: Positive | None = Field(
         None, description="what a trial may take: RLIMIT_DATA on a CPU, the allocator's cap on CUDA"
     )

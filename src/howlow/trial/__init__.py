@@ -34,12 +34,25 @@ from howlow.engine.training import DivergedError
 from howlow.errors import UserError
 from howlow.executors import StoppedError, is_disk_full
 from howlow.meters.clock import utc
-from howlow.meters.energy import open_energy
+from howlow.meters.energy import EnergyMeter
+from howlow.meters.idle import measure_idle, rest
 from howlow.meters.machine import choose_device, environment
 from howlow.meters.memory import keep_heap, release
+from howlow.meters.patience import answered
 from howlow.meters.session import Session
+from howlow.meters.sources import Asked, Meters, open_energy, open_meters
 from howlow.preparation import Prepared
-from howlow.records import EnergySource, LayoutChoice, ModelRecord, Record, Scores, Status, WarningKind, write_record
+from howlow.records import (
+    EnergySource,
+    Idle,
+    LayoutChoice,
+    ModelRecord,
+    Record,
+    Scores,
+    Status,
+    WarningKind,
+    write_record,
+)
 from howlow.settings import Settings
 from howlow.trial.card import model_card
 from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory
@@ -47,7 +60,7 @@ from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.layout import choose, layout_record
 from howlow.trial.resuming import resume, save_trained
 from howlow.trial.scoring import Scorer
-from howlow.trial.state import SweepLink, TrialState
+from howlow.trial.state import SweepLink, TrialState, warn_unsteady
 
 # -- entries of the child process -----------------------------------------------------------------------------------
 
@@ -82,9 +95,26 @@ def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
         data_folder=Path(payload["data"]),
         link=link,
         choice=choice,
+        idle=Idle(**payload["idle"]) if payload.get("idle") else None,
     )
     with FileLock(state.folder / ".lock"):  # a trial of a sweep that was killed a moment ago may still be ending
         return run(state)
+
+
+def idle_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | None:
+    """Let the device rest, then read its idle power; None where no source reads it."""
+    settings = Settings.model_validate_json(payload["settings"])
+    energy = open_energy(_asked(settings, choose_device(settings.run.device)))
+    rest(lambda: answered(lambda: _temperature_c(energy), 1.0), payload["rest_s"], lambda: link.stop_requested)
+    if link.stop_requested:
+        raise StoppedError
+    found = measure_idle(energy, settings.meters.rate_hz)
+    return None if found is None else found.model_dump()
+
+
+def _temperature_c(energy: EnergyMeter) -> float | None:
+    looks = [instrument.look() for instrument in energy.instruments]
+    return max((look.temperature_c for look in looks if look.temperature_c is not None), default=None)
 
 
 def _settle() -> None:
@@ -114,6 +144,8 @@ def run(state: TrialState) -> Status:
         status = "out_of_memory" if is_out_of_memory(problem) else "failed"
         text = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
         error = " ".join(text.split())[:500]
+    if state.session is not None:
+        warn_unsteady(state)
     record = _record(state, status, error, scores)  # type: ignore[arg-type]
     write_record(state.folder, record)
     checkpoint.remove(state.folder / "checkpoint")
@@ -128,12 +160,21 @@ def _method(state: TrialState) -> Scores:
     limit_memory(settings.run.memory_limit_bytes, device)
     saved = resume(state)
     prepared = preparation.read_prepared(state.data_folder)
-    energy = open_energy(settings.meters.energy, settings.meters.assumed_power_w, device)
+    meters = open_meters(_asked(settings, device))
     found.environment, found.data = environment(device), prepared.data
-    found.energy = EnergySource(name=energy.name, detail=energy.detail)
-    _warn_about(state, prepared)
+    found.energy = _source(meters)
+    _warn_about(state, prepared, meters.energy)
 
-    with Session(state.folder, device, energy, settings.meters.rate_hz, saved.time_s if saved else 0.0) as session:
+    with Session(
+        state.folder,
+        device,
+        meters.energy,
+        settings.meters.rate_hz,
+        saved.time_s if saved else 0.0,
+        cpu_energy=meters.cpu_energy,
+        views=meters.views,
+        warn=state.warn,
+    ) as session:
         state.session = session
         with session.phase("load") as meter:
             model, tokenizer, eos = _load(state, device, precision, prepared.tokenizer_name)
@@ -153,7 +194,27 @@ def _method(state: TrialState) -> Scores:
         release(device)
         model.eval()
         scores = Scorer(state, session, model, tokenizer, prepared, precision, pad_id, eos, saved).score()
+        found.energy = _source(meters, session)
+        found.meters = session.report(state.idle)
     return Scores() if settings.random_weights else scores
+
+
+def _asked(settings: Settings, device: torch.device) -> Asked:
+    meters = settings.meters
+    return Asked(meters.energy, device, meters.assumed_power_w, meters.devices or (), meters.rate_hz)
+
+
+def _source(meters: Meters, session: Session | None = None) -> EnergySource:
+    """Where energy comes from; its pace is known for sure when the session has found it out."""
+    energy = meters.energy
+    periods = [reader.update_period_s for reader in session.of(energy)] if session else []
+    return EnergySource(
+        name=energy.name,
+        detail=energy.detail,
+        update_period_s=max(periods, default=energy.update_period_s),
+        devices=tuple(instrument.device for instrument in energy.instruments),
+        cpu=meters.cpu_energy.name or meters.cpu_energy.detail,
+    )
 
 
 def _load(
@@ -242,13 +303,14 @@ def _card(state: TrialState) -> str:
     return model_card(reference, facts, revision=settings.revision, random=settings.random_weights)
 
 
-def _warn_about(state: TrialState, prepared: Prepared) -> None:
+def _warn_about(state: TrialState, prepared: Prepared, energy: EnergyMeter) -> None:
     for warning in prepared.warnings:
         state.warn(warning.kind, warning.detail)
-    energy = state.found.energy
-    assert energy is not None, "the energy source is opened before"
     if energy.name is None and state.settings.meters.energy != "none":
         state.warn(WarningKind.ENERGY_ABSENT, energy.detail)
+    if energy.of_another_device:
+        detail = f"{energy.detail}: not the trial's own device"
+        state.warn(WarningKind.ENERGY_OF_ANOTHER_DEVICE, detail)
     if energy.name == "assumed":
         state.warn(WarningKind.ENERGY_ASSUMED, energy.detail)
     if state.choice.problem:
@@ -287,6 +349,7 @@ def _record(state: TrialState, status: Status, error: str | None, scores: Scores
         energy=found.energy,
         layout=layout_record(state),
         merged=found.merged,
+        meters=found.meters,
         scores=scores,
         warnings=tuple(found.warnings),
         started_at=found.started_at,

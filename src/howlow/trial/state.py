@@ -10,13 +10,16 @@ from howlow.executors import StoppedError
 from howlow.meters.clock import now_s, utc
 from howlow.meters.machine import process_age_s
 from howlow.meters.session import Session, Timed
+from howlow.meters.steadiness import drift, steady_from
 from howlow.records import (
     DataRecord,
     EnergySource,
     Environment,
+    Idle,
     LayoutChoice,
     LineWriter,
     MergedRecord,
+    MeterRecord,
     ModelRecord,
     Part,
     PhaseName,
@@ -49,6 +52,7 @@ class Found:
     environment: Environment | None = None
     data: DataRecord | None = None
     energy: EnergySource | None = None
+    meters: MeterRecord | None = None
     model: ModelRecord | None = None
     merged: MergedRecord | None = None
     phases: list[PhaseRecord] = field(default_factory=list)
@@ -70,9 +74,11 @@ class TrialState:
     data_folder: Path
     link: SweepLink
     choice: LayoutChoice
+    idle: Idle | None = None
     found: Found = field(default_factory=Found)
     session: Session | None = None
     _reported_s: float = -math.inf
+    _has_looked: bool = False
 
     @property
     def steps_path(self) -> Path:
@@ -120,9 +126,30 @@ class TrialState:
         return sum(bool(line.get("skipped")) for line in read_lines(self.steps_path))
 
     def note_first_step(self) -> None:
-        """Remember how long the process took until it began to work."""
+        """Remember how long the process took until it began to work, and look for others at work."""
+        if self.session is not None and not self._has_looked:
+            self._has_looked = True
+            self.session.look_for_outside_work()
         if self.found.preparation_s is None:
             self.found.preparation_s = process_age_s()
+
+
+def warn_unsteady(state: TrialState) -> None:
+    """A warning for each phase whose measured steps do not run at one speed, or are too few to tell."""
+    for phase in state.found.phases:
+        steps = [line for line in read_lines(state.steps_path) if line["phase"] == phase.phase]
+        speeds = [step["computed_tokens"] / step["duration_s"] for step in steps if step["part"] == "measured"]
+        if not speeds:
+            continue
+        found = drift(speeds)
+        if found is None:
+            detail = f"{phase.phase}: only {len(speeds)} measured steps"
+            state.warn(WarningKind.STEADINESS_UNKNOWN, detail)
+        elif not found.is_steady:
+            later = steady_from(speeds)
+            advice = "" if later is None else f"; it is steady from {later} steps later on"
+            detail = f"{phase.phase}: the second half of the measured steps ran {found.relative:+.1%} in speed{advice}"
+            state.warn(WarningKind.NOT_STEADY, detail)
 
 
 def _part(is_burn_in: bool) -> Part:

@@ -1,0 +1,144 @@
+"""What the meters say of a phase beside its means: errors, energy above idle, the whole phase, percentiles of power.
+
+The readings of a phase's measured part are those inside the spans of its measured steps; a resumed phase has a burn-in,
+and so a gap, between two spans. Where the energy source has several devices, power is the sum of each one's newest
+reading.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from howlow.records import EnergyWindow, PhaseName, PhaseRecord, Record, Step, read_lines
+
+_PERCENTILES = {"power_p05_w": 0.05, "power_p50_w": 0.5, "power_p95_w": 0.95}
+
+
+class Seen(NamedTuple):
+    """What the figures need of one line of the timeline."""
+
+    phase: PhaseName
+    time_s: float
+    device: str
+    utilization: float | None
+    memory_utilization: float | None
+    power_w: float | None
+
+
+_READING = {"phase": str, "time_s": int | float, "device": str, "utilization": int | float | None}
+
+
+def read_seen(folder: Path) -> list[Seen]:
+    """The readings; raw, as a timeline is the longest file and its models cost more than its text."""
+    return [
+        Seen(
+            line["phase"],
+            line["time_s"],
+            line["device"],
+            line.get("utilization"),
+            line.get("memory_utilization"),
+            line.get("power_w"),
+        )
+        for line in read_lines(folder / "timeline.jsonl", _READING)
+    ]
+
+
+def inside(phase: PhaseName, steps: Iterable[Step], readings: Iterable[Seen]) -> list[Seen]:
+    """The readings inside the measured steps of a phase."""
+    own = (step for step in steps if step.phase == phase)
+    spans: list[tuple[float, float]] = []
+    for part, group in groupby(own, key=lambda step: step.part):
+        run = list(group)
+        if part == "measured":
+            spans.append((run[0].start_s, run[-1].start_s + run[-1].duration_s))
+    return [
+        reading
+        for reading in readings
+        if reading.phase == phase and any(start <= reading.time_s <= end for start, end in spans)
+    ]
+
+
+def timeline_figures(record: Record, readings: Sequence[Seen]) -> dict[str, float | None]:
+    """Utilisation of the trial's own device, and percentiles of the power of those that energy comes from."""
+    own = record.environment.device if record.environment else None
+    looks = [reading for reading in readings if own is None or reading.device == own]
+    devices = (record.energy.devices if record.energy else ()) or ((own,) if own else ())
+    powers = sorted(_summed_power([reading for reading in readings if reading.device in devices], len(devices)))
+    return {
+        "utilization": _mean(reading.utilization for reading in looks),
+        "memory_utilization": _mean(reading.memory_utilization for reading in looks),
+        **{name: percentile(powers, share) for name, share in _PERCENTILES.items()},
+    }
+
+
+def _summed_power(readings: Iterable[Seen], devices: int) -> list[float]:
+    newest: dict[str, float] = {}
+    found = []
+    for reading in readings:
+        if reading.power_w is not None:
+            newest[reading.device] = reading.power_w
+            if len(newest) == devices:
+                found.append(math.fsum(newest.values()))
+    return found
+
+
+def percentile(ordered: Sequence[float], share: float) -> float | None:
+    """The value below which that share of the ordered values lies, linear between two of them; None without any."""
+    if not ordered:
+        return None
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def energy_figures(record: Record, phase: PhaseRecord) -> dict[str, float | None]:
+    """The energy of a phase with its error, above idle, of the CPU beside it, and of the whole phase."""
+    samples = phase.measured_samples
+    cpu = next((window for window in phase.energies if (window.device, window.part) == ("cpu", "measured")), None)
+    return {
+        "energy_per_sample_j": ratio(phase.measured_energy_j, samples),
+        "power_w": ratio(phase.measured_energy_j, phase.measured_duration_s),
+        "energy_error_per_sample_j": ratio(phase.measured_energy_error_j, samples),
+        "energy_above_idle_per_sample_j": ratio(_above_idle_j(record, phase), samples),
+        "cpu_energy_per_sample_j": _cpu_per_sample_j(cpu),
+        "phase_energy_j": phase.phase_energy_j,
+        "phase_power_w": ratio(phase.phase_energy_j, phase.phase_energy_duration_s),
+    }
+
+
+def _cpu_per_sample_j(cpu: EnergyWindow | None) -> float | None:
+    return None if cpu is None else ratio(cpu.energy_j, cpu.samples)
+
+
+def _above_idle_j(record: Record, phase: PhaseRecord) -> float | None:
+    idle = record.meters.idle if record.meters else None
+    if idle is None or phase.measured_energy_j is None or phase.measured_duration_s is None:
+        return None
+    return phase.measured_energy_j - idle.power_w * phase.measured_duration_s
+
+
+def meter_figures(record: Record) -> dict[str, Any]:
+    """How the meters themselves did."""
+    meters = record.meters
+    if meters is None:
+        return {}
+    return {
+        "idle_power_w": meters.idle.power_w if meters.idle else None,
+        "meter_rate_hz": meters.rate_hz,
+        "meter_largest_gap_s": meters.largest_gap_s,
+        "meter_cpu_share": meters.cpu_share,
+        "meter_step_share": meters.step_share,
+    }
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return math.fsum(there) / len(there) if there else None
+
+
+def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    """Their ratio, or None where either is absent or nothing was there to divide by."""
+    return None if numerator is None or not denominator else numerator / denominator

@@ -1,0 +1,68 @@
+"""The device at rest: its power before the trials, and the rest between them until its temperature is steady."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Event
+
+from howlow.meters import clock
+from howlow.meters.energy import EnergyMeter, window_energy
+from howlow.meters.sampler import Reader, Timeline
+from howlow.meters.windows import Missing
+from howlow.records import Idle
+
+MEASURED_S = 3.0
+_SETTLING_S = 0.7  # the sampler finds out a counter's pace first
+_STEADY_C, _STEADY_READINGS = 1.0, 5
+_LOOK_EVERY_S = 1.0
+
+
+def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURED_S) -> Idle | None:
+    """The mean power while this process only waits; None where no source reads it."""
+    if meter.kind not in ("counter", "power"):
+        return None
+    origin_s = clock.now_s()
+    timeline = Timeline(Path(os.devnull))
+    readers = [
+        Reader(part, max(4.0, rate_hz), timeline, lambda: clock.now_s() - origin_s, meter.update_period_s)
+        for part in meter.instruments
+    ]
+    for reader in readers:
+        reader.start()
+    Event().wait(_SETTLING_S + duration_s + 0.5)
+    start_s, end_s = _SETTLING_S, _SETTLING_S + duration_s
+    found = window_energy(meter, [reader.trace for reader in readers], start_s, end_s)
+    for reader in readers:
+        reader.stop()
+    timeline.close()
+    if isinstance(found, Missing):
+        return None
+    return Idle(
+        power_w=found.energy_j / duration_s,
+        error_w=None if found.error_j is None else found.error_j / duration_s,
+        duration_s=duration_s,
+        temperature_c=_temperature_c(readers),
+        measured_at=clock.utc(),
+    )
+
+
+def _temperature_c(readers: Sequence[Reader]) -> float | None:
+    found = [look.temperature_c for reader in readers for look in reader.looks[-1:] if look.temperature_c is not None]
+    return max(found, default=None)
+
+
+def rest(read_c: Callable[[], float | None], at_most_s: float, is_stopped: Callable[[], bool]) -> float:
+    """Wait until the last readings of the temperature lie within a degree; returns the seconds it took.
+
+    Without a temperature the whole time is waited: nothing says that less would do.
+    """
+    started_s = clock.now_s()
+    seen: list[float] = []
+    while (left_s := at_most_s - (clock.now_s() - started_s)) > 0 and not is_stopped():
+        temperature_c = read_c()
+        if temperature_c is not None:
+            seen = [*seen, temperature_c][-_STEADY_READINGS:]
+            if len(seen) == _STEADY_READINGS and max(seen) - min(seen) <= _STEADY_C:
+                break
+        Event().wait(min(_LOOK_EVERY_S, left_s))
+    return clock.now_s() - started_s

@@ -1,0 +1,127 @@
+"""`nvidia-smi` as the paper used it: a process beside the trial that prints power, memory and utilisation at a rate.
+
+It averages power over up to a second, so it says less than NVML; it is read only where it is asked for or where the
+library cannot be loaded. A field it answers with `[N/A]` is absent. When it ends, readings are absent until it has been
+started again; when it falls silent, there is a gap.
+"""
+
+import csv
+import shutil
+import subprocess
+import threading
+
+from howlow.meters import clock
+from howlow.meters.instruments import Finding, Look
+
+UPDATE_PERIOD_S = 1.0  # power.draw is an average over the last second on most devices
+_FIELDS = "uuid,power.draw,memory.used,utilization.gpu,utilization.memory,temperature.gpu,clocks.sm,clocks.mem"
+_RESTART_AFTER_S = 2.0
+_PATIENCE_S = 10.0
+
+
+class SmiAbsentError(Exception):
+    """nvidia-smi cannot be used here; the text says why."""
+
+
+class NvidiaSmi:
+    """One device in the output of a running nvidia-smi; an instrument. It gives power, never a counter."""
+
+    range_j = None
+    may_hang = True
+
+    def __init__(self, uuid: str, rate_hz: float, label: str | None = None) -> None:
+        self.uuid = uuid
+        self.device = label or uuid
+        self._period_s = 1 / rate_hz
+        self._newest: tuple[float, Look] | None = None
+        self._process: subprocess.Popen[str] | None = None
+        self._started_s = -_RESTART_AFTER_S
+
+    def look(self) -> Look:
+        """The newest line, if it is fresh and was not given before; else nothing."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        newest, self._newest = self._newest, None
+        if newest is None or clock.now_s() - newest[0] > 2 * self._period_s + 0.1:
+            return Look()
+        return newest[1]
+
+    def counter_j(self) -> None:
+        """nvidia-smi has no counter."""
+        return
+
+    def findings(self) -> list[Finding]:
+        """Nothing."""
+        return []
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> None:
+        if clock.now_s() - self._started_s < _RESTART_AFTER_S:
+            return
+        self._started_s = clock.now_s()
+        every = ["-lms", str(max(1, round(1000 * self._period_s)))]
+        command = ["nvidia-smi", f"--id={self.uuid}", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits", *every]
+        try:
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        except OSError:  # gone since it was found: there is nothing to read
+            return
+        threading.Thread(target=self._follow, args=(self._process,), name="howlow-smi", daemon=True).start()
+
+    def _follow(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None, "the process has a pipe"
+        for line in process.stdout:
+            fields = parse(line)
+            if fields is not None:
+                self._newest = (clock.now_s(), fields)
+        process.stdout.close()
+
+
+def parse(line: str) -> Look | None:
+    """A line of nvidia-smi's CSV; None for a header or a line that was torn off."""
+    cells = [cell.strip() for cell in next(csv.reader([line]), [])]
+    if len(cells) != len(_FIELDS.split(",")) or cells[0] == "uuid":
+        return None
+    power, memory, busy, memory_busy, temperature, sm, memory_clock = map(_number, cells[1:])
+    return Look(
+        power_w=power,
+        memory_bytes=None if memory is None else int(memory * 2**20),
+        utilization=None if busy is None else busy / 100,
+        memory_utilization=None if memory_busy is None else memory_busy / 100,
+        temperature_c=temperature,
+        sm_clock_hz=None if sm is None else sm * 1e6,
+        memory_clock_hz=None if memory_clock is None else memory_clock * 1e6,
+    )
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell.split()[0])
+    except (ValueError, IndexError):  # [N/A], [Not Supported], Unknown Error
+        return None
+
+
+def smi_uuids() -> list[str]:
+    """The UUIDs that nvidia-smi lists and has power of.
+
+    Raises:
+        SmiAbsentError: it is not there, fails, or is silent.
+    """
+    if shutil.which("nvidia-smi") is None:
+        raise SmiAbsentError("nvidia-smi is not on PATH")
+    command = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True)
+    except subprocess.TimeoutExpired:
+        raise SmiAbsentError(f"nvidia-smi did not answer within {_PATIENCE_S:g} s") from None
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SmiAbsentError(f"nvidia-smi failed: {error}") from None
+    lines = done.stdout.splitlines()
+    found = [line.split(",")[0].strip() for line in lines if (look := parse(line)) and look.power_w is not None]
+    if not found:
+        raise SmiAbsentError("nvidia-smi reads no power on any device")
+    return found

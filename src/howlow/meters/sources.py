@@ -1,0 +1,219 @@
+"""Which source of energy a trial has: every one is tried in its order, and says why it is not there.
+
+`auto` looks only at the trial's own device: on CUDA NVML's counter, then its power, then nvidia-smi (then the Jetson's
+rails); on an AMD GPU zeus; on Apple silicon zeus; on a CPU RAPL. A source that is asked for by name is used all the
+same, with every device that it has, or those of `meters.devices`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from howlow.errors import UserError
+from howlow.meters import nvidia_smi, rapl
+from howlow.meters.energy import EnergyMeter, assumed_power, no_energy
+from howlow.meters.instruments import Instrument
+from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, smi_uuids
+from howlow.meters.nvml import AVERAGED_PERIOD_S, INSTANT_PERIOD_S, NvmlAbsentError, NvmlDevice, device_uuids
+from howlow.meters.patience import answered
+from howlow.meters.rapl import RaplAbsentError
+from howlow.meters.zeus_devices import ZeusAbsentError, ZeusDevice, amd_devices, apple_devices, jetson_devices
+
+PATIENCE_S = 10.0
+AbsentErrors = (NvmlAbsentError, SmiAbsentError, RaplAbsentError, ZeusAbsentError)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the settings say about energy, and the trial's device."""
+
+    source: str
+    device: torch.device
+    assumed_power_w: float | None = None
+    devices: tuple[str, ...] = ()
+    rate_hz: float = 4.0
+
+    @property
+    def is_by_name(self) -> bool:
+        """Whether the source was named, rather than looked for."""
+        return self.source != "auto"
+
+
+@dataclass(frozen=True)
+class Meters:
+    """The sources of a trial: its energy, that of the CPU beside it, and what else is looked at for the timeline."""
+
+    energy: EnergyMeter
+    cpu_energy: EnergyMeter
+    views: tuple[Instrument, ...] = ()
+
+
+def open_meters(asked: Asked) -> Meters:
+    """All that a trial is measured with.
+
+    Raises:
+        UserError: `meters.devices` names a device that the source does not have.
+    """
+    energy = open_energy(asked)
+    beside = asked.source not in ("none", "assumed") and asked.device.type != "cpu"
+    has_cpu = any(isinstance(instrument, rapl.RaplZone) for instrument in energy.instruments)
+    cpu_energy = no_energy("not asked for")
+    if beside and not has_cpu:
+        try:
+            cpu_energy = _rapl(asked)
+        except RaplAbsentError as error:
+            cpu_energy = no_energy(str(error))
+    views = [] if any(part.device == str(asked.device) for part in energy.instruments) else own_views(asked.device)
+    return Meters(energy, cpu_energy, tuple(views))
+
+
+def own_views(device: torch.device) -> list[Instrument]:
+    """The trial's own accelerator, for its memory and utilisation."""
+    if device.type != "cuda" or torch.version.hip:
+        return []
+    try:
+        own = answered(lambda: NvmlDevice(own_uuid(device), str(device)), PATIENCE_S, (NvmlAbsentError,))
+    except NvmlAbsentError:
+        return []
+    return [] if own is None else [own]
+
+
+def open_energy(asked: Asked) -> EnergyMeter:
+    """The source that the settings ask for, as far as this machine has it.
+
+    Raises:
+        UserError: `meters.devices` names a device that the source does not have.
+    """
+    if asked.source == "none":
+        return no_energy("meters.energy = none")
+    if asked.source == "assumed":
+        assert asked.assumed_power_w is not None, "the settings' rule: assumed energy comes with watts"
+        return assumed_power(asked.assumed_power_w)
+    reasons = []
+    for opener in _openers(asked):
+        try:
+            meter = answered(partial(opener, asked), PATIENCE_S, (*AbsentErrors, UserError))
+        except AbsentErrors as error:
+            reasons.append(str(error))
+            continue
+        if meter is not None:
+            return meter
+        reasons.append(f"no answer within {PATIENCE_S:g} s")
+    where = f"no energy sensor of the device {asked.device}" if asked.source == "auto" else f"no {asked.source}"
+    return no_energy(f"{where}: {'; '.join(reasons)}" if reasons else where)
+
+
+def _openers(asked: Asked) -> list[Callable[[Asked], EnergyMeter]]:
+    named: dict[str, list[Callable[[Asked], EnergyMeter]]] = {
+        "nvml": [_nvml],
+        "nvidia-smi": [_nvidia_smi],
+        "amd": [_amd],
+        "rapl": [_rapl],
+        "apple": [_apple],
+    }
+    if asked.is_by_name:
+        return named[asked.source]
+    if asked.device.type == "cuda":
+        return [_amd] if torch.version.hip else [_nvml, _nvidia_smi, _jetson]
+    return [_apple] if asked.device.type == "mps" else [_rapl]
+
+
+def own_uuid(device: torch.device) -> str:
+    """The UUID of the trial's CUDA device, as NVML writes it."""
+    uuid = str(torch.cuda.get_device_properties(device).uuid)
+    return uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+
+
+# -- the sources ----------------------------------------------------------------------------------------------------
+
+
+def _nvml(asked: Asked) -> EnergyMeter:
+    chosen = _chosen(asked, device_uuids())
+    devices = [NvmlDevice(uuid, label) for uuid, label in chosen]
+    names = _listed([device.uuid for device in devices])
+    other = asked.device.type != "cuda"
+    if all(device.counter_j() is not None for device in devices):
+        detail = f"total energy consumption of {names}"
+        return EnergyMeter("nvml counter", detail, "counter", tuple(devices), None, of_another_device=other)
+    if any(device.power_w() is None for device in devices):
+        raise NvmlAbsentError(f"NVML reads neither energy nor power on {names}")
+    instant = all(device.reads_instant_power for device in devices)
+    period_s = INSTANT_PERIOD_S if instant else AVERAGED_PERIOD_S
+    detail = f"{'instantaneous' if instant else 'averaged'} power of {names}, integrated (no energy counter)"
+    return EnergyMeter("nvml power", detail, "power", tuple(devices), period_s, of_another_device=other)
+
+
+def _nvidia_smi(asked: Asked) -> EnergyMeter:
+    there = smi_uuids()
+    chosen = _chosen(asked, there)
+    if unknown := [uuid for uuid, _ in chosen if uuid not in there]:
+        raise SmiAbsentError(f"nvidia-smi reads no power of {unknown[0]}")
+    instruments = tuple(NvidiaSmi(uuid, asked.rate_hz, label) for uuid, label in chosen)
+    detail = f"power.draw of {_listed([uuid for uuid, _ in chosen])}, integrated"
+    other = asked.device.type != "cuda"
+    period_s = nvidia_smi.UPDATE_PERIOD_S
+    return EnergyMeter("nvidia-smi", detail, "power", instruments, period_s, of_another_device=other)
+
+
+def _chosen(asked: Asked, uuids: Sequence[str]) -> list[tuple[str, str]]:
+    """UUIDs with their names in the timeline: those asked for, else the trial's own, else (by name, on a CPU) all."""
+    own = own_uuid(asked.device) if asked.device.type == "cuda" else None
+    if asked.devices:
+        wanted = [_named(name, uuids) for name in asked.devices]
+    elif own is not None:
+        wanted = [own]
+    else:
+        wanted = list(uuids)
+    if not wanted:
+        raise NvmlAbsentError("NVML: no device")
+    return [(uuid, str(asked.device) if uuid == own else uuid) for uuid in wanted]
+
+
+def _named(name: str, there: Sequence[str]) -> str:
+    found = [device for device in there if device == name or device.startswith((name, f"GPU-{name}"))]
+    if len(found) != 1:
+        raise UserError(f"meters.devices {name!r} is none, or more than one, of the source's: {', '.join(there)}")
+    return found[0]
+
+
+def _rapl(asked: Asked) -> EnergyMeter:
+    zones = rapl.zones()
+    if asked.devices and asked.source == "rapl":
+        names = [_named(name, [zone.device for zone in zones]) for name in asked.devices]
+        zones = [zone for zone in zones if zone.device in names]
+    detail = f"RAPL: {_listed([zone.device for zone in zones])}"
+    other = asked.source == "rapl" and asked.device.type != "cpu"
+    return EnergyMeter("rapl", detail, "counter", tuple(zones), rapl.UPDATE_PERIOD_S, of_another_device=other)
+
+
+def _amd(asked: Asked) -> EnergyMeter:
+    devices = amd_devices()
+    if asked.device.type == "cuda" and not asked.devices:
+        devices = devices[asked.device.index or 0 :][:1]
+    return _through_zeus("amd", devices, asked, own="cuda")
+
+
+def _apple(asked: Asked) -> EnergyMeter:
+    return _through_zeus("apple", apple_devices(), asked, own="mps")
+
+
+def _jetson(asked: Asked) -> EnergyMeter:
+    return _through_zeus("jetson", jetson_devices(), asked, own="cuda")
+
+
+def _through_zeus(name: str, devices: Sequence[ZeusDevice], asked: Asked, own: str) -> EnergyMeter:
+    if asked.devices:
+        names = [_named(device, [part.device for part in devices]) for device in asked.devices]
+        devices = [device for device in devices if device.device in names]
+    if not devices:
+        raise ZeusAbsentError(f"zeus finds no {name} device", "see the visible devices")
+    kind = "counter" if all(device.read_mj for device in devices) else "power"
+    detail = f"zeus: {_listed([device.device for device in devices])} (untested by us)"
+    other = asked.device.type != own
+    return EnergyMeter(name, detail, kind, tuple(devices), of_another_device=other)  # type: ignore[arg-type]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"the sum of {', '.join(names)}"

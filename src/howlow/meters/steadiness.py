@@ -1,0 +1,47 @@
+"""Is the measured part steady? Its two halves must agree in speed.
+
+The speed of a step is its computed tokens over its time. The halves disagree where their mean speeds differ by more
+than 5 % and by more than three standard errors of that difference, so that neither a small drift nor plain noise raises
+an alarm. Too few steps cannot tell.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, variance
+
+FEWEST_STEPS = 6
+LARGEST_DRIFT = 0.05
+_STANDARD_ERRORS = 3.0
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The second half's speed relative to the first's, less 1, with its standard error."""
+
+    relative: float
+    error: float
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the halves agree."""
+        return abs(self.relative) <= max(LARGEST_DRIFT, _STANDARD_ERRORS * self.error)
+
+
+def drift(speeds: Sequence[float]) -> Drift | None:
+    """Compare the halves of a series of speeds; None where it is too short to tell."""
+    if len(speeds) < FEWEST_STEPS:
+        return None
+    first, second = speeds[: len(speeds) // 2], speeds[len(speeds) // 2 :]
+    level = fmean(first)
+    error = math.sqrt(variance(first) / len(first) + variance(second) / len(second))
+    return Drift(fmean(second) / level - 1, error / level)
+
+
+def steady_from(speeds: Sequence[float]) -> int | None:
+    """How many more steps of burn-in would let the halves of the rest agree; None where no number would."""
+    for skipped in range(1, len(speeds) - FEWEST_STEPS + 1):
+        found = drift(speeds[skipped:])
+        if found is not None and found.is_steady:
+            return skipped
+    return None

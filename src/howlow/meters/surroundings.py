@@ -1,0 +1,135 @@
+"""Outside work: what else happened on the machine and the device while a trial ran, as warnings for its record.
+
+The machine is asked at the trial's start and end; the difference is what happened meanwhile. The work of others is the
+busy time of the cores that this process may use, less its own (proc(5), /proc/stat). Instruments tell what they know of
+their device: other processes, partitions, a power limit (`Instrument.findings`).
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from howlow.meters import clock
+from howlow.meters.instruments import Finding
+from howlow.records import Reading, WarningKind
+
+LARGEST_SHARE = 0.05  # of the cores' time
+_SHORTEST_S = 1.0
+_SWAPPED_PAGES = 4096
+_SLOWED = {"hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Counters of the machine at one moment; None where the system does not tell."""
+
+    at_s: float
+    own_s: float
+    busy_s: float | None
+    load: float | None
+    cores: int
+    swapped_pages: int | None
+    throttles: int | None
+
+
+def look_around() -> Machine:
+    """The machine's counters now."""
+    allowed = _allowed_cores()
+    return Machine(
+        at_s=clock.now_s(),
+        own_s=clock.process_cpu_s(),
+        busy_s=_busy_s(allowed),
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        cores=len(allowed),
+        swapped_pages=_swapped_pages(),
+        throttles=_throttles(),
+    )
+
+
+def machine_findings(before: Machine, after: Machine) -> list[Finding]:
+    """What others did on the machine between two moments."""
+    found = [_others(before, after), _swap(before, after), _cpu_throttling(before, after)]
+    return [finding for finding in found if finding is not None]
+
+
+def _others(before: Machine, after: Machine) -> Finding | None:
+    elapsed_s = after.at_s - before.at_s
+    if before.busy_s is None or after.busy_s is None or elapsed_s < _SHORTEST_S:
+        return None
+    others_s = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+    share = others_s / (elapsed_s * before.cores)
+    if share <= LARGEST_SHARE:
+        return None
+    load = "" if before.load is None else f"; load average {before.load:.2f} at the start"
+    detail = f"other work took {share:.0%} of the {before.cores} cores' time{load}"
+    return WarningKind.OTHER_WORK_ON_MACHINE, detail
+
+
+def _swap(before: Machine, after: Machine) -> Finding | None:
+    if before.swapped_pages is None or after.swapped_pages is None:
+        return None
+    pages = after.swapped_pages - before.swapped_pages
+    if pages < _SWAPPED_PAGES:
+        return None
+    return WarningKind.SWAPPING, f"{pages} pages went to or came from the swap"
+
+
+def _cpu_throttling(before: Machine, after: Machine) -> Finding | None:
+    if before.throttles is None or after.throttles is None or after.throttles <= before.throttles:
+        return None
+    return WarningKind.THROTTLED, f"the CPU was slowed for heat {after.throttles - before.throttles} time(s)"
+
+
+def throttling(looks: Sequence[Reading]) -> Finding | None:
+    """A device that was slowed for heat or by its power supply while the phases ran."""
+    working = [_SLOWED & set(look.throttle_reasons or ()) for look in looks if look.phase != "load"]
+    slowed = [reasons for reasons in working if reasons]
+    if not slowed:
+        return None
+    share = len(slowed) / len(working)
+    return (
+        WarningKind.THROTTLED,
+        f"{looks[0].device}: {', '.join(sorted(set().union(*slowed)))} in {share:.0%} of readings",
+    )
+
+
+# -- the system's counters ------------------------------------------------------------------------------------------
+
+
+def _allowed_cores() -> list[int]:
+    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
+    return list(affinity()) if affinity else list(range(psutil.cpu_count() or 1))
+
+
+def _busy_s(allowed: Sequence[int]) -> float | None:
+    """Seconds in which these cores did something; guests are counted within user."""
+    times = psutil.cpu_times(percpu=True)
+    if not times or max(allowed) >= len(times):
+        return None
+    parts = ("user", "nice", "system", "irq", "softirq", "steal")
+    return sum(getattr(times[core], part, 0.0) for core in allowed for part in parts)
+
+
+def _swapped_pages() -> int | None:
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    counts = [int(line.split()[1]) for line in lines if line.startswith(("pswpin ", "pswpout "))]
+    return sum(counts) if counts else None
+
+
+def _throttles() -> int | None:
+    counts = Path("/sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count")
+    found = [int(text) for path in counts if (text := _text(path)).isdigit()]
+    return sum(found) if found else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,154 @@
+"""What this machine can measure, what not, why, and what to do: every source is tried, and may not answer.
+
+Each is asked in a thread of its own and given some seconds, so that a driver that hangs is a line in the answer and not
+the end of it. Sources that nobody has tested say so.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from howlow.meters import memory, rapl
+from howlow.meters.idle import measure_idle
+from howlow.meters.instruments import Instrument
+from howlow.meters.machine import environment
+from howlow.meters.nvidia_smi import smi_uuids
+from howlow.meters.nvml import NvmlDevice, device_uuids
+from howlow.meters.patience import answered
+from howlow.meters.sources import AbsentErrors, Asked, open_energy
+from howlow.meters.surroundings import look_around
+from howlow.meters.zeus_devices import amd_devices, apple_devices, jetson_devices
+from howlow.records import REMEDIES
+
+PATIENCE_S = 5.0
+_UNTESTED = ("amd", "apple", "jetson")
+_REMEDIES = {
+    "nvml": "on a machine with an NVIDIA GPU install its driver, in a container pass the GPU and the driver in",
+    "nvidia-smi": "it comes with NVIDIA's driver; put it on PATH",
+}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One thing that can be measured here or not; `remedy` says what to do where it cannot."""
+
+    name: str
+    is_available: bool
+    detail: str
+    remedy: str | None = None
+    is_tested: bool = True
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The whole answer: `energy` is the source that `meters.energy = "auto"` takes for the device, None without one."""
+
+    device: str
+    device_name: str
+    energy: str | None
+    energy_detail: str
+    idle_power_w: float | None
+    sources: tuple[Tried, ...]
+    measures: tuple[Tried, ...]
+    warnings: tuple[dict[str, str], ...]
+
+    def document(self) -> dict[str, Any]:
+        """What `howlow env --json` prints."""
+        return asdict(self)
+
+
+def survey(device: torch.device) -> Survey:
+    """Try everything."""
+    energy = open_energy(Asked("auto", device))
+    idle = measure_idle(energy, 10.0, 1.0)
+    return Survey(
+        device=str(device),
+        device_name=environment(device).device_name,
+        energy=energy.name,
+        energy_detail=energy.detail,
+        idle_power_w=idle.power_w if idle else None,
+        sources=(*(_source(name, find) for name, find in _SOURCES.items()), _ASSUMED),
+        measures=tuple(_measures(device)),
+        warnings=tuple(_warnings(energy.instruments)),
+    )
+
+
+# -- sources --------------------------------------------------------------------------------------------------------
+
+
+def _nvml() -> str:
+    devices = [NvmlDevice(uuid) for uuid in device_uuids()]
+    return "; ".join(_nvml_device(device) for device in devices) or "no device"
+
+
+def _nvml_device(device: NvmlDevice) -> str:
+    if device.counter_j() is not None:
+        gives = "energy counter"
+    elif device.power_w() is not None:
+        gives = f"{'instantaneous' if device.reads_instant_power else 'averaged'} power, no energy counter"
+    else:
+        gives = "neither energy nor power"
+    return f"{device.name() or 'device'} {device.uuid}: {gives}"
+
+
+def _listed(find: Callable[[], Sequence[Instrument]]) -> Callable[[], str]:
+    return lambda: ", ".join(instrument.device for instrument in find())
+
+
+_SOURCES: dict[str, Callable[[], str]] = {
+    "nvml": _nvml,
+    "nvidia-smi": lambda: ", ".join(smi_uuids()),
+    "rapl": _listed(rapl.zones),
+    "amd": _listed(amd_devices),
+    "apple": _listed(apple_devices),
+    "jetson": _listed(jetson_devices),
+}
+_ASSUMED = Tried(
+    "assumed", True, 'watts of yours: meters.energy = "assumed" with meters.assumed_power_w; no measurement'
+)
+
+
+def _source(name: str, find: Callable[[], str]) -> Tried:
+    tested = name not in _UNTESTED
+    try:
+        detail = answered(find, PATIENCE_S, AbsentErrors)
+    except AbsentErrors as error:
+        return Tried(name, False, str(error), getattr(error, "remedy", _REMEDIES.get(name)), tested)
+    if detail is None:
+        return Tried(name, False, f"no answer within {PATIENCE_S:g} s", "see the driver's log", tested)
+    is_there = bool(detail) and not detail.endswith("neither energy nor power")
+    return Tried(name, is_there, detail or "no device", None if is_there else _REMEDIES.get(name), tested)
+
+
+# -- everything else ------------------------------------------------------------------------------------------------
+
+
+def _measures(device: torch.device) -> list[Tried]:
+    here = look_around()
+    found = [_peaks(device)]
+    known = {
+        "work of others on the cores": here.busy_s is not None,
+        "load average": here.load is not None,
+        "swapping": here.swapped_pages is not None,
+        "slowing of the CPU for heat": here.throttles is not None,
+    }
+    for name, is_known in known.items():
+        detail = "watched while a trial runs" if is_known else "this system does not tell"
+        found.append(Tried(name, is_known, detail, None if is_known else "nothing to do; other systems tell"))
+    return found
+
+
+def _peaks(device: torch.device) -> Tried:
+    if device.type == "cuda":
+        return Tried("peak memory", True, "torch's allocator, and the device's memory in use")
+    problem = memory.reset_peaks(device)
+    if problem is None:
+        return Tried("peak memory", True, "resident memory's high-water mark")
+    return Tried("peak memory", False, problem, "run where /proc/self/clear_refs can be written")
+
+
+def _warnings(instruments: Sequence[Instrument]) -> list[dict[str, str]]:
+    found = [finding for part in instruments for finding in answered(part.findings, PATIENCE_S) or ()]
+    return [{"kind": kind.value, "detail": detail, "remedy": REMEDIES[kind]} for kind, detail in found]

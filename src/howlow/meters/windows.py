@@ -1,0 +1,191 @@
+"""Readings -> the energy of a window, with an error bound that follows from them.
+
+**Counters.** A counter c that is renewed every U seconds shows, at any moment, the energy E of at most U seconds ago:
+E(t - U) - g <= c(t) <= E(t), where g is the size of its steps. It never falls, so readings around a moment enclose E
+there: E(t) is at least the last reading before t, and at most the first reading that was asked for U or more after t,
+plus g; or the first one after t, plus g and what the largest device draws in U, where that is less. The energy of a
+window is the difference of the readings at its edges; the bound is the farthest that E(end) - E(start) can lie from it.
+Readings that are missing only move the enclosing ones apart.
+
+**Power.** Polled power is integrated by the trapezoidal rule. Between two readings the power is taken to stay between
+their values: then an interval dt with the difference dP is wrong by at most dt * |dP| / 2. A reading that is up to U
+late adds at most U times the sum of all |dP|; an edge without a reading beyond it adds its gap times the range of the
+readings.
+
+A window that is too short for its source, or that has a hole, has no energy: `Missing` says why.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from howlow.records import WarningKind
+
+UPDATES_IN_WINDOW = 5  # a counter's two edges are then at most two fifths of the window
+MOST_W = 5000.0  # no device draws more, whatever its counter says
+LARGEST_HOLE = 0.05  # of a window; what happens in a hole is not known
+
+
+@dataclass(frozen=True)
+class Point:
+    """One reading of a source, taken between two moments; `epoch` changes where a counter was set back."""
+
+    asked_s: float
+    time_s: float
+    counter_j: float | None = None
+    power_w: float | None = None
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class WindowEnergy:
+    """Joules, how wrong they can be, and the number of readings that they rest on."""
+
+    energy_j: float
+    error_j: float | None
+    readings: int
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Why a window has no energy, as a warning."""
+
+    kind: WarningKind
+    detail: str
+
+
+def counter_energy(
+    points: Sequence[Point], start_s: float, end_s: float, update_period_s: float, step_j: float = 0.0
+) -> WindowEnergy | Missing:
+    """The energy of a window from a counter's readings (the module's docstring has the bound)."""
+    shortest_s = UPDATES_IN_WINDOW * update_period_s
+    if end_s - start_s < shortest_s:
+        return _too_short(end_s - start_s, shortest_s, f"the counter is renewed every {update_period_s:.3g} s")
+    read = [point for point in points if point.counter_j is not None]
+    first = bisect_right(read, start_s, key=lambda point: point.time_s) - 1
+    last = bisect_left(read, end_s, key=lambda point: point.asked_s)
+    if first < 0 or last >= len(read):
+        return Missing(WarningKind.ENERGY_GAP, "no reading of the counter at an edge of the window")
+    if read[first].epoch != read[last].epoch:
+        return Missing(WarningKind.ENERGY_GAP, "the counter was set back inside the window")
+    energy_j = _interpolated(read, end_s) - _interpolated(read, start_s)
+    if energy_j <= 0:
+        return Missing(WarningKind.ENERGY_GAP, "the counter stood still over the window")
+    (low_start, high_start), (low_end, high_end) = (
+        _enclosed(read, moment, update_period_s, step_j) for moment in (start_s, end_s)
+    )
+    error_j = max(high_end - low_start - energy_j, energy_j - (low_end - high_start))
+    return WindowEnergy(energy_j, error_j, last - first + 1)
+
+
+def _interpolated(read: Sequence[Point], moment_s: float) -> float:
+    """The counter at a moment, from the readings next to it."""
+    after = bisect_left(read, moment_s, key=lambda point: point.time_s)
+    if after == len(read):
+        return _counter(read[-1])
+    if after == 0:
+        return _counter(read[0])
+    before, behind = read[after - 1], read[after]
+    share = (moment_s - before.time_s) / (behind.time_s - before.time_s)
+    return _counter(before) + share * (_counter(behind) - _counter(before))
+
+
+def _enclosed(read: Sequence[Point], moment_s: float, update_period_s: float, step_j: float) -> tuple[float, float]:
+    """What the energy at a moment is at least and at most."""
+    before = bisect_right(read, moment_s, key=lambda point: point.time_s) - 1
+    low = read[max(0, before)]
+    known = bisect_left(read, moment_s + update_period_s, key=lambda point: point.asked_s)
+    if known < len(read) and read[known].epoch == low.epoch:
+        highest_j = _counter(read[known])
+    else:  # nothing has been read since: the steepest rise so far goes on
+        newest = read[-1]
+        highest_j = _counter(newest) + _steepest_w(read) * (moment_s + update_period_s - newest.asked_s)
+    beyond = bisect_left(read, moment_s, key=lambda point: point.asked_s)
+    if beyond < len(read) and read[beyond].epoch == low.epoch:
+        highest_j = min(highest_j, _counter(read[beyond]) + MOST_W * update_period_s)
+    return _counter(low), highest_j + step_j
+
+
+def _steepest_w(read: Sequence[Point]) -> float:
+    """The highest mean power between readings at least 50 ms apart: closer ones say more about the counter's steps."""
+    highest = 0.0
+    anchor = read[0]
+    for point in read:
+        if point.time_s - anchor.time_s >= 0.05:
+            if point.epoch == anchor.epoch:
+                rise = (_counter(point) - _counter(anchor)) / (point.time_s - anchor.time_s)
+                highest = max(highest, rise)
+            anchor = point
+    return highest
+
+
+def _counter(point: Point) -> float:
+    assert point.counter_j is not None, "only points with a counter are asked for it"
+    return point.counter_j
+
+
+def power_energy(
+    points: Sequence[Point], start_s: float, end_s: float, period_s: float, update_period_s: float
+) -> WindowEnergy | Missing:
+    """The energy of a window from polled power; `period_s` is the time between readings that was asked for."""
+    read = [(point.time_s, point.power_w) for point in points if point.power_w is not None]
+    first = max(0, bisect_right(read, start_s, key=lambda pair: pair[0]) - 1)
+    last = min(len(read), bisect_left(read, end_s, key=lambda pair: pair[0]) + 1)
+    near = read[first:last]
+    energy_j = integrate_power([t for t, _ in near], [p for _, p in near], start_s, end_s)
+    shortest_s = 3 * max(period_s, update_period_s)
+    if end_s - start_s < shortest_s:
+        return _too_short(end_s - start_s, shortest_s, f"its power is read every {period_s:.3g} s")
+    if energy_j is None or _holes_s(near, start_s, end_s, period_s) > LARGEST_HOLE * (end_s - start_s):
+        return Missing(WarningKind.ENERGY_GAP, "readings of power are missing inside the window")
+    return WindowEnergy(energy_j, _power_error_j(near, start_s, end_s, update_period_s), len(near))
+
+
+def _too_short(length_s: float, shortest_s: float, reason: str) -> Missing:
+    detail = f"a window of {length_s:.3g} s is too short for its source ({reason}); {shortest_s:.3g} s would do"
+    return Missing(WarningKind.ENERGY_WINDOW_TOO_SHORT, detail)
+
+
+def _holes_s(near: Sequence[tuple[float, float]], start_s: float, end_s: float, period_s: float) -> float:
+    """Seconds of the window in intervals far longer than the period, the edges' included."""
+    moments = [start_s, *(time_s for time_s, _ in near if start_s < time_s < end_s), end_s]
+    if near[0][0] <= start_s:
+        moments[0] = near[0][0]
+    if near[-1][0] >= end_s:
+        moments[-1] = near[-1][0]
+    allowed_s = max(4 * period_s, 0.5)
+    return sum(min(t1, end_s) - max(t0, start_s) for t0, t1 in pairwise(moments) if t1 - t0 > allowed_s)
+
+
+def _power_error_j(near: Sequence[tuple[float, float]], start_s: float, end_s: float, update_period_s: float) -> float:
+    powers = [power_w for _, power_w in near]
+    spread_w = max(powers) - min(powers)
+    edges_s = max(0.0, near[0][0] - start_s) + max(0.0, end_s - near[-1][0])
+    error_j = edges_s * spread_w
+    for (t0, p0), (t1, p1) in pairwise(near):
+        inside_s = min(t1, end_s) - max(t0, start_s)
+        error_j += abs(p1 - p0) * (max(0.0, inside_s) / 2 + update_period_s)
+    return error_j
+
+
+def integrate_power(times_s: Sequence[float], powers_w: Sequence[float], start_s: float, end_s: float) -> float | None:
+    """Joules between two moments from power readings, by the trapezoidal rule with the readings held at the edges.
+
+    Absent where fewer than two readings lie in the window: one reading says nothing about an interval.
+    """
+    inside = sum(start_s <= time <= end_s for time in times_s)
+    if inside < 2 or end_s <= start_s:
+        return None
+    times, powers = list(times_s), list(powers_w)
+    if times[0] > start_s:
+        times, powers = [start_s, *times], [powers[0], *powers]
+    if times[-1] < end_s:
+        times, powers = [*times, end_s], [*powers, powers[-1]]
+    energy = 0.0
+    for (t0, p0), (t1, p1) in pairwise(zip(times, powers, strict=True)):
+        low, high = max(t0, start_s), min(t1, end_s)
+        if high > low:
+            slope = (p1 - p0) / (t1 - t0)
+            energy += (high - low) * (p0 + slope * ((low + high) / 2 - t0))
+    return energy

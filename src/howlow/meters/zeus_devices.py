@@ -1,0 +1,123 @@
+"""AMD GPUs, Apple silicon and Jetson, read through zeus. None of the three has been tested by us; `howlow env` says so.
+
+zeus is imported only here and only when such a source is looked for: it loads an HTTP client, and on import it probes
+for AMD's library. Only its counters are read; its windows, which would synchronise devices of their own choosing, are
+not used, as the trial synchronises its own device.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from howlow.meters.instruments import Finding, Look
+
+
+class ZeusAbsentError(Exception):
+    """zeus finds no such device here; the text says why, `remedy` what to do."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class ZeusDevice:
+    """A device whose counter or power zeus reads in millijoules or milliwatts; an instrument."""
+
+    device: str
+    read_mj: Callable[[], float | None] | None = None
+    read_mw: Callable[[], float | None] | None = None
+    range_j: float | None = None
+    may_hang: bool = True
+
+    def counter_j(self) -> float | None:
+        """The counter."""
+        return _thousandth(self.read_mj)
+
+    def look(self) -> Look:
+        """Counter and power."""
+        return Look(counter_j=self.counter_j(), power_w=_thousandth(self.read_mw))
+
+    def findings(self) -> list[Finding]:
+        """Nothing."""
+        return []
+
+
+def _thousandth(read: Callable[[], float | None] | None) -> float | None:
+    from zeus.exception import ZeusBaseError
+
+    try:
+        thousandths = read() if read else None
+    except ZeusBaseError:
+        return None
+    return None if thousandths is None else thousandths / 1000
+
+
+def amd_devices() -> list[ZeusDevice]:
+    """The visible AMD GPUs, in HIP's order.
+
+    Raises:
+        ZeusAbsentError: zeus finds none.
+    """
+    from zeus.device.exception import ZeusBaseGPUError
+    from zeus.device.gpu.amd import AMDGPUs, amdsmi_is_available
+
+    if not amdsmi_is_available():
+        raise ZeusAbsentError("zeus finds no AMD SMI library", "install ROCm 6.2 or later and its amdsmi")
+    try:
+        gpus: Any = AMDGPUs()
+    except (ZeusBaseGPUError, ValueError) as error:
+        raise ZeusAbsentError(f"zeus: {error}", "see rocm-smi") from None
+    return [_amd_device(gpu, index) for index, gpu in enumerate(gpus.gpus)]
+
+
+def _amd_device(gpu: Any, index: int) -> ZeusDevice:
+    if gpu.supports_get_total_energy_consumption():
+        return ZeusDevice(f"amd:{index}", read_mj=gpu.get_total_energy_consumption)
+    return ZeusDevice(f"amd:{index}", read_mw=gpu.get_average_power_usage)
+
+
+def apple_devices() -> list[ZeusDevice]:
+    """The one Apple processor: CPU, GPU, memory and neural engine together, as its parts cannot be told apart by use.
+
+    Raises:
+        ZeusAbsentError: this is none, or its package is missing.
+    """
+    from zeus.device.soc.apple import AppleSilicon, ZeusAppleInitError, apple_silicon_is_available
+
+    if not apple_silicon_is_available():
+        raise ZeusAbsentError("no Apple silicon, or no zeus-apple-silicon", "on a Mac: pip install zeus[apple]")
+    try:
+        processor: Any = AppleSilicon()
+    except ZeusAppleInitError as error:
+        raise ZeusAbsentError(f"zeus: {error}", "see the system's log") from None
+    parts = ("cpu_total_mj", "gpu_mj", "gpu_sram_mj", "dram_mj", "ane_mj")
+    return [ZeusDevice("apple", read_mj=_summed(processor.get_total_energy_consumption, parts))]
+
+
+def jetson_devices() -> list[ZeusDevice]:
+    """The Jetson's module: the sum over its rails where it has one, else its CPU's and GPU's.
+
+    Raises:
+        ZeusAbsentError: this is no Jetson.
+    """
+    from zeus.device.soc.jetson import Jetson, ZeusJetsonInitError, jetson_is_available
+
+    if not jetson_is_available():
+        raise ZeusAbsentError("no Jetson", "nothing to do on other machines")
+    try:
+        module: Any = Jetson()
+    except ZeusJetsonInitError as error:
+        raise ZeusAbsentError(f"zeus: {error}", "see /sys/bus/i2c/drivers/ina3221") from None
+    whole = "total_energy_mj" in module.get_available_metrics()
+    parts = ("total_energy_mj",) if whole else ("cpu_energy_mj", "gpu_energy_mj")
+    return [ZeusDevice("jetson", read_mj=_summed(module.get_total_energy_consumption, parts))]
+
+
+def _summed(read: Callable[[], Any], parts: tuple[str, ...]) -> Callable[[], float | None]:
+    def total() -> float | None:
+        measured = read()
+        found = [value for part in parts if (value := getattr(measured, part)) is not None]
+        return sum(found) if found else None
+
+    return total

@@ -1,0 +1,75 @@
+"""Stand-ins for sensors: the NVML library in C, nvidia-smi, a powercap tree, instruments that tests script."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from howlow.meters.instruments import Finding, Look
+
+HERE = Path(__file__).parent
+
+
+def build_nvml(folder: Path) -> Path:
+    """Compile the stand-in library; gives the folder for LD_LIBRARY_PATH."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler for the stand-in library")
+    source, library = HERE / "nvml_stand_in.c", folder / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-o", str(library), str(source), "-lm"], check=True)
+    return folder
+
+
+def run_with_nvml(library: Path, command: list[str], **environment: str) -> str:
+    """Run Python with the stand-in on the loader's path, where the real nvidia-ml-py and zeus find it."""
+    scripted = {"LD_LIBRARY_PATH": str(library), "PYTHONPATH": str(HERE), **environment}
+    done = subprocess.run(
+        [sys.executable, *command], env=os.environ | scripted, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def powercap_tree(root: Path, zones: dict[str, tuple[str, int, int]]) -> Path:
+    """A powercap tree: zone folder -> name, counter and range in microjoules."""
+    for folder, (name, energy_uj, range_uj) in zones.items():
+        zone = root / folder
+        zone.mkdir(parents=True)
+        (zone / "name").write_text(f"{name}\n")
+        (zone / "energy_uj").write_text(f"{energy_uj}\n")
+        (zone / "max_energy_range_uj").write_text(f"{range_uj}\n")
+    return root
+
+
+class Scripted:
+    """An instrument whose answers are functions that a test gives."""
+
+    def __init__(
+        self,
+        counter_j: Callable[[], float | None] = lambda: None,
+        power_w: Callable[[], float | None] = lambda: None,
+        device: str = "scripted",
+        range_j: float | None = None,
+        findings: list[Finding] | None = None,
+        temperature_c: float | None = None,
+        may_hang: bool = True,
+    ) -> None:
+        self.device = device
+        self.range_j = range_j
+        self.may_hang = may_hang
+        self._counter_j, self._power_w = counter_j, power_w
+        self._findings = findings or []
+        self._temperature_c = temperature_c
+
+    def counter_j(self) -> float | None:
+        return self._counter_j()
+
+    def look(self) -> Look:
+        return Look(power_w=self._power_w(), counter_j=self._counter_j(), temperature_c=self._temperature_c)
+
+    def findings(self) -> list[Finding]:
+        return self._findings

@@ -1,0 +1,232 @@
+"""Readers: a sensor that hangs blocks nobody, a missing reading is a gap, wraps are undone, resets are noticed."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from stand_ins import Scripted
+
+from howlow.meters import clock
+from howlow.meters.energy import EnergyMeter, window_energy
+from howlow.meters.instruments import Instrument
+from howlow.meters.sampler import Reader, Timeline
+from howlow.meters.session import Session
+from howlow.meters.windows import WindowEnergy
+from howlow.records import WarningKind, read_timeline
+
+
+@contextmanager
+def reading(
+    folder: Path, instrument: Instrument, rate_hz: float = 50.0, period_s: float | None = 0.01
+) -> Iterator[Reader]:
+    started_s, timeline = clock.now_s(), Timeline(folder / "timeline.jsonl")
+    reader = Reader(instrument, rate_hz, timeline, lambda: clock.now_s() - started_s, period_s)
+    reader.start()
+    try:
+        yield reader
+    finally:
+        reader.stop()
+        timeline.close()
+
+
+def counter(watts: float) -> Scripted:
+    return Scripted(counter_j=lambda: 1000 + watts * clock.now_s())
+
+
+def session_of(folder: Path, *instruments: Scripted, found: list[tuple[WarningKind, str]] | None = None) -> Session:
+    meter = EnergyMeter("nvml counter", "test", "counter", instruments, 0.01)
+    warn = (lambda kind, detail: found.append((kind, detail))) if found is not None else (lambda kind, detail: None)
+    return Session(folder, torch.device("cpu"), meter, 20.0, 0.0, warn=warn)
+
+
+def test_a_reader_that_hangs_is_waited_for_once_and_catches_up(tmp_path: Path) -> None:
+    hung, release = threading.Event(), threading.Event()
+
+    def read() -> float:
+        if hung.is_set():
+            release.wait(5)
+        return 10 * clock.now_s()
+
+    with reading(tmp_path, Scripted(counter_j=read)) as reader:
+        time.sleep(0.1)
+        assert reader.counter_now() is not None
+        hung.set()
+        time.sleep(0.05)
+        started = time.perf_counter()
+        answers = [reader.counter_now() for _ in range(20)]
+        assert time.perf_counter() - started < 0.2  # one patience, not twenty
+        assert answers == [None] * 20
+        assert reader.late >= 20
+        hung.clear()
+        release.set()
+        time.sleep(0.1)
+        assert reader.counter_now() is not None
+    times = [point.time_s for point in reader.points]
+    assert max(b - a for a, b in pairwise(times)) > 0.05  # the gap stays a gap
+
+
+def test_an_instrument_that_never_answers_does_not_keep_the_session_from_ending(tmp_path: Path) -> None:
+    forever = threading.Event()
+    found: list[tuple[WarningKind, str]] = []
+    started = time.perf_counter()
+    with session_of(tmp_path, Scripted(counter_j=lambda: forever.wait(30) and None), found=found) as session:
+        with session.phase("train") as phase:
+            for _ in range(8):
+                with phase.step(measured=True, samples=1):
+                    time.sleep(0.02)
+            record = phase.end()
+        session.report(None)
+    assert time.perf_counter() - started < 8
+    assert record.measured_energy_j is None
+    assert record.measured_samples is None
+    assert {WarningKind.ENERGY_GAP, WarningKind.SENSOR_LATE} <= {kind for kind, _ in found}
+    forever.set()
+
+
+def test_missing_answers_leave_lines_without_values_never_zeros(tmp_path: Path) -> None:
+    with reading(tmp_path, Scripted(power_w=lambda: None)):
+        time.sleep(0.15)
+    lines = read_timeline(tmp_path)
+    assert len(lines) > 3
+    assert all(line.power_w is None and line.energy_counter_j is None for line in lines)
+    assert "power_w" not in (tmp_path / "timeline.jsonl").read_text()
+
+
+def read_all(raw_j: list[float], range_j: float | None, apart_s: float = 1.0) -> Reader:
+    values, now = iter(raw_j), [0.0]
+
+    def tick() -> float:
+        now[0] += apart_s / 2
+        return now[0]
+
+    reader = Reader(
+        Scripted(counter_j=lambda: next(values), range_j=range_j), 1.0, Timeline(Path("/dev/null")), tick, 0.1
+    )
+    for _ in raw_j:
+        reader.read_counter()
+    reader._timeline.close()
+    return reader
+
+
+def test_a_wrap_around_is_undone() -> None:
+    points = read_all([900.0, 980.0, 60.0, 140.0], range_j=1000.0, apart_s=0.1).points
+    assert [point.counter_j for point in points] == [900, 980, 1060, 1140]
+    assert {point.epoch for point in points} == {0}
+
+
+@pytest.mark.parametrize(("raw", "range_j"), [([5e6, 5e6 + 50, 10.0], 5.1e6), ([900.0, 20.0], None)])
+def test_a_counter_that_was_reset_starts_a_new_epoch(raw: list[float], range_j: float | None) -> None:
+    points = read_all(raw, range_j).points
+    assert points[-1].epoch == 1
+    assert all(later.counter_j >= sooner.counter_j for sooner, later in pairwise(points))
+
+
+def test_a_wrap_that_could_have_happened_twice_is_no_measurement() -> None:
+    assert read_all([10.0, 20.0], range_j=1000.0, apart_s=60.0).points[-1].epoch == 1
+
+
+def test_the_pace_of_a_counter_is_found_out(tmp_path: Path) -> None:
+    coarse = Scripted(counter_j=lambda: 100 * (clock.now_s() // 0.03) * 0.03)
+    with reading(tmp_path, coarse, period_s=None) as reader:
+        time.sleep(0.5)
+        assert 0.025 < reader.update_period_s < 0.06
+        assert reader.trace.step_j == pytest.approx(3.0, rel=0.5)
+
+
+def test_several_devices_are_summed_and_each_has_its_rows(tmp_path: Path) -> None:
+    one, other = counter(100), counter(50)
+    other.device = "other"
+    with session_of(tmp_path, one, other) as session, session.phase("train") as phase:
+        for _ in range(5):
+            with phase.step(measured=True, samples=2):
+                time.sleep(0.05)
+        record = phase.end()
+    assert record.measured_samples == 10
+    assert record.measured_energy_j == pytest.approx(150 * (record.measured_duration_s or 0), rel=0.1)
+    own = {(window.device, window.part): window for window in record.energies}
+    assert own["other", "measured"].energy_j == pytest.approx(50 * own["other", "measured"].duration_s, rel=0.1)
+    assert {line.device for line in read_timeline(tmp_path)} == {"cpu", "scripted", "other"}
+
+
+def test_the_cpu_beside_it_is_never_added(tmp_path: Path) -> None:
+    gpu, cpu = counter(100), counter(20)
+    cpu.device = "package-0"
+    meter = EnergyMeter("nvml counter", "test", "counter", (gpu,), 0.01)
+    beside = EnergyMeter("rapl", "test", "counter", (cpu,), 0.01)
+    session = Session(tmp_path, torch.device("cpu"), meter, 20.0, 0.0, cpu_energy=beside)
+    with session, session.phase("train") as phase:
+        for _ in range(5):
+            with phase.step(measured=True, samples=2):
+                time.sleep(0.05)
+        record = phase.end()
+    assert record.measured_energy_j == pytest.approx(100 * (record.measured_duration_s or 0), rel=0.1)
+    (measured,) = [window for window in record.energies if (window.device, window.part) == ("cpu", "measured")]
+    assert measured.energy_j == pytest.approx(20 * measured.duration_s, rel=0.1)
+    assert measured.samples == 10
+
+
+def test_a_phase_that_goes_on_keeps_the_energy_of_before(tmp_path: Path) -> None:
+    totals = None
+    for _ in range(2):
+        with session_of(tmp_path, counter(100)) as session, session.phase("train", totals) as phase:
+            for _ in range(5):
+                with phase.step(measured=True, samples=2):
+                    time.sleep(0.05)
+            totals = phase.pause()
+            record = phase.end()
+    assert record.measured_samples == 20
+    assert record.measured_energy_j == pytest.approx(100 * (record.measured_duration_s or 0), rel=0.1)
+    assert record.phase_energy_j == pytest.approx(100 * (record.phase_energy_duration_s or 0), rel=0.1)
+
+
+def test_the_date_may_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = iter([1e9, -1e9, 5e8] * 10_000)
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    with session_of(tmp_path, counter(100)) as session, session.phase("train") as phase:
+        for _ in range(4):
+            with phase.step(measured=True, samples=1) as timed:
+                time.sleep(0.05)
+            assert 0.045 < timed.duration_s < 0.3
+        record = phase.end()
+    assert record.measured_energy_j == pytest.approx(100 * (record.measured_duration_s or 0), rel=0.1)
+    times = [line.time_s for line in read_timeline(tmp_path) if line.device == "scripted"]
+    assert times == sorted(times)
+
+
+def test_the_meters_tell_their_rate_gap_and_cost(tmp_path: Path) -> None:
+    with session_of(tmp_path, counter(100)) as session:
+        with session.phase("train") as phase:
+            for _ in range(10):
+                with phase.step(measured=True, samples=1):
+                    time.sleep(0.05)
+            phase.end()
+        found = session.report(None)
+    assert found.rate_hz == pytest.approx(20, rel=0.3)
+    assert found.largest_gap_s is not None
+    assert 0.04 < found.largest_gap_s < 0.3
+    assert found.readings > 15
+    assert found.cpu_share is not None
+    assert found.step_share is not None
+    assert 0 < found.step_share < 0.1
+
+
+def test_a_full_disk_ends_the_trial_and_not_the_sampler(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space"), session_of(tmp_path, counter(100)) as session:  # noqa: PT012
+        session.timeline._writer.append = lambda line: (_ for _ in ()).throw(OSError(28, "No space left"))  # type: ignore[method-assign]
+        time.sleep(0.2)
+
+
+def test_windows_of_a_real_reader_have_the_known_joules(tmp_path: Path) -> None:
+    meter = EnergyMeter("nvml counter", "test", "counter")
+    with reading(tmp_path, counter(250)) as reader:
+        time.sleep(0.6)
+        found = window_energy(meter, [reader.trace], 0.1, 0.5)
+    assert isinstance(found, WindowEnergy)
+    assert found.error_j is not None
+    assert abs(found.energy_j - 100) <= found.error_j
+    assert found.error_j < 25

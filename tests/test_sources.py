@@ -1,0 +1,210 @@
+"""Which source is used, what it reads, and why it is absent: RAPL, nvidia-smi, assumed watts, names and devices."""
+
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from stand_ins import powercap_tree
+
+from howlow.errors import UserError
+from howlow.meters import nvidia_smi, rapl, sources
+from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, parse, smi_uuids
+from howlow.meters.rapl import RaplAbsentError, zones
+from howlow.meters.sources import Asked, open_energy, open_meters
+from howlow.settings import load
+
+CPU = torch.device("cpu")
+TREE = {
+    "intel-rapl:0": ("package-0", 5_000_000, 262_143_328_850),
+    "intel-rapl:0:0": ("core", 1_000_000, 262_143_328_850),
+    "intel-rapl:0:1": ("dram", 700_000, 65_712_999_613),
+    "intel-rapl:1": ("package-1", 6_000_000, 262_143_328_850),
+    "intel-rapl:2": ("psys", 90_000_000, 262_143_328_850),
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = powercap_tree(tmp_path / "powercap", TREE)
+    monkeypatch.setattr(rapl, "POWERCAP", root)
+    return root
+
+
+def test_a_cpu_trial_without_a_sensor_has_no_energy_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rapl, "POWERCAP", tmp_path)
+    meter = open_energy(Asked("auto", CPU))
+    assert (meter.name, meter.kind) == (None, "absent")
+    assert meter.detail.startswith("no energy sensor of the device cpu: no package zone in")
+    assert open_energy(Asked("none", CPU)).detail == "meters.energy = none"
+
+
+def test_a_cpu_trial_has_package_and_memory_and_no_zone_twice(tree: Path) -> None:
+    meters = open_meters(Asked("auto", CPU))
+    assert meters.energy.name == "rapl"
+    assert not meters.energy.of_another_device
+    assert [part.device for part in meters.energy.instruments] == ["package-0", "dram-0", "package-1"]
+    assert [part.counter_j() for part in meters.energy.instruments] == [5.0, 0.7, 6.0]
+    assert meters.energy.instruments[1].range_j == pytest.approx(65_712.999613)
+    assert meters.cpu_energy.name is None  # the CPU is the trial's own device, and stands in one column only
+
+
+def test_a_zone_that_vanishes_or_is_torn_is_a_gap(tree: Path) -> None:
+    (zone, *_) = zones()
+    (tree / "intel-rapl:0" / "energy_uj").write_text("")
+    assert zone.counter_j() is None
+    (tree / "intel-rapl:0" / "energy_uj").unlink()
+    assert zone.look().counter_j is None
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_zone_that_may_not_be_read_says_what_to_do(tree: Path) -> None:
+    (tree / "intel-rapl:0" / "energy_uj").chmod(0)
+    with pytest.raises(RaplAbsentError, match="permission denied") as problem:
+        zones()
+    assert "chmod a+r" in problem.value.remedy
+
+
+def test_permission_denied_is_told_with_its_remedy(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.read_text
+
+    def denied(path: Path, *arguments: str) -> str:
+        if path.name == "energy_uj":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    with pytest.raises(RaplAbsentError, match="permission denied") as problem:
+        zones()
+    assert "chmod a+r" in problem.value.remedy
+
+
+def test_devices_choose_among_the_sources_own(tree: Path) -> None:
+    meter = open_energy(Asked("rapl", CPU, devices=("package-1", "dram-0")))
+    assert [part.device for part in meter.instruments] == ["dram-0", "package-1"]
+    with pytest.raises(UserError, match=r"meters.devices 'package-7' is none.*package-0, dram-0, package-1"):
+        open_energy(Asked("rapl", CPU, devices=("package-7",)))
+
+
+def test_a_source_asked_for_by_name_is_used_for_another_device(tree: Path) -> None:
+    assert open_energy(Asked("rapl", torch.device("cuda:0"))).of_another_device
+    assert not open_energy(Asked("rapl", CPU)).of_another_device
+
+
+def test_an_accelerator_has_its_cpu_beside_it(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "own_uuid", lambda device: "GPU-none")
+    meters = open_meters(Asked("auto", torch.device("cuda:0")))
+    assert meters.energy.name is None
+    assert "NVML" in meters.energy.detail
+    assert meters.cpu_energy.name == "rapl"
+    assert open_meters(Asked("assumed", torch.device("cuda:0"), 30.0)).cpu_energy.name is None
+
+
+@pytest.mark.parametrize("source", ["nvml", "nvidia-smi", "amd", "apple"])
+def test_a_named_source_that_is_not_there_says_why(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    meter = open_energy(Asked(source, CPU))
+    assert meter.name is None
+    assert meter.detail.startswith(f"no {source}: ")
+
+
+def test_a_source_that_hangs_when_it_is_opened_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    forever = threading.Event()
+    monkeypatch.setattr(sources, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(sources, "device_uuids", lambda: forever.wait(30) and [])
+    meter = open_energy(Asked("nvml", CPU))
+    assert meter.detail == "no nvml: no answer within 0.1 s"
+    forever.set()
+
+
+def test_devices_belong_to_a_source_that_is_read() -> None:
+    table = {"model": "m", "task": {"name": "completion", "train": "a.jsonl", "test": "b.jsonl"}}
+    found = load(None, [table | {"meters": {"energy": "rapl", "devices": ["package-0"]}}])
+    assert found.meters.devices == ("package-0",)
+    with pytest.raises(UserError, match="does not apply"):
+        load(None, [table | {"meters": {"energy": "none", "devices": ["package-0"]}}])
+
+
+# -- nvidia-smi -----------------------------------------------------------------------------------------------------
+
+SMI = """#!{python}
+import os, sys, time
+row = "GPU-11111111-aaaa, {power}, 2048, 87, 40, 61, 1410, 1593"
+if any(part.startswith("-lms") for part in sys.argv):
+    for count in range({lines}):
+        print(row, flush=True)
+        time.sleep(0.02 if count != {pause_at} else 1.5)
+    sys.exit(9)
+print("uuid, power.draw [W], memory.used [MiB]")
+print(row)
+"""
+
+
+def stand_in_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, **script: object) -> None:
+    values = {"python": sys.executable, "power": "250.5", "lines": 10_000, "pause_at": -1} | script
+    program = folder / "nvidia-smi"
+    program.write_text(SMI.format(**values), encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
+def looked_at(device: NvidiaSmi, seconds: float) -> list[float | None]:
+    found, until = [], time.monotonic() + seconds
+    while time.monotonic() < until:
+        found.append(device.look().power_w)
+        time.sleep(0.05)
+    device.close()
+    return found
+
+
+def test_a_line_of_nvidia_smi_is_read_in_si_units_and_na_is_absent() -> None:
+    look = parse("GPU-1, 250.5, 2048, 87, 40, 61, 1410, 1593\n")
+    assert look is not None
+    assert (look.power_w, look.memory_bytes, look.utilization, look.sm_clock_hz) == (250.5, 2 << 30, 0.87, 1410e6)
+    absent = parse("GPU-1, [N/A], 2048, [Not Supported], [Unknown Error], 61, 1410, 1593")
+    assert absent is not None
+    assert (absent.power_w, absent.utilization, absent.memory_utilization) == (None, None, None)
+    assert parse("uuid, power.draw [W]") is None
+    assert parse("GPU-1, 250.5, 20") is None
+
+
+def test_nvidia_smi_is_followed_and_a_line_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_smi(tmp_path, monkeypatch)
+    assert smi_uuids() == ["GPU-11111111-aaaa"]
+    meter = open_energy(Asked("nvidia-smi", CPU))
+    assert (meter.name, meter.kind, meter.of_another_device) == ("nvidia-smi", "power", True)
+    powers = looked_at(NvidiaSmi("GPU-11111111-aaaa", 10.0), 0.8)
+    assert powers.count(250.5) > 5
+    assert set(powers) == {None, 250.5}
+
+
+def test_a_pause_is_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_smi(tmp_path, monkeypatch, pause_at=3)
+    powers = looked_at(NvidiaSmi("GPU-11111111-aaaa", 20.0), 2.2)
+    assert powers[8:20] == [None] * 12
+    assert powers[-3:].count(250.5) >= 1
+
+
+def test_a_crash_is_a_gap_until_it_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_smi(tmp_path, monkeypatch, lines=3)
+    monkeypatch.setattr(nvidia_smi, "_RESTART_AFTER_S", 0.5)
+    powers = looked_at(NvidiaSmi("GPU-11111111-aaaa", 20.0), 1.5)
+    first = powers.index(250.5)
+    gap = powers.index(None, first)
+    assert 250.5 in powers[gap:]
+
+
+@pytest.mark.parametrize(
+    ("script", "why"), [({"power": "[N/A]"}, "reads no power"), ({"python": "/nonexistent"}, "nvidia-smi failed")]
+)
+def test_an_nvidia_smi_of_no_use_says_why(
+    script: dict[str, str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in_smi(tmp_path, monkeypatch, **script)
+    with pytest.raises(SmiAbsentError, match=why):
+        smi_uuids()

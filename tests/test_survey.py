@@ -1,0 +1,57 @@
+"""`howlow env`: what is there and not, why, and what to do; a driver that hangs is a line and not the end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from stand_ins import build_nvml, powercap_tree, run_with_nvml
+from test_sources import TREE
+
+from howlow.meters import rapl, survey
+from howlow.meters.patience import answered
+from howlow.report.machine import survey_text
+
+ENV = ["-c", "import sys; sys.argv = ['howlow', 'env', '--json']; from howlow.cli import main; main()"]
+
+
+def test_every_source_says_whether_it_is_there_why_not_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rapl, "POWERCAP", powercap_tree(tmp_path, TREE))
+    monkeypatch.setenv("PATH", "/nonexistent")
+    document = survey.survey(torch.device("cpu")).document()
+    sources = {found["name"]: found for found in document["sources"]}
+    assert list(sources) == ["nvml", "nvidia-smi", "rapl", "amd", "apple", "jetson", "assumed"]
+    assert document["energy"] == "rapl"
+    assert sources["rapl"]["detail"] == "package-0, dram-0, package-1"
+    assert all(found["remedy"] for found in sources.values() if not found["is_available"])
+    assert [name for name, found in sources.items() if not found["is_tested"]] == ["amd", "apple", "jetson"]
+    text = survey_text(document)
+    assert "untested by us" in text
+    assert "nvidia-smi is not on PATH" in text
+
+
+def test_the_command_prints_one_document() -> None:
+    done = subprocess.run([sys.executable, *ENV], capture_output=True, text=True, check=True)
+    document = json.loads(done.stdout)
+    assert {"device", "energy", "sources", "measures", "warnings"} <= set(document)
+
+
+@pytest.mark.parametrize(("script", "detail"), [({}, "energy counter"), ({"HOWLOW_NVML_HANG_AFTER": "0"}, "no answer")])
+def test_a_library_that_answers_and_one_that_hangs(script: dict[str, str], detail: str, tmp_path: Path) -> None:
+    document = json.loads(run_with_nvml(build_nvml(tmp_path), ENV, **script))
+    (nvml,) = [found for found in document["sources"] if found["name"] == "nvml"]
+    assert detail in nvml["detail"]
+    assert nvml["is_available"] == (not script)
+
+
+def test_a_call_that_does_not_come_back_is_none() -> None:
+    import threading
+
+    forever = threading.Event()
+    assert answered(forever.wait, 0.05) is None
+    forever.set()
+    assert answered(lambda: 5, 1.0) == 5
