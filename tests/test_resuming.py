@@ -123,6 +123,15 @@ def test_a_checkpoint_says_whose_it_is(table: dict[str, Any], tmp_path: Path) ->
     assert identity["settings"]["training"]["learning_rate"] == 1e-3
 
 
+def test_stopped_in_the_last_step_the_training_is_kept(table: dict[str, Any], tmp_path: Path) -> None:
+    patient = merge(table, {"training": {"checkpoint_every_s": 1000.0}})
+    assert run(patient, tmp_path, Link("train", 6, stops=True)) is None
+    assert json.loads((tmp_path / "r0001-s0/checkpoint/state.json").read_text())["position"] == "inference"
+    record = run(patient, tmp_path, Link())
+    assert record is not None
+    assert [phase.phase for phase in record.phases] == ["load", "train", "evaluate", "generate"]
+
+
 def test_skipped_steps_from_before_a_resume_are_counted(
     table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

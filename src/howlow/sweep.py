@@ -37,7 +37,6 @@ from howlow.records import (
     Record,
     RecordWarning,
     Status,
-    clear_temporaries,
     read_record,
     read_records,
     write_atomically,
@@ -244,9 +243,10 @@ def _opened(folder: Path, settings: Settings) -> Iterator[Settings]:
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written to: {error.strerror}") from None
     try:
-        clear_temporaries(folder)
         merged = joined(folder, settings)
         try:
+            for left in folder.glob(".sweep.toml.*.tmp"):  # by a sweep that was killed while it wrote
+                left.unlink()
             (hidden / "owner.json").write_text(json.dumps({"pid": os.getpid()}), encoding="utf-8")
             (folder / "trials").mkdir(exist_ok=True)
         except OSError as error:

@@ -91,7 +91,7 @@ def fine_tune(
             if is_due and index + 1 < len(schedule):
                 save_training(state, session, meter, trainer)
                 saved_at_s = now_s()
-            state.stop_if_asked()
+                state.stop_if_asked()  # behind the last step the trained weights are saved first
         state.found.phases.append(meter.end())
     writer.close()
     if skipped:
