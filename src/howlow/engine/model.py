@@ -195,6 +195,23 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def merged(model: Any) -> Any:
+    """The base model with the adapter's product in copies of the adapted matrices; the adapter is gone from it.
+
+    W + s B A is summed in fp32 and cast to the dtype of W; the matrices as loaded are left as they are.
+    """
+    copies = []
+    for module in model.modules():
+        if hasattr(module, "get_delta_weight"):
+            weight = module.base_layer.weight
+            summed = weight.detach().float() + module.get_delta_weight("default").detach().float()
+            copies.append((module.base_layer, summed.to(weight.dtype)))
+    base = model.unload()
+    for layer, weight in copies:
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+    return base
+
+
 @contextmanager
 def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
     """Within this context the decoder's layers run compiled, each as a region of its own.

@@ -15,6 +15,7 @@ import gc
 import sys
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ from howlow.records import (
     write_record,
 )
 from howlow.settings import Settings
+from howlow.trial.attached import Attached
 from howlow.trial.card import model_card
 from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory
 from howlow.trial.fine_tuning import fine_tune
@@ -193,7 +195,12 @@ def _method(state: TrialState) -> Scores:
             _save(state, session, model)
         release(device)
         model.eval()
-        scores = Scorer(state, session, model, tokenizer, prepared, precision, pad_id, eos, saved).score()
+        scorer = Scorer(state, session, model, tokenizer, prepared, precision, pad_id, eos, saved)
+        if settings.inference.adapter == "merged" and state.kind == "lora":
+            attached = Attached(state.folder / "attached.jsonl")
+            scorer.lay_by(attached)
+            scorer = replace(scorer, model=models.merged(model), attached=attached)
+        scores = scorer.score()
         found.energy = _source(meters, session)
         found.meters = session.report(state.idle)
     return Scores() if settings.random_weights else scores

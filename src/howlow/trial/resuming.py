@@ -123,7 +123,7 @@ def resume(state: TrialState) -> Saved | None:
     loaded = checkpoint.load(state.folder / "checkpoint")
     timeline = state.folder / "timeline.jsonl"
     if loaded is None:
-        for path in (state.steps_path, state.predictions_path, timeline):
+        for path in (state.steps_path, state.predictions_path, state.folder / "attached.jsonl", timeline):
             path.unlink(missing_ok=True)
         shutil.rmtree(state.folder / "adapter", ignore_errors=True)
         return None
@@ -131,7 +131,8 @@ def resume(state: TrialState) -> Saved | None:
     if document["position"] == "train":
         done = document["trainer"]["steps_done"]
         cut_lines(state.steps_path, lambda line: bool(line["phase"] == "train" and line["step"] < done))
-        state.predictions_path.unlink(missing_ok=True)
+        for path in (state.predictions_path, state.folder / "attached.jsonl"):
+            path.unlink(missing_ok=True)
     else:
         document |= _inference(state.folder / "checkpoint" / _INFERENCE)
         _cut_inference(state, document)

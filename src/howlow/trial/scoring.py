@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 from howlow.engine import inference, layouts
+from howlow.engine.frozen import fused
 from howlow.engine.layouts import Layout
 from howlow.engine.model import Precision
 from howlow.engine.rotary import as_in_a_full_row, depends_on_length
@@ -17,9 +19,12 @@ from howlow.meters.session import Session
 from howlow.preparation import Prepared
 from howlow.records import LineWriter, PhaseName, Scores, WarningKind, read_lines
 from howlow.tasks import Example, Task, task_named
+from howlow.trial.attached import Attached, agreement, summed_loss
 from howlow.trial.resuming import Saved, save_inference
 from howlow.trial.state import TrialState, split, write_step
 
+NEAR_TIE: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 0.125, "fp16-autocast": 0.02}
+"""Logits nearer than this are a tie within floating point: another order of the same sums may turn them round."""
 LARGEST_EXPONENT = 700.0  # exp of more than this is no longer a finite float64
 
 
@@ -54,29 +59,62 @@ class Scorer:
     pad_id: int
     eos: frozenset[int]
     saved: Saved | None = None
+    attached: Attached | None = None
 
     @property
     def task(self) -> Task:
         """How answers are scored."""
         return task_named(self.state.settings.task.name)
 
+    @property
+    def phases(self) -> dict[PhaseName, Callable[[list[TokenizedExample]], Work]]:
+        """What the task asks for, in its order."""
+        found: dict[PhaseName, Callable[[list[TokenizedExample]], Work]] = {"evaluate": self._evaluation}
+        return found | {"generate": self._generation} if self.task.generates else found
+
     def score(self) -> Scores:
-        """Run the phases that the task asks for."""
-        self._run("evaluate", self._evaluation)
-        total, targets = self._summed_loss()
+        """Run the phases that the task asks for, measured, and score what came out."""
+        with fused(self.model) if self.precision == "fp32" else nullcontext():
+            for phase in self.phases:
+                self._run(phase)
+        steps = [line for line in read_lines(self.state.steps_path) if line["phase"] == "evaluate"]
+        total, targets = measured = summed_loss(steps)
+        if self.attached:
+            self.state.found.merged = agreement(self.state.predictions_path, measured)
+            total, targets = self.attached.loss()
         if not self.task.generates:
             return self._text_scores(total, targets)
-        self._run("generate", self._generation)
-        found = {line["id"]: line["prediction"] for line in read_lines(self.state.predictions_path)}
-        overall = self.task.score(self.prepared.test_examples, found).overall
+        lines = list(read_lines(self.state.predictions_path))
+        self._warn_of_near_ties(lines)
+        overall = self.task.score(
+            self.prepared.test_examples, {line["id"]: line["prediction"] for line in lines}
+        ).overall
         return Scores(**_loss(total, targets), **overall)
 
-    def _run(self, phase: PhaseName, prepare: Callable[[list[TokenizedExample]], Work]) -> None:
+    def lay_by(self, attached: Attached) -> None:
+        """Run the test unmeasured, before the adapter is merged; batches that were laid by are not run again."""
+        attached.cut()
+        for phase, prepare in self.phases.items():
+            for batch in self._batches()[len(attached.batches(phase)) :]:
+                result = prepare([self.prepared.test[row] for row in batch])(lambda _: None)
+                attached.add(phase, result.loss, result.target_tokens, result.lines())
+                self.state.stop_if_asked()
+
+    def _batches(self) -> list[list[int]]:
+        return list(split(range(len(self.prepared.test)), self.state.settings.inference.batch_size))
+
+    def _warn_of_near_ties(self, lines: list[dict[str, Any]]) -> None:
+        near = sum(line.get("smallest_margin", math.inf) < NEAR_TIE[self.precision] for line in lines)
+        if near:
+            detail = f"{near} of {len(lines)} answers hold a token that ties with another within floating point"
+            self.state.warn(WarningKind.NEAR_TIES, detail)
+
+    def _run(self, phase: PhaseName) -> None:
         """Run a phase's batches in their order, or those that an interrupted process left of them."""
-        state, test = self.state, self.prepared.test
+        state, test, prepare = self.state, self.prepared.test, self.phases[phase]
         if any(ended.phase == phase for ended in state.found.phases):
             return
-        batches = list(split(range(len(test)), state.settings.inference.batch_size))
+        batches = self._batches()
         running = self.saved.running if self.saved else {}
         running = running if running.get("phase") == phase else {}
         first, saved_at_s = running.get("batches", 0), now_s()
@@ -89,7 +127,8 @@ class Scorer:
                 state.note_first_step()
                 with meter.step(parts[index] == "measured", samples) as timed:
                     result = work(partial(meter.mark_prefill, timed))
-                for line in result.lines():
+                lines = result.lines()
+                for line in self.attached.beside(phase, index, lines) if self.attached else lines:
                     predictions.append(line)
                 write_step(
                     steps,
@@ -136,12 +175,6 @@ class Scorer:
             return BatchResult(batch.tokens, batch.target_tokens, batch.computed_tokens, loss, lines)
 
         return work
-
-    def _summed_loss(self) -> tuple[float, int]:
-        """The test's summed negative log-likelihood and its target tokens, from the raw steps."""
-        lines = [line for line in read_lines(self.state.steps_path) if line["phase"] == "evaluate"]
-        total = math.fsum(line.get("loss", math.inf) * line["target_tokens"] for line in lines)
-        return total, sum(line["target_tokens"] for line in lines)
 
     def _text_scores(self, total: float, targets: int) -> Scores:
         """Perplexity = exp(total / target tokens); the same per word, and bits per byte, of exactly the scored text."""

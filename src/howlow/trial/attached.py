@@ -1,0 +1,66 @@
+"""Scores of the attached adapter, for a trial whose inference is measured with it merged (`inference.adapter`).
+
+Merging rounds W + s B A to the weights' dtype, so a merged model may write other texts. Scores are always those of the
+attached adapter: before it is merged, every batch of the test is run once, unmeasured, and laid by in `attached.jsonl`.
+The merged model's texts and loss are then compared with these, and the record says how far they agree.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from howlow.records import LineWriter, MergedRecord, PhaseName, cut_lines, read_lines
+
+
+@dataclass(frozen=True)
+class Attached:
+    """What the attached adapter made of the test, a line a batch: phase, loss, target_tokens, lines of predictions."""
+
+    path: Path
+
+    def add(self, phase: PhaseName, loss: float | None, target_tokens: int, lines: list[str]) -> None:
+        """Lay a batch by."""
+        writer = LineWriter(self.path)
+        predictions = [json.loads(line) for line in lines]
+        batch = {"phase": phase, "loss": loss, "target_tokens": target_tokens, "predictions": predictions}
+        writer.append(json.dumps(batch, ensure_ascii=False))
+        writer.close()
+
+    def batches(self, phase: PhaseName) -> list[dict[str, Any]]:
+        """The batches of a phase, in their order."""
+        return [line for line in read_lines(self.path) if line["phase"] == phase]
+
+    def cut(self) -> None:
+        """Drop a torn last line."""
+        cut_lines(self.path, lambda _: True)
+
+    def beside(self, phase: PhaseName, index: int, merged: list[str]) -> Iterator[str]:
+        """The attached adapter's predictions of a batch, each with what the merged one made of it."""
+        for attached, line in zip(self.batches(phase)[index]["predictions"], merged, strict=True):
+            other = json.loads(line)
+            found = {f"merged_{key}": other[key] for key in ("generated", "log_likelihood") if key in other}
+            yield json.dumps(attached | found, ensure_ascii=False)
+
+    def loss(self) -> tuple[float, int]:
+        """The summed negative log-likelihood of the test's targets, and their number."""
+        return summed_loss(self.batches("evaluate"))
+
+
+def summed_loss(batches: list[dict[str, Any]]) -> tuple[float, int]:
+    """Summed negative log-likelihood and target tokens of batches that say their mean and their number."""
+    losses = (math.inf if batch.get("loss") is None else batch["loss"] * batch["target_tokens"] for batch in batches)
+    return math.fsum(losses), sum(batch["target_tokens"] for batch in batches)
+
+
+def agreement(predictions: Path, merged_loss: tuple[float, int]) -> MergedRecord:
+    """How far the merged model agrees with the attached one, from the predictions of both."""
+    total, targets = merged_loss
+    lines = [line for line in read_lines(predictions) if "merged_generated" in line]
+    return MergedRecord(
+        loss=total / targets if math.isfinite(total) else None,
+        texts=len(lines) or None,
+        equal_texts=sum(line["generated"] == line["merged_generated"] for line in lines) if lines else None,
+    )
