@@ -7,23 +7,26 @@ first trial. The result is a folder that the trials read, so that all of them se
     prepared.json           ids, groups, references, counts, warnings
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from howlow.engine import model as models
 from howlow.engine import tokens
-from howlow.engine.references import ModelReference, locate
+from howlow.engine.references import PACKAGED, ModelReference, locate
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.weights import check_fit
 from howlow.errors import UserError
 from howlow.meters.machine import choose_device, environment
-from howlow.records import DataRecord, RecordWarning, WarningKind
+from howlow.records import DataRecord, RecordWarning, WarningKind, write_atomically
 from howlow.settings import Settings
 from howlow.tasks import Example, Selection, select, task_named
 
@@ -57,13 +60,16 @@ def prepare(settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], f
         * sum(sum(structure.linear_shapes[name]) for name in models.matched_layers(structure.linear_shapes, targets))
         for rank, targets in adapters
     ]
-    prepared = tokenized(settings, reference)
-    prepared.warnings.extend(warnings)
+    content = _content(settings, reference)
+    laid_by = _laid_by(folder, content)
+    prepared = laid_by or tokenized(settings, reference)
     _check_against_model(settings, structure, prepared)
     if structure.max_positions is not None and settings.training.sequence_length > structure.max_positions:
         detail = f"sequence length {settings.training.sequence_length}, made for {structure.max_positions} positions"
-        prepared.warnings.append(RecordWarning(kind=WarningKind.LONGER_THAN_MODEL, detail=detail))
-    _write(prepared, folder)
+        warnings.append(RecordWarning(kind=WarningKind.LONGER_THAN_MODEL, detail=detail))
+    prepared.warnings.extend(warning for warning in warnings if warning not in prepared.warnings)
+    if laid_by is None:
+        _write(prepared, folder, content)
     return {
         "data": prepared.data.model_dump(),
         "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
@@ -203,8 +209,51 @@ def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokenize
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def _write(prepared: Prepared, folder: Path) -> None:
+def _content(settings: Settings, reference: ModelReference) -> str | None:
+    """A hash of everything that the tokens follow from; None where it cannot be known (data or a tokenizer of the hub).
+
+    Data and tokenizer count by the content of their files, so that a sweep that goes on tokenises nothing again, and
+    one whose data has changed does.
+    """
+    tokenizer = locate(settings.tokenizer, random_weights=True) if settings.tokenizer else reference
+    if not tokenizer.has_tokenizer:
+        tokenizer = locate(PACKAGED)
+    sources = [Path(settings.task.train), Path(settings.task.test)]
+    if not tokenizer.is_local or not all(source.exists() for source in sources):
+        return None
+    digest = hashlib.sha256()
+    asked = (settings.task, settings.training.sequence_length, settings.inference.max_new_tokens, settings.tokenizer)
+    digest.update(repr(([version(name) for name in ("howlow", "transformers", "tokenizers")], asked)).encode())
+    for path in [*_files(Path(tokenizer.location), "*token*", "*vocab*", "*merges*", "*.jinja"), *_files(*sources)]:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _files(*places: Path | str) -> list[Path]:
+    """Files as they are; of folders, the files in them, those that match the patterns given after the first folder."""
+    patterns = [place for place in places if isinstance(place, str)] or ["*"]
+    found = []
+    for place in places:
+        if isinstance(place, Path):
+            inside = {path for pattern in patterns for path in place.rglob(pattern)} if place.is_dir() else {place}
+            found += sorted(path for path in inside if path.is_file())
+    return found
+
+
+def _laid_by(folder: Path, content: str | None) -> Prepared | None:
+    """What an earlier start prepared from the same content."""
+    try:
+        document = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+        return read_prepared(folder) if content is not None and document.get("content") == content else None
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return None  # a start that was killed while it wrote
+
+
+def _write(prepared: Prepared, folder: Path, content: str | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "prepared.json").unlink(missing_ok=True)  # it vouches for the tokens, which are about to change
     both = [*prepared.train, *prepared.test]
     flat = [token for example in both for token in example.prompt + example.completion]
     lengths = [[len(example.prompt), len(example.completion)] for example in both]
@@ -217,8 +266,9 @@ def _write(prepared: Prepared, folder: Path) -> None:
         "data": prepared.data.model_dump(),
         "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
         "tokenizer": prepared.tokenizer_name,
+        "content": content,
     }
-    (folder / "prepared.json").write_text(json.dumps(document), encoding="utf-8")
+    write_atomically(folder / "prepared.json", json.dumps(document))
 
 
 def read_prepared(folder: Path) -> Prepared:

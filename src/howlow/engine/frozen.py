@@ -18,34 +18,77 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.activations import SiLUActivation
 
 _ADAPTER = "default"
 
 
 @contextmanager
 def fused(model: nn.Module) -> Iterator[None]:
-    """Within this context the model's frozen linear layers, with their adapters, run fused where they can."""
-    changed = []
+    """Within this context the model's frozen layers, with their adapters, run fused where they can."""
+    forwards: dict[nn.Module, Any] = {}
     if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         adapted = [module for module in model.modules() if isinstance(module, LoraLayer) and _is_plain_adapter(module)]
-        inside = {id(module.base_layer) for module in adapted}
+        inside = {module.base_layer for module in adapted}
+        frozen = [module for module in model.modules() if isinstance(module, nn.Linear) and _is_frozen(module)]
+        forwards |= {module: partial(_frozen_forward, module) for module in frozen if module not in inside}
+        forwards |= {module: partial(_adapted_forward, module) for module in adapted}
         for module in model.modules():
-            if isinstance(module, nn.Linear) and id(module) not in inside and _is_frozen(module):
-                changed.append(module)
-                module.forward = partial(_frozen_forward, module)  # type: ignore[method-assign]
-        for module in adapted:
-            changed.append(module)
-            module.forward = partial(_adapted_forward, module)
+            whole = _gated_mlp(module) or _norm(module)
+            if whole is not None and _agrees(module, whole):
+                forwards[module] = whole
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         yield
     finally:
-        for module in changed:
+        for module in forwards:
             del module.forward
 
 
-def _is_frozen(layer: nn.Linear) -> bool:
-    weight = layer.weight
-    plain = type(layer) is nn.Linear and weight.device.type == "cpu" and weight.dtype == torch.float32
+@torch.no_grad()
+def _agrees(module: nn.Module, forward: Any) -> bool:
+    """Whether a fused form gives what the module's own code gives: names alone do not say what a module computes."""
+    width = next(module.parameters()).shape[-1]
+    probe = torch.randn((3, width), generator=torch.Generator().manual_seed(0)) * 2
+    return torch.allclose(forward(probe), module(probe), rtol=1e-5, atol=1e-5)
+
+
+def _gated_mlp(module: Any) -> Any:
+    """The fused form of down(silu(gate(x)) * up(x)), where a module looks like it and is frozen."""
+    layers: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    activation = getattr(module, "act_fn", None)
+    if not isinstance(activation, nn.SiLU | SiLUActivation) or not all(map(_is_frozen, layers)):
+        return None
+    if any(layer.bias is not None for layer in layers) or set(module.children()) != {*layers, activation}:
+        return None
+    return partial(_apply, _GatedMlp, [layer.weight for layer in layers])
+
+
+def _norm(module: Any) -> Any:
+    """The fused form of an RMSNorm with a frozen weight."""
+    weight = getattr(module, "weight", None)
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if (
+        not type(module).__name__.endswith("RMSNorm")
+        or not isinstance(weight, Tensor)
+        or not isinstance(epsilon, float)
+    ):
+        return None
+    if weight.requires_grad or weight.dtype != torch.float32 or weight.device.type != "cpu":
+        return None
+    return partial(_apply, _RmsNorm, [weight, epsilon])
+
+
+def _apply(function: Any, fixed: list[Any], x: Tensor) -> Tensor:
+    return function.apply(x, *fixed)  # type: ignore[no-any-return]
+
+
+def _is_frozen(layer: Any) -> bool:
+    if type(layer) is not nn.Linear:
+        return False
+    plain = layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
     return plain and not any(parameter.requires_grad for parameter in layer.parameters())
 
 
@@ -116,3 +159,45 @@ class _Adapted(torch.autograd.Function):
             return None, None, None, d_a, d_b, None
         dx = _product(dy, ctx.weight.t()).addmm_(d_low, a)
         return dx.view(*gradient.shape[:-1], dx.shape[-1]), None, None, d_a, d_b, None
+
+
+class _GatedMlp(torch.autograd.Function):
+    """y = (silu(x G^T) * (x U^T)) D^T with all three frozen; keeps the two products, not what is made of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        gated, raised = _product(x, gate), _product(x, up)
+        ctx.save_for_backward(gated, raised)
+        ctx.weights = gate, up, down
+        hidden = F.silu(gated).mul_(raised)
+        return _product(hidden, down)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None, None]:
+        gated, raised = ctx.saved_tensors
+        gate, up, down = ctx.weights
+        d_hidden = _product(dy, down.t())
+        d_gated = torch.ops.aten.silu_backward(d_hidden * raised, gated)
+        dx = _product(d_gated, gate.t())
+        dx += _product(d_hidden.mul_(F.silu(gated)), up.t())
+        return dx, None, None, None
+
+
+class _RmsNorm(torch.autograd.Function):
+    """y = w x / sqrt(mean(x^2) + epsilon) with w frozen (Zhang and Sennrich 2019, equation 4)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, scale)
+        ctx.weight = weight
+        y: Tensor = (x * scale).mul_(weight)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        x, scale = ctx.saved_tensors
+        dx = dy * ctx.weight
+        along = torch.linalg.vecdot(dx, x).unsqueeze(-1).mul_(scale.pow(3)).div_(x.shape[-1])
+        return dx.mul_(scale).addcmul_(x, along, value=-1), None, None
