@@ -112,7 +112,8 @@ def _computed(
     pad_id: int,
 ) -> tuple[Tensor, Tensor]:
     """Each probe's loss, and the gradient by the embedding of each `known` token id: (samples,) and (ids, width)."""
-    batch = layouts.lay_out(probes, layout, sequence_length, pad_id, "all").to(model.device)
+    width = max(probe.length for probe in probes)  # padding beyond the longest changes nothing, and costs
+    batch = layouts.lay_out(probes, layout, width, pad_id, "all").to(model.device)
     together = company(batch.forest, kernel) if batch.forest else None
     leaves: list[Tensor] = []
 
