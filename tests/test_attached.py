@@ -8,6 +8,7 @@ import torch
 
 from howlow.engine import model as models
 from howlow.records import read_lines
+from howlow.report import write_report
 from howlow.settings import load, merge
 from howlow.sweep import sweep
 
@@ -31,6 +32,8 @@ def test_scores_are_those_of_the_attached_adapter(tiny_table: dict[str, Any], tm
     assert agreement.loss == pytest.approx(merged["lora"].scores.loss, rel=1e-4)
     lines = list(read_lines(tmp_path / "merged" / "trials" / "r0004-s0" / "predictions.jsonl"))
     assert all({"generated", "merged_generated", "scores"} <= set(line) for line in lines)
+    text = write_report([tmp_path / "merged"]).table_text(200)
+    assert f"inference measured merged; {agreement.texts} of {agreement.texts} texts" in text
     assert {phase.phase for phase in merged["lora"].phases} == {"load", "train", "evaluate", "generate"}
 
 

@@ -126,7 +126,9 @@ def context_lines(comparison: Comparison) -> list[str]:
     where = next((t.record.environment.device_name for t in comparison.results.trials if t.record.environment), None)
     task = first.settings.task.name.replace("_", " ")
     model = first.settings.model.rstrip("/").rpartition("/")[2]
-    lines = [" · ".join(part for part in (model, task, where) if part)]
+    layouts = dict.fromkeys(trial.record.settings.training.layout for trial in comparison.results.trials)
+    layout = f"layout {' and '.join(name for name in layouts if name != 'auto') or 'not chosen'}"
+    lines = [" · ".join(part for part in (model, task, layout, where) if part)]
     seeds = max((len(group.trials) for group in comparison.groups), default=1)
     if seeds > 1:
         trials = sum(group.rank is not None for group in comparison.groups) * seeds

@@ -3,7 +3,7 @@
 One row for trials that differ only in their seed; each value stands with its ratio to the reference rank's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from howlow.analysis.columns import QUALITY, Column, column_named
@@ -123,6 +123,7 @@ class Summary:
     lines: tuple[Line, ...]
     references: tuple[str, ...]
     absences: tuple[str, ...]
+    agreements: tuple[str, ...]
     warnings: tuple[WarningNote, ...]
     failures: tuple[Failure, ...]
 
@@ -141,6 +142,7 @@ def summarize(comparison: Comparison, names: Sequence[str] = COMPACT, quality_fi
         headings=tuple(headings),
         lines=tuple(_line(comparison, group, headings, warnings) for group in comparison.groups),
         references=tuple(_reference_notes(comparison)),
+        agreements=tuple(_agreements(results)),
         absences=tuple(absences(results, [name for name in names if name not in present | _beside(names)])),
         warnings=warnings,
         failures=_failures(results),
@@ -226,6 +228,17 @@ def axes_words(axes: object) -> str:
 
 
 # -- absences and warnings ------------------------------------------------------------------------------------------
+
+
+def _agreements(results: Results) -> Iterator[str]:
+    """How far inference with the merged adapter agrees with the attached one, a line a trial that was merged."""
+    for trial in results.trials:
+        merged, attached = trial.record.merged, trial.record.scores.loss
+        if merged is None:
+            continue
+        texts = f"{merged.equal_texts} of {merged.texts} texts are the attached adapter's, " if merged.texts else ""
+        losses = [formatting.ABSENT if loss is None else f"{loss:.6g}" for loss in (merged.loss, attached)]
+        yield f"{trial.record.trial}: inference measured merged; {texts}test loss {losses[0]}, attached {losses[1]}"
 
 
 def absences(results: Results, names: Sequence[str]) -> list[str]:

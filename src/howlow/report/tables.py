@@ -31,6 +31,7 @@ def render(summary: Summary, width: int = 100) -> "RenderableType":
     if summary.has_seeds:
         notes.append(Text("means over seeds; ± is their standard deviation"))
     notes += [Text(f"absent: {absence}") for absence in summary.absences]
+    notes += [Text(agreement) for agreement in summary.agreements]
     notes += [Text(f"{note.trials}: {note.status}: {note.error}", style="red") for note in summary.failures[:_MOST]]
     if len(summary.failures) > _MOST:
         notes.append(Text(f"... and {len(summary.failures) - _MOST} more ways to fail, see the page", style="red"))

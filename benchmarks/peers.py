@@ -1,0 +1,323 @@
+"""What the benchmarks against other libraries share: workers that take turns, the two heaps, the data, the arithmetic.
+
+Every contender lives in a process of its own, which loads, warms up, and then runs one *pass* whenever the parent asks.
+The parent asks one contender after the other, round by round, so that a slow minute of the machine hits all of them;
+ratios are taken within a round. Passes are never averaged away: every raw figure is in the JSON document.
+
+Columns. `warm heap`: the process starts with MALLOC_MMAP_MAX_=0 and a large MALLOC_TRIM_THRESHOLD_, and before every
+pass the heap is touched up to what the warm-up needed, so that no page fault is left in what is timed (afterwards
+it is given back: their heaps would not fit side by side). `as installed`: glibc's defaults, as `pip install` leaves
+them. Ours gets a plain environment in both and does what a trial does, `keep_heap`, and nothing else.
+"""
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WARM, INSTALLED = "warm heap", "as installed"
+ENVIRONMENTS = {WARM: {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}, INSTALLED: {}}
+MODEL, RANK, ALPHA, TARGETS = "smollm2-135m", 8, 16, ("q_proj", "k_proj", "v_proj", "o_proj")
+LENGTH, BATCH_SIZE, NEW_TOKENS, STOP = 512, 8, 32, "\n"
+Reply = dict[str, Any]
+
+
+def data_folder() -> Path:
+    here = Path(__file__).resolve().parents[1]
+    return Path(os.environ.get("HOWLOW_TEST_DATA") or here.parent / "shared" / "data")
+
+
+def talk(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# -- workers ----------------------------------------------------------------------------------------------------------
+
+
+class Worker:
+    """A contender's process: one JSON line in, one out."""
+
+    def __init__(self, script: str, name: str, column: str, *options: str, ours: bool) -> None:
+        keep = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+        environment = keep | ({} if ours else ENVIRONMENTS[column])
+        environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+        command = [sys.executable, script, "--worker", name, "--column", column, *options]
+        self.name = name
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        )
+
+    def ask(self, **request: Any) -> Reply:
+        """What the worker answers; ends the benchmark where it has died."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> Reply:
+        """The next line that the worker says."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name}: its process ended with status {self._process.wait()}; what it said stands above")
+        reply: Reply = json.loads(line)
+        return reply
+
+    def end(self) -> None:
+        """Let it end, and wait for that."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def start(script: str, names: Sequence[str], column: str, *options: str, ours: Sequence[str]) -> dict[str, Worker]:
+    """All of them, loading side by side; each is ready when this returns."""
+    workers = {name: Worker(script, name, column, *options, ours=name in ours) for name in names}
+    for worker in workers.values():
+        worker.answer()
+    return workers
+
+
+def serve(answer: Callable[[Reply], Reply]) -> None:
+    """A worker's loop. The libraries' own prints go to stderr, and there only their warnings and faults."""
+    sys.stdout.flush()
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    print(json.dumps({"ready": True}), file=channel, flush=True)
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), file=channel, flush=True)
+
+
+def rounds(
+    workers: dict[str, Worker], passes: int, request: Reply, gemm: Worker | None = None
+) -> dict[str, list[Reply]]:
+    """Warm every worker up, then `passes` rounds of one pass each, contender by contender."""
+    warm_up = {name: worker.ask(**request, warm_up=True) for name, worker in workers.items()}
+    found: dict[str, list[Reply]] = {name: [] for name in workers}
+    if gemm is not None:
+        found["gemm"] = []
+    for number in range(passes):
+        for name, worker in (workers | ({"gemm": gemm} if gemm is not None else {})).items():
+            found[name].append(worker.ask(**request, warm_up=False))
+            said = {
+                key: round(found[name][-1].get(key, 0), 1) for key in ("time_s", "user_s", "system_s", "page_faults")
+            }
+            talk(f"  round {number + 1}/{passes} {name}: {said}")
+    for name, reply in warm_up.items():
+        found[name][0]["warm_up_s"] = reply["time_s"]
+    return found
+
+
+# -- memory -----------------------------------------------------------------------------------------------------------
+
+
+class Heap:
+    """Touches the heap before a peer's pass in the column `warm heap`; reads the resident peak of every pass."""
+
+    def __init__(self, column: str, ours: bool) -> None:
+        from howlow.meters.memory import keep_heap
+
+        self._touches = column == WARM and not ours
+        self._needed = self._rests_at = 0
+        self._used = resource.getrusage(resource.RUSAGE_SELF)
+        if ours:
+            keep_heap()
+
+    def before(self, warm_up: bool) -> None:
+        """Start a pass: the heap as the column has it, and a new peak."""
+        import torch
+
+        from howlow.meters.memory import release, reset_peaks
+
+        if warm_up:
+            self._needed = 0
+            release(torch.device("cpu"))
+            self._rests_at = _resident_bytes()
+        elif self._touches:
+            _touch(self._needed)
+        reset_peaks(torch.device("cpu"))
+        self._used = resource.getrusage(resource.RUSAGE_SELF)
+
+    def after(self, warm_up: bool) -> Reply:
+        """End a pass: its resident peak, and what it had of the processors (far below the time x threads: distrust)."""
+        import torch
+
+        from howlow.meters.memory import peaks, release
+
+        used, before = resource.getrusage(resource.RUSAGE_SELF), self._used
+        peak = peaks(torch.device("cpu")).resident_bytes or 0
+        if warm_up:
+            self._needed = max(0, peak - self._rests_at)
+        if self._touches:
+            release(torch.device("cpu"))
+        return {
+            "peak_bytes": peak,
+            "user_s": used.ru_utime - before.ru_utime,
+            "system_s": used.ru_stime - before.ru_stime,
+            "page_faults": used.ru_minflt - before.ru_minflt,
+            "involuntary_switches": used.ru_nivcsw - before.ru_nivcsw,
+        }
+
+
+def _touch(size: int) -> None:
+    """Fault pages in, in blocks small enough to fall into the holes that the last pass left in the heap."""
+    libc = ctypes.CDLL("libc.so.6")
+    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
+        ctypes.c_void_p,
+        [ctypes.c_size_t],
+        [ctypes.c_void_p],
+    )
+    block = 256 * 1024
+    found = [libc.malloc(block) for _ in range(size // block)]
+    for address in found:
+        ctypes.memset(address, 0, block)
+    for address in found:
+        libc.free(address)
+
+
+def _resident_bytes() -> int:
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
+# -- data and model ---------------------------------------------------------------------------------------------------
+
+
+def squad(train_examples: int, test_examples: int) -> Any:
+    """SQuAD's questions through howlow's own preparation: every contender gets these token ids."""
+    folder = data_folder() / "squad"
+    task = {
+        "name": "question_answering",
+        "train": str(folder / "dev-v1.1.json"),
+        "test": str(folder / "dev-v2.0.json"),
+        "answerable_only": True,
+    }
+    return _prepared(task | {"train_examples": train_examples, "test_examples": test_examples})
+
+
+def wikitext(train_examples: int) -> Any:
+    """WikiText-2, a paragraph an example."""
+    folder = data_folder() / "wikitext-2"
+    task = {"name": "language_modeling", "unit": "paragraph", "test_examples": 8, "train_examples": train_examples}
+    return _prepared(task | {"train": str(folder / "valid.txt"), "test": str(folder / "test.txt")})
+
+
+def _prepared(task: dict[str, Any]) -> Any:
+    from howlow import preparation, settings
+    from howlow.engine.references import locate
+
+    asked = settings.resolve({"model": MODEL, "task": task, "training": {"sequence_length": LENGTH}})
+    return preparation.tokenized(asked, locate(MODEL))
+
+
+def base_model(dtype_name: str = "float32") -> tuple[Any, Any]:
+    """The frozen base model and its tokenizer."""
+    import torch
+    import transformers
+
+    from howlow.engine import model as models
+    from howlow.engine.references import locate
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    reference = locate(MODEL)
+    config = models.load_config(reference, None, False)
+    model = models.load_model(
+        reference,
+        config,
+        random_weights=False,
+        dtype=getattr(torch, dtype_name),
+        device=torch.device("cpu"),
+        revision=None,
+        trust_remote_code=False,
+    )
+    tokenizer, _, _ = models.load_tokenizer(reference, None, None, False)
+    return model.requires_grad_(False), tokenizer
+
+
+def adapted(model: Any, rank: int = RANK) -> Any:
+    """With PEFT's adapter; A from seed 0, B zero, the same for every contender."""
+    from howlow.engine import model as models
+
+    return models.attach_lora(
+        model, rank=rank, alpha=ALPHA, scaling="standard", target_modules=TARGETS, dropout=0.0, seed=0
+    )
+
+
+# -- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and range of what the rounds gave."""
+
+    median: float
+    lowest: float
+    highest: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g} ({self.lowest:.3g}..{self.highest:.3g})"
+
+    def document(self) -> dict[str, float]:
+        """As JSON."""
+        return {name: round(getattr(self, name), 6) for name in ("median", "lowest", "highest")}
+
+
+def spread(values: Sequence[float]) -> Spread:
+    return Spread(statistics.median(values), min(values), max(values))
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
+    """Round by round."""
+    return spread([one / other for one, other in zip(ours, theirs, strict=True)])
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows of text in columns, the first row being the head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
+        print("  ".join(cells), flush=True)
+
+
+def has_amx() -> bool:
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    from importlib.metadata import version
+
+    libraries = ("torch", "transformers", "peft", "trl", "accelerate")
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return {
+        "cpu": names[0].partition(":")[2].strip() if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        "amx_bf16": has_amx(),
+        "versions": {name: version(name) for name in libraries},
+    }
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that the benchmarks have in common."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--passes", type=int, default=3, help="rounds in the first table; one less in the others")
+    found.add_argument("--column", choices=[WARM, INSTALLED], help="only this column")
+    found.add_argument("--quick", action="store_true", help="one pass over few examples: does it run at all")
+    found.add_argument("--worker", help=argparse.SUPPRESS)
+    return found

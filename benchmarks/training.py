@@ -1,0 +1,500 @@
+"""Training: ours against what people use, in the same run, on the same examples and optimizer steps.
+
+    python benchmarks/training.py [--passes N] [--examples N] [--only squad|wikitext|ranks|gemm] [--quick]
+
+SmolLM2-135M in fp32, LoRA r = 8 and alpha = 16 on q, k, v, o, AdamW at 5e-5, 8 examples a step, real data. Contenders:
+
+    trainer padded   PEFT and transformers' Trainer, every row padded to 512 (the paper's way)
+    trl sorted       TRL's SFTTrainer, dynamic padding, the examples sorted by length
+    trl packed       TRL's SFTTrainer, best-fit-decreasing packing into rows of 512, a row a micro-batch (flattening
+                     all of a step's rows into one, as it would otherwise, squares the attention's work on a CPU)
+    howlow packed, howlow shared
+
+TRL computes the head on target positions alone. Its two go over the same examples in the same number of optimizer
+steps, in the order that suits them; `trainer padded` and ours have the very same steps, and their losses must be equal.
+
+The share of the peak is useful FLOPs / time / the machine's fp32 matrix-multiplication rate of the same round:
+
+    linear      4 * (linear parameters without the head) * tokens computed     y = x W^T and dx = dy W: W is frozen
+    head        4 * vocabulary * width * positions with a target
+    attention   12 * heads * dimension * layers * (query, key) pairs that are not masked    2 products forward, 4 back
+
+(the adapter's own and recomputation are not counted as useful). The rank curve is the step time of `shared` at each
+rank over that of the frozen model without adapter: forward, and backward down to the embeddings.
+
+The last line is one JSON document.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import peers
+from peers import BATCH_SIZE, INSTALLED, LENGTH, WARM, Reply, ratio, spread, talk
+
+PEERS = ("trainer padded", "trl sorted", "trl packed")
+OURS = ("howlow packed", "howlow shared")
+DATA = {"squad": (*PEERS, *OURS), "wikitext": (*PEERS, "howlow packed")}
+RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+LEARNING_RATE = 5e-5
+
+
+def examples_of(data: str, count: int) -> list[list[Any]]:
+    """The examples of every optimizer step, in the default order of training."""
+    from howlow.engine import order
+
+    examples = (peers.squad(count, 8) if data == "squad" else peers.wikitext(count)).train
+    plan = order.steps([example.group for example in examples], "groups", 0, 1, BATCH_SIZE)
+    return [[examples[index] for index in step] for step in plan]
+
+
+# -- peers ------------------------------------------------------------------------------------------------------------
+
+
+def peer(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
+    """A worker that trains through a Trainer of transformers or TRL."""
+    base, tokenizer = peers.base_model()
+    model, heap, trainers, examples_by_data = peers.adapted(base), peers.Heap(column, ours=False), {}, {}
+    initial = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+    def answer(request: Reply) -> Reply:
+        data, warm_up = request["data"], request["warm_up"]
+        if data not in trainers:
+            trainers.clear()
+            examples_by_data[data] = examples_of(data, count)
+            trainers[data] = _trainer(name, model, tokenizer, examples_by_data[data])
+        trainer, timer = trainers[data]
+        for parameter, value in initial.items():
+            model.get_parameter(parameter).data.copy_(value)
+        trainer.optimizer = trainer.lr_scheduler = None
+        trainer.args.max_steps = 1 if warm_up else -1
+        heap.before(warm_up)
+        timer.losses.clear()
+        trainer.train()
+        trainer.optimizer = trainer.lr_scheduler = None
+        losses = [float(loss) for loss in timer.losses]
+        per_step = trainer.args.gradient_accumulation_steps
+        steps = [sum(losses[first : first + per_step]) for first in range(0, len(losses), per_step)]
+        usage, samples = heap.after(warm_up), sum(map(len, examples_by_data[data]))
+        return {"time_s": timer.end_s - timer.start_s, "samples": samples, "losses": steps, **usage}
+
+    return answer
+
+
+def _trainer(name: str, model: Any, tokenizer: Any, steps: Sequence[Sequence[Any]]) -> tuple[Any, Any]:
+    import tempfile
+
+    from transformers import TrainerCallback
+
+    class Timer(TrainerCallback):
+        """From the moment that the loader is asked for the first batch to the end of the last step."""
+
+        losses: list[Any] = []  # noqa: RUF012
+        start_s = end_s = 0.0
+
+        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+            self.start_s = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.end_s = time.perf_counter()
+
+    timer, examples = Timer(), [example for step in steps for example in step]
+    arguments = {
+        "output_dir": tempfile.mkdtemp(prefix="howlow-benchmark-"),
+        "per_device_train_batch_size": BATCH_SIZE,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "optim": "adamw_torch",
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    if name == "trainer padded":
+        trainer = _padded_trainer(model, arguments, examples, timer)
+    else:
+        trainer = _trl_trainer(name, model, tokenizer, arguments, steps, timer)
+    inner = trainer.training_step
+
+    def training_step(*args: Any, **options: Any) -> Any:
+        loss = inner(*args, **options)
+        timer.losses.append(loss)
+        return loss
+
+    trainer.training_step = training_step
+    return trainer, timer
+
+
+def _padded_trainer(model: Any, arguments: dict[str, Any], examples: Sequence[Any], timer: Any) -> Any:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+        ids, labels = (torch.full((len(rows), LENGTH), fill, dtype=torch.int64) for fill in (0, -100))
+        mask = torch.zeros((len(rows), LENGTH), dtype=torch.int64)
+        for index, row in enumerate(rows):
+            length = len(row["input_ids"])
+            ids[index, :length], mask[index, :length] = torch.tensor(row["input_ids"]), 1
+            labels[index, :length] = torch.tensor(row["labels"])
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    settings = TrainingArguments(**arguments, remove_unused_columns=False)
+    rows = [_row(example) for example in examples]
+    return Trainer(model=model, args=settings, train_dataset=rows, data_collator=collate, callbacks=[timer])
+
+
+def _trl_trainer(
+    name: str, model: Any, tokenizer: Any, arguments: dict[str, Any], steps: Sequence[Sequence[Any]], timer: Any
+) -> Any:
+    from datasets import Dataset, disable_progress_bars
+    from trl import SFTConfig, SFTTrainer
+    from trl.data_utils import pack_dataset
+
+    disable_progress_bars()
+    examples = [example for step in steps for example in step]
+    if name == "trl sorted":
+        examples.sort(key=lambda example: example.length)
+    rows = Dataset.from_list([_row(example) for example in examples])
+    if name == "trl packed":
+        packed_rows = len(pack_dataset(rows, LENGTH, "bfd"))
+        arguments |= {
+            "packing": True,
+            "packing_strategy": "bfd",
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": math.ceil(packed_rows / len(steps)),
+        }
+    settings = SFTConfig(**arguments, max_length=LENGTH)
+    return SFTTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer, callbacks=[timer])
+
+
+def _row(example: Any) -> dict[str, list[int]]:
+    ids = [*example.prompt, *example.completion]
+    return {"input_ids": ids, "labels": [-100] * len(example.prompt) + list(example.completion)}
+
+
+# -- ours -------------------------------------------------------------------------------------------------------------
+
+
+def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
+    """A worker that trains as `howlow.trial.fine_tuning` does."""
+    import torch
+
+    from howlow.engine import layouts
+    from howlow.engine import model as models
+    from howlow.engine.frozen import fused
+
+    heap, layout, is_bf16 = peers.Heap(column, ours=True), name.split()[1], name.endswith("bf16")
+    base, _ = peers.base_model("bfloat16" if is_bf16 else "float32")
+    model, plans = peers.adapted(base), {}
+    initial = {name: value.detach().clone() for name, value in models.trainable(model).items()}
+    model.train()
+
+    def answer(request: Reply) -> Reply:
+        data, warm_up = request["data"], request["warm_up"]
+        if data not in plans:
+            plans[data] = examples_of(data, count)
+        steps = plans[data][: 1 if warm_up else None]
+        for parameter, value in initial.items():
+            model.get_parameter(parameter).data.copy_(value)
+        heap.before(warm_up)
+        trainer = _our_trainer(model, "bf16" if is_bf16 else "fp32")
+        losses, work = [], []
+        with fused(model):
+            start_s = time.perf_counter()
+            for step in steps:
+                batch = layouts.lay_out(step, layout, LENGTH, 0, "completion")
+                losses.append(trainer.step([batch]).loss)
+                work.append(batch)
+            time_s = time.perf_counter() - start_s
+        usage = heap.after(warm_up)
+        return {"time_s": time_s, "losses": losses, **usage, **_counts(model, work)}
+
+    torch.manual_seed(0)
+    return answer
+
+
+def _our_trainer(model: Any, precision: str = "fp32") -> Any:
+    import torch
+
+    from howlow.engine import model as models
+    from howlow.engine.training import Optimization, Trainer
+
+    return Trainer(
+        model,
+        models.trainable(model),
+        Optimization(learning_rate=LEARNING_RATE),
+        device=torch.device("cpu"),
+        precision=precision,
+        head="targets",
+    )
+
+
+def _counts(model: Any, work: Sequence[Any]) -> Reply:
+    """Tokens and useful FLOPs of a pass."""
+    from howlow.engine import model as models
+
+    base = models.base_of(model)
+    config = base.config
+    linear = sum(
+        math.prod(shape)
+        for name, shape in models.linear_shapes(base).items()
+        if "lora_" not in name.rpartition("layers")[2]
+    )
+    dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tokens, positions = sum(batch.computed_tokens for batch in work), sum(batch.predictors.numel() for batch in work)
+    pairs = sum(_pairs(batch) for batch in work)
+    return {
+        "real_tokens": sum(batch.tokens for batch in work),
+        "computed_tokens": tokens,
+        "target_positions": positions,
+        "samples": sum(batch.samples for batch in work),
+        "attention_pairs": pairs,
+        "linear_parameters": linear,
+        "linear_flops": 4 * linear * tokens,
+        "head_flops": 4 * config.vocab_size * config.hidden_size * positions,
+        "attention_flops": 12 * config.num_attention_heads * dimension * config.num_hidden_layers * pairs,
+    }
+
+
+def _pairs(batch: Any) -> int:
+    """(query, key) pairs that are not masked: token j is seen by itself and all up to `visible_until[j]`."""
+    import torch
+
+    until = batch.forest.visible_until
+    return int((until - torch.arange(until.numel())).sum())
+
+
+# -- the machine's peak -----------------------------------------------------------------------------------------------
+
+
+def gemm(_: str, __: str, ___: int) -> Callable[[Reply], Reply]:
+    """A worker that measures the rate of matrix multiplication, best of many: torch's own, and oneDNN's."""
+    import torch
+
+    def rate(product: Callable[[], Any], flops: int, repeats: int) -> float:
+        best = math.inf
+        for _ in range(repeats):
+            start_s = time.perf_counter()
+            product()
+            best = min(best, time.perf_counter() - start_s)
+        return flops / best / 1e9
+
+    def linear(x: Any, weight: Any) -> Any:
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+    size, rows = 2048, (512, 1024)
+    shapes = ((576, 576), (576, 192), (576, 1536), (1536, 576), (576, 49152))  # (in, out) of SmolLM2-135M
+    kinds = [("fp32", torch.float32), *([("bf16", torch.bfloat16)] if peers.has_amx() else [])]
+    squares = {kind: [torch.randn(size, size).to(dtype) for _ in range(2)] for kind, dtype in kinds}
+    weights = {shape: torch.randn(shape[1], shape[0]) for shape in shapes}
+
+    def answer(request: Reply) -> Reply:
+        start_s, found = time.perf_counter(), {}
+        for kind, (one, other) in squares.items():
+            found[f"{kind}_mm_2048_gflops"] = rate(lambda one=one, other=other: one @ other, 2 * size**3, 8)
+        for (inside, outside), weight in weights.items():
+            best = 0.0
+            for count in rows if outside < size else (256,):
+                x = torch.randn(count, inside)
+                flops = 2 * count * inside * outside
+                best = max(best, rate(lambda x=x, weight=weight: linear(x, weight), flops, 12))
+            found[f"fp32_onednn_{inside}x{outside}_gflops"] = best
+        found["fp32_peak_gflops"] = max(value for key, value in found.items() if key.startswith("fp32"))
+        return found | {"time_s": time.perf_counter() - start_s}
+
+    return answer
+
+
+# -- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
+    """A worker that times one step of `shared` at each rank, and without an adapter."""
+    from howlow.engine import attention, layouts, loss
+    from howlow.engine.frozen import fused
+
+    heap = peers.Heap(column, ours=True)
+    base, _ = peers.base_model()
+    batch = layouts.lay_out(examples_of("squad", count)[0], "shared", LENGTH, 0, "completion")
+
+    def frozen_step() -> None:
+        """Forward, and backward to the embeddings' output, which is made to want a gradient."""
+        hook = base.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_())
+        with fused(base), attention.among(base, attention.company(batch.forest, "sdpa")):
+            _, total = loss.target_losses(base, batch, "targets", 1 / batch.target_tokens)
+            total.backward()
+        hook.remove()
+
+    def timed(rank: int) -> float:
+        if rank == 0:
+            return min(_seconds(frozen_step) for _ in range(2))
+        model = peers.adapted(base, rank)
+        model.train()
+        trainer = _our_trainer(model)
+        with fused(model):
+            found = min(_seconds(lambda: trainer.step([batch])) for _ in range(2))  # the first also makes AdamW's state
+        model.unload()
+        return found
+
+    def answer(request: Reply) -> Reply:
+        warm_up = request["warm_up"]
+        heap.before(warm_up)
+        start_s = time.perf_counter()
+        step_s = {str(rank): timed(rank) for rank in ((0, 8) if warm_up else (0, *RANKS))}
+        return {"step_s": step_s, "time_s": time.perf_counter() - start_s, **heap.after(warm_up)}
+
+    return answer
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start_s = time.perf_counter()
+    work()
+    return time.perf_counter() - start_s
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+
+def compare(data: str, column: str, passes: int, count: int) -> Reply:
+    """One table: the contenders on a data set in a column."""
+    names = [*DATA[data], *(["howlow shared bf16"] if peers.has_amx() and data == "squad" else [])]
+    ours_names = [name for name in names if name.startswith("howlow")]
+    workers = peers.start(__file__, names, column, "--examples", str(count), ours=ours_names)
+    meter = peers.start(__file__, ["gemm"], column, ours=["gemm"])["gemm"]
+    found = peers.rounds(workers, passes, {"data": data}, meter)
+    for worker in (*workers.values(), meter):
+        worker.end()
+    return _report(data, column, count, names, found)
+
+
+def _report(data: str, column: str, count: int, names: Sequence[str], found: dict[str, list[Reply]]) -> Reply:
+    rates = {name: [one["samples"] / one["time_s"] for one in found[name]] for name in names}
+    trl = max(PEERS[1:], key=lambda name: spread(rates[name]).median)
+    reference = found[PEERS[0]][0]["losses"]
+    rows = [["", "samples/s", f"x {PEERS[0]}", f"x {trl}", "peak RSS GiB", "step losses"]]
+    document: Reply = {"data": data, "column": column, "examples": count, "best_trl": trl, "contenders": {}}
+    for name in names:
+        losses = found[name][0]["losses"]
+        apart = [abs(one - other) / abs(other) for one, other in zip(losses, reference, strict=False)]
+        same = name == PEERS[0] or name.startswith("howlow")
+        difference = max(apart) if same else abs(sum(losses) / len(losses) / (sum(reference) / len(reference)) - 1)
+        peak = max(one["peak_bytes"] for one in found[name])
+        to_padded, to_trl = ratio(rates[name], rates[PEERS[0]]), ratio(rates[name], rates[trl])
+        said = "reference" if name == PEERS[0] else f"{'each' if same else 'mean'} within {difference:.1e}"
+        rows.append([name, str(spread(rates[name])), str(to_padded), str(to_trl), f"{peak / 2**30:.2f}", said])
+        document["contenders"][name] = {
+            "samples_per_s": spread(rates[name]).document(),
+            "ratio_to_padded": to_padded.document(),
+            "ratio_to_best_trl": to_trl.document(),
+            "peak_rss_bytes": peak,
+            "loss_difference": difference,
+            "passes": found[name],
+        }
+    print(f"\n{data}, {column}: {count} examples, {len(reference)} optimizer steps a pass, {len(found['gemm'])} passes")
+    peers.table(rows)
+    document["gemm"] = found["gemm"]
+    document["peak_share"] = {
+        name: _share(name, found) for name in names if name.startswith("howlow") and "bf16" not in name
+    }
+    return document
+
+
+def _share(name: str, found: dict[str, list[Reply]]) -> Reply:
+    """The share of the peak, round by round, against the round's own peak."""
+    parts = ("linear", "head", "attention")
+    one = found[name][0]
+    flops = {part: one[f"{part}_flops"] for part in parts}
+    rates = [sum(flops.values()) / run["time_s"] / 1e9 for run in found[name]]
+    shares = ratio(rates, [run["fp32_peak_gflops"] for run in found["gemm"]])
+    told = ", ".join(f"{part} {value / 1e9:.0f}" for part, value in flops.items())
+    print(
+        f"{name}: {one['real_tokens']} tokens as {one['computed_tokens']} computed; useful GFLOP: {told}; "
+        f"{spread(rates)} GFLOP/s = {shares} of the peak"
+    )
+    return {"useful_flops": flops, "gflops": spread(rates).document(), "share": shares.document()}
+
+
+def show_gemm(readings: Sequence[Reply]) -> Reply:
+    """The machine's rates, over all rounds."""
+    keys = [key for key in readings[0] if key.endswith("_gflops")]
+    found = {key: spread([reading[key] for reading in readings]) for key in keys}
+    print("\nmatrix multiplication, GFLOP/s")
+    peers.table([["", "median (range)"], *([key.removesuffix("_gflops"), str(value)] for key, value in found.items())])
+    if not peers.has_amx():
+        print("bf16: absent, this CPU has no AMX")
+    return {key: value.document() for key, value in found.items()}
+
+
+def show_ranks(passes: int, count: int) -> Reply:
+    worker = peers.start(__file__, ["ranks"], WARM, "--examples", str(count), ours=["ranks"])
+    found = peers.rounds(worker, passes, {})["ranks"]
+    worker["ranks"].end()
+    frozen = [one["step_s"]["0"] for one in found]
+    print("\nthe rank curve, howlow shared: step time over the frozen model's without an adapter")
+    rows, document = [["rank", "step s", "x no adapter"]], {}
+    for rank in (0, *RANKS):
+        times = [one["step_s"][str(rank)] for one in found]
+        rows.append([str(rank) if rank else "none", str(spread(times)), str(ratio(times, frozen))])
+        document[str(rank)] = {"step_s": times, "ratio": ratio(times, frozen).document()}
+    peers.table(rows)
+    return document
+
+
+# -- entries ----------------------------------------------------------------------------------------------------------
+
+
+def work(name: str, column: str, count: int) -> None:
+    """The child's side."""
+    import warnings
+
+    import torch
+
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+    special = {"gemm": gemm, "ranks": ranks}
+    make = special.get(name, ours if name.startswith("howlow") else peer)
+    peers.serve(make(name, column, count))
+
+
+def main() -> None:
+    parser = peers.parser(__doc__)
+    parser.add_argument("--examples", type=int, default=16, help="examples a pass; 8 make a step")
+    parser.add_argument("--only", choices=[*DATA, "ranks", "gemm"], help="only this part")
+    asked = parser.parse_args()
+    if asked.worker:
+        work(asked.worker, asked.column, asked.examples)
+        return
+    passes, count = (1, min(8, asked.examples)) if asked.quick else (asked.passes, asked.examples)
+    start_s, document = time.perf_counter(), {"benchmark": "training", "machine": peers.machine(), "comparisons": []}
+    readings: list[Reply] = []
+    for data, column in (("squad", WARM), ("squad", INSTALLED), ("wikitext", WARM)):
+        if asked.only in (None, data) and asked.column in (None, column):
+            talk(f"{data}, {column}")
+            found = compare(data, column, passes if (data, column) == ("squad", WARM) else max(1, passes - 1), count)
+            document["comparisons"].append(found)
+            readings += found["gemm"]
+    if asked.only == "gemm":
+        meter = peers.start(__file__, ["gemm"], WARM, ours=["gemm"])["gemm"]
+        readings = [meter.ask(warm_up=False) for _ in range(passes)]
+        meter.end()
+    if readings:
+        document["gemm"] = show_gemm(readings)
+    if asked.only in (None, "ranks"):
+        document["ranks"] = show_ranks(passes, BATCH_SIZE)
+    document["wall_s"] = round(time.perf_counter() - start_s, 1)
+    print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
