@@ -28,6 +28,7 @@ The last line is one JSON document.
 import json
 import math
 import os
+import random
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -324,7 +325,7 @@ def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
     from howlow.engine import attention, layouts, loss
     from howlow.engine.frozen import fused
 
-    heap = peers.Heap(column, ours=True)
+    heap, shuffled = peers.Heap(column, ours=True), random.Random(0)
     base, _ = peers.base_model()
     batch = layouts.lay_out(examples_of("squad", count)[0], "shared", LENGTH, 0, "completion")
 
@@ -351,7 +352,9 @@ def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
         warm_up = request["warm_up"]
         heap.before(warm_up)
         start_s = time.perf_counter()
-        step_s = {str(rank): timed(rank) for rank in ((0, 8) if warm_up else (0, *RANKS))}
+        order = [0, 8] if warm_up else [0, *RANKS]
+        shuffled.shuffle(order)
+        step_s = {str(rank): timed(rank) for rank in order}
         return {"step_s": step_s, "time_s": time.perf_counter() - start_s, **heap.after(warm_up)}
 
     return answer
@@ -491,7 +494,7 @@ def main() -> None:
     if readings:
         document["gemm"] = show_gemm(readings)
     if asked.only in (None, "ranks"):
-        document["ranks"] = show_ranks(passes, BATCH_SIZE)
+        document["ranks"] = show_ranks(passes, min(BATCH_SIZE, count))
     document["wall_s"] = round(time.perf_counter() - start_s, 1)
     print(json.dumps(document))
 
