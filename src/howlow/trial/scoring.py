@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -74,7 +74,7 @@ class Scorer:
 
     def score(self) -> Scores:
         """Run the phases that the task asks for, measured, and score what came out."""
-        with fused(self.model) if self.precision == "fp32" else nullcontext():
+        with self._frozen_layers():
             for phase in self.phases:
                 self._run(phase)
         steps = [line for line in read_lines(self.state.steps_path) if line["phase"] == "evaluate"]
@@ -94,11 +94,15 @@ class Scorer:
     def lay_by(self, attached: Attached) -> None:
         """Run the test unmeasured, before the adapter is merged; batches that were laid by are not run again."""
         attached.cut()
-        for phase, prepare in self.phases.items():
-            for batch in self._batches()[len(attached.batches(phase)) :]:
-                result = prepare([self.prepared.test[row] for row in batch])(lambda _: None)
-                attached.add(phase, result.loss, result.target_tokens, result.lines())
-                self.state.stop_if_asked()
+        with self._frozen_layers():
+            for phase, prepare in self.phases.items():
+                for batch in self._batches()[len(attached.batches(phase)) :]:
+                    result = prepare([self.prepared.test[row] for row in batch])(lambda _: None)
+                    attached.add(phase, result.loss, result.target_tokens, result.lines())
+                    self.state.stop_if_asked()
+
+    def _frozen_layers(self) -> AbstractContextManager[None]:
+        return fused(self.model) if self.precision == "fp32" else nullcontext()
 
     def _batches(self) -> list[list[int]]:
         return list(split(range(len(self.prepared.test)), self.state.settings.inference.batch_size))
