@@ -2,7 +2,7 @@
 
     python benchmarks/training.py [--passes N] [--examples N] [--only squad|wikitext|ranks|gemm] [--quick]
 
-SmolLM2-135M in fp32, LoRA r = 8 and alpha = 16 on q, k, v, o, AdamW at 5e-5, 8 examples a step, real data. Contenders:
+SmolLM2-135M in fp32, LoRA r = 8 and alpha = 16 on q, k, v, o, AdamW at 5e-5, 16 examples a step, real data. Contenders:
 
     trainer padded   PEFT and transformers' Trainer, every row padded to 512 (the paper's way)
     trl sorted       TRL's SFTTrainer, dynamic padding, the examples sorted by length
@@ -35,7 +35,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import peers
-from peers import BATCH_SIZE, INSTALLED, LENGTH, WARM, Reply, ratio, spread, talk
+from peers import BATCH_SIZE, INSTALLED, LENGTH, STEP_SIZE, WARM, Reply, ratio, spread, talk
 
 PEERS = ("trainer padded", "trl sorted", "trl packed")
 OURS = ("howlow packed", "howlow shared")
@@ -49,7 +49,7 @@ def examples_of(data: str, count: int) -> list[list[Any]]:
     from howlow.engine import order
 
     examples = (peers.squad(count, 8) if data == "squad" else peers.wikitext(count)).train
-    plan = order.steps([example.group for example in examples], "groups", 0, 1, BATCH_SIZE)
+    plan = order.steps([example.group for example in examples], "groups", 0, 1, STEP_SIZE)
     return [[examples[index] for index in step] for step in plan]
 
 
@@ -107,6 +107,7 @@ def _trainer(name: str, model: Any, tokenizer: Any, steps: Sequence[Sequence[Any
     arguments = {
         "output_dir": tempfile.mkdtemp(prefix="howlow-benchmark-"),
         "per_device_train_batch_size": BATCH_SIZE,
+        "gradient_accumulation_steps": STEP_SIZE // BATCH_SIZE,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "constant",
         "weight_decay": 0.0,
@@ -472,7 +473,7 @@ def work(name: str, column: str, count: int) -> None:
 
 def main() -> None:
     parser = peers.parser(__doc__)
-    parser.add_argument("--examples", type=int, default=16, help="examples a pass; 8 make a step")
+    parser.add_argument("--examples", type=int, default=32, help="examples a pass; 16 make a step")
     parser.add_argument("--only", choices=[*DATA, "ranks", "gemm"], help="only this part")
     asked = parser.parse_args()
     if asked.worker:
@@ -494,7 +495,7 @@ def main() -> None:
     if readings:
         document["gemm"] = show_gemm(readings)
     if asked.only in (None, "ranks"):
-        document["ranks"] = show_ranks(passes, min(BATCH_SIZE, count))
+        document["ranks"] = show_ranks(passes, min(STEP_SIZE, count))
     document["wall_s"] = round(time.perf_counter() - start_s, 1)
     print(json.dumps(document))
 
