@@ -105,3 +105,26 @@ def test_the_trials_own_device_is_found_by_its_uuid(tmp_path: Path) -> None:
     assert own_uuid(device) in device_uuids()
     meter = open_energy(Asked("auto", device))
     assert [instrument.device for instrument in meter.instruments] == ["cuda:0"]
+
+
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+@pytest.mark.parametrize("kernel", ["flex", "sdpa"])
+def test_layouts_on_cuda_have_the_losses_and_gradients_of_padded(tiny_model: Path, layout: Any, kernel: Any) -> None:
+    """FlexAttention's kernel and backward pass exist on a GPU only."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from howlow.engine.checking import problem_with
+    from howlow.engine.tokens import TokenizedExample
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).to("cuda").requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    stem = tuple(torch.randint(0, 250, (150,), generator=generator).tolist())
+    examples = [
+        TokenizedExample(str(n), "g", stem + tuple(torch.randint(0, 250, (9 + n,), generator=generator).tolist()), (5,))
+        for n in range(5)
+    ]
+    assert (
+        problem_with(model.eval(), layout, examples, kernel=kernel, precision="fp32", sequence_length=256, pad_id=0)
+        is None
+    )
