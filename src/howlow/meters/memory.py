@@ -3,6 +3,10 @@
 On CUDA the peaks are those of torch's allocator; the device's own memory in use comes with the timeline. On a CPU the
 peak is the resident set's high-water mark (`VmHWM` in `/proc/self/status`), which Linux resets when "5" is written to
 `/proc/self/clear_refs` (proc(5)). Freed heap is trimmed first, or the mark would start where the last phase left it.
+
+What a limit counts is another figure: on CUDA what torch's allocator has reserved, on a CPU `VmData`, the private
+writable memory that `RLIMIT_DATA` bounds. VmData has no high-water mark of its own, but a heap that is never trimmed
+(`keep_heap`) does not shrink either: after a step it stands where the step's peak was.
 """
 
 import ctypes
@@ -11,6 +15,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # the numbers of glibc's <malloc.h>
@@ -34,7 +39,7 @@ def keep_heap() -> bool:
     libc = _glibc()
     if libc is None:
         return False
-    return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never trim by itself
 
 
 def _glibc() -> ctypes.CDLL | None:
@@ -76,6 +81,25 @@ def peaks(device: torch.device) -> Peaks:
             reserved_bytes=torch.cuda.max_memory_reserved(device),
         )
     return Peaks(resident_bytes=_status_bytes("VmHWM"))
+
+
+def taken_bytes(device: torch.device) -> int | None:
+    """What a memory limit counts, at its highest since the last `release` and `reset_peaks`; None where nothing tells.
+
+    On a CPU it is the highest where `keep_heap` took hold.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return _status_bytes("VmData") if device.type == "cpu" else None
+
+
+def available_bytes(device: torch.device) -> tuple[int, int]:
+    """What this process could still take on the device (its own allocator's cache included), and all of its memory."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device), total
+    machine = psutil.virtual_memory()
+    return machine.available, machine.total
 
 
 def _status_bytes(key: str) -> int | None:

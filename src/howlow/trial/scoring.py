@@ -60,6 +60,11 @@ class Scorer:
         """How answers are scored."""
         return task_named(self.state.settings.task.name)
 
+    def phases(self) -> dict[PhaseName, Callable[[list[TokenizedExample]], Work]]:
+        """The phases that the task asks for, and what makes work of a batch in each."""
+        found: dict[PhaseName, Callable[[list[TokenizedExample]], Work]] = {"evaluate": self._evaluation}
+        return found | ({"generate": self._generation} if self.task.generates else {})
+
     def score(self) -> Scores:
         """Run the phases that the task asks for."""
         self._run("evaluate", self._evaluation)
@@ -76,7 +81,7 @@ class Scorer:
         state, test = self.state, self.prepared.test
         if any(ended.phase == phase for ended in state.found.phases):
             return
-        batches = list(split(range(len(test)), state.settings.inference.batch_size))
+        batches = list(split(range(len(test)), state.inference_batch_size))
         running = self.saved.running if self.saved else {}
         running = running if running.get("phase") == phase else {}
         first, saved_at_s = running.get("batches", 0), now_s()
