@@ -405,6 +405,8 @@ def _run_all(
 ) -> None:
     pending = [plan for plan in plans if plan.name not in existing]
     idle: dict[str, Any] | None = None
+    # One for all, so that trials with a number beside those with "max" are measured alike.
+    is_bounded = any(plan.settings.run.memory_limit_bytes or searched_settings(plan) for plan in plans)
     for index, plan in enumerate(pending):
         done, trial = len(plans) - len(pending) + index, folder / "trials" / plan.name
         listener(Event("started", plan, done=done, total=len(plans)))
@@ -416,7 +418,7 @@ def _run_all(
                 listener(Event("waiting", plan, text=f"cooling down, at most {rest_s:g} s"))
             if rest_s or not index:
                 idle = _idle(executor, plan.settings, folder / ".howlow" / "idle.log", rest_s)
-            record = _run_one(executor, plan, record, preparation, layout, trial, idle, listener)
+            record = _run_one(executor, plan, record, is_bounded, preparation, layout, trial, idle, listener)
         existing[plan.name] = record
         listener(Event("ended", plan, done=done + 1, total=len(plans), record=record))
 
@@ -483,6 +485,7 @@ def _run_one(
     executor: LocalExecutor,
     plan: TrialPlan,
     searches: Sequence[BatchSearch],
+    is_bounded: bool,
     preparation: Preparation,
     layout: dict[str, Any],
     trial: Path,
@@ -499,6 +502,7 @@ def _run_one(
         "layout": layout,
         "idle": idle,
         "batch_search": [search.model_dump() for search in searches],
+        "is_bounded": is_bounded,
     }
     kills_before = kernel_kills()
     try:

@@ -188,15 +188,15 @@ def _through(one: tuple[int, int], other: tuple[int, int]) -> Line | None:
 
 
 def expected_line(known: Known, others: Sequence[Other]) -> Line | None:
-    """The line of a rank from those of other ranks: beyond what is certain of each, affine in the rank."""
+    """The line of a rank from those of other ranks: what is not certain of them is linear between ranks."""
     fits = [(other.known, line) for other in others if (line := _fit(other.probes)) is not None]
     if not fits:
         return None
     ranks, own = [other.rank for other, _ in fits], known.line
     fixed = [line.fixed_bytes - other.line.fixed_bytes for other, line in fits]
     slopes = [line.bytes_per_load - other.line.bytes_per_load for other, line in fits]
-    slope = own.bytes_per_load + _affine(known.rank, ranks, slopes)
-    return Line(own.fixed_bytes + _affine(known.rank, ranks, fixed), slope) if slope > 0 else None
+    slope = own.bytes_per_load + _between_ranks(known.rank, ranks, slopes)
+    return Line(own.fixed_bytes + _between_ranks(known.rank, ranks, fixed), slope) if slope > 0 else None
 
 
 def _fit(probes: Iterable[Probe]) -> Line | None:
@@ -208,9 +208,8 @@ def _fit(probes: Iterable[Probe]) -> Line | None:
     return Line(float(fixed), float(slope)) if slope > 0 else None
 
 
-def _affine(rank: int, ranks: Sequence[int], values: Sequence[float]) -> float:
-    """Least squares over the ranks, at `rank`; the mean where all ranks are one."""
-    if len(set(ranks)) < 2:
-        return float(np.mean(values))
-    slope, fixed = np.polyfit(ranks, values, 1)
-    return float(slope * rank + fixed)
+def _between_ranks(rank: int, ranks: Sequence[int], values: Sequence[float]) -> float:
+    """Linear between two ranks, beyond them the nearest one's; the mean where a rank has several."""
+    known = sorted(set(ranks))
+    means = [np.mean([value for own, value in zip(ranks, values, strict=True) if own == one]) for one in known]
+    return float(np.interp(rank, known, means))

@@ -37,7 +37,7 @@ from howlow.meters.clock import utc
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.idle import measure_idle, rest
 from howlow.meters.machine import choose_device, environment
-from howlow.meters.memory import keep_heap, release
+from howlow.meters.memory import bound_heap, keep_heap, release
 from howlow.meters.patience import answered
 from howlow.meters.session import Session
 from howlow.meters.sources import Asked, Meters, open_energy, open_meters
@@ -97,6 +97,7 @@ def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
         link=link,
         choice=choice,
         idle=Idle(**payload["idle"]) if payload.get("idle") else None,
+        is_bounded=payload.get("is_bounded", False),
         batch_search=tuple(BatchSearch(**search) for search in payload.get("batch_search", ())),
     )
     with FileLock(state.folder / ".lock"):  # a trial of a sweep that was killed a moment ago may still be ending
@@ -159,7 +160,10 @@ def _method(state: TrialState) -> Scores:
     settings, found = state.settings, state.found
     device = choose_device(settings.run.device)
     precision = choose_precision(settings, device)
-    keep_heap()
+    if state.is_bounded:
+        bound_heap()
+    else:
+        keep_heap()
     limit_memory(settings.run.memory_limit_bytes, device)
     saved = resume(state)
     prepared = preparation.read_prepared(state.data_folder)

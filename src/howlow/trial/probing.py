@@ -5,9 +5,11 @@ moments. What is run is the heaviest micro-batch of the trial's own seeded sched
 tokens, and the one with the most targets where that is another. For inference it is the heaviest batch of each phase,
 generating all of the new tokens that the settings allow.
 
-On a CPU every probe has a process of its own: what an earlier one left in the heap would count as the next one's. On
-CUDA, where the allocator's cache can be emptied, a process goes on while batches grow; after an allocation that failed,
-and to confirm, a fresh one is taken there too.
+On a CPU the process is held to what may be used (`RLIMIT_DATA` at the limit less the margin), so whether a batch fits
+is not a matter of how often VmData is looked at; the peak, from those looks, serves the record and the prediction.
+There every probe has a process of its own: what an earlier one left in the heap would count as the next one's. On CUDA,
+where the allocator's cache can be emptied, a process goes on while batches grow; after an allocation that failed, and
+to confirm, a fresh one is taken there too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +45,8 @@ from howlow.trial.state import SweepLink, TrialState, split
 T = TypeVar("T")
 _LOOKED_AT = 200_000
 """Examples that are laid out in thought, at most, to look for a lighter schedule behind the first that does not fit."""
+_SHAPES = 8
+"""Light steps of so many shapes fill the cache of compiled kernels (`memory.bound_heap`)."""
 
 
 def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | None:
@@ -52,7 +56,7 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     and "probe" after every probe, so that one that ends the process is known too.
     """
     settle()
-    memory.keep_heap()
+    memory.bound_heap()
     state = _state(payload, link)
     device = choose_device(state.settings.run.device)
     limit = payload["limit"] or _limit(payload["setting"], state.settings, device)
@@ -61,7 +65,8 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     prepared = read_prepared(state.data_folder)
     work = (_Training if payload["setting"] == "training.batch_size" else _Inference)(state, prepared)
     probes = [Probe(**probe) for probe in payload["probes"]]
-    question = Question(work.largest, limit["budget_bytes"], limit["limit_bytes"], cache(work.load), probes=probes)
+    beyond = limit["enforced_bytes"] or limit["limit_bytes"]
+    question = Question(work.largest, limit["budget_bytes"], beyond, cache(work.load), probes=probes)
     question = replace(question, beyond=_LOOKED_AT // work.largest)
     if isinstance(found := next_step(question), Found):
         return {"batch": found.batch, "largest": work.largest}
@@ -94,16 +99,17 @@ def _limit(setting: str, settings: Settings, device: torch.device) -> dict[str, 
     Raises:
         UserError: nothing tells here what a process has taken.
     """
-    if memory.taken_bytes(device) is None:
+    if not memory.Taken.is_known(device):
         raise UserError(f'{setting} = "max": nothing tells on {device} here what a process has taken; give a number')
     given, is_on_cpu = settings.run.memory_limit_bytes, device.type == "cpu"
     available, whole = memory.available_bytes(device)
     limit = given or available
+    budget = limit - round(settings.run.memory_margin * (given or whole))
     where = "of the machine" if is_on_cpu else "on the device"
     return {
         "limit_bytes": limit,
-        "budget_bytes": limit - round(settings.run.memory_margin * (given or whole)),
-        "enforced_bytes": limit if is_on_cpu else given,
+        "budget_bytes": budget,
+        "enforced_bytes": budget if is_on_cpu else given,
         "limit": "run.memory_limit_bytes" if given else f"memory {where} that was free when the search began",
         "memory": "VmData" if is_on_cpu else "memory reserved by torch",
     }
@@ -133,13 +139,19 @@ def _probe_on(question: Question, work: "_Work", bench: "_Bench") -> dict[str, A
             raise StoppedError
         last, load = step.batch, question.load(step.batch)
         link.report("probing", {"batch": last, "load": load})
-        peak = _unless_out_of_memory(partial(work.peak_bytes, bench, last))
+        peak = _unless_out_of_memory(partial(_peak_bytes, work, bench, last))
         probe = Probe(last, load, peak, peak is not None and peak <= question.budget_bytes)
         question.probes.append(probe)
         link.report("probe", asdict(probe))
         if peak is None:
             return None
     return {"batch": step.batch, "largest": question.largest}
+
+
+def _peak_bytes(work: "_Work", bench: "_Bench", batch: int) -> int:
+    with memory.Taken(bench.device) as taken:
+        work.run(bench, batch)
+    return taken.highest_bytes
 
 
 # -- a trial's process ----------------------------------------------------------------------------------------------
@@ -194,8 +206,8 @@ class _Work(Protocol):
     def load(self, batch: int) -> int:
         """The computed tokens of the heaviest part of the schedule."""
 
-    def peak_bytes(self, bench: _Bench, batch: int) -> int:
-        """Run the heaviest parts; what was taken at the most."""
+    def run(self, bench: _Bench, batch: int) -> None:
+        """Run the heaviest parts."""
 
 
 @dataclass(frozen=True)
@@ -226,29 +238,39 @@ class _Training:
     def _targets(self, part: Sequence[TokenizedExample]) -> int:
         return sum(layouts.count_targets(example, self.state.settings.training.loss_on) for example in part)
 
-    def peak_bytes(self, bench: _Bench, batch: int) -> int:
+    def _heaviest(self, batch: int) -> list[list[TokenizedExample]]:
+        """The micro-batch with the most computed tokens, and the one with the most targets where that is another."""
+        parts = self._micro_batches(batch)
+        most = max(parts, key=lambda part: (self._computed(part), self._targets(part)))
+        most_targets = max(parts, key=lambda part: (self._targets(part), self._computed(part)))
+        return [most] if self._targets(most) == self._targets(most_targets) else [most, most_targets]
+
+    def run(self, bench: _Bench, batch: int) -> None:
         """A step of each heaviest micro-batch, with moments, and with gradients where a step has several."""
         state, training = self.state, self.state.settings.training
-        parts = self._micro_batches(batch)
-        chosen = [max(parts, key=lambda part: (self._computed(part), self._targets(part)))]
-        most_targets = max(parts, key=lambda part: (self._targets(part), self._computed(part)))
-        chosen += [most_targets] if most_targets != chosen[0] else []
+        chosen = self._heaviest(batch)
         times = 2 if (training.effective_batch_size or 0) > batch else 1
         trainer = make_trainer(state, bench.session, bench.model, bench.precision, 1)
         trainer.optimization = replace(trainer.optimization, learning_rate=0.0)
-        with as_it_trains(state, bench.model, bench.precision), bench.session.phase("train"):
-            with suppress(DivergedError):  # what matters is the memory that the step took
-                self._make_moments(trainer, bench.pad_id)
-                for part in chosen:
-                    trainer.step([lay_out(state, part, bench.pad_id)] * times)
-            return _taken_bytes(bench.device)
+        # What matters is the memory that a step takes, not whether its loss is finite.
+        with (
+            as_it_trains(state, bench.model, bench.precision),
+            bench.session.phase("train"),
+            suppress(DivergedError),
+        ):
+            self._make_moments(trainer, bench)
+            for part in chosen:
+                trainer.step([lay_out(state, part, bench.pad_id)] * times)
 
-    def _make_moments(self, trainer: Trainer, pad_id: int) -> None:
-        """A step of the lightest example, in which the optimizer makes its moments (fp16 may skip the first ones)."""
-        lightest = min(self.prepared.train, key=lambda example: example.length)
-        for _ in range(MAX_SKIPPED_STEPS):
-            if not trainer.step([lay_out(self.state, [lightest], pad_id)]).skipped:
-                return
+    def _make_moments(self, trainer: Trainer, bench: _Bench) -> None:
+        """Steps of the lightest examples make the optimizer's moments (fp16 may skip the first) and the kernels."""
+        by_length = {example.length: example for example in self.prepared.train}
+        lightest = [by_length[length] for length in sorted(by_length)]
+        is_one_shape = self.state.choice.layout == "padded" or bench.device.type != "cpu"
+        for example in lightest[: 1 if is_one_shape else _SHAPES]:
+            for _ in range(MAX_SKIPPED_STEPS):
+                if not trainer.step([lay_out(self.state, [example], bench.pad_id)]).skipped:
+                    break
 
 
 @dataclass(frozen=True)
@@ -280,21 +302,13 @@ class _Inference:
         length = self.state.settings.training.sequence_length - new
         return layouts.computed_tokens(prompts, self.state.choice.layout, length) + new * len(part)
 
-    def peak_bytes(self, bench: _Bench, batch: int) -> int:
+    def run(self, bench: _Bench, batch: int) -> None:
         """The heaviest batch of each phase, to the last of its new tokens."""
         settings = self.state.settings
         endless = settings.model_copy(update={"task": settings.task.model_copy(update={"stop": None})})
-        state, parts, peak = replace(self.state, settings=endless), self._parts(batch), 0
+        state, parts = replace(self.state, settings=endless), self._parts(batch)
         bench.model.eval()
         given = (bench.session, bench.model, bench.tokenizer, self.prepared, bench.precision, bench.pad_id)
         for phase, prepare in Scorer(state, *given, eos=frozenset()).phases().items():
             with bench.session.phase(phase):
                 prepare(max(parts, key=self._written if phase == "generate" else self._read))(lambda _: None)
-                peak = max(peak, _taken_bytes(bench.device))
-        return peak
-
-
-def _taken_bytes(device: torch.device) -> int:
-    found = memory.taken_bytes(device)
-    assert found is not None, "a system that does not tell is refused"
-    return found

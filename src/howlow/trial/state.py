@@ -77,6 +77,7 @@ class TrialState:
     choice: LayoutChoice
     idle: Idle | None = None
     batch_search: tuple[BatchSearch, ...] = ()
+    is_bounded: bool = False
     found: Found = field(default_factory=Found)
     session: Session | None = None
     _reported_s: float = -math.inf
