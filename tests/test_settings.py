@@ -40,7 +40,8 @@ def test_the_defaults_are_those_of_the_paper_and_the_design() -> None:
         ({"lora": {"alpha": -1.0}}, ["greater than 0"]),
         ({"lora": {"rank": True}}, ["lora.rank = True", "integer"]),
         ({"training": {"betas": [0.9, 1.0]}}, ["training.betas"]),
-        ({"training": {"batch_size": "max"}}, ["training.batch_size = 'max'", "not in this version"]),
+        ({"training": {"batch_size": "most"}}, ["training.batch_size = 'most'", 'a whole number or "max" is expected']),
+        ({"inference": {"batch_size": 1.5}}, ["inference.batch_size = 1.5", 'a whole number or "max" is expected']),
         ({"training": {"layout": "shared"}, "lora": {"dropout": 0.1}}, ["lora.dropout", "packed"]),
         ({"training": {"layout": "rolled"}}, ["training.layout = 'rolled'", "padded"]),
         ({"training": {"learning_rate": float("nan")}}, ["training.learning_rate"]),
@@ -278,3 +279,10 @@ def test_a_step_is_never_smaller_than_a_batch() -> None:
     assert len(asked.expand(load(**few))) == 3, "the default batch, which no trial trains with, does not count"
     with pytest.raises(UserError, match=r"trial r0008-s0-training\.batch_size=8"):
         load(training={"effective_batch_size": 4}, grid={"training.batch_size": [1, 8]})
+
+
+def test_the_largest_batch_is_asked_for_by_its_name_also_in_the_grid() -> None:
+    found = load(training={"effective_batch_size": 4}, grid={"training.batch_size": ["max", 1]})
+    names = [plan.name for plan in asked.expand(found) if plan.kind == "lora"]
+    assert names == ["r0008-s0-training.batch_size=max", "r0008-s0-training.batch_size=1"]
+    assert load(inference={"batch_size": "max"}).inference.batch_size == "max"

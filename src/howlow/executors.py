@@ -84,6 +84,22 @@ def is_disk_full(error: BaseException) -> bool:
     return "os error 28" in str(error) or "No space left on device" in str(error)
 
 
+def kernel_kills() -> int:
+    """How many processes the kernel has killed for want of memory since it started (0 where it does not say)."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def ran_out_of_memory(finished: "Finished", log: Path, killed_by_kernel: bool) -> bool:
+    """Whether a child that died did so for want of memory: by the kernel's hand, or in an allocation."""
+    written = log.read_text(encoding="utf-8", errors="replace")[-4000:]
+    allocation = any(text in written for text in ("bad_alloc", "can't allocate memory", "out of memory", "MemoryError"))
+    return killed_by_kernel if finished.exit_signal == 9 else allocation
+
+
 def _child(entry: str, payload: dict[str, Any], pipe: "connection.Connection[Any, Any]", log: str) -> None:
     """The child's entry function."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the sweep passes it on as "stop"

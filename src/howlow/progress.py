@@ -61,6 +61,12 @@ class Progress:
         if self._live:
             self._live.update(Text(f"{event.plan.name}  loading{self._time_left()}"))
 
+    def _on_probed(self, event: Event) -> None:
+        seen = event.progress
+        peak = "out of memory" if seen["peak_bytes"] is None else formatting.quantity(seen["peak_bytes"], "bytes")
+        fits = "fits" if seen["fits"] else "does not fit"
+        self._say(f"    {seen['setting']} {seen['batch']}: {peak}, {fits}")
+
     def _on_progress(self, event: Event) -> None:
         assert event.plan is not None
         seen = event.progress

@@ -302,6 +302,28 @@ class MergedRecord(Frozen):
     equal_texts: int | None = Field(None, description="answers that are the same")
 
 
+class BatchProbe(Frozen):
+    """One probe of a search for the largest batch."""
+
+    batch: int
+    computed_tokens: int = Field(description="tokens that the model ran on in the heaviest batch of the schedule")
+    peak_memory_bytes: int | None = Field(description="as the limit counts it; None where the memory ran out")
+    fits: bool
+
+
+class BatchSearch(Frozen):
+    """The search for the largest batch that fits, for a batch size of "max"."""
+
+    setting: Literal["training.batch_size", "inference.batch_size"]
+    batch: int | None = Field(description="the largest that fits; None where not even one example does")
+    largest: int = Field(description="the largest that was allowed: the examples, or training.effective_batch_size")
+    limit_bytes: int
+    budget_bytes: int = Field(description="the limit less the margin; a peak of at most this fits")
+    limit: str = Field(description="where the limit comes from")
+    memory: str = Field(description="what the peaks count: VmData on a CPU, memory reserved by torch on CUDA")
+    probes: tuple[BatchProbe, ...] = Field(description="in their order; the last confirms the batch that was found")
+
+
 class Scores(Frozen):
     """Quality on the test data; each absent where the task or random weights do not give it."""
 
@@ -356,6 +378,7 @@ class Record(Frozen):
     energy: EnergySource | None = None
     layout: LayoutRecord | None = None
     merged: MergedRecord | None = None
+    batch_search: tuple[BatchSearch, ...] = Field((), description="how a batch size of max was found")
     meters: MeterRecord | None = None
     scores: Scores = Scores()
     warnings: tuple[RecordWarning, ...] = ()
@@ -559,9 +582,12 @@ def _identity(record: Record) -> dict[str, Any]:
     if record.data is not None:
         for key in ("train_sha256", "test_sha256"):
             identity[f"data.{key}"] = getattr(record.data, key)
+    searched = {search.setting for search in record.batch_search}
     for key in setting_keys():
         is_unused = record.kind == "base" and key.startswith(("lora.", "training."))
         value = record.settings.get(key)
+        if key in searched:
+            value = "max"
         is_open = value == "auto"  # a trial that died before it chose
         if (
             key not in _MAY_DIFFER

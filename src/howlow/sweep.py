@@ -6,6 +6,7 @@ checkpoint if it has one. So a sweep that was killed at any instant is continued
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -14,11 +15,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from howlow.batches import (
+    Place,
+    SearchFailedError,
+    largest_batch,
+    nothing_fits,
+    searched_settings,
+    with_batches,
+)
 from howlow.continuing import (
     Trace,
     joined,
@@ -30,8 +40,9 @@ from howlow.continuing import (
     traces,
 )
 from howlow.errors import UserError
-from howlow.executors import Finished, LocalExecutor, is_disk_full
+from howlow.executors import Finished, LocalExecutor, is_disk_full, kernel_kills, ran_out_of_memory
 from howlow.records import (
+    BatchSearch,
     DataRecord,
     Environment,
     Record,
@@ -59,13 +70,12 @@ _PREPARATION_KEYS = (
 )
 
 
-# What the choice of a layout depends on beside the data (`howlow.trial.layout`).
+# What the choice of a layout depends on beside the data (`howlow.trial.layout`), the batch aside: trials that differ in
+# it take one layout, the one for the largest of them, so that a batch's effect is not mixed with a layout's.
 _LAYOUT_KEYS = (
     "lora.dropout",
     "training.layout",
     "training.shuffle",
-    "training.batch_size",
-    "training.effective_batch_size",
     "training.precision",
     "run.device",
 )
@@ -102,7 +112,7 @@ class Preparation:
 class Event:
     """Something that a person watching wants to know; `kind` says which of the other fields are set."""
 
-    kind: str  # "preparing", "prepared", "started", "progress", "ended", "waiting"
+    kind: str  # "preparing", "prepared", "started", "probed", "waiting", "progress", "ended"
     plan: TrialPlan | None = None
     done: int = 0
     total: int = 0
@@ -169,7 +179,7 @@ def sweep(
         _refuse_changed(left, prepared, expand(merged))
         _check_space(folder, prepared.values(), plans)
         pending = [plan for plan in plans if plan.name not in existing]
-        layouts = _choose_layouts(executor, pending, prepared, folder / ".howlow")
+        layouts = _choose_layouts(executor, plans, pending, prepared, folder / ".howlow")
         write_atomically(folder / "sweep.toml", to_toml(merged))
         for name in again:
             set_aside(folder / "trials" / name)
@@ -311,14 +321,17 @@ def _prepare(executor: LocalExecutor, plans: Sequence[TrialPlan], folder: Path) 
 
 
 def _choose_layouts(
-    executor: LocalExecutor, plans: Sequence[TrialPlan], prepared: Mapping[str, Preparation], folder: Path
+    executor: LocalExecutor,
+    plans: Sequence[TrialPlan],
+    pending: Sequence[TrialPlan],
+    prepared: Mapping[str, Preparation],
+    folder: Path,
 ) -> dict[str, dict[str, Any]]:
     """The layout of every trial that is to run, chosen once for those that share what it depends on, and laid by."""
     chosen: dict[str, dict[str, Any]] = {}
-    for plan in plans:
-        key, preparation = _layout_key(plan.settings), prepared[_preparation_key(plan.settings)]
-        if key in chosen:
-            continue
+    for key in dict.fromkeys(_layout_key(plan.settings) for plan in pending):
+        plan = max((plan for plan in plans if _layout_key(plan.settings) == key), key=_training_batch)
+        preparation = prepared[_preparation_key(plan.settings)]
         environment = preparation.report["environment"]
         basis = {"data": preparation.report["data"], "versions": environment["versions"], "on": environment["device"]}
         path = folder / f"layout-{key}.json"
@@ -330,6 +343,11 @@ def _choose_layouts(
             write_atomically(path, json.dumps(laid_by))
         chosen[key] = laid_by["layout"]
     return chosen
+
+
+def _training_batch(plan: TrialPlan) -> float:
+    asked = plan.settings.training.batch_size
+    return math.inf if asked == "max" else float(asked)
 
 
 def _checked(finished: Finished, folder: Path) -> dict[str, Any]:
@@ -387,19 +405,61 @@ def _run_all(
 ) -> None:
     pending = [plan for plan in plans if plan.name not in existing]
     idle: dict[str, Any] | None = None
+    # One for all, so that trials with a number beside those with "max" are measured alike.
+    is_bounded = any(plan.settings.run.memory_limit_bytes or searched_settings(plan) for plan in plans)
     for index, plan in enumerate(pending):
-        rest_s = plan.settings.run.cooldown_s if index else 0.0
-        if rest_s:
-            listener(Event("waiting", plan, text=f"cooling down, at most {rest_s:g} s"))
-        if rest_s or not index:
-            idle = _idle(executor, plan.settings, folder / ".howlow" / "idle.log", rest_s)
-        done = len(plans) - len(pending) + index
+        done, trial = len(plans) - len(pending) + index, folder / "trials" / plan.name
         listener(Event("started", plan, done=done, total=len(plans)))
-        preparation = prepared[_preparation_key(plan.settings)]
-        layout = layouts[_layout_key(plan.settings)]
-        record = _run_one(executor, plan, preparation, layout, folder / "trials" / plan.name, idle, listener)
+        preparation, layout = prepared[_preparation_key(plan.settings)], layouts[_layout_key(plan.settings)]
+        record = _search_batches(executor, plan, preparation, layout, folder, listener)
+        if not isinstance(record, Record):
+            rest_s = plan.settings.run.cooldown_s if index else 0.0
+            if rest_s:
+                listener(Event("waiting", plan, text=f"cooling down, at most {rest_s:g} s"))
+            if rest_s or not index:
+                idle = _idle(executor, plan.settings, folder / ".howlow" / "idle.log", rest_s)
+            record = _run_one(executor, plan, record, is_bounded, preparation, layout, trial, idle, listener)
         existing[plan.name] = record
         listener(Event("ended", plan, done=done + 1, total=len(plans), record=record))
+
+
+def _search_batches(
+    executor: LocalExecutor,
+    plan: TrialPlan,
+    preparation: Preparation,
+    layout: Mapping[str, Any],
+    folder: Path,
+    listener: Listener,
+) -> list[BatchSearch] | Record:
+    """The largest batches of a trial that asks for them; its record where there is none to run with."""
+    trial, searches = folder / "trials" / plan.name, list[BatchSearch]()
+    environment = preparation.report["environment"]
+    keys = ("device_name", "cpu", "cores", "threads", "versions")
+    basis = {"data": preparation.report["data"], **{key: environment[key] for key in keys}}
+    place = Place(folder / ".howlow", preparation.folder, layout, basis)
+    record: Record | None = None
+    try:
+        for setting in searched_settings(plan):
+            tell = partial(_tell_probe, listener, plan, setting)
+            searches.append(largest_batch(executor, plan, setting, place, tell))
+            if searches[-1].batch is None:
+                record = _record_without_trial(plan, "out_of_memory", nothing_fits(searches[-1]), searches)
+                break
+    except SearchFailedError as problem:
+        record = _record_without_trial(plan, "failed", str(problem), searches)
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError(f"{place.folder}: {error.strerror}") from None
+        raise
+    if record is None:
+        return searches
+    trial.mkdir(parents=True, exist_ok=True)
+    write_record(trial, record)
+    return record
+
+
+def _tell_probe(listener: Listener, plan: TrialPlan, setting: str, probe: Mapping[str, Any]) -> None:
+    listener(Event("probed", plan, progress={"setting": setting, **probe}))
 
 
 def _idle(executor: LocalExecutor, settings: Settings, log: Path, rest_s: float) -> dict[str, Any] | None:
@@ -424,6 +484,8 @@ def _idle(executor: LocalExecutor, settings: Settings, log: Path, rest_s: float)
 def _run_one(
     executor: LocalExecutor,
     plan: TrialPlan,
+    searches: Sequence[BatchSearch],
+    is_bounded: bool,
     preparation: Preparation,
     layout: dict[str, Any],
     trial: Path,
@@ -434,13 +496,15 @@ def _run_one(
         "name": plan.name,
         "kind": plan.kind,
         "axes": plan.axes,
-        "settings": plan.settings.model_dump_json(),
+        "settings": with_batches(plan.settings, searches).model_dump_json(),
         "folder": str(trial),
         "data": str(preparation.folder),
         "layout": layout,
         "idle": idle,
+        "batch_search": [search.model_dump() for search in searches],
+        "is_bounded": is_bounded,
     }
-    kills_before = _kernel_kills()
+    kills_before = kernel_kills()
     try:
         trial.mkdir(parents=True, exist_ok=True)
         finished = executor.run(
@@ -454,7 +518,8 @@ def _run_one(
         if finished.outcome == "disk_full":
             raise DiskFullError(f"{trial}: {finished.value}")
         if finished.outcome != "result":
-            _record_death(plan, trial, finished, killed_by_kernel=_kernel_kills() > kills_before)
+            memory = ran_out_of_memory(finished, trial / "log.txt", killed_by_kernel=kernel_kills() > kills_before)
+            write_record(trial, _record_death(plan, trial, finished, memory))
     except OSError as error:
         if is_disk_full(error):
             raise DiskFullError(f"{trial}: {error.strerror}") from None
@@ -464,36 +529,30 @@ def _run_one(
     return record
 
 
-def _record_death(plan: TrialPlan, trial: Path, finished: Finished, killed_by_kernel: bool) -> None:
+def _record_death(plan: TrialPlan, trial: Path, finished: Finished, memory: bool) -> Record:
     """The record of a trial whose process died without leaving one."""
-    log = (trial / "log.txt").read_text(encoding="utf-8", errors="replace")[-4000:]
-    allocation = any(text in log for text in ("bad_alloc", "can't allocate memory", "out of memory", "MemoryError"))
-    memory = (finished.exit_signal == 9 and killed_by_kernel) or (finished.exit_signal != 9 and allocation)
     cause = str(finished.value)
     if finished.exit_signal is not None:
         cause = f"killed by signal {finished.exit_signal}"
     if memory:
         cause += " (the kernel was out of memory)" if finished.exit_signal == 9 else " (an allocation failed)"
-    record = Record(
+    error = f"the trial's process ended: {cause}; see {trial / 'log.txt'}"
+    return _record_without_trial(plan, "out_of_memory" if memory else "failed", error)
+
+
+def _record_without_trial(plan: TrialPlan, status: Status, error: str, searches: Sequence[BatchSearch] = ()) -> Record:
+    """The record of a trial that cannot write its own."""
+    return Record(
         trial=plan.name,
         kind=plan.kind,
         rank=plan.rank,
         seed=plan.seed,
         axes=plan.axes,
-        status="out_of_memory" if memory else "failed",
-        error=f"the trial's process ended: {cause}; see {trial / 'log.txt'}",
-        settings=plan.settings,
+        status=status,
+        error=error,
+        settings=with_batches(plan.settings, searches),
         environment=None,
         model=None,
         data=None,
+        batch_search=tuple(searches),
     )
-    write_record(trial, record)
-
-
-def _kernel_kills() -> int:
-    """How many processes the kernel has killed for want of memory since it started (0 where it does not say)."""
-    try:
-        lines = Path("/proc/vmstat").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

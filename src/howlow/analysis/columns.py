@@ -89,6 +89,33 @@ _METERED: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
     ),
 )
 
+_GENERATION: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
+    (
+        "prefill_time_per_sample_s",
+        "prefill time/sample",
+        "seconds",
+        "time until the first new token / samples",
+        "lower",
+    ),
+    ("decode_time_per_sample_s", "decode time/sample", "seconds", "time after the first new token / samples", "lower"),
+    ("prefill_tokens_per_s", "prefill tokens/s", "per_second", "tokens computed to read the prompts / time", "higher"),
+    ("decode_tokens_per_s", "decode tokens/s", "per_second", "new tokens after the first ones / time", "higher"),
+    (
+        "prefill_energy_per_token_j",
+        "prefill energy/token",
+        "joules",
+        "energy / tokens; absent where a source cannot part the two",
+        "lower",
+    ),
+    (
+        "decode_energy_per_token_j",
+        "decode energy/token",
+        "joules",
+        "energy / tokens; absent where a source cannot part the two",
+        "lower",
+    ),
+)
+
 COLUMNS: tuple[Column, ...] = (
     *_TRIAL,
     Column("train_batch_size", "batch size", "count", "examples in one forward and backward pass"),
@@ -121,6 +148,10 @@ COLUMNS: tuple[Column, ...] = (
         "fraction",
         "time that the steps' readings took / that of the steps",
         "lower",
+    ),
+    *(
+        Column(f"inference_{name}", label, unit, f"generation: {meaning}, both summed over the measured steps", better)
+        for name, label, unit, meaning, better in _GENERATION
     ),
 )
 

@@ -185,7 +185,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
         seed=record.seed,
         status=record.status,
         layout=settings.training.layout,
-        inference_batch_size=settings.inference.batch_size,
+        inference_batch_size=_known(settings.inference.batch_size),
         energy_source=record.energy.name if record.energy else None,
     )
     if model is not None:
@@ -193,7 +193,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
             row[name] = getattr(model, name)
         row["adapter_bytes"] = model.adapter_bytes
     if record.kind != "base":
-        row["train_batch_size"] = settings.training.batch_size
+        row["train_batch_size"] = _known(settings.training.batch_size)
         if _ended(record, "train"):
             row.update({f"train_{name}": value for name, value in _figures(record, "train", steps, readings).items()})
             row["train_final_loss"] = _final_loss(steps)
@@ -202,6 +202,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
         row.update({f"inference_{name}": value for name, value in _figures(record, phase, steps, readings).items()})
         if phase == "generate":
             row["inference_new_tokens_per_sample"] = _new_tokens_per_sample(steps)
+            row.update({f"inference_{name}": value for name, value in _prefill_and_decode(record, steps).items()})
     row.update({name: _finite(getattr(record.scores, name)) for name in Scores.model_fields if name in row})
     row.update(meter_figures(record))
     row.update({axis: axis_value(record, axis) for axis in axes})
@@ -257,6 +258,38 @@ def _figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: S
 def _new_tokens_per_sample(steps: Sequence[Step]) -> float | None:
     measured = [step for step in steps if step.phase == "generate" and step.part == "measured"]
     return ratio(sum(step.target_tokens for step in measured), sum(step.samples for step in measured))
+
+
+def _known(batch_size: int | str) -> int | None:
+    """A batch size; None where the largest was searched for in vain."""
+    return batch_size if isinstance(batch_size, int) else None
+
+
+def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
+    """Generation in its two parts, told apart when every prompt is read and has its first new token.
+
+    Only watts that are the same all the time tell their energies apart: a counter is read at a step's end alone.
+    """
+    measured = [
+        step
+        for step in steps
+        if (step.phase, step.part) == ("generate", "measured") and None not in (step.prefill_s, step.prefill_tokens)
+    ]
+    samples = sum(step.samples for step in measured)
+    prefill_s = math.fsum(step.prefill_s or 0.0 for step in measured)
+    decode_s = math.fsum(step.duration_s - (step.prefill_s or 0.0) for step in measured)
+    read = sum(step.prefill_tokens or 0 for step in measured)
+    written = sum(step.target_tokens - step.samples for step in measured)
+    is_assumed = record.energy is not None and record.energy.name == "assumed"
+    power_w = record.settings.meters.assumed_power_w if is_assumed else None
+    return {
+        "prefill_time_per_sample_s": ratio(prefill_s, samples),
+        "decode_time_per_sample_s": ratio(decode_s, samples),
+        "prefill_tokens_per_s": ratio(read, prefill_s),
+        "decode_tokens_per_s": ratio(written or None, decode_s),
+        "prefill_energy_per_token_j": None if power_w is None else ratio(power_w * prefill_s, read),
+        "decode_energy_per_token_j": None if power_w is None else ratio(power_w * decode_s, written),
+    }
 
 
 def _final_loss(steps: Sequence[Step]) -> float | None:

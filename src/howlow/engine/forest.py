@@ -123,6 +123,12 @@ def plant(sequences: Sequence[Sequence[int]], *, share: bool) -> tuple[Forest, T
     return forest, ids, [torch.cat(parts) for parts in places]
 
 
+def length_of(sequences: Sequence[Sequence[int]], *, share: bool) -> int:
+    """The tokens of the row that `plant` lays these sequences into, without laying them."""
+    last = _segments(sequences, share)[-1]
+    return last.row + last.end - last.start
+
+
 def _segments(sequences: Sequence[Sequence[int]], share: bool) -> list[Segment]:
     found: list[Segment] = []
     if share:

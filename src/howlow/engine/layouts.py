@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from howlow.engine.forest import Forest, plant
+from howlow.engine.forest import Forest, length_of, plant
 from howlow.engine.tokens import TokenizedExample
 
 Layout = Literal["padded", "packed", "shared"]
@@ -84,6 +84,13 @@ def lay_out(
     if layout == "padded":
         return padded(examples, sequence_length, pad_id, loss_on)
     return packed(examples, loss_on) if layout == "packed" else shared(examples, loss_on)
+
+
+def computed_tokens(examples: Sequence[TokenizedExample], layout: Layout, sequence_length: int) -> int:
+    """The tokens that the model would run on for these examples as a batch in this layout."""
+    if layout == "padded":
+        return len(examples) * sequence_length
+    return length_of([example.prompt + example.completion for example in examples], share=layout == "shared")
 
 
 def padded(examples: Sequence[TokenizedExample], sequence_length: int, pad_id: int, loss_on: LossOn) -> Batch:

@@ -44,7 +44,16 @@ FULL = (
     "inference_power_w",
     "inference_peak_memory_bytes",
     "inference_utilization",
+    "inference_new_tokens_per_sample",
+    "inference_prefill_time_per_sample_s",
+    "inference_decode_time_per_sample_s",
+    "inference_prefill_tokens_per_s",
+    "inference_decode_tokens_per_s",
+    "inference_prefill_energy_per_token_j",
+    "inference_decode_energy_per_token_j",
 )
+# Of generation alone: tasks without answers have none, and nobody misses them there.
+_OF_GENERATION = ("new_tokens_per_sample", "prefill_", "decode_")
 # Beside energy per sample, and absent with it; not every source has them, so their absence alone is not told.
 _BESIDE_ENERGY = ("error_per_sample_j", "above_idle_per_sample_j", "cpu_energy_per_sample_j")
 _QUALITY_ORDER = ("f1", "exact_match", "rouge1", "rouge2", "rougeL", "perplexity", "word_perplexity", "bits_per_byte")
@@ -131,6 +140,8 @@ class Summary:
 def summarize(comparison: Comparison, names: Sequence[str] = COMPACT, quality_first: bool = False) -> Summary:
     """The table of these columns, and after (or before) them of every quality column that has a value."""
     results = comparison.results
+    if len({row["train_batch_size"] for row in results.rows} - {None}) > 1 and "train_batch_size" not in names:
+        names = ("train_batch_size", *names)  # where the batch is not one for all, it is half of the explanation
     present = {name for name in (*names, *QUALITY) if any(row[name] is not None for row in results.rows)}
     quality = (*_QUALITY_ORDER, "loss")
     ordered = (*quality, *names) if quality_first else (*names, *quality)
@@ -150,7 +161,8 @@ def summarize(comparison: Comparison, names: Sequence[str] = COMPACT, quality_fi
 
 
 def _beside(names: Sequence[str]) -> set[str]:
-    return {name for name in names if name.endswith(_BESIDE_ENERGY)}
+    of_generation = {name for name in names if name.removeprefix("inference_").startswith(_OF_GENERATION)}
+    return of_generation | {name for name in names if name.endswith(_BESIDE_ENERGY)}
 
 
 def _heading(results: Results, name: str) -> Heading:

@@ -66,15 +66,20 @@ def _first_problem(error: ValidationError) -> str:
         return str(problem["ctx"]["error"])
     if problem["type"] in _ABOUT_THE_WHOLE and key in _EXPECTED:
         return f"{key} = {problem['input']!r}: {_EXPECTED[key]} expected ({setting_keys()[key]})"
-    more = {
-        ("training.batch_size", "max"): "; the search for the largest batch is not in this version, give a number",
-    }.get((key, problem["input"] if isinstance(problem["input"], str) else ""), "")
     rule = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{key} = {problem['input']!r}: {rule}{more} ({setting_keys().get(key, 'a table of settings')})"
+    return f"{key} = {problem['input']!r}: {rule} ({setting_keys().get(key, 'a table of settings')})"
 
 
 # Where a rule is about the whole value, it is told in the user's words and not in those of a validator.
-_ABOUT_THE_WHOLE = ("missing", "too_short", "too_long", "string_too_short", "string_pattern_mismatch", "tuple_type")
+_ABOUT_THE_WHOLE = (
+    "missing",
+    "too_short",
+    "too_long",
+    "string_too_short",
+    "string_pattern_mismatch",
+    "tuple_type",
+    "int_type",
+)
 _EXPECTED = {
     "model": "a name is",
     "tokenizer": "a name is",
@@ -83,6 +88,8 @@ _EXPECTED = {
     "baselines": "a list of base and full is",
     "lora.target_modules": "a list with at least one name is",
     "training.betas": "two numbers are",
+    "training.batch_size": 'a whole number or "max" is',
+    "inference.batch_size": 'a whole number or "max" is',
     "run.device": "auto, cpu, mps, cuda or cuda:N is",
 }
 

@@ -62,7 +62,7 @@ def resolve(table: Mapping[str, Any]) -> Settings:
 def _check_batches(plan: TrialPlan) -> None:
     """A step never holds fewer examples than a batch: the batch that was asked for would not be the one measured."""
     batch, step = plan.settings.training.batch_size, plan.settings.training.effective_batch_size
-    if plan.kind != "base" and step is not None and step < batch:
+    if plan.kind != "base" and step is not None and batch != "max" and step < batch:
         raise UserError(
             f"training.effective_batch_size = {step} is less than training.batch_size = {batch} (trial {plan.name}); "
             f"lower training.batch_size to {step}, or raise training.effective_batch_size"

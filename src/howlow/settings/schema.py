@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # torch and TOML take no more
+BatchSize = Positive | Literal["max"]
 Text = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[StrictStr, ...], Field(strict=False, min_length=1)]
 
@@ -124,7 +125,11 @@ class TrainingSettings(Section):
     shuffle: Literal["groups", "examples"] = Field(
         "groups", description="the training order: groups shuffled and each kept together, or every example by itself"
     )
-    batch_size: Positive = Field(8, description="examples in one forward and backward pass")
+    batch_size: BatchSize = Field(
+        8,
+        description="examples in one forward and backward pass; max: the most, of at most all examples, whose heaviest "
+        "batch fits into the memory, searched for before each trial",
+    )
     effective_batch_size: Positive | None = Field(
         None,
         description="examples in one optimizer step, at least batch_size, reached by accumulation; absent: batch_size",
@@ -167,7 +172,7 @@ class TrainingSettings(Section):
 class InferenceSettings(Section):
     """Scoring the test data after fine-tuning, in the same process."""
 
-    batch_size: Positive = Field(8, description="test examples in one batch")
+    batch_size: BatchSize = Field(8, description="test examples in one batch; max: the most that fit, as in training")
     adapter: Literal["attached", "merged"] = Field(
         "attached",
         description="merged: inference is measured with the adapter merged into a copy of the weights; scores stay "
@@ -213,6 +218,12 @@ class RunSettings(Section):
     )
     memory_limit_bytes: Positive | None = Field(
         None, description="what a trial may take: RLIMIT_DATA on a CPU, the allocator's cap on CUDA"
+    )
+    memory_margin: float = Field(
+        0.03,
+        ge=0.0,
+        lt=1.0,
+        description="batch_size = max leaves this share of the limit free; without a limit, of the device's memory",
     )
 
 

@@ -38,12 +38,13 @@ from howlow.meters.clock import utc
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.idle import measure_idle, rest
 from howlow.meters.machine import choose_device, environment
-from howlow.meters.memory import keep_heap, release
+from howlow.meters.memory import bound_heap, keep_heap, release
 from howlow.meters.patience import answered
 from howlow.meters.session import Session
 from howlow.meters.sources import Asked, Meters, open_energy, open_meters
 from howlow.preparation import Prepared
 from howlow.records import (
+    BatchSearch,
     EnergySource,
     Idle,
     LayoutChoice,
@@ -69,14 +70,14 @@ from howlow.trial.state import SweepLink, TrialState, warn_unsteady
 
 def prepare_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]:
     """Prepare the data of a sweep and check its model (`howlow.preparation`)."""
-    _settle()
+    settle()
     settings = Settings.model_validate_json(payload["settings"])
     return preparation.prepare(settings, payload["adapters"], Path(payload["folder"]))
 
 
 def choose_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]:
     """Choose the layout of the trials with these settings (`howlow.trial.layout`)."""
-    _settle()
+    settle()
     settings = Settings.model_validate_json(payload["settings"])
     prepared = preparation.read_prepared(Path(payload["data"]))
     return choose(settings, prepared.train, prepared.test).model_dump()
@@ -84,7 +85,7 @@ def choose_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]:
 
 def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
     """Run one trial and write its record; returns its status."""
-    _settle()
+    settle()
     settings = Settings.model_validate_json(payload["settings"])
     choice = LayoutChoice(**payload["layout"])
     taken = settings.training.model_copy(update={"layout": choice.layout})
@@ -98,6 +99,8 @@ def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
         link=link,
         choice=choice,
         idle=Idle(**payload["idle"]) if payload.get("idle") else None,
+        is_bounded=payload.get("is_bounded", False),
+        batch_search=tuple(BatchSearch(**search) for search in payload.get("batch_search", ())),
     )
     with FileLock(state.folder / ".lock"):  # a trial of a sweep that was killed a moment ago may still be ending
         return run(state)
@@ -106,7 +109,7 @@ def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
 def idle_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | None:
     """Let the device rest, then read its idle power; None where no source reads it."""
     settings = Settings.model_validate_json(payload["settings"])
-    energy = open_energy(_asked(settings, choose_device(settings.run.device)))
+    energy = open_energy(asked_of(settings, choose_device(settings.run.device)))
     rest(lambda: answered(lambda: _temperature_c(energy), 1.0), payload["rest_s"], lambda: link.stop_requested)
     if link.stop_requested:
         raise StoppedError
@@ -119,7 +122,8 @@ def _temperature_c(energy: EnergyMeter) -> float | None:
     return max((look.temperature_c for look in looks if look.temperature_c is not None), default=None)
 
 
-def _settle() -> None:
+def settle() -> None:
+    """What every child does first."""
     gc.freeze()  # what the imports made stays anyway; collections between the phases need not look at it again
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -158,11 +162,14 @@ def _method(state: TrialState) -> Scores:
     settings, found = state.settings, state.found
     device = choose_device(settings.run.device)
     precision = choose_precision(settings, device)
-    keep_heap()
+    if state.is_bounded:
+        bound_heap()
+    else:
+        keep_heap()
     limit_memory(settings.run.memory_limit_bytes, device)
     saved = resume(state)
     prepared = preparation.read_prepared(state.data_folder)
-    meters = open_meters(_asked(settings, device))
+    meters = open_meters(asked_of(settings, device))
     found.environment, found.data = environment(device), prepared.data
     found.energy = _source(meters)
     _warn_about(state, prepared, meters.energy)
@@ -179,7 +186,7 @@ def _method(state: TrialState) -> Scores:
     ) as session:
         state.session = session
         with session.phase("load") as meter:
-            model, tokenizer, eos = _load(state, device, precision, prepared.tokenizer_name)
+            model, tokenizer, eos = load(state, device, precision, prepared.tokenizer_name)
             found.phases = saved.phases if saved else [meter.end()]
         if session.peak_problem and device.type == "cpu":
             state.warn(WarningKind.PEAK_MEMORY_ABSENT, session.peak_problem)
@@ -206,7 +213,8 @@ def _method(state: TrialState) -> Scores:
     return Scores() if settings.random_weights else scores
 
 
-def _asked(settings: Settings, device: torch.device) -> Asked:
+def asked_of(settings: Settings, device: torch.device) -> Asked:
+    """What the settings ask of the meters."""
     meters = settings.meters
     return Asked(meters.energy, device, meters.assumed_power_w, meters.devices or (), meters.rate_hz)
 
@@ -224,7 +232,7 @@ def _source(meters: Meters, session: Session | None = None) -> EnergySource:
     )
 
 
-def _load(
+def load(
     state: TrialState, device: torch.device, precision: Precision, tokenizer_name: str
 ) -> tuple[Any, Any, frozenset[int]]:
     """The model with what trains in it, its tokenizer, and the tokens that end a generation."""
@@ -300,7 +308,7 @@ def _card(state: TrialState) -> str:
         "task": state.settings.task.name,
         "training examples": f"{found.data.train_examples}, {training.epochs} epoch(s)",
         "learning rate": training.learning_rate,
-        "batch size": training.effective_batch_size or training.batch_size,
+        "batch size": training.effective_batch_size or state.training_batch_size,
         "sequence length": training.sequence_length,
         "seed": state.settings.seed,
         "howlow": found.environment.versions["howlow"],
@@ -356,6 +364,7 @@ def _record(state: TrialState, status: Status, error: str | None, scores: Scores
         energy=found.energy,
         layout=layout_record(state),
         merged=found.merged,
+        batch_search=state.batch_search,
         meters=found.meters,
         scores=scores,
         warnings=tuple(found.warnings),

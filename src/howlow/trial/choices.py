@@ -27,9 +27,13 @@ def limit_memory(limit_bytes: int | None, device: torch.device) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
 
 
+# How oneDNN says that an allocation failed; shapes and types that it cannot take do not come so far.
+_ONEDNN = ("could not create a primitive", "could not create a memory object")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is an allocation that failed, on a GPU or a CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    texts = ("can't allocate memory", "out of memory", "Cannot allocate memory", "std::bad_alloc")
+    texts = ("can't allocate memory", "out of memory", "Cannot allocate memory", "std::bad_alloc", *_ONEDNN)
     return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in texts)

@@ -1,19 +1,23 @@
 """The fine-tuning phase: the schedule of steps, each timed and written down, checkpoints between them."""
 
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 from torch import nn
 
 from howlow.engine import layouts, order
 from howlow.engine import model as models
 from howlow.engine.frozen import fused
+from howlow.engine.layouts import Batch
 from howlow.engine.model import Precision
 from howlow.engine.rotary import as_in_a_full_row
+from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
 from howlow.preparation import Prepared
 from howlow.records import LineWriter, WarningKind
+from howlow.settings import Settings
 from howlow.trial.resuming import Saved, save_training
 from howlow.trial.state import TrialState, split, write_step
 
@@ -30,43 +34,19 @@ def fine_tune(
 ) -> None:
     """Train on the whole schedule, or on what a checkpoint left of it."""
     training, examples = state.settings.training, prepared.train
-    schedule = order.steps(
-        [example.group for example in examples],
-        training.shuffle,
-        state.settings.seed,
-        training.epochs,
-        training.effective_batch_size or training.batch_size,
-        training.max_steps,
-    )
-    model.train()
-    if training.gradient_checkpointing:
-        options = {"use_reentrant": False}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
-    trainer = _trainer(state, session, model, precision, len(schedule))
+    schedule = schedule_of(state.settings, examples, state.training_batch_size)
+    trainer = make_trainer(state, session, model, precision, len(schedule))
     if saved is not None:
         saved.restore_training(trainer)
     first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()
     parts = state.parts("train", first, len(schedule))
     writer = LineWriter(state.steps_path)
     totals = saved.document["totals"] if saved else None
-    with (
-        models.compiled_layers(model, training.compile),
-        fused(model) if precision == "fp32" and not training.compile else nullcontext(),
-        as_in_a_full_row(model, training.sequence_length),
-        session.phase("train", totals) as meter,
-    ):
+    with as_it_trains(state, model, precision), session.phase("train", totals) as meter:
         for index in range(first, len(schedule)):
             chosen = schedule[index]
-            micro_batches = [
-                layouts.lay_out(
-                    [examples[i] for i in part],
-                    state.choice.layout,
-                    training.sequence_length,
-                    pad_id,
-                    training.loss_on,
-                )
-                for part in split(chosen, training.batch_size)
-            ]
+            parts_of_step = split(chosen, state.training_batch_size)
+            micro_batches = [lay_out(state, [examples[i] for i in part], pad_id) for part in parts_of_step]
             state.note_first_step()
             with meter.step(parts[index] == "measured", len(chosen)) as timed:
                 outcome = trainer.step(micro_batches)
@@ -98,8 +78,46 @@ def fine_tune(
         state.warn(WarningKind.STEPS_SKIPPED, f"{skipped} of {len(schedule)} steps skipped")
 
 
-def _trainer(state: TrialState, session: Session, model: nn.Module, precision: Precision, total_steps: int) -> Trainer:
+def schedule_of(settings: Settings, examples: Sequence[TokenizedExample], batch_size: int) -> list[list[int]]:
+    """The examples of every optimizer step."""
+    training = settings.training
+    return order.steps(
+        [example.group for example in examples],
+        training.shuffle,
+        settings.seed,
+        training.epochs,
+        training.effective_batch_size or batch_size,
+        training.max_steps,
+    )
+
+
+def lay_out(state: TrialState, examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
+    """Examples as a training batch in the trial's layout."""
     training = state.settings.training
+    return layouts.lay_out(examples, state.choice.layout, training.sequence_length, pad_id, training.loss_on)
+
+
+@contextmanager
+def as_it_trains(state: TrialState, model: nn.Module, precision: Precision) -> Iterator[None]:
+    """Within this context the model runs as fine-tuning runs it."""
+    training = state.settings.training
+    with (
+        models.compiled_layers(model, training.compile),
+        fused(model) if precision == "fp32" and not training.compile else nullcontext(),
+        as_in_a_full_row(model, training.sequence_length),
+    ):
+        yield
+
+
+def make_trainer(
+    state: TrialState, session: Session, model: nn.Module, precision: Precision, total_steps: int
+) -> Trainer:
+    """The optimizer of a model that is set to training."""
+    training = state.settings.training
+    model.train()
+    if training.gradient_checkpointing:
+        options = {"use_reentrant": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
     optimization = Optimization(
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,

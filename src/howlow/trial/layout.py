@@ -27,6 +27,8 @@ from howlow.trial.state import TrialState
 
 _SMALLEST_SAVING = 0.05
 _STEPS_LOOKED_AT = 50
+_SUPPOSED_BATCH = 8
+"""The largest batch is searched for in the layout, so the layout is chosen before it is known."""
 
 
 def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence[TokenizedExample]) -> LayoutChoice:
@@ -125,12 +127,13 @@ def _router_losses(model: nn.Module) -> str | None:
 def _prefixes_pay(settings: Settings, examples: Sequence[TokenizedExample]) -> bool:
     """Whether sharing saves tokens in the first steps of the training as it would run with seed 0."""
     training = settings.training
+    batch = _SUPPOSED_BATCH if training.batch_size == "max" else training.batch_size
     schedule = order.steps(
         [example.group for example in examples],
         training.shuffle,
         0,
         1,
-        min(training.batch_size, training.effective_batch_size or training.batch_size),
+        min(batch, training.effective_batch_size or batch),
         _STEPS_LOOKED_AT,
     )
     steps = [[examples[index].prompt + examples[index].completion for index in step] for step in schedule]

@@ -121,6 +121,9 @@ def resume(state: TrialState) -> Saved | None:
     """The last checkpoint, with the files beside it cut back to it; without one the trial starts afresh."""
     clear_temporaries(state.folder)
     loaded = checkpoint.load(state.folder / "checkpoint")
+    if loaded is not None and not _has_these_batches(state, loaded[1]):
+        checkpoint.remove(state.folder / "checkpoint")
+        loaded = None
     timeline = state.folder / "timeline.jsonl"
     if loaded is None:
         for path in (state.steps_path, state.predictions_path, state.folder / "attached.jsonl", timeline):
@@ -146,6 +149,13 @@ def resume(state: TrialState) -> Saved | None:
             state.warn(WarningKind(warning["kind"]), warning["detail"])
     state.warn(WarningKind.RESUMED, f"interrupted and resumed, {state.found.resumed} time(s)")
     return Saved(document["position"], time_s, document, tensors)
+
+
+def _has_these_batches(state: TrialState, document: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of the batches of now; a largest batch that is searched for again may be another."""
+    old, now = document["identity"]["settings"], state.settings
+    kept = old["training"]["batch_size"], old["inference"]["batch_size"]
+    return kept == (now.training.batch_size, now.inference.batch_size)
 
 
 def _inference(path: Path) -> dict[str, Any]:

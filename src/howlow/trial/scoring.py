@@ -74,7 +74,7 @@ class Scorer:
 
     def score(self) -> Scores:
         """Run the phases that the task asks for, measured, and score what came out."""
-        with self._frozen_layers():
+        with self.frozen_layers():
             for phase in self.phases:
                 self._run(phase)
         steps = [line for line in read_lines(self.state.steps_path) if line["phase"] == "evaluate"]
@@ -94,18 +94,19 @@ class Scorer:
     def lay_by(self, attached: Attached) -> None:
         """Run the test unmeasured, before the adapter is merged; batches that were laid by are not run again."""
         attached.cut()
-        with self._frozen_layers():
+        with self.frozen_layers():
             for phase, prepare in self.phases.items():
                 for batch in self._batches()[len(attached.batches(phase)) :]:
                     result = prepare([self.prepared.test[row] for row in batch])(lambda _: None)
                     attached.add(phase, result.loss, result.target_tokens, result.lines())
                     self.state.stop_if_asked()
 
-    def _frozen_layers(self) -> AbstractContextManager[None]:
+    def frozen_layers(self) -> AbstractContextManager[None]:
+        """The context in which the model's frozen layers run as they do in a trial's inference."""
         return fused(self.model) if self.precision == "fp32" else nullcontext()
 
     def _batches(self) -> list[list[int]]:
-        return list(split(range(len(self.prepared.test)), self.state.settings.inference.batch_size))
+        return list(split(range(len(self.prepared.test)), self.state.inference_batch_size))
 
     def _warn_of_near_ties(self, lines: list[dict[str, Any]]) -> None:
         near = sum(line.get("smallest_margin", math.inf) < NEAR_TIE[self.precision] for line in lines)

@@ -12,6 +12,7 @@ from howlow.meters.machine import process_age_s
 from howlow.meters.session import Session, Timed
 from howlow.meters.steadiness import drift, steady_from
 from howlow.records import (
+    BatchSearch,
     DataRecord,
     EnergySource,
     Environment,
@@ -75,6 +76,8 @@ class TrialState:
     link: SweepLink
     choice: LayoutChoice
     idle: Idle | None = None
+    batch_search: tuple[BatchSearch, ...] = ()
+    is_bounded: bool = False
     found: Found = field(default_factory=Found)
     session: Session | None = None
     _reported_s: float = -math.inf
@@ -89,6 +92,16 @@ class TrialState:
     def predictions_path(self) -> Path:
         """The answers, or the texts' log-likelihoods."""
         return self.folder / "predictions.jsonl"
+
+    @property
+    def training_batch_size(self) -> int:
+        """Examples in one forward and backward pass."""
+        return number(self.settings.training.batch_size)
+
+    @property
+    def inference_batch_size(self) -> int:
+        """Test examples in one batch."""
+        return number(self.settings.inference.batch_size)
 
     def warn(self, kind: WarningKind, detail: str) -> None:
         """Put a warning into the record, once."""
@@ -132,6 +145,12 @@ class TrialState:
             self.session.look_for_outside_work()
         if self.found.preparation_s is None:
             self.found.preparation_s = process_age_s()
+
+
+def number(batch_size: int | str) -> int:
+    """A batch size that is known."""
+    assert isinstance(batch_size, int), "the largest batch is searched for before anything runs with it"
+    return batch_size
 
 
 def warn_unsteady(state: TrialState) -> None:

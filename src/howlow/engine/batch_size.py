@@ -1,0 +1,215 @@
+"""The largest batch that fits: which batch to try next, as a plain function of what was tried.
+
+A *probe* runs a batch's heaviest micro-batch for real and reads the memory's peak. Peaks are nearly affine in the
+tokens that the model runs on (`load`), so a line through the probes predicts where the budget ends:
+
+* Nothing known of other ranks: batches are doubled until one does not fit.
+* Something known: the first probe is where the other ranks' lines, taken to this rank, meet the budget.
+* Between one that fits and one that does not, probes follow the line through the two peaks nearest to the budget, and
+  halve the interval where that does not end it soon.
+* A schedule that is cut elsewhere may be lighter although its batches are larger: where such a batch stands behind the
+  first one that did not fit, it is tried too.
+* The batch found is confirmed: it has to fit once more.
+
+The largest that fits is thus found for any peaks that grow with the load; the line only saves probes.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+GUIDED = 4
+"""So many probes follow the line before doubling, or halving, takes over."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One probe: the batch, its load, and its peak (None where the memory ran out)."""
+
+    batch: int
+    load: int
+    peak_bytes: int | None
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """Peak bytes as an affine function of the load."""
+
+    fixed_bytes: float
+    bytes_per_load: float
+
+    def at(self, load: int) -> float:
+        """The peak that the line predicts."""
+        return self.fixed_bytes + self.bytes_per_load * load
+
+
+@dataclass(frozen=True)
+class Known:
+    """A rank, and the line that is certain of it: weights, gradients and moments; activations of the rank's width."""
+
+    rank: int
+    line: Line
+
+
+@dataclass(frozen=True)
+class Other:
+    """The probes of another rank."""
+
+    known: Known
+    probes: tuple[Probe, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is searched for: the largest batch up to `largest` whose peak is at most `budget_bytes`.
+
+    load: the load of a batch's heaviest micro-batch. limit_bytes: what a probe without a peak has gone beyond.
+    expected: the line that other ranks lead to expect. beyond: how many batches behind the first that does not fit are
+    looked at for a lighter schedule.
+    """
+
+    largest: int
+    budget_bytes: int
+    limit_bytes: int
+    load: Callable[[int], int]
+    expected: Line | None = None
+    beyond: int = 0
+    probes: list[Probe] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Try:
+    """Probe this batch next."""
+
+    batch: int
+    confirms: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """The largest batch that fits; None where not even one example does."""
+
+    batch: int | None
+
+
+def next_step(question: Question) -> Try | Found:
+    """What to do after the probes so far."""
+    low, high = _bracket(question)
+    if low + 1 < high:
+        return Try(_between(question, low, high))
+    further = _further(question, low, high) if low else None
+    if further is not None:
+        return Try(further)
+    if low == 0:
+        return Found(None)
+    if sum(probe.batch == low for probe in question.probes) < 2:
+        return Try(low, confirms=True)
+    return Found(low)
+
+
+def _bracket(question: Question) -> tuple[int, int]:
+    """The largest batch that fits (0: none so far), and the smallest above it that does not."""
+    failed = {probe.batch for probe in question.probes if not probe.fits}
+    low = max((probe.batch for probe in question.probes if probe.batch not in failed), default=0)
+    return low, min((batch for batch in failed if batch > low), default=question.largest + 1)
+
+
+def _between(question: Question, low: int, high: int) -> int:
+    """A batch above `low` and under `high`."""
+    probes = question.probes
+    failures = [index for index, probe in enumerate(probes) if not probe.fits]
+    line = _line(question)
+    if not failures and (question.expected is None or len(probes) >= GUIDED):
+        return min(question.largest, max(1, 2 * low))
+    if line is None or (failures and len(probes) - failures[0] > GUIDED):
+        return (low + high) // 2
+    return max(low + 1, min(_largest_under(question, line, low, high), high - 1))
+
+
+def _largest_under(question: Question, line: Line, low: int, high: int) -> int:
+    """The largest batch from `low` to under `high` that the line lets fit, as far as loads grow with the batch."""
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if line.at(question.load(middle)) <= question.budget_bytes:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _further(question: Question, low: int, high: int) -> int | None:
+    """A larger batch than the first that did not fit, but with a lighter schedule that should."""
+    if high >= question.largest:
+        return None
+    tried = {probe.batch for probe in question.probes}
+    known, too_much, line = question.load(low), question.load(high), _line(question)
+    for batch in range(min(question.largest, high + question.beyond), high, -1):
+        load = question.load(batch) if batch not in tried else too_much
+        if load <= known or (load < too_much and line is not None and line.at(load) <= question.budget_bytes):
+            return batch
+    return None
+
+
+# -- lines ----------------------------------------------------------------------------------------------------------
+
+
+def _line(question: Question) -> Line | None:
+    """What this rank's probes say, with the slope of other ranks as long as they say too little."""
+    budget, peaks = question.budget_bytes, _peaks(question.probes)
+    nearest = sorted(peaks, key=lambda load: abs(peaks[load] - budget))[:2]
+    line = question.expected
+    if len(nearest) == 2 and (own := _through(*((load, peaks[load]) for load in nearest))) is not None:
+        line = own
+    elif nearest and line is not None:
+        line = Line(peaks[nearest[0]] - line.bytes_per_load * nearest[0], line.bytes_per_load)
+    for load in sorted((probe.load for probe in question.probes if probe.peak_bytes is None), reverse=True):
+        if line is not None and line.at(load) < question.limit_bytes:  # memory ran out: it is steeper than thought
+            below = [(own, peaks[own]) for own in nearest if own < load]
+            steeper = _through(max(below), (load, question.limit_bytes)) if below else None
+            line = steeper or Line(question.limit_bytes - line.bytes_per_load * load, line.bytes_per_load)
+    return line
+
+
+def _peaks(probes: Iterable[Probe]) -> dict[int, int]:
+    """Load -> its highest peak."""
+    found: dict[int, int] = {}
+    for probe in probes:
+        if probe.peak_bytes is not None:
+            found[probe.load] = max(found.get(probe.load, 0), probe.peak_bytes)
+    return found
+
+
+def _through(one: tuple[int, int], other: tuple[int, int]) -> Line | None:
+    """The line through two points (load, bytes); None where it does not rise."""
+    slope = (other[1] - one[1]) / (other[0] - one[0])
+    return Line(one[1] - slope * one[0], slope) if slope > 0 else None
+
+
+def expected_line(known: Known, others: Sequence[Other]) -> Line | None:
+    """The line of a rank from those of other ranks: what is not certain of them is linear between ranks."""
+    fits = [(other.known, line) for other in others if (line := _fit(other.probes)) is not None]
+    if not fits:
+        return None
+    ranks, own = [other.rank for other, _ in fits], known.line
+    fixed = [line.fixed_bytes - other.line.fixed_bytes for other, line in fits]
+    slopes = [line.bytes_per_load - other.line.bytes_per_load for other, line in fits]
+    slope = own.bytes_per_load + _between_ranks(known.rank, ranks, slopes)
+    return Line(own.fixed_bytes + _between_ranks(known.rank, ranks, fixed), slope) if slope > 0 else None
+
+
+def _fit(probes: Iterable[Probe]) -> Line | None:
+    """The line of least squares through the peaks."""
+    peaks = _peaks(probes)
+    if len(peaks) < 2:
+        return None
+    slope, fixed = np.polyfit(list(peaks), list(peaks.values()), 1)
+    return Line(float(fixed), float(slope)) if slope > 0 else None
+
+
+def _between_ranks(rank: int, ranks: Sequence[int], values: Sequence[float]) -> float:
+    """Linear between two ranks, beyond them the nearest one's; the mean where a rank has several."""
+    known = sorted(set(ranks))
+    means = [np.mean([value for own, value in zip(ranks, values, strict=True) if own == one]) for one in known]
+    return float(np.interp(rank, known, means))

@@ -1,0 +1,124 @@
+"""The search for the largest batch: exact for every growing memory, few probes for an affine one."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from howlow.engine.batch_size import Found, Known, Line, Other, Probe, Question, Try, expected_line, next_step
+
+LIMIT = 1_000_000
+
+
+def searched(
+    question: Question, peak: Callable[[int], float], noisy: Callable[[int], int] = lambda _: 0
+) -> tuple[int | None, list[Probe], list[Try]]:
+    """The whole search over a peak for each load; what is beyond the limit has no peak."""
+    probes: list[Probe] = []
+    steps: list[Try] = []
+    while True:
+        step = next_step(replace(question, probes=probes))
+        if isinstance(step, Found):
+            return step.batch, probes, steps
+        assert 1 <= step.batch <= question.largest
+        load = question.load(step.batch)
+        found = round(peak(load)) + noisy(len(probes))
+        seen = found if found <= question.limit_bytes else None
+        probes.append(Probe(step.batch, load, seen, found <= question.budget_bytes))
+        steps.append(step)
+        assert len(probes) < 200, "the search ends"
+
+
+def question(largest: int, load: Callable[[int], int] = lambda batch: batch, **more: object) -> Question:
+    return Question(largest, budget_bytes=970_000, limit_bytes=LIMIT, load=load, **more)  # type: ignore[arg-type]
+
+
+def largest_that_fits(asked: Question, peak: Callable[[int], float]) -> int | None:
+    fits = [batch for batch in range(1, asked.largest + 1) if round(peak(asked.load(batch))) <= asked.budget_bytes]
+    return max(fits, default=None)
+
+
+@st.composite
+def growing(draw: st.DrawFn) -> list[int]:
+    """The peak of every batch from 0 on, each at least the one before."""
+    steps = draw(st.lists(st.integers(0, 200_000), min_size=2, max_size=150))
+    total, found = draw(st.integers(0, 1_100_000)), []
+    for step in steps:
+        found.append(total)
+        total += step
+    return found
+
+
+@given(peaks=growing(), expected=st.none() | st.tuples(st.floats(-1e6, 2e6), st.floats(1, 1e6)))
+@settings(deadline=None)
+def test_the_largest_is_found_for_any_memory_that_grows(peaks: list[int], expected: tuple[float, float] | None) -> None:
+    asked = question(len(peaks) - 1, expected=Line(*expected) if expected else None)
+    found, probes, steps = searched(asked, lambda load: peaks[load])
+    assert found == largest_that_fits(asked, lambda load: peaks[load])
+    assert len(probes) <= 3 * math.log2(asked.largest + 1) + 10
+    if found is not None:
+        assert steps[-1] == Try(found, confirms=True)
+        assert sum(step.confirms for step in steps) == 1
+
+
+@given(
+    fixed=st.integers(0, 900_000),
+    slope=st.integers(5_000, 90_000),
+    largest=st.integers(1, 5000),
+    rank=st.sampled_from([1, 8, 64, 512, 2048]),
+    others=st.lists(st.sampled_from([1, 2, 16, 256, 1024]), min_size=1, max_size=3, unique=True),
+    bend=st.floats(-0.02, 0.02),
+)
+@settings(deadline=None)
+def test_from_the_second_rank_on_five_probes_are_enough(
+    fixed: int, slope: int, largest: int, rank: int, others: list[int], bend: float
+) -> None:
+    """Batches under 200; up to 2 %, peaks are affine in the load and what is certain of a rank is all that it adds."""
+
+    def peak(rank: int) -> Callable[[int], float]:
+        return lambda load: fixed + 40 * rank + (slope + rank) * load * (1 + bend * math.sin(rank))
+
+    def known(rank: int) -> Known:
+        return Known(rank, Line(40 * rank, rank))
+
+    asked = question(largest)
+    line = expected_line(known(rank), [Other(known(other), tuple(searched(asked, peak(other))[1])) for other in others])
+    found, probes, _ = searched(replace(asked, expected=line), peak(rank))
+    assert found == largest_that_fits(asked, peak(rank))
+    if line is not None:
+        assert len(probes) <= 5
+
+
+def test_a_lighter_schedule_behind_the_first_that_does_not_fit_is_found() -> None:
+    loads = {1: 10, 2: 20, 3: 12, 4: 22, 5: 30, 6: 32}
+    asked = question(6, loads.__getitem__, beyond=6)
+    found, _, _ = searched(asked, lambda load: 50_000 * load)
+    assert found == 3
+    assert searched(replace(asked, beyond=0), lambda load: 50_000 * load)[0] in (1, 3)
+
+
+def test_a_batch_that_does_not_fit_when_it_is_confirmed_is_not_the_largest() -> None:
+    asked = question(64)
+    unlucky = len(searched(asked, lambda load: 96_000 * load)[1]) - 1
+    found, probes, steps = searched(asked, lambda load: 96_000 * load, lambda index: 20_000 * (index == unlucky))
+    assert found == 9
+    assert [step.batch for step in steps if step.confirms] == [10, 9]
+    assert [probe.fits for probe in probes if probe.batch == 10] == [True, False]
+
+
+def test_nothing_fits() -> None:
+    assert searched(question(64), lambda load: 2e6)[0] is None
+
+
+def test_without_knowledge_batches_are_doubled() -> None:
+    _, _, steps = searched(question(64), lambda load: 50_000 * load)
+    assert [step.batch for step in steps][:6] == [1, 2, 4, 8, 16, 32]
+    assert [step.batch for step in steps][6:] == [19, 20, 19]
+
+
+def test_all_examples_at_once_are_the_most() -> None:
+    found, _, steps = searched(question(5), lambda load: load)
+    assert found == 5
+    assert [step.batch for step in steps] == [1, 2, 4, 5, 5]
