@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("HOWLOW_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny matrices are slower with two threads than with one, and much slower on a machine that is busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import transformers
 from howlow.engine.checking import problem_with
 from howlow.engine.tokens import TokenizedExample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 32,

@@ -24,6 +24,8 @@ from howlow.engine.loss import per_example, target_losses
 from howlow.engine.rotary import as_in_a_full_row
 from howlow.engine.tokens import TokenizedExample
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTH = 64
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
@@ -223,6 +225,7 @@ def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any):
         assert float(difference / norm) < 1e-5, layout
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", ["llama", "sliding mistral", "gemma2", "neox"])
 @given(examples=example_sets(), loss_on=st.sampled_from(["completion", "all"]))
 @settings(max_examples=4, deadline=None)

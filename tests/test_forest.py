@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from howlow.engine.forest import SMALLEST_SHARED, Forest, plant
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENS = st.integers(0, 3)
 SEQUENCES = st.lists(st.lists(TOKENS, min_size=1, max_size=40), min_size=1, max_size=8)
 STEMS = st.lists(TOKENS, min_size=SMALLEST_SHARED, max_size=20)

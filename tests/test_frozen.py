@@ -11,6 +11,8 @@ from torch import nn
 
 from howlow.engine.frozen import fused
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Two(nn.Module):
     """An adapted layer with a bias, and a plain one behind it."""

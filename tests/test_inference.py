@@ -11,6 +11,8 @@ from howlow.engine import model as models
 from howlow.engine.inference import Generated
 from howlow.engine.references import locate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 LAYOUT = "padded"
 EOS = 257

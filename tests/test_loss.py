@@ -13,6 +13,8 @@ from howlow.engine.references import locate
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 EOS = 257
 EXAMPLES = [

@@ -15,6 +15,8 @@ from howlow.engine.references import locate
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Optimization, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 Make = Callable[..., Any]
 
