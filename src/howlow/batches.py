@@ -98,8 +98,10 @@ def searched_settings(plan: TrialPlan) -> list[Setting]:
 
 
 def with_batches(settings: Settings, searches: Sequence[BatchSearch]) -> Settings:
-    """The settings with the numbers that were found."""
+    """The settings with the numbers that were found; a search in vain leaves "max"."""
     for search in searches:
+        if search.batch is None:
+            continue
         section, _, name = search.setting.partition(".")
         changed = getattr(settings, section).model_copy(update={name: search.batch})
         settings = settings.model_copy(update={section: changed})

@@ -143,6 +143,11 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any]) -> None:
     print(f"{len(plan.plans)} trials, {finished} of them finished; to run, in this order:")
     for name in plan.to_run:
         print(f"  {name}")
+    for setting in plan.searched:
+        share = f"less {settings.run.memory_margin:.3g} of it"
+        limit = settings.run.memory_limit_bytes
+        held = f"run.memory_limit_bytes = {limit}" if limit else "the memory that is free then"
+        print(f'{setting} = "max": searched for before each of these trials, within {held}, {share}')
     for name, status in plan.ended.items():
         if status != "done":
             print(f"not run again: {name} ended as {status}; --retry {status} does")

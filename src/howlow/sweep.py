@@ -150,6 +150,12 @@ class DryRun:
         """The names of the trials that would be run, in their order."""
         return tuple(plan.name for plan in self.plans if plan.name not in self.ended)
 
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The settings that are "max" in any of them."""
+        pending = [plan for plan in self.plans if plan.name not in self.ended]
+        return tuple(dict.fromkeys(setting for plan in pending for setting in searched_settings(plan)))
+
 
 def sweep(
     settings: Settings, out: Path | str, *, retry: Sequence[Status] = (), on_event: Listener | None = None

@@ -217,7 +217,9 @@ class RunSettings(Section):
         0.0, ge=0.0, description="rest between trials: until the temperature is steady, at most this many seconds"
     )
     memory_limit_bytes: Positive | None = Field(
-        None, description="what a trial may take: RLIMIT_DATA on a CPU, the allocator's cap on CUDA"
+        None,
+        description="what a trial may take: RLIMIT_DATA on a CPU (trials then give freed memory back at once, which "
+        "takes time), the allocator's cap on CUDA",
     )
     memory_margin: float = Field(
         0.03,

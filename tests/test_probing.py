@@ -1,0 +1,200 @@
+"""The search on a CPU under a limit, in real processes: the largest batch by brute force, its record, its failures."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import squad_document, tiny_config
+
+import howlow
+from howlow.executors import LocalExecutor
+from howlow.records import BatchProbe, BatchSearch, Record, WarningKind
+from howlow.report import read_report
+from howlow.settings import expand, load, merge
+from howlow.sweep import Event
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wide_table(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) -> dict[str, Any]:
+    """A model whose batches take 4 to 10 MB an example, and 60 examples in 20 groups."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("wide")
+    torch.manual_seed(0)
+    config = tiny_config(hidden_size=256, intermediate_size=512, num_hidden_layers=4)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tiny_tokenizer.save_pretrained(folder / "model")
+    for name, paragraphs in (("train", 20), ("test", 2)):
+        (folder / f"{name}.json").write_text(json.dumps(squad_document(paragraphs, name=name)), encoding="utf-8")
+    return {
+        "model": str(folder / "model"),
+        "task": {
+            "name": "question_answering",
+            "train": str(folder / "train.json"),
+            "test": str(folder / "test.json"),
+        },
+        "training": {"sequence_length": 160, "batch_size": "max"},
+        "inference": {"batch_size": 6, "max_new_tokens": 2},
+        "baselines": [],
+    }
+
+
+@pytest.fixture(scope="module")
+def probe(wide_table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+    """One probe of any batch in a fresh process, bounded by nothing that it is not told."""
+    folder = tmp_path_factory.mktemp("brute")
+
+    def run(rank: int, layout: str, batch: int, data: Path, limit: dict[str, Any]) -> dict[str, Any]:
+        table = merge(wide_table, {"grid": {"lora.rank": [rank]}, "training": {"layout": layout}})
+        (plan,) = expand(load(None, [table]))
+        around = [
+            {"batch": batch - 1, "load": batch - 1, "peak_bytes": 1, "fits": True},
+            {"batch": batch + 1, "load": batch + 1, "peak_bytes": None, "fits": False},
+        ]
+        payload = {
+            "setting": "training.batch_size",
+            "kind": "lora",
+            "settings": plan.settings.model_dump_json(),
+            "folder": str(folder),
+            "data": str(data),
+            "layout": {"layout": layout, "kernel": None if layout == "padded" else "sdpa"},
+            "limit": limit,
+            "probes": around[batch == 1 :],
+            "others": [],
+        }
+        found = []
+        events: Callable[[str, Any], None] = lambda kind, value: found.append((kind, value))  # noqa: E731
+        finished = LocalExecutor().run("howlow.trial.probing.probe_entry", payload, folder / "log.txt", events)
+        assert finished.outcome == "result", (finished, (folder / "log.txt").read_text())
+        (one,) = [value for kind, value in found if kind == "probe"]
+        assert one["batch"] == batch
+        return dict(one)
+
+    return run
+
+
+def unbounded(limit_bytes: int = 10**12) -> dict[str, Any]:
+    return {"limit_bytes": limit_bytes, "budget_bytes": limit_bytes, "enforced_bytes": None, "limit": "", "memory": ""}
+
+
+def swept(table: dict[str, Any], out: Path, **options: Any) -> tuple[Record, ...]:
+    return howlow.sweep(load(None, [table]), out, **options).records
+
+
+@pytest.fixture(scope="module")
+def limit_bytes(
+    wide_table: dict[str, Any], probe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> int:
+    """A limit that holds some batches beside what the process itself takes on this machine."""
+    out = tmp_path_factory.mktemp("limit") / "out"
+    small = {"training": {"batch_size": 1, "max_steps": 1, "layout": "padded"}, "grid": {"lora.rank": [128]}}
+    swept(merge(wide_table, small), out)
+    (data,) = (out / ".howlow").glob("prepared-*")
+    return round((probe(128, "padded", 1, data, unbounded())["peak_bytes"] + 100e6) / 0.97)
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+def test_the_batch_found_is_the_largest_that_fits(
+    layout: str,
+    limit_bytes: int,
+    wide_table: dict[str, Any],
+    probe: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    changes = {
+        "grid": {"lora.rank": [1, 16, 128]},
+        "training": {"layout": layout},
+        "run": {"memory_limit_bytes": limit_bytes},
+    }
+    records = swept(merge(wide_table, changes), tmp_path / "out")
+    (data,) = (tmp_path / "out" / ".howlow").glob("prepared-*")
+    assert [record.status for record in records] == ["done"] * 3, [record.error for record in records]
+    counts = []
+    for record in records:
+        (search,) = record.batch_search
+        counts.append(len(search.probes))
+        assert record.settings.training.batch_size == search.batch
+        assert search.batch is not None
+        assert search.budget_bytes == limit_bytes - round(0.03 * limit_bytes)
+        assert (search.limit, search.memory, search.largest) == ("run.memory_limit_bytes", "VmData", 60)
+        assert search.probes[-1].batch == search.batch
+        assert record.rank is not None
+        fits = probe(record.rank, layout, search.batch, data, unbounded())["peak_bytes"]
+        one_more = probe(record.rank, layout, search.batch + 1, data, unbounded())["peak_bytes"]
+        jitter = 0.002 * limit_bytes  # by which the same probe differs from process to process
+        assert fits <= search.budget_bytes + jitter
+        assert one_more > search.budget_bytes - jitter
+    assert all(count <= 5 for count in counts[1:]), counts
+    batches = {record.rank: record.settings.training.batch_size for record in records}
+    assert batches[1] >= batches[16] >= batches[128]  # type: ignore[operator]
+
+
+def test_two_legs_beside_each_other_and_a_search_that_is_not_repeated(
+    limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {
+        "grid": {"lora.rank": [1, 4], "training.batch_size": ["max", 1]},
+        "training": {"layout": "auto", "effective_batch_size": 4, "max_steps": 6},
+        "inference": {"batch_size": "max"},
+        "run": {"memory_limit_bytes": limit_bytes},
+    }
+    table, probed = merge(wide_table, changes), list[str]()
+
+    def listen(event: Event) -> None:
+        if event.kind == "probed" and event.plan:
+            probed.append(event.plan.name)
+
+    records = {record.trial: record for record in swept(table, tmp_path / "out", on_event=listen)}
+    leg = records["r0004-s0-training.batch_size=max"]
+    assert leg.axes == {"training.batch_size": "max"}
+    assert (leg.settings.training.batch_size, leg.settings.training.effective_batch_size) == (4, 4)
+    assert leg.settings.inference.batch_size == 6
+    assert {record.settings.training.layout for record in records.values()} == {"shared"}
+    rows = {row["trial"]: row for row in read_report([tmp_path / "out"]).comparison.results.rows}
+    assert rows[leg.trial]["training.batch_size"] == "max"
+    assert (rows[leg.trial]["train_batch_size"], rows[leg.trial]["inference_batch_size"]) == (4, 6)
+    assert rows["r0004-s0-training.batch_size=1"]["train_batch_size"] == 1
+    assert probed
+    probed.clear()
+    (tmp_path / "out/trials" / leg.trial / "record.json").unlink()
+    swept(table, tmp_path / "out", on_event=listen)
+    assert probed == []
+
+
+def test_where_nothing_fits_the_trial_is_out_of_memory_and_the_others_go_on(
+    limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {
+        "grid": {"lora.rank": [1, 4096]},
+        "training": {"layout": "padded", "max_steps": 2, "effective_batch_size": 2},
+        "run": {"memory_limit_bytes": limit_bytes},
+    }
+    found = {record.rank: record for record in swept(merge(wide_table, changes), tmp_path / "out")}
+    assert (found[1].status, found[4096].status) == ("done", "out_of_memory")
+    assert "not even one example fits: its heaviest batch has 160 tokens" in (found[4096].error or "")
+    (search,) = found[4096].batch_search
+    assert search.batch is None
+    assert {probe.batch for probe in search.probes} == {1}
+    assert WarningKind.RANK_ABOVE_MATRIX not in {warning.kind for warning in found[1].warnings}
+    rows = read_report([tmp_path / "out"]).comparison.results.rows
+    assert [row["train_batch_size"] for row in rows] == [2, None]
+
+
+def test_a_search_survives_the_record() -> None:
+    one = BatchProbe(batch=1, computed_tokens=160, peak_memory_bytes=None, fits=False)
+    search = BatchSearch(
+        setting="training.batch_size",
+        batch=None,
+        largest=4,
+        limit_bytes=100,
+        budget_bytes=97,
+        limit="run.memory_limit_bytes",
+        memory="VmData",
+        probes=(one,),
+    )
+    assert BatchSearch.model_validate_json(search.model_dump_json()) == search
