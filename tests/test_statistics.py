@@ -230,6 +230,41 @@ def test_without_measured_steps_there_is_no_throughput(tmp_path: Path) -> None:
     assert row["train_utilization"] is None
 
 
+def test_prefill_and_decode_are_told_apart(tmp_path: Path) -> None:
+    # Two measured steps of 2 and 3 s, 0.5 s of each for 1000 tokens of prompts; 8 of 80 new tokens are prefill's.
+    steps = steps_of("generate", [9.0, 2.0, 3.0], prefill_s=0.5, prefill_tokens=1000)
+    asked = {"meters.energy": "assumed", "meters.assumed_power_w": 30.0}
+    assumed = EnergySource(name="assumed", detail="30 W")
+    plain: dict[str, Any] = {"steps": steps, "phases": (phase_of("generate"),)}
+    write_trial(tmp_path / "a", settings=asked, energy=assumed, **plain)
+    write_trial(tmp_path / "b", **plain)
+    row = only_row(tmp_path / "a")
+    assert row["inference_prefill_time_per_sample_s"] == 1.0 / 16
+    assert row["inference_decode_time_per_sample_s"] == 4.0 / 16
+    assert row["inference_prefill_tokens_per_s"] == 2000.0
+    assert row["inference_decode_tokens_per_s"] == (160 - 16) / 4.0
+    assert row["inference_prefill_energy_per_token_j"] == pytest.approx(30.0 * 1.0 / 2000)
+    assert row["inference_decode_energy_per_token_j"] == pytest.approx(30.0 * 4.0 / 144)
+    row = only_row(tmp_path / "b")
+    assert row["inference_decode_tokens_per_s"] == 36.0
+    assert row["inference_prefill_energy_per_token_j"] is None
+    assert row["inference_decode_energy_per_token_j"] is None
+
+
+def test_the_legs_of_the_largest_and_of_one_batch_have_references_of_their_own(tmp_path: Path) -> None:
+    for rank, largest in ((1, 12), (64, 5)):
+        for batch, number in (("max", largest), (1, 1)):
+            found = {"training.batch_size": number}
+            costly_trial(tmp_path, rank, rank * number, axes={"training.batch_size": batch}, settings=found)
+    comparison = compare(rows([tmp_path]))
+    assert {ref.axes["training.batch_size"]: ref.rank for ref in comparison.references} == {1: 64, "max": 64}
+    by_trial = {row["trial"]: row for row in comparison.results.rows}
+    largest_leg = by_trial["r0001-s0-training.batch_size=max"]
+    assert largest_leg["train_batch_size"] == 12
+    assert comparison.relative(largest_leg, "train_samples_per_s") == pytest.approx(64 * 5 / 12)
+    assert comparison.relative(by_trial["r0001-s0-training.batch_size=1"], "train_samples_per_s") == 64.0
+
+
 def test_a_base_trial_has_no_training_columns(tmp_path: Path) -> None:
     steps = steps_of("evaluate", [1.0, 2.0])
     write_trial(tmp_path, None, kind="base", task="language_modeling", steps=steps, phases=(phase_of("evaluate"),))
@@ -255,7 +290,7 @@ def test_rows_have_the_designed_columns_in_order_and_further_axes_at_the_end(tmp
     assert list(results.rows[0]) == names
     assert names[:5] == ["trial", "kind", "rank", "seed", "status"]
     assert names.index("rougeL") + 1 == names.index("train_energy_error_per_sample_j")  # later ones stand behind
-    assert names[-2:] == ["meter_step_share", "training.batch_size"]
+    assert names[-2:] == ["inference_decode_energy_per_token_j", "training.batch_size"]
     assert len(set(names)) == len(names) == len(columns_of(results.axes))
     assert results.rows[0]["train_batch_size"] == 4
 
