@@ -147,7 +147,7 @@ def adapted(name: str, dtype: torch.dtype) -> Any:
         base, rank=3, alpha=6, scaling="standard", target_modules=targets, dropout=0.0, seed=1
     ).to(dtype)
     for parameter in models.trainable(model).values():
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, std=0.3 if dtype == torch.float64 else 0.05)
     return model.train()
 
 
