@@ -43,6 +43,9 @@ class Prepared:
     tokenizer_name: str
 
 
+_OF_MODEL = (WarningKind.WEIGHTS_LEFT_OUT, WarningKind.LONGER_THAN_MODEL)
+
+
 def prepare(settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], folder: Path) -> dict[str, Any]:
     """Prepare the data and check the model for trials with these settings; `adapters` are (rank, target modules).
 
@@ -67,8 +70,12 @@ def prepare(settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], f
     if structure.max_positions is not None and settings.training.sequence_length > structure.max_positions:
         detail = f"sequence length {settings.training.sequence_length}, made for {structure.max_positions} positions"
         warnings.append(RecordWarning(kind=WarningKind.LONGER_THAN_MODEL, detail=detail))
-    prepared.warnings.extend(warning for warning in warnings if warning not in prepared.warnings)
-    if laid_by is None:
+    before = list(prepared.warnings)
+    of_data = [
+        warning for warning in before if warning.kind not in _OF_MODEL
+    ]  # what is laid by may be of another model
+    prepared.warnings[:] = [*of_data, *warnings]
+    if laid_by is None or prepared.warnings != before:
         _write(prepared, folder, content)
     return {
         "data": prepared.data.model_dump(),
