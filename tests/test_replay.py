@@ -1,8 +1,8 @@
 """A recorded session replayed through a whole sweep: on a clock that the work moves, every figure is exact."""
 
 import json
-import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(Trainer, "step", moved.after(Trainer.step, STEP_S))
     monkeypatch.setattr(inference, "evaluate", moved.after(inference.evaluate, EVALUATE_S))
     monkeypatch.setattr(inference, "generate", moved.after(inference.generate, GENERATE_S))
-    monkeypatch.setattr(sys.modules["howlow.sweep"], "LocalExecutor", Here)
+    monkeypatch.setattr(import_module("howlow.sweep"), "LocalExecutor", Here)
     return moved
 
 
