@@ -71,7 +71,7 @@ class Replay:
 class Here:
     """Runs what a sweep gives to its processes in this one."""
 
-    def run(self, entry: str, payload: dict[str, Any], log: Path, on_event: Any = None) -> Finished:
+    def run(self, entry: str, payload: dict[str, Any], log: Path, on_event: Any = None, **_: Any) -> Finished:
         class Link:
             stop_requested = False
 
