@@ -231,7 +231,7 @@ def test_out_of_memory_is_a_status_and_the_others_go_on(tiny_table: dict[str, An
     changes = {
         "grid": {"lora.rank": [1], "training.batch_size": [1, 16384]},
         "baselines": [],
-        "training": {"sequence_length": 512, "head": "all"},
+        "training": {"sequence_length": 512, "head": "all", "layout": "padded"},
         "task": {"train": str(_many(tmp_path))},
         "run": {"memory_limit_bytes": 3_000_000_000},
     }
