@@ -43,6 +43,7 @@ class Prepared:
     tokenizer_name: str
 
 
+# Found anew at each start: what is laid by may have been prepared for another model.
 _OF_MODEL = (WarningKind.WEIGHTS_LEFT_OUT, WarningKind.LONGER_THAN_MODEL)
 
 
@@ -71,9 +72,7 @@ def prepare(settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], f
         detail = f"sequence length {settings.training.sequence_length}, made for {structure.max_positions} positions"
         warnings.append(RecordWarning(kind=WarningKind.LONGER_THAN_MODEL, detail=detail))
     before = list(prepared.warnings)
-    of_data = [
-        warning for warning in before if warning.kind not in _OF_MODEL
-    ]  # what is laid by may be of another model
+    of_data = [warning for warning in before if warning.kind not in _OF_MODEL]
     prepared.warnings[:] = [*of_data, *warnings]
     if laid_by is None or prepared.warnings != before:
         _write(prepared, folder, content)

@@ -37,16 +37,17 @@ class Attached:
         """Drop a torn last line."""
         cut_lines(self.path, lambda _: True)
 
-    def beside(self, phase: PhaseName, index: int, merged: list[str]) -> Iterator[str]:
-        """The attached adapter's predictions of a batch, each with what the merged one made of it."""
-        for attached, line in zip(self.batches(phase)[index]["predictions"], merged, strict=True):
-            other = json.loads(line)
-            found = {f"merged_{key}": other[key] for key in ("generated", "log_likelihood") if key in other}
-            yield json.dumps(attached | found, ensure_ascii=False)
-
     def loss(self) -> tuple[float, int]:
         """The summed negative log-likelihood of the test's targets, and their number."""
         return summed_loss(self.batches("evaluate"))
+
+
+def beside(batch: dict[str, Any], merged: list[str]) -> Iterator[str]:
+    """The attached adapter's predictions of a batch, each with what the merged one made of it."""
+    for attached, line in zip(batch["predictions"], merged, strict=True):
+        other = json.loads(line)
+        found = {f"merged_{key}": other[key] for key in ("generated", "log_likelihood") if key in other}
+        yield json.dumps(attached | found, ensure_ascii=False)
 
 
 def summed_loss(batches: list[dict[str, Any]]) -> tuple[float, int]:

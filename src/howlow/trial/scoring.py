@@ -19,7 +19,7 @@ from howlow.meters.session import Session
 from howlow.preparation import Prepared
 from howlow.records import LineWriter, PhaseName, Scores, WarningKind, read_lines
 from howlow.tasks import Example, Task, task_named
-from howlow.trial.attached import Attached, agreement, summed_loss
+from howlow.trial.attached import Attached, agreement, beside, summed_loss
 from howlow.trial.resuming import Saved, save_inference
 from howlow.trial.state import TrialState, split, write_step
 
@@ -124,6 +124,7 @@ class Scorer:
         running = running if running.get("phase") == phase else {}
         first, saved_at_s = running.get("batches", 0), now_s()
         parts = state.parts(phase, first, len(batches))
+        attached = self.attached.batches(phase) if self.attached else None
         steps, predictions = LineWriter(state.steps_path), LineWriter(state.predictions_path)
         with self.session.phase(phase, running.get("totals")) as meter:
             for index in range(first, len(batches)):
@@ -133,7 +134,7 @@ class Scorer:
                 with meter.step(parts[index] == "measured", samples) as timed:
                     result = work(partial(meter.mark_prefill, timed))
                 lines = result.lines()
-                for line in self.attached.beside(phase, index, lines) if self.attached else lines:
+                for line in beside(attached[index], lines) if attached else lines:
                     predictions.append(line)
                 write_step(
                     steps,
