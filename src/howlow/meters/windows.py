@@ -24,6 +24,7 @@ from howlow.records import WarningKind
 
 UPDATES_IN_WINDOW = 5  # a counter's two edges are then at most two fifths of the window
 MOST_W = 5000.0  # no device draws more, whatever its counter says
+ROUNDING = 1e-9  # of a window's length, taken as the difference of two moments
 LARGEST_HOLE = 0.05  # of a window; what happens in a hole is not known
 
 
@@ -60,7 +61,7 @@ def counter_energy(
 ) -> WindowEnergy | Missing:
     """The energy of a window from a counter's readings (the module's docstring has the bound)."""
     shortest_s = UPDATES_IN_WINDOW * update_period_s
-    if end_s - start_s < shortest_s:
+    if end_s - start_s < shortest_s * (1 - ROUNDING):
         return _too_short(end_s - start_s, shortest_s, f"the counter is renewed every {update_period_s:.3g} s")
     read = [point for point in points if point.counter_j is not None]
     first = bisect_right(read, start_s, key=lambda point: point.time_s) - 1
@@ -135,7 +136,7 @@ def power_energy(
     near = read[first:last]
     energy_j = integrate_power([t for t, _ in near], [p for _, p in near], start_s, end_s)
     shortest_s = 3 * max(period_s, update_period_s)
-    if end_s - start_s < shortest_s:
+    if end_s - start_s < shortest_s * (1 - ROUNDING):
         return _too_short(end_s - start_s, shortest_s, f"its power is read every {period_s:.3g} s")
     if energy_j is None or _holes_s(near, start_s, end_s, period_s) > LARGEST_HOLE * (end_s - start_s):
         return Missing(WarningKind.ENERGY_GAP, "readings of power are missing inside the window")
@@ -186,6 +187,7 @@ def integrate_power(times_s: Sequence[float], powers_w: Sequence[float], start_s
     for (t0, p0), (t1, p1) in pairwise(zip(times, powers, strict=True)):
         low, high = max(t0, start_s), min(t1, end_s)
         if high > low:
-            slope = (p1 - p0) / (t1 - t0)
-            energy += (high - low) * (p0 + slope * ((low + high) / 2 - t0))
+            # The share of the gap, not the slope: two readings may lie so close that the slope overflows.
+            share = ((low + high) / 2 - t0) / (t1 - t0)
+            energy += (high - low) * (p0 + share * (p1 - p0))
     return energy
