@@ -7,8 +7,8 @@ questions of SQuAD 2.0's development set, whole paragraphs; greedy, at most 32 n
 
     generate       transformers, left padding; every token with a new line in it is an EOS for it, which costs it less
                    than `stop_strings` does; batches of 8, 16 and 32, in the data's order and sorted by length: the
-                   best of the six, found in a pass of its own, goes into the rounds
-    howlow shared, howlow packed     `howlow.engine.inference.generate`, batches of 8 and of 40, as a trial runs it
+                   best of the six, found on the first 32 prompts, goes into the rounds
+    howlow shared, howlow packed     `howlow.engine.inference.generate`, in batches of 8 or 80, as a trial runs it
 
 Texts must be equal. Where they are not, the smallest margin says whether two tokens tied within floating point: how far
 the chosen token's logit stood above the second's at its closest. Then the loss of the test's answers
@@ -30,7 +30,8 @@ from peers import BATCH_SIZE, INSTALLED, LENGTH, NEW_TOKENS, STOP, WARM, Reply, 
 
 GENERATE = "generate"
 VARIANTS = tuple(f"{order} {size}" for order in ("sorted", "unsorted") for size in (32, 16, 8))
-OURS = tuple(f"howlow {layout} {size}" for layout in ("shared", "packed") for size in (8, 40))
+OURS = ("howlow shared 8", "howlow shared 80", "howlow packed 80")
+TRIED_ON = 32  # prompts on which the peer's variants are compared
 LAYOUTS = ("padded", "packed", "shared")
 
 
@@ -69,7 +70,7 @@ def peer(column: str, count: int) -> Callable[[Reply], Reply]:
 
     def answer(request: Reply) -> Reply:
         order, size = request["variant"].split()
-        numbers = list(range(len(prompts)))
+        numbers = list(range(min(len(prompts), request.get("prompts", len(prompts)))))
         if order == "sorted":
             numbers.sort(key=lambda number: len(prompts[number]))
         plan = batches(numbers, int(size))[: 1 if request["warm_up"] else None]
@@ -205,7 +206,7 @@ def generation(column: str, passes: int, count: int, variants: Sequence[str]) ->
     peer_worker, tried = workers[GENERATE], {}
     peer_worker.ask(variant=variants[0], warm_up=True)
     for variant in variants if len(variants) > 1 else ():
-        found = peer_worker.ask(variant=variant, warm_up=False)
+        found = peer_worker.ask(variant=variant, prompts=TRIED_ON, warm_up=False)
         tried[variant] = found["samples"] / found["time_s"]
         talk(f"  {GENERATE} {variant}: {tried[variant]:.2f} samples/s")
     best = max(tried, key=tried.__getitem__) if tried else variants[0]
@@ -300,7 +301,7 @@ def work(name: str, column: str, count: int) -> None:
 
 def main() -> None:
     parser = peers.parser(__doc__)
-    parser.add_argument("--prompts", type=int, default=40, help="prompts a pass")
+    parser.add_argument("--prompts", type=int, default=80, help="prompts a pass")
     parser.add_argument("--only", choices=["generate", "evaluate"], help="only this part")
     asked = parser.parse_args()
     if asked.worker:

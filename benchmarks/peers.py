@@ -28,8 +28,8 @@ WARM, INSTALLED = "warm heap", "as installed"
 ENVIRONMENTS = {WARM: {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}, INSTALLED: {}}
 MODEL, RANK, ALPHA, TARGETS = "smollm2-135m", 8, 16, ("q_proj", "k_proj", "v_proj", "o_proj")
 LENGTH, BATCH_SIZE, NEW_TOKENS, STOP = 512, 8, 32, "\n"
-STEP_SIZE = 16
-"""Examples in an optimizer step: the peers take them as two batches of 8, of which 16 padded ones need 20 GiB."""
+STEP_SIZE = 40
+"""Examples in an optimizer step. The peers accumulate batches of 8: 16 padded rows would need 20 GiB."""
 Reply = dict[str, Any]
 
 

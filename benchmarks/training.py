@@ -2,16 +2,19 @@
 
     python benchmarks/training.py [--passes N] [--examples N] [--only squad|wikitext|ranks|gemm] [--quick]
 
-SmolLM2-135M in fp32, LoRA r = 8 and alpha = 16 on q, k, v, o, AdamW at 5e-5, 16 examples a step, real data. Contenders:
+SmolLM2-135M in fp32, LoRA r = 8 and alpha = 16 on q, k, v, o, AdamW at 5e-5, 40 examples a step, real data. Contenders:
 
     trainer padded   PEFT and transformers' Trainer, every row padded to 512 (the paper's way)
     trl sorted       TRL's SFTTrainer, dynamic padding, the examples sorted by length
     trl packed       TRL's SFTTrainer, best-fit-decreasing packing into rows of 512, a row a micro-batch (flattening
                      all of a step's rows into one, as it would otherwise, squares the attention's work on a CPU)
     howlow packed, howlow shared
+    howlow shared 8  the same examples in steps of 8, which split paragraphs and so share less
 
-TRL computes the head on target positions alone. Its two go over the same examples in the same number of optimizer
-steps, in the order that suits them; `trainer padded` and ours have the very same steps, and their losses must be equal.
+The peers accumulate batches of 8. TRL computes the head on target positions alone. Its two go over the same examples in
+the same number of optimizer steps, in the order that suits them; `trainer padded` and ours have the very same steps
+(`howlow shared 8` apart), and their losses and gradient norms must be equal. As installed, only `trainer padded` and
+`howlow shared` are timed.
 
 The share of the peak is useful FLOPs / time / the machine's fp32 matrix-multiplication rate of the same round:
 
@@ -38,18 +41,22 @@ import peers
 from peers import BATCH_SIZE, INSTALLED, LENGTH, STEP_SIZE, WARM, Reply, ratio, spread, talk
 
 PEERS = ("trainer padded", "trl sorted", "trl packed")
-OURS = ("howlow packed", "howlow shared")
-DATA = {"squad": (*PEERS, *OURS), "wikitext": (*PEERS, "howlow packed")}
+OURS = ("howlow packed", "howlow shared", "howlow shared 8")
+CONTENDERS = {
+    ("squad", WARM): (*PEERS, *OURS),
+    ("squad", INSTALLED): (PEERS[0], "howlow shared"),
+    ("wikitext", WARM): (*PEERS, "howlow packed"),
+}
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LEARNING_RATE = 5e-5
 
 
-def examples_of(data: str, count: int) -> list[list[Any]]:
+def examples_of(data: str, count: int, step_size: int = STEP_SIZE) -> list[list[Any]]:
     """The examples of every optimizer step, in the default order of training."""
     from howlow.engine import order
 
     examples = (peers.squad(count, 8) if data == "squad" else peers.wikitext(count)).train
-    plan = order.steps([example.group for example in examples], "groups", 0, 1, STEP_SIZE)
+    plan = order.steps([example.group for example in examples], "groups", 0, 1, step_size)
     return [[examples[index] for index in step] for step in plan]
 
 
@@ -73,15 +80,20 @@ def peer(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
             model.get_parameter(parameter).data.copy_(value)
         trainer.optimizer = trainer.lr_scheduler = None
         trainer.args.max_steps = 1 if warm_up else -1
+        accumulated = trainer.args.gradient_accumulation_steps
+        trainer.args.gradient_accumulation_steps = 1 if warm_up else accumulated
         heap.before(warm_up)
         timer.losses.clear()
+        timer.norms.clear()
         trainer.train()
         trainer.optimizer = trainer.lr_scheduler = None
+        trainer.args.gradient_accumulation_steps = accumulated
         losses = [float(loss) for loss in timer.losses]
         per_step = trainer.args.gradient_accumulation_steps
         steps = [sum(losses[first : first + per_step]) for first in range(0, len(losses), per_step)]
         usage, samples = heap.after(warm_up), sum(map(len, examples_by_data[data]))
-        return {"time_s": timer.end_s - timer.start_s, "samples": samples, "losses": steps, **usage}
+        norms = [float(norm) for norm in timer.norms]
+        return {"time_s": timer.end_s - timer.start_s, "samples": samples, "losses": steps, "norms": norms, **usage}
 
     return answer
 
@@ -95,6 +107,7 @@ def _trainer(name: str, model: Any, tokenizer: Any, steps: Sequence[Sequence[Any
         """From the moment that the loader is asked for the first batch to the end of the last step."""
 
         losses: list[Any] = []  # noqa: RUF012
+        norms: list[Any] = []  # noqa: RUF012
         start_s = end_s = 0.0
 
         def on_epoch_begin(self, *_: Any, **__: Any) -> None:
@@ -134,7 +147,14 @@ def _trainer(name: str, model: Any, tokenizer: Any, steps: Sequence[Sequence[Any
         timer.losses.append(loss)
         return loss
 
-    trainer.training_step = training_step
+    clip_inner = trainer.accelerator.clip_grad_norm_
+
+    def clip(*args: Any, **options: Any) -> Any:
+        norm = clip_inner(*args, **options)
+        timer.norms.append(norm)
+        return norm
+
+    trainer.training_step, trainer.accelerator.clip_grad_norm_ = training_step, clip
     return trainer, timer
 
 
@@ -197,6 +217,7 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
     from howlow.engine.frozen import fused
 
     heap, layout, is_bf16 = peers.Heap(column, ours=True), name.split()[1], name.endswith("bf16")
+    step_size = 8 if name.endswith(" 8") else STEP_SIZE
     base, _ = peers.base_model("bfloat16" if is_bf16 else "float32")
     model, plans = peers.adapted(base), {}
     initial = {name: value.detach().clone() for name, value in models.trainable(model).items()}
@@ -205,22 +226,24 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
     def answer(request: Reply) -> Reply:
         data, warm_up = request["data"], request["warm_up"]
         if data not in plans:
-            plans[data] = examples_of(data, count)
+            plans[data] = examples_of(data, count, step_size)
         steps = plans[data][: 1 if warm_up else None]
         for parameter, value in initial.items():
             model.get_parameter(parameter).data.copy_(value)
         heap.before(warm_up)
         trainer = _our_trainer(model, "bf16" if is_bf16 else "fp32")
-        losses, work = [], []
+        losses, norms, work = [], [], []
         with fused(model):
             start_s = time.perf_counter()
             for step in steps:
                 batch = layouts.lay_out(step, layout, LENGTH, 0, "completion")
-                losses.append(trainer.step([batch]).loss)
+                outcome = trainer.step([batch])
+                losses.append(outcome.loss)
+                norms.append(outcome.gradient_norm)
                 work.append(batch)
             time_s = time.perf_counter() - start_s
         usage = heap.after(warm_up)
-        return {"time_s": time_s, "losses": losses, **usage, **_counts(model, work)}
+        return {"time_s": time_s, "losses": losses, "norms": norms, **usage, **_counts(model, work)}
 
     torch.manual_seed(0)
     return answer
@@ -372,7 +395,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def compare(data: str, column: str, passes: int, count: int) -> Reply:
     """One table: the contenders on a data set in a column."""
-    names = [*DATA[data], *(["howlow shared bf16"] if peers.has_amx() and data == "squad" else [])]
+    names = [*CONTENDERS[data, column], *(["howlow shared bf16"] if peers.has_amx() and data == "squad" else [])]
     ours_names = [name for name in names if name.startswith("howlow")]
     workers = peers.start(__file__, names, column, "--examples", str(count), ours=ours_names)
     meter = peers.start(__file__, ["gemm"], column, ours=["gemm"])["gemm"]
@@ -384,34 +407,46 @@ def compare(data: str, column: str, passes: int, count: int) -> Reply:
 
 def _report(data: str, column: str, count: int, names: Sequence[str], found: dict[str, list[Reply]]) -> Reply:
     rates = {name: [one["samples"] / one["time_s"] for one in found[name]] for name in names}
-    trl = max(PEERS[1:], key=lambda name: spread(rates[name]).median)
-    reference = found[PEERS[0]][0]["losses"]
-    rows = [["", "samples/s", f"x {PEERS[0]}", f"x {trl}", "peak RSS GiB", "step losses"]]
+    trl = max((name for name in names if name in PEERS[1:]), key=lambda name: spread(rates[name]).median, default=None)
+    reference = found[PEERS[0]][0]
+    rows = [["", "samples/s", f"x {PEERS[0]}", f"x {trl or 'TRL'}", "peak RSS GiB", "loss, gradient norm"]]
     document: Reply = {"data": data, "column": column, "examples": count, "best_trl": trl, "contenders": {}}
     for name in names:
-        losses = found[name][0]["losses"]
-        apart = [abs(one - other) / abs(other) for one, other in zip(losses, reference, strict=False)]
-        same = name == PEERS[0] or name.startswith("howlow")
-        difference = max(apart) if same else abs(sum(losses) / len(losses) / (sum(reference) / len(reference)) - 1)
+        same = name == PEERS[0] or name in ("howlow packed", "howlow shared")
+        apart = [_apart(found[name][0][key], reference[key], same) for key in ("losses", "norms")]
         peak = max(one["peak_bytes"] for one in found[name])
-        to_padded, to_trl = ratio(rates[name], rates[PEERS[0]]), ratio(rates[name], rates[trl])
-        said = "reference" if name == PEERS[0] else f"{'each' if same else 'mean'} within {difference:.1e}"
-        rows.append([name, str(spread(rates[name])), str(to_padded), str(to_trl), f"{peak / 2**30:.2f}", said])
+        to_padded = ratio(rates[name], rates[PEERS[0]])
+        to_trl = ratio(rates[name], rates[trl]) if trl else None
+        said = "equal within {:.1e}, {:.1e}" if same else "mean within {:.1e}, {:.1e}"
+        said = "reference" if name == PEERS[0] else said.format(*apart)
+        cells = [str(spread(rates[name])), str(to_padded), str(to_trl) if to_trl else "n/a"]
+        rows.append([name, *cells, f"{peak / 2**30:.2f}", said])
         document["contenders"][name] = {
             "samples_per_s": spread(rates[name]).document(),
             "ratio_to_padded": to_padded.document(),
-            "ratio_to_best_trl": to_trl.document(),
+            "ratio_to_best_trl": to_trl.document() if to_trl else None,
             "peak_rss_bytes": peak,
-            "loss_difference": difference,
+            "loss_difference": apart[0],
+            "gradient_norm_difference": apart[1],
             "passes": found[name],
         }
-    print(f"\n{data}, {column}: {count} examples, {len(reference)} optimizer steps a pass, {len(found['gemm'])} passes")
+    print(
+        f"\n{data}, {column}: {count} examples, {len(reference['losses'])} optimizer steps a pass, "
+        f"{len(found['gemm'])} passes"
+    )
     peers.table(rows)
     document["gemm"] = found["gemm"]
     document["peak_share"] = {
         name: _share(name, found) for name in names if name.startswith("howlow") and "bf16" not in name
     }
     return document
+
+
+def _apart(ours: Sequence[float], theirs: Sequence[float], same: bool) -> float:
+    """The largest relative difference step by step; of the means, where the steps are not the same."""
+    if same:
+        return max(abs(one - other) / abs(other) for one, other in zip(ours, theirs, strict=True))
+    return abs(sum(ours) / len(ours) / (sum(theirs) / len(theirs)) - 1)
 
 
 def _share(name: str, found: dict[str, list[Reply]]) -> Reply:
@@ -473,8 +508,8 @@ def work(name: str, column: str, count: int) -> None:
 
 def main() -> None:
     parser = peers.parser(__doc__)
-    parser.add_argument("--examples", type=int, default=32, help="examples a pass; 16 make a step")
-    parser.add_argument("--only", choices=[*DATA, "ranks", "gemm"], help="only this part")
+    parser.add_argument("--examples", type=int, default=STEP_SIZE, help=f"examples a pass; {STEP_SIZE} make a step")
+    parser.add_argument("--only", choices=["squad", "wikitext", "ranks", "gemm"], help="only this part")
     asked = parser.parse_args()
     if asked.worker:
         work(asked.worker, asked.column, asked.examples)
@@ -482,7 +517,7 @@ def main() -> None:
     passes, count = (1, min(8, asked.examples)) if asked.quick else (asked.passes, asked.examples)
     start_s, document = time.perf_counter(), {"benchmark": "training", "machine": peers.machine(), "comparisons": []}
     readings: list[Reply] = []
-    for data, column in (("squad", WARM), ("squad", INSTALLED), ("wikitext", WARM)):
+    for data, column in CONTENDERS:
         if asked.only in (None, data) and asked.column in (None, column):
             talk(f"{data}, {column}")
             found = compare(data, column, passes if (data, column) == ("squad", WARM) else max(1, passes - 1), count)
