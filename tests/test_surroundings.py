@@ -13,7 +13,7 @@ from stand_ins import Scripted
 from howlow.meters import clock, idle
 from howlow.meters.energy import EnergyMeter, assumed_power
 from howlow.meters.idle import measure_idle, rest
-from howlow.meters.steadiness import drift, steady_from
+from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.meters.surroundings import Machine, look_around, machine_findings, throttling
 from howlow.records import Reading, WarningKind
 
@@ -38,6 +38,38 @@ def test_halves_that_agree_are_steady_and_a_warm_up_is_not() -> None:
 def test_too_few_steps_cannot_tell() -> None:
     assert drift([1.0] * 5) is None
     assert steady_from([1.0] * 5) is None
+
+
+@given(st.integers(0, 8), st.integers(1, 40), st.floats(0.5, 100))
+def test_burn_in_has_the_steps_asked_for_but_never_more_than_half(asked: int, steps: int, speed: float) -> None:
+    burn_in = BurnIn(asked, steps)
+    while not burn_in.is_over:
+        burn_in.add(speed)
+    assert burn_in.steps == min(asked, steps // 2)
+    assert burn_in.ran_out == (asked > steps // 2)
+
+
+@given(st.lists(st.floats(0.5, 100), min_size=1, max_size=40))
+def test_burn_in_by_itself_ends_when_its_last_steps_agree(speeds: list[float]) -> None:
+    burn_in = BurnIn("auto", len(speeds))
+    while not burn_in.is_over:
+        burn_in.add(speeds[burn_in.steps])
+    assert burn_in.steps <= len(speeds) // 2
+    last = drift(speeds[max(0, burn_in.steps - FEWEST_STEPS) : burn_in.steps])
+    assert burn_in.ran_out != (last is not None and last.is_steady)
+    for earlier in range(FEWEST_STEPS, burn_in.steps):
+        found = drift(speeds[earlier - FEWEST_STEPS : earlier])
+        assert found is not None
+        assert not found.is_steady
+
+
+def test_burn_in_by_itself_waits_for_a_machine_that_gets_faster() -> None:
+    speeds = [10.0 * 1.3**step for step in range(10)] + [140.0] * 30
+    burn_in = BurnIn("auto", len(speeds))
+    while not burn_in.is_over:
+        burn_in.add(speeds[burn_in.steps])
+    assert 10 < burn_in.steps <= 16
+    assert not burn_in.ran_out
 
 
 @given(st.floats(1, 1e6), st.integers(6, 60))

@@ -115,6 +115,21 @@ def test_a_sweep_leaves_a_record_a_trial_and_adapters_that_peft_loads(unbroken: 
     assert not torch.equal(before, loaded(ids).logits)
 
 
+def test_burn_in_that_ends_by_itself_is_a_run_of_first_steps(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    changes = {
+        "training": {"epochs": 5},
+        "meters": {"burn_in_steps": "auto"},
+        "grid": {"lora.rank": [1]},
+        "baselines": [],
+    }
+    run_here(merge(tiny_table, changes), tmp_path / "out")
+    steps = [line for line in read_lines(tmp_path / "out/trials/r0001-s0/steps.jsonl") if line["phase"] == "train"]
+    parts = [step["part"] for step in steps]
+    burn_in = parts.count("burn_in")
+    assert 6 <= burn_in <= len(parts) // 2
+    assert parts == ["burn_in"] * burn_in + ["measured"] * (len(parts) - burn_in)
+
+
 def test_the_zero_shot_baseline_trains_nothing(unbroken: Path) -> None:
     record = read_record(unbroken / "trials" / "base-s0")
     assert record is not None

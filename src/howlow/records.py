@@ -44,7 +44,6 @@ class WarningKind(StrEnum):
     PEAK_MEMORY_ABSENT = "peak_memory_absent"
     PERPLEXITY_OVERFLOW = "perplexity_overflow"
     STEPS_SKIPPED = "steps_skipped"
-    NO_MEASURED_STEPS = "no_measured_steps"
     SHORT_BURN_IN = "short_burn_in"
     RESUMED = "resumed"
     RANDOM_WEIGHTS = "random_weights"
@@ -80,7 +79,6 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.PEAK_MEMORY_ABSENT: "run where /proc/self/clear_refs can be written to reset the resident peak",
     WarningKind.PERPLEXITY_OVERFLOW: "read the loss instead",
     WarningKind.STEPS_SKIPPED: "gradients overflowed in fp16; use bf16 or fp32 if there are many",
-    WarningKind.NO_MEASURED_STEPS: "use more examples: with a single step nothing is left after burn-in",
     WarningKind.SHORT_BURN_IN: "use more examples, so that burn-in can have its steps",
     WarningKind.RESUMED: "the trial was interrupted and went on; run it afresh for an unbroken measurement",
     WarningKind.RANDOM_WEIGHTS: "the costs are those of the architecture; quality needs the real weights",
@@ -93,7 +91,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.SENSOR_LATE: "no step waited for it; see what kept the sensor from answering (howlow env tries it)",
     WarningKind.TIMELINE_GAP: "leave the meters a core of their own, or lower meters.rate_hz",
     WarningKind.METER_OVERHEAD: "lower meters.rate_hz, or use more examples in a step",
-    WarningKind.NOT_STEADY: "raise meters.burn_in_steps and use more examples; look for heat and outside work",
+    WarningKind.NOT_STEADY: 'raise meters.burn_in_steps, or set it to "auto", and use more examples; look for heat and '
+    "outside work",
     WarningKind.STEADINESS_UNKNOWN: "use more examples: too few measured steps to tell whether the speed was steady",
     WarningKind.OTHER_PROCESS_ON_DEVICE: "end the other processes, or give the trial a device of its own",
     WarningKind.OTHER_WORK_ON_MACHINE: "let the other work end, or bind it to other cores",

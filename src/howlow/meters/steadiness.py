@@ -1,4 +1,4 @@
-"""Is the measured part steady? Its two halves must agree in speed.
+"""When burn-in ends, and whether what is measured after it is steady: two halves must agree in speed.
 
 The speed of a step is its computed tokens over its time. The halves disagree where their mean speeds differ by more
 than 5 % and by more than three standard errors of that difference, so that neither a small drift nor plain noise raises
@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
+from typing import Literal
 
 FEWEST_STEPS = 6
 LARGEST_DRIFT = 0.05
@@ -45,3 +46,41 @@ def steady_from(speeds: Sequence[float]) -> int | None:
         if found is not None and found.is_steady:
             return skipped
     return None
+
+
+class BurnIn:
+    """Which steps of a phase are burn-in: so many, or with "auto" until the halves of the last six steps agree.
+
+    Never more than half of the phase's steps. `ran_out`: that half is over, and the steps have not become steady or
+    are too few to tell.
+    """
+
+    def __init__(self, asked: int | Literal["auto"], steps: int) -> None:
+        self._asked, self._longest = asked, steps // 2
+        self._speeds: list[float] = []
+        self._is_steady = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the next step is measured."""
+        if self._asked == "auto":
+            return self._is_steady or len(self._speeds) >= self._longest
+        return len(self._speeds) >= min(self._asked, self._longest)
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether burn-in ended for want of steps."""
+        wanted = not self._is_steady if self._asked == "auto" else self._asked > self._longest
+        return self.is_over and wanted
+
+    @property
+    def steps(self) -> int:
+        """The steps so far."""
+        return len(self._speeds)
+
+    def add(self, speed: float) -> None:
+        """A step of burn-in has ended."""
+        self._speeds.append(speed)
+        if self._asked == "auto":
+            found = drift(self._speeds[-FEWEST_STEPS:])
+            self._is_steady = found is not None and found.is_steady

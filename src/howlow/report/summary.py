@@ -284,8 +284,6 @@ def absence_reason(results: Results, name: str) -> str:
         return "only the base model ran"
     if not any(record.status == "done" for record in records):
         return "no trial is done"
-    if name.endswith(("per_s", "sample_s", "utilization")) and WarningKind.NO_MEASURED_STEPS in kinds:
-        return kinds[WarningKind.NO_MEASURED_STEPS]
     return "no reading" if name.endswith("utilization") else "not measured"
 
 

@@ -185,7 +185,11 @@ class MeterSettings(Section):
     """What is measured, and how often."""
 
     rate_hz: float = Field(4.0, ge=0.5, le=50.0, description="readings a second in the timeline (the paper: 4)")
-    burn_in_steps: NonNegative = Field(2, description="first steps of a phase left out of its figures; at most half")
+    burn_in_steps: NonNegative | Literal["auto"] = Field(
+        2,
+        description="first steps of a phase left out of its figures; auto: until the halves of the last six steps "
+        "agree in speed; never more than half of the phase's steps",
+    )
     energy: Literal["auto", "nvml", "nvidia-smi", "amd", "rapl", "apple", "assumed", "none"] = Field(
         "auto",
         description="where energy comes from; auto: the trial's own device, if it has a sensor; a source asked for by "

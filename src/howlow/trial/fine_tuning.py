@@ -39,29 +39,31 @@ def fine_tune(
     if saved is not None:
         saved.restore_training(trainer)
     first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()
-    parts = state.parts("train", first, len(schedule))
+    parts = state.burn_in("train", first, len(schedule))
     writer = LineWriter(state.steps_path)
     totals = saved.document["totals"] if saved else None
     with as_it_trains(state, model, precision), session.phase("train", totals) as meter:
         for index in range(first, len(schedule)):
             chosen = schedule[index]
-            parts_of_step = split(chosen, state.training_batch_size)
-            micro_batches = [lay_out(state, [examples[i] for i in part], pad_id) for part in parts_of_step]
+            batches = split(chosen, state.training_batch_size)
+            micro_batches = [lay_out(state, [examples[i] for i in batch], pad_id) for batch in batches]
             state.note_first_step()
-            with meter.step(parts[index] == "measured", len(chosen)) as timed:
+            part, computed = parts.of_next, sum(batch.computed_tokens for batch in micro_batches)
+            with meter.step(part == "measured", len(chosen)) as timed:
                 outcome = trainer.step(micro_batches)
+            parts.ended(part, timed, computed)
             skipped += outcome.skipped
             write_step(
                 writer,
                 timed,
                 phase="train",
-                part=parts[index],
+                part=part,
                 step=index,
                 micro_batches=len(micro_batches),
                 samples=len(chosen),
                 tokens=sum(batch.tokens for batch in micro_batches),
                 target_tokens=sum(batch.target_tokens for batch in micro_batches),
-                computed_tokens=sum(batch.computed_tokens for batch in micro_batches),
+                computed_tokens=computed,
                 loss=outcome.loss,
                 gradient_norm=outcome.gradient_norm,
                 skipped=outcome.skipped,

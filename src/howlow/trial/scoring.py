@@ -123,7 +123,7 @@ class Scorer:
         running = self.saved.running if self.saved else {}
         running = running if running.get("phase") == phase else {}
         first, saved_at_s = running.get("batches", 0), now_s()
-        parts = state.parts(phase, first, len(batches))
+        parts = state.burn_in(phase, first, len(batches))
         attached = self.attached.batches(phase) if self.attached else None
         steps, predictions = LineWriter(state.steps_path), LineWriter(state.predictions_path)
         with self.session.phase(phase, running.get("totals")) as meter:
@@ -131,8 +131,10 @@ class Scorer:
                 work = prepare([test[row] for row in batches[index]])
                 samples = len(batches[index])
                 state.note_first_step()
-                with meter.step(parts[index] == "measured", samples) as timed:
+                part = parts.of_next
+                with meter.step(part == "measured", samples) as timed:
                     result = work(partial(meter.mark_prefill, timed))
+                parts.ended(part, timed, result.computed_tokens)
                 lines = result.lines()
                 for line in beside(attached[index], lines) if attached else lines:
                     predictions.append(line)
@@ -140,7 +142,7 @@ class Scorer:
                     steps,
                     timed,
                     phase=phase,
-                    part=parts[index],
+                    part=part,
                     step=index,
                     micro_batches=1,
                     samples=samples,

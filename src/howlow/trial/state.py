@@ -10,7 +10,7 @@ from howlow.executors import StoppedError
 from howlow.meters.clock import now_s, utc
 from howlow.meters.machine import process_age_s
 from howlow.meters.session import Session, Timed
-from howlow.meters.steadiness import drift, steady_from
+from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.records import (
     BatchSearch,
     DataRecord,
@@ -124,15 +124,9 @@ class TrialState:
             self._reported_s = now_s()
             self.link.report("progress", {"phase": phase, "step": step, "steps": steps, "loss": loss})
 
-    def parts(self, phase: PhaseName, first: int, steps: int) -> list[Part]:
-        """For each step of a phase that begins (again) at `first`: burn-in, never more than half, then measured."""
-        asked = self.settings.meters.burn_in_steps
-        left = steps - first
-        burn_in = min(asked, left // 2)
-        if burn_in < asked and left:
-            kind = WarningKind.NO_MEASURED_STEPS if left == burn_in else WarningKind.SHORT_BURN_IN
-            self.warn(kind, f"{phase}: {burn_in} instead of {asked} burn-in steps in a phase of {left}")
-        return [_part(first <= index < first + burn_in) for index in range(steps)]
+    def burn_in(self, phase: PhaseName, first: int, steps: int) -> "PhaseParts":
+        """The parts of a phase that begins (again) at step `first`."""
+        return PhaseParts(self, phase, steps - first)
 
     def skipped_steps(self) -> int:
         """How many of the steps so far, those before an interruption included, the optimizer skipped."""
@@ -171,8 +165,40 @@ def warn_unsteady(state: TrialState) -> None:
             state.warn(WarningKind.NOT_STEADY, detail)
 
 
-def _part(is_burn_in: bool) -> Part:
-    return "burn_in" if is_burn_in else "measured"
+class PhaseParts:
+    """For each step of a phase, as it comes: burn-in, never more than half of them, then measured."""
+
+    def __init__(self, state: TrialState, phase: PhaseName, steps: int) -> None:
+        self._state, self._phase, self._steps = state, phase, steps
+        self._burn_in = BurnIn(state.settings.meters.burn_in_steps, steps)
+        self._has_warned = False
+
+    @property
+    def of_next(self) -> Part:
+        """The next step's."""
+        if not self._burn_in.is_over:
+            return "burn_in"
+        if self._burn_in.ran_out and not self._has_warned:
+            self._has_warned = True
+            self._warn()
+        return "measured"
+
+    def ended(self, part: Part, timed: Timed, computed_tokens: int) -> None:
+        """A step of this part has ended."""
+        if part == "burn_in":
+            self._burn_in.add(computed_tokens / timed.duration_s)
+
+    def _warn(self) -> None:
+        asked, found = self._state.settings.meters.burn_in_steps, self._burn_in.steps
+        there = f"burn-in steps in a phase of {self._steps}"
+        if asked != "auto":
+            self._state.warn(WarningKind.SHORT_BURN_IN, f"{self._phase}: {found} instead of {asked} {there}")
+        elif found < FEWEST_STEPS:
+            self._state.warn(
+                WarningKind.SHORT_BURN_IN, f"{self._phase}: {found} {there}, too few to tell a steady speed"
+            )
+        else:
+            self._state.warn(WarningKind.NOT_STEADY, f"{self._phase}: {found} {there} did not come to one speed")
 
 
 def write_step(writer: LineWriter, timed: Timed, **fields: Any) -> None:
