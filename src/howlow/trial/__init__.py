@@ -58,7 +58,7 @@ from howlow.records import (
 from howlow.settings import Settings
 from howlow.trial.attached import Attached
 from howlow.trial.card import model_card
-from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory
+from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory, load_base
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.layout import choose, layout_record
 from howlow.trial.resuming import resume, save_trained
@@ -237,24 +237,12 @@ def load(
 ) -> tuple[Any, Any, frozenset[int]]:
     """The model with what trains in it, its tokenizer, and the tokens that end a generation."""
     settings, lora = state.settings, state.settings.lora
-    revision, remote_code = settings.revision, settings.trust_remote_code
     reference = locate(settings.model, settings.random_weights)
-    config = models.load_config(reference, revision, remote_code)
-    tokenizer, _, _ = models.load_tokenizer(reference, settings.tokenizer, revision, remote_code)
-    # In bf16 only a frozen base is kept in bf16; weights that train stay in fp32 under autocast.
-    dtype = torch.bfloat16 if precision == "bf16" and state.kind != "full" else torch.float32
-    model = models.load_model(
-        reference,
-        config,
-        random_weights=settings.random_weights,
-        dtype=dtype,
-        device=device,
-        revision=revision,
-        trust_remote_code=remote_code,
-    )
+    named = settings.tokenizer, settings.revision, settings.trust_remote_code
+    tokenizer, _, _ = models.load_tokenizer(reference, *named)
+    model = load_base(settings, device, precision, trains=state.kind == "full")
     eos = models.stop_tokens(model, tokenizer)
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
-    model.requires_grad_(state.kind == "full")
     if state.kind == "lora":
         _warn_about_rank(state, model)
         model = models.attach_lora(

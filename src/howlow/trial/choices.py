@@ -1,8 +1,12 @@
-"""What a trial decides before it starts: device, precision, memory limit, and when memory has run out."""
+"""What a trial decides before it starts: precision, base model, memory limit, and when memory has run out."""
+
+from typing import Any
 
 import torch
 
+from howlow.engine import model as models
 from howlow.engine.model import Precision
+from howlow.engine.references import locate
 from howlow.settings import Settings
 
 
@@ -12,6 +16,21 @@ def choose_precision(settings: Settings, device: torch.device) -> Precision:
     if asked == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return asked
+
+
+def load_base(settings: Settings, device: torch.device, precision: Precision, *, trains: bool = False) -> Any:
+    """The base model on the device, frozen unless it `trains`: then its weights stay in fp32 under bf16 autocast."""
+    reference = locate(settings.model, settings.random_weights)
+    model = models.load_model(
+        reference,
+        models.load_config(reference, settings.revision, settings.trust_remote_code),
+        random_weights=settings.random_weights,
+        dtype=torch.bfloat16 if precision == "bf16" and not trains else torch.float32,
+        device=device,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return model.requires_grad_(trains)
 
 
 def limit_memory(limit_bytes: int | None, device: torch.device) -> None:

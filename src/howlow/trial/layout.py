@@ -7,22 +7,19 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import nn
 
-from howlow.engine import model as models
 from howlow.engine import order
 from howlow.engine.attention import Kernel
 from howlow.engine.checking import problem_with
 from howlow.engine.forest import plant
 from howlow.engine.layouts import Layout
-from howlow.engine.references import locate
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
 from howlow.meters.machine import choose_device
 from howlow.records import LayoutChoice, LayoutRecord, LayoutTokens, read_lines
 from howlow.settings import Settings
-from howlow.trial.choices import choose_precision
+from howlow.trial.choices import choose_precision, load_base
 from howlow.trial.state import TrialState
 
 _SMALLEST_SAVING = 0.05
@@ -41,7 +38,8 @@ def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence
     if asked == "padded":
         return LayoutChoice(layout="padded")
     device = choose_device(settings.run.device)
-    model = _frozen_model(settings, device)
+    precision = choose_precision(settings, device)
+    model = load_base(settings, device, precision)
     dropout = _dropout(settings, model)
     if asked == "shared" and dropout:
         raise UserError(
@@ -58,7 +56,7 @@ def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence
             wanted,
             [*train, *test],
             kernel=kernel,
-            precision=choose_precision(settings, device),
+            precision=precision,
             sequence_length=settings.training.sequence_length,
             pad_id=0,
         )
@@ -91,22 +89,6 @@ def _tokens(steps: Sequence[Mapping[str, Any]], length: int, layout: Layout) -> 
         padding_share=1 - tokens / computed if layout == "padded" else 0.0,
         saved_share=1 - computed / padded,
     )
-
-
-def _frozen_model(settings: Settings, device: torch.device) -> Any:
-    reference = locate(settings.model, settings.random_weights)
-    config = models.load_config(reference, settings.revision, settings.trust_remote_code)
-    precision = choose_precision(settings, device)
-    model = models.load_model(
-        reference,
-        config,
-        random_weights=settings.random_weights,
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-        device=device,
-        revision=settings.revision,
-        trust_remote_code=settings.trust_remote_code,
-    )
-    return model.requires_grad_(False)
 
 
 def _dropout(settings: Settings, model: nn.Module) -> str | None:
