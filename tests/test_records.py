@@ -211,7 +211,7 @@ def test_a_write_that_fails_leaves_the_file_before_and_nothing_else(tmp_path: Pa
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("howlow.records.os.fsync", full)
+    monkeypatch.setattr("howlow.records.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, "after")
     assert path.read_text() == "before"

@@ -4,12 +4,9 @@ The run directory is the whole memory of a sweep. A trial with a record is done;
 checkpoint if it has one. So a sweep that was killed at any instant is continued by the same command.
 """
 
-import hashlib
 import json
-import math
 import os
 import random
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +30,6 @@ from howlow.continuing import (
     Trace,
     joined,
     out_folder,
-    refuse_changed,
     refuse_foreign,
     refuse_other_settings,
     set_aside,
@@ -41,12 +37,19 @@ from howlow.continuing import (
 )
 from howlow.errors import UserError
 from howlow.executors import Finished, LocalExecutor, is_disk_full, kernel_kills, ran_out_of_memory
+from howlow.groundwork import (
+    Preparation,
+    check_space,
+    choose_layouts,
+    layout_key,
+    preparation_key,
+    prepare,
+    refuse_changed_data,
+    unwritable,
+)
 from howlow.records import (
     BatchSearch,
-    DataRecord,
-    Environment,
     Record,
-    RecordWarning,
     Status,
     read_record,
     read_records,
@@ -56,56 +59,10 @@ from howlow.records import (
 from howlow.settings import Settings, TrialPlan, expand, to_toml
 
 RETRYABLE: tuple[Status, ...] = ("failed", "out_of_memory", "diverged")
-_SMALLEST_FREE_BYTES = 4 << 20
-_PATIENCE_S = 2.0  # a preparation that is interrupted has nothing to keep
-_PREPARATION_KEYS = (
-    "model",
-    "tokenizer",
-    "revision",
-    "trust_remote_code",
-    "random_weights",
-    "task",
-    "training.sequence_length",
-    "inference.max_new_tokens",
-)
-
-
-# What the choice of a layout depends on beside the data (`howlow.trial.layout`), the batch aside: trials that differ in
-# it take one layout, the one for the largest of them, so that a batch's effect is not mixed with a layout's.
-_LAYOUT_KEYS = (
-    "lora.dropout",
-    "training.layout",
-    "training.shuffle",
-    "training.precision",
-    "run.device",
-)
 
 
 class DiskFullError(Exception):
     """No space is left: what is measured stays, the same command goes on when there is room."""
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What was prepared for the trials that share task, tokenizer and sequence length."""
-
-    folder: Path
-    report: dict[str, Any]
-
-    @property
-    def data(self) -> DataRecord:
-        """The examples."""
-        return DataRecord(**self.report["data"])
-
-    @property
-    def environment(self) -> Environment:
-        """What the trials will run on."""
-        return Environment(**self.report["environment"])
-
-    @property
-    def warnings(self) -> list[RecordWarning]:
-        """What the data and the model gave rise to."""
-        return [RecordWarning(**warning) for warning in self.report["warnings"]]
 
 
 @dataclass(frozen=True)
@@ -181,11 +138,11 @@ def sweep(
         refuse_other_settings(folder, left, merged)
         listener(Event("preparing"))
         executor = LocalExecutor()
-        prepared = _prepare(executor, plans, folder / ".howlow")
-        _refuse_changed(left, prepared, expand(merged))
-        _check_space(folder, prepared.values(), plans)
+        prepared = prepare(executor, plans, folder / ".howlow")
+        refuse_changed_data(left, prepared, expand(merged))
+        check_space(folder, prepared.values(), plans)
         pending = [plan for plan in plans if plan.name not in existing]
-        layouts = _choose_layouts(executor, plans, pending, prepared, folder / ".howlow")
+        layouts = choose_layouts(executor, plans, pending, prepared, folder / ".howlow")
         write_atomically(folder / "sweep.toml", to_toml(merged))
         for name in again:
             set_aside(folder / "trials" / name)
@@ -210,8 +167,8 @@ def dry_run(settings: Settings, out: Path | str | None = None, *, retry: Sequenc
         left = traces(folder, existing)
         refuse_other_settings(folder, left, merged)
     with tempfile.TemporaryDirectory(prefix="howlow-") as scratch:
-        prepared = _prepare(LocalExecutor(), plans, Path(scratch))
-    _refuse_changed(left, prepared, expand(merged))
+        prepared = prepare(LocalExecutor(), plans, Path(scratch))
+    refuse_changed_data(left, prepared, expand(merged))
     ended = {plan.name: existing[plan.name].status for plan in plans if plan.name in existing}
     return DryRun(tuple(plans), ended, tuple(prepared.values()))
 
@@ -266,16 +223,10 @@ def _opened(folder: Path, settings: Settings) -> Iterator[Settings]:
             (hidden / "owner.json").write_text(json.dumps({"pid": os.getpid()}), encoding="utf-8")
             (folder / "trials").mkdir(exist_ok=True)
         except OSError as error:
-            raise _unwritable(folder, error) from None
+            raise unwritable(folder, error) from None
         yield merged
     finally:
         lock.release()
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    if is_disk_full(error):
-        return UserError(f"--out {folder}: the disk is full; make room or give a folder on another disk")
-    return UserError(f"--out {folder}: {error.strerror}")
 
 
 def _owner(hidden: Path) -> str:
@@ -283,118 +234,6 @@ def _owner(hidden: Path) -> str:
         return f"process {json.loads((hidden / 'owner.json').read_text(encoding='utf-8'))['pid']}"
     except (OSError, ValueError, KeyError):
         return "another process"
-
-
-# -- preparing ------------------------------------------------------------------------------------------------------
-
-
-def _preparation_key(settings: Settings) -> str:
-    return _key(settings, _PREPARATION_KEYS)
-
-
-def _layout_key(settings: Settings) -> str:
-    return _key(settings, (*_PREPARATION_KEYS, *_LAYOUT_KEYS))
-
-
-def _key(settings: Settings, keys: Sequence[str]) -> str:
-    values = [settings.get(key) for key in keys]
-    plain = [value.model_dump() if hasattr(value, "model_dump") else value for value in values]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _prepare(executor: LocalExecutor, plans: Sequence[TrialPlan], folder: Path) -> dict[str, Preparation]:
-    """Prepare once for each combination of model, task and lengths among the trials."""
-    prepared: dict[str, Preparation] = {}
-    for plan in plans:
-        key = _preparation_key(plan.settings)
-        if key in prepared:
-            continue
-        alike = [other for other in plans if other.kind == "lora" and _preparation_key(other.settings) == key]
-        adapters = {(other.settings.lora.rank, other.settings.lora.target_modules) for other in alike}
-        payload = {
-            "settings": plan.settings.model_dump_json(),
-            "adapters": sorted(adapters),
-            "folder": str(folder / f"prepared-{key}"),
-        }
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            log = folder / "preparation.log"
-            finished = executor.run("howlow.trial.prepare_entry", payload, log, patience_s=_PATIENCE_S)
-        except OSError as error:
-            raise _unwritable(folder.parent, error) from None
-        prepared[key] = Preparation(folder / f"prepared-{key}", _checked(finished, folder))
-    return prepared
-
-
-def _choose_layouts(
-    executor: LocalExecutor,
-    plans: Sequence[TrialPlan],
-    pending: Sequence[TrialPlan],
-    prepared: Mapping[str, Preparation],
-    folder: Path,
-) -> dict[str, dict[str, Any]]:
-    """The layout of every trial that is to run, chosen once for those that share what it depends on, and laid by."""
-    chosen: dict[str, dict[str, Any]] = {}
-    for key in dict.fromkeys(_layout_key(plan.settings) for plan in pending):
-        plan = max((plan for plan in plans if _layout_key(plan.settings) == key), key=_training_batch)
-        preparation = prepared[_preparation_key(plan.settings)]
-        environment = preparation.report["environment"]
-        basis = {"data": preparation.report["data"], "versions": environment["versions"], "on": environment["device"]}
-        path = folder / f"layout-{key}.json"
-        laid_by = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if laid_by.get("basis") != basis:
-            payload = {"settings": plan.settings.model_dump_json(), "data": str(preparation.folder)}
-            finished = executor.run("howlow.trial.choose_entry", payload, folder / "preparation.log")
-            laid_by = {"basis": basis, "layout": _checked(finished, folder)}
-            write_atomically(path, json.dumps(laid_by))
-        chosen[key] = laid_by["layout"]
-    return chosen
-
-
-def _training_batch(plan: TrialPlan) -> float:
-    asked = plan.settings.training.batch_size
-    return math.inf if asked == "max" else float(asked)
-
-
-def _checked(finished: Finished, folder: Path) -> dict[str, Any]:
-    if finished.outcome == "result":
-        report: dict[str, Any] = finished.value
-        return report
-    if finished.outcome == "user_error":
-        raise UserError(finished.value)
-    if finished.outcome == "disk_full":
-        raise UserError(f"--out {folder.parent}: the disk is full ({finished.value}); make room or give another folder")
-    if finished.outcome == "stopped":
-        raise KeyboardInterrupt
-    log = folder / "preparation.log"
-    written = log.read_text(errors="replace")[-4000:] if log.exists() else "(no log)"
-    raise RuntimeError(f"preparing the data ended with {finished.value}:\n{written}")
-
-
-def _refuse_changed(left: Sequence[Trace], prepared: Mapping[str, Preparation], plans: Sequence[TrialPlan]) -> None:
-    """Hold what trials left against the data and the machine that they would go on with."""
-    keys = {plan.name: _preparation_key(plan.settings) for plan in plans}
-    for key, preparation in prepared.items():
-        concerned = [trace for trace in left if keys.get(trace.trial) == key]
-        refuse_changed(concerned, preparation.data, preparation.environment)
-
-
-def _check_space(folder: Path, prepared: Any, plans: Sequence[TrialPlan]) -> None:
-    """Refuse to start where the largest trial cannot write its checkpoint and adapter.
-
-    A checkpoint holds the weights and AdamW's two moments in fp32; a new one is written before the old one goes.
-    """
-    full = any(plan.kind == "full" for plan in plans)
-    parameters = max(max([0, *preparation.report["adapter_parameters"]], default=0) for preparation in prepared)
-    if full:
-        parameters = max(parameters, *(preparation.report["total_parameters"] for preparation in prepared))
-    needed = _SMALLEST_FREE_BYTES + parameters * 4 * (1 + 2 * 3)
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise UserError(
-            f"--out {folder}: {free / 1e6:.0f} MB are free on that disk, the largest trial needs about "
-            f"{needed / 1e6:.0f} MB for its checkpoint; make room or give another folder"
-        )
 
 
 # -- running --------------------------------------------------------------------------------------------------------
@@ -416,7 +255,7 @@ def _run_all(
     for index, plan in enumerate(pending):
         done, trial = len(plans) - len(pending) + index, folder / "trials" / plan.name
         listener(Event("started", plan, done=done, total=len(plans)))
-        preparation, layout = prepared[_preparation_key(plan.settings)], layouts[_layout_key(plan.settings)]
+        preparation, layout = prepared[preparation_key(plan.settings)], layouts[layout_key(plan.settings)]
         record = _search_batches(executor, plan, preparation, layout, folder, listener)
         if not isinstance(record, Record):
             rest_s = plan.settings.run.cooldown_s if index else 0.0

@@ -1,0 +1,87 @@
+"""What a trial leaves behind: the types of a record, how it is written and read, and when two may be compared.
+
+A trial's folder holds `record.json` (settings, environment, status, measurements, scores, warnings), `steps.jsonl`
+(one raw line a step) and `timeline.jsonl` (one line a reading). The record is written last, under a temporary name,
+flushed to the disk and renamed: there is a record, or the trial is not done. Nothing here is a summary; throughput,
+relative figures and the like are computed when records are read (`howlow.analysis`).
+
+Absent is `None`, never 0, -1 or NaN.
+"""
+
+from howlow.records.files import (
+    LineWriter,
+    clear_temporaries,
+    cut_lines,
+    read_lines,
+    read_record,
+    read_records,
+    read_steps,
+    read_timeline,
+    write_atomically,
+    write_record,
+)
+from howlow.records.mixing import refuse_to_mix
+from howlow.records.schema import (
+    SCHEMA_VERSION,
+    BatchProbe,
+    BatchSearch,
+    DataRecord,
+    EnergySource,
+    EnergyWindow,
+    Environment,
+    Idle,
+    LayoutChoice,
+    LayoutRecord,
+    LayoutTokens,
+    MergedRecord,
+    MeterRecord,
+    ModelRecord,
+    Part,
+    PhaseName,
+    PhaseRecord,
+    Reading,
+    Record,
+    Scores,
+    Status,
+    Step,
+)
+from howlow.records.warnings import REMEDIES, RecordWarning, WarningKind
+
+__all__ = [
+    "BatchProbe",
+    "BatchSearch",
+    "DataRecord",
+    "EnergySource",
+    "EnergyWindow",
+    "Environment",
+    "Idle",
+    "LayoutChoice",
+    "LayoutRecord",
+    "LayoutTokens",
+    "LineWriter",
+    "MergedRecord",
+    "MeterRecord",
+    "ModelRecord",
+    "Part",
+    "PhaseName",
+    "PhaseRecord",
+    "REMEDIES",
+    "Reading",
+    "Record",
+    "RecordWarning",
+    "SCHEMA_VERSION",
+    "Scores",
+    "Status",
+    "Step",
+    "WarningKind",
+    "clear_temporaries",
+    "cut_lines",
+    "read_lines",
+    "read_record",
+    "read_records",
+    "read_steps",
+    "read_timeline",
+    "refuse_to_mix",
+    "write_atomically",
+    "write_record",
+]

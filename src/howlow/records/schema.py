@@ -1,0 +1,283 @@
+"""The types of a record. Absent is `None`, never 0, -1 or NaN."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from howlow.records.warnings import Frozen, RecordWarning
+from howlow.settings import Settings, TrialKind
+
+SCHEMA_VERSION = 1
+
+PhaseName = Literal["load", "train", "evaluate", "generate"]
+Part = Literal["burn_in", "measured"]
+Status = Literal["done", "out_of_memory", "diverged", "failed"]
+
+
+class Step(Frozen):
+    """One optimizer step, or one batch of inference: a raw line of `steps.jsonl`."""
+
+    phase: PhaseName
+    part: Part
+    step: int = Field(description="counted from 0 within its phase")
+    start_s: float = Field(description="seconds since the trial's start, pauses of a resumed trial left out")
+    duration_s: float
+    micro_batches: int
+    samples: int = Field(description="examples, whatever the layout")
+    tokens: int = Field(description="real tokens: prompt and completion read, in generation also those written")
+    target_tokens: int = Field(description="tokens with a loss; in generation the tokens written")
+    computed_tokens: int = Field(description="tokens the model ran on, padding included")
+    loss: float | None = Field(
+        None, description="summed negative log-likelihood of the target tokens / their number, in nats"
+    )
+    energy_counter_j: float | None = Field(None, description="the energy counter's reading at the step's end")
+    gradient_norm: float | None = Field(None, description="before clipping")
+    skipped: bool = Field(False, description="the optimizer did not step: a gradient overflowed in fp16")
+    prefill_s: float | None = Field(
+        None, description="generation: until the prompts were read and a token each written"
+    )
+    prefill_tokens: int | None = Field(None, description="generation: tokens that the model ran on to read the prompts")
+
+
+class Reading(Frozen):
+    """One line of `timeline.jsonl`."""
+
+    time_s: float
+    device: str
+    power_w: float | None = None
+    memory_bytes: int | None = None
+    utilization: float | None = Field(
+        None, description="0..1: the GPU's SMs busy, or this process's share of its cores"
+    )
+    temperature_c: float | None = None
+    energy_counter_j: float | None = Field(None, description="the energy counter, wrap-arounds undone")
+    memory_utilization: float | None = Field(None, description="0..1: the time in which the GPU's memory was used")
+    sm_clock_hz: float | None = None
+    memory_clock_hz: float | None = None
+    throttle_reasons: tuple[str, ...] | None = Field(None, description="why the clock is lower than it could be")
+    phase: PhaseName
+
+
+class EnergyWindow(Frozen):
+    """The energy of one device beside the trial's own sum: the CPU beside an accelerator, or one device of several."""
+
+    device: str
+    part: Literal["measured", "phase"]
+    energy_j: float
+    error_j: float | None = Field(None, description="how far the energy can lie from the truth; None: no bound")
+    duration_s: float = Field(description="the time that energy_j covers")
+    samples: int = Field(description="the samples that energy_j covers (of the measured part)")
+    readings: int
+
+
+class PhaseRecord(Frozen):
+    """What was read once about a whole phase (the steps hold the rest)."""
+
+    phase: PhaseName
+    start_s: float
+    duration_s: float
+    peak_memory_bytes: int | None = Field(None, description="device memory in use on a GPU, resident on a CPU")
+    peak_allocated_bytes: int | None = Field(None, description="torch's allocator on a GPU")
+    peak_reserved_bytes: int | None = Field(None, description="torch's allocator on a GPU")
+    measured_energy_j: float | None = Field(None, description="energy of the measured part, pauses subtracted")
+    measured_duration_s: float | None = Field(None, description="the time that measured_energy_j covers")
+    measured_samples: int | None = Field(None, description="the samples that measured_energy_j covers")
+    phase_energy_j: float | None = Field(None, description="energy of the whole phase, burn-in and pauses included")
+    measured_energy_error_j: float | None = Field(
+        None, description="how far measured_energy_j can lie from the truth, as the source's pace and gaps allow"
+    )
+    measured_energy_readings: int | None = Field(None, description="the readings that measured_energy_j rests on")
+    phase_energy_error_j: float | None = Field(None, description="the same for phase_energy_j")
+    phase_energy_duration_s: float | None = Field(None, description="the time that phase_energy_j covers")
+    energies: tuple[EnergyWindow, ...] = Field((), description="the CPU beside it (cpu), and each device of several")
+
+
+class EnergySource(Frozen):
+    """Where energy and power come from, or why they are absent."""
+
+    name: str | None = Field(
+        description="nvml counter, nvml power, nvidia-smi, rapl, amd, apple, jetson, assumed; None: no source"
+    )
+    detail: str = Field(description="the device, or the reason for the absence")
+    update_period_s: float | None = Field(None, description="how often the source has something new")
+    devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
+    cpu: str | None = Field(None, description="the source of the CPU's energy beside an accelerator, or why none")
+
+
+class Idle(Frozen):
+    """What the energy source read while nothing ran, before the trial."""
+
+    power_w: float
+    error_w: float | None = None
+    duration_s: float
+    temperature_c: float | None = None
+    measured_at: str = Field(description="UTC, ISO 8601")
+
+
+class MeterRecord(Frozen):
+    """How the meters themselves did."""
+
+    rate_hz: float | None = Field(None, description="readings a second of the slowest instrument, as it turned out")
+    largest_gap_s: float | None = Field(None, description="the longest time between two readings of one instrument")
+    readings: int = Field(0, description="lines of the timeline of this process")
+    late: int = Field(0, description="readings that did not come in time")
+    cpu_share: float | None = Field(None, description="CPU time of the meters / that of the process")
+    step_share: float | None = Field(None, description="time the steps' readings took / time of the steps")
+    idle: Idle | None = Field(None, description="the idle power before the trial; None where no source reads it")
+
+
+class ModelRecord(Frozen):
+    """The model and the adapter of a trial."""
+
+    reference: str
+    architecture: str
+    total_parameters: int = Field(description="of the base model")
+    trainable_parameters: int
+    scaling_factor: float | None = None
+    alpha: float | None = None
+    adapter_bytes: int | None = Field(None, description="size of adapter_model.safetensors")
+    precision: str
+    tokenizer: str
+    weights: Literal["pretrained", "random"]
+
+
+class DataRecord(Frozen):
+    """The examples of a sweep: the same for every trial that shares its task, tokenizer and sequence length."""
+
+    train_sha256: str = Field(description="of the training examples' token ids, in order")
+    test_sha256: str
+    train_examples: int
+    train_groups: int
+    test_examples: int
+    test_groups: int
+    train_tokens: int
+    test_tokens: int
+    longest_tokens: int = Field(description="the longest training example")
+    overlap_left_out: int = Field(description="training examples left out because their group occurs in the test data")
+    dropped: int = Field(description="training examples too long for the sequence length")
+    cut: int = Field(description="examples whose text or context was cut")
+
+
+class LayoutChoice(Frozen):
+    """The layout that trials take, and why."""
+
+    layout: Literal["padded", "packed", "shared"]
+    kernel: Literal["sdpa", "flex"] | None = Field(None, description="the attention kernel of packed and shared")
+    problem: str | None = Field(None, description="why the layout is padded though another would have been taken")
+
+
+class LayoutTokens(Frozen):
+    """What a layout made of a phase's examples."""
+
+    tokens: int = Field(description="real tokens of the examples, a shared prefix counted once for each")
+    computed_tokens: int = Field(description="tokens the model ran on")
+    padded_tokens: int = Field(description="tokens that the layout padded would have run on")
+    padding_share: float = Field(description="share of computed_tokens that is padding, 0..1")
+    saved_share: float = Field(description="share of padded_tokens that was not computed, 0..1")
+
+
+class LayoutRecord(LayoutChoice):
+    """The layout of a trial, and what it saved."""
+
+    train: LayoutTokens | None = None
+    evaluate: LayoutTokens | None = None
+
+
+class MergedRecord(Frozen):
+    """How far inference with the merged adapter agrees with the attached one (`inference.adapter = "merged"`)."""
+
+    loss: float | None = Field(
+        description="the test's loss with the adapter merged; `scores.loss` is the attached one's"
+    )
+    texts: int | None = Field(None, description="answers written by both; absent where the task writes none")
+    equal_texts: int | None = Field(None, description="answers that are the same")
+
+
+class BatchProbe(Frozen):
+    """One probe of a search for the largest batch."""
+
+    batch: int
+    computed_tokens: int = Field(description="tokens that the model ran on in the heaviest batch of the schedule")
+    peak_memory_bytes: int | None = Field(description="as the limit counts it; None where the memory ran out")
+    fits: bool
+
+
+class BatchSearch(Frozen):
+    """The search for the largest batch that fits, for a batch size of "max"."""
+
+    setting: Literal["training.batch_size", "inference.batch_size"]
+    batch: int | None = Field(description="the largest that fits; None where not even one example does")
+    largest: int = Field(description="the largest that was allowed: the examples, or training.effective_batch_size")
+    limit_bytes: int
+    budget_bytes: int = Field(description="the limit less the margin; a peak of at most this fits")
+    limit: str = Field(description="where the limit comes from")
+    memory: str = Field(description="what the peaks count: VmData on a CPU, memory reserved by torch on CUDA")
+    probes: tuple[BatchProbe, ...] = Field(description="in their order; the last confirms the batch that was found")
+
+
+class Scores(Frozen):
+    """Quality on the test data; each absent where the task or random weights do not give it."""
+
+    loss: float | None = None
+    perplexity: float | None = None
+    word_perplexity: float | None = None
+    bits_per_byte: float | None = None
+    exact_match: float | None = None
+    f1: float | None = None
+    rouge1: float | None = None
+    rouge2: float | None = None
+    rougeL: float | None = None  # noqa: N815  (the score's own name, and the column's)
+    target_tokens: int | None = None
+    words: int | None = None
+    bytes: int | None = None
+
+
+class Environment(Frozen):
+    """What the trial ran on; records of different environments are not compared."""
+
+    device: str = Field(description="cpu, cuda:0, mps")
+    device_name: str
+    device_uuid: str | None = None
+    driver: str | None = None
+    device_memory_bytes: int | None = None
+    cpu: str
+    cores: int
+    threads: int = Field(description="torch's intra-op threads")
+    memory_bytes: int
+    platform: str
+    python: str
+    versions: dict[str, str] = Field(description="howlow, torch, transformers, peft, tokenizers")
+
+
+class Record(Frozen):
+    """Everything a finished trial leaves, apart from its raw steps, readings and predictions."""
+
+    schema_version: int = SCHEMA_VERSION
+    trial: str
+    kind: TrialKind
+    rank: int | None
+    seed: int
+    axes: dict[str, Any] = Field(description="the further grid axes under their dotted names")
+    status: Status
+    error: str | None = Field(None, description="one line, where the status is not done")
+    resumed: int = Field(0, description="how often the trial went on after an interruption")
+    settings: Settings
+    environment: Environment | None
+    model: ModelRecord | None
+    data: DataRecord | None
+    phases: tuple[PhaseRecord, ...] = ()
+    energy: EnergySource | None = None
+    layout: LayoutRecord | None = None
+    merged: MergedRecord | None = None
+    batch_search: tuple[BatchSearch, ...] = Field((), description="how a batch size of max was found")
+    meters: MeterRecord | None = None
+    scores: Scores = Scores()
+    warnings: tuple[RecordWarning, ...] = ()
+    started_at: str | None = Field(None, description="UTC, ISO 8601")
+    ended_at: str | None = None
+    preparation_s: float | None = Field(None, description="from the process's start to its first step")
+    total_s: float | None = None
+
+    def phase(self, name: PhaseName) -> PhaseRecord | None:
+        """The record of one phase, if it ran."""
+        return next((phase for phase in self.phases if phase.phase == name), None)
