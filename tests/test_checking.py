@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from howlow.engine.checking import problem_with
+from howlow.engine.checking import draws_at_random, problem_with
 from howlow.engine.tokens import TokenizedExample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,9 +70,9 @@ def model(name: str) -> Any:
     return made.requires_grad_(False)
 
 
-def problem(found: Any, layout: Any, sequence_length: int = 64) -> str | None:
+def problem(found: Any, layout: Any, head: Any = "targets") -> str | None:
     return problem_with(
-        found, layout, examples(), kernel="sdpa", precision="fp32", sequence_length=sequence_length, pad_id=0
+        found, layout, examples(), kernel="sdpa", precision="fp32", head=head, sequence_length=64, pad_id=0
     )
 
 
@@ -80,6 +80,29 @@ def problem(found: Any, layout: Any, sequence_length: int = 64) -> str | None:
 @pytest.mark.parametrize("name", ["llama", "mixtral", "phi", "granite", "starcoder2"])
 def test_models_that_attend_by_position_take_every_layout(name: str, layout: str):
     assert problem(model(name), layout) is None
+    assert problem(model(name), layout, head="all") is None
+
+
+def test_a_model_that_does_not_name_its_decoder_is_told_so_with_either_head():
+    config = transformers.Llama4TextConfig(
+        **SMALL, head_dim=8, intermediate_size_mlp=40, num_local_experts=2, attention_chunk_size=16
+    )
+    found = transformers.Llama4ForCausalLM(config).eval().requires_grad_(False)
+    for head in ("targets", "all"):
+        said = problem(found, "shared", head) or ""
+        assert "does not name its decoder" in said
+        assert "training.head" not in said
+
+
+def test_dropout_that_no_module_names_is_found_out():
+    silent = transformers.OPTConfig(**{**FEW, "ffn_dim": 40, "num_hidden_layers": 2, "num_attention_heads": 4})
+    silent.dropout, silent.word_embed_proj_dim = 0.1, 32
+    drops = transformers.OPTForCausalLM(silent).eval()
+    assert draws_at_random(drops)
+    assert not drops.training
+    silent.dropout = 0.0
+    assert not draws_at_random(transformers.OPTForCausalLM(silent))
+    assert not draws_at_random(model("llama"))
 
 
 @pytest.mark.parametrize(

@@ -65,3 +65,124 @@ def test_a_model_that_cannot_take_a_layout(tiny_table: dict[str, Any], tiny_toke
     assert record.status == "done", record.error
     assert record.layout.layout == "padded"
     assert "layout_fell_back" in {warning.kind for warning in record.warnings}
+
+
+@pytest.mark.parametrize("name", ["mamba", "mixtral"])
+def test_models_that_fall_back_to_padded_finish_their_trials(
+    name: str, tiny_table: dict[str, Any], tiny_tokenizer: Any, tmp_path: Path
+):
+    """A state along the row kept under another name, and router losses that decoding must not compute."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    few = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 256, "eos_token_id": 257}
+    made = {
+        "mamba": lambda: transformers.MambaForCausalLM(transformers.MambaConfig(**few, state_size=4)),
+        "mixtral": lambda: transformers.MixtralForCausalLM(
+            transformers.MixtralConfig(
+                **few,
+                intermediate_size=40,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                num_local_experts=4,
+                output_router_logits=True,
+            )
+        ),
+    }[name]()
+    made.save_pretrained(tmp_path / name)
+    tiny_tokenizer.save_pretrained(tmp_path / name)
+    changes = {
+        "model": str(tmp_path / name),
+        "lora": {"target_modules": ["in_proj" if name == "mamba" else "q_proj"]},
+        "training": {"layout": "auto"},
+        "grid": {"lora.rank": [2]},
+        "baselines": [],
+    }
+    (record,) = sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "out").records
+    assert record.status == "done", record.error
+    assert record.layout.layout == "padded"
+    assert "layout_fell_back" in {warning.kind for warning in record.warnings}
+    assert record.scores.f1 is not None
+
+
+def test_generation_that_runs_padded_is_named_in_record_and_report(
+    tiny_table: dict[str, Any], tiny_tokenizer: Any, tmp_path: Path
+):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    import howlow
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+        bos_token_id=256,
+        eos_token_id=257,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "dynamic")
+    tiny_tokenizer.save_pretrained(tmp_path / "dynamic")
+    changes = {
+        "model": str(tmp_path / "dynamic"),
+        "training": {"layout": "shared"},
+        "grid": {"lora.rank": [2]},
+        "baselines": [],
+    }
+    (record,) = sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "out").records
+    assert record.status == "done", record.error
+    assert (record.layout.layout, record.layout.generation) == ("shared", "padded")
+    assert record.layout.generate.computed_tokens > record.layout.generate.tokens
+    assert any("generation runs padded" in warning.detail for warning in record.warnings)
+    assert howlow.load(tmp_path / "out").trials[0].row["layout"] == "shared, generation padded"
+
+
+def test_a_changed_model_is_refused_and_its_layout_is_not_taken_over(
+    tiny_table: dict[str, Any], tiny_model: Path, tmp_path: Path
+):
+    import json
+    import shutil
+
+    shutil.copytree(tiny_model, tmp_path / "model")
+    table = merge(tiny_table, {"model": str(tmp_path / "model"), "grid": {"lora.rank": [1]}, "baselines": []})
+    sweep(load(None, [table]), tmp_path / "out")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"attention_dropout": 0.5}))
+    more = load(None, [merge(table, {"grid": {"lora.rank": [1, 2]}})])
+    with pytest.raises(UserError, match=r"the model has changed since r0001-s0 was measured: data\.model_sha256"):
+        sweep(more, tmp_path / "out")
+    (record,) = sweep(load(None, [table]), tmp_path / "other").records
+    assert record.layout.layout == "packed"
+
+
+def test_a_head_that_the_model_cannot_have_is_refused_before_the_first_trial(
+    tiny_table: dict[str, Any], tiny_tokenizer: Any, tmp_path: Path
+):
+    import transformers
+
+    config = transformers.Llama4TextConfig(
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=40,
+        intermediate_size_mlp=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=2,
+        bos_token_id=256,
+        eos_token_id=257,
+    )
+    transformers.Llama4ForCausalLM(config).save_pretrained(tmp_path / "llama4")
+    tiny_tokenizer.save_pretrained(tmp_path / "llama4")
+    table = merge(tiny_table, {"model": str(tmp_path / "llama4"), "training": {"layout": "auto"}})
+    with pytest.raises(
+        UserError, match=r'training\.head = "targets": .*llama4 does not name its decoder; set it to "all"'
+    ):
+        sweep(load(None, [table]), tmp_path / "out")
+    assert not (tmp_path / "out" / "sweep.toml").exists()

@@ -158,11 +158,12 @@ def refuse_changed(left: Iterable[Trace], data: DataRecord, environment: Environ
     """Refuse to go on with other data, on another machine or with other versions of the libraries."""
     for trace in left:
         if trace.data is not None:
-            for side in ("train_sha256", "test_sha256"):
-                old, new = getattr(trace.data, side), getattr(data, side)
-                if old != new:
+            for key in ("train_sha256", "test_sha256", "model_sha256"):
+                old, new = getattr(trace.data, key), getattr(data, key)
+                if old != new and old is not None and new is not None:
+                    what = "model" if key == "model_sha256" else "data"
                     raise UserError(
-                        f"the data has changed since {trace.trial} was measured: data.{side} was {old[:12]}, is "
+                        f"the {what} has changed since {trace.trial} was measured: data.{key} was {old[:12]}, is "
                         f"{new[:12]}; give another --out folder"
                     )
         if trace.environment is not None:

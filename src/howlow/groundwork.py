@@ -37,6 +37,7 @@ _PREPARATION_KEYS = (
 _LAYOUT_KEYS = (
     "lora.dropout",
     "training.layout",
+    "training.head",
     "training.shuffle",
     "training.precision",
     "run.device",
@@ -91,9 +92,11 @@ def prepare(executor: LocalExecutor, plans: Sequence[TrialPlan], folder: Path) -
             continue
         alike = [other for other in plans if other.kind == "lora" and preparation_key(other.settings) == key]
         adapters = {(other.settings.lora.rank, other.settings.lora.target_modules) for other in alike}
+        heads = {other.settings.training.head for other in plans if preparation_key(other.settings) == key}
         payload = {
             "settings": plan.settings.model_dump_json(),
             "adapters": sorted(adapters),
+            "heads": sorted(heads),
             "folder": str(folder / f"prepared-{key}"),
         }
         try:

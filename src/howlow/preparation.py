@@ -9,8 +9,8 @@ first trial. The result is a folder that the trials read, so that all of them se
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from howlow.engine import model as models
 from howlow.engine import tokens
 from howlow.engine.references import PACKAGED, ModelReference, locate
 from howlow.engine.tokens import TokenizedExample
-from howlow.engine.weights import check_fit
+from howlow.engine.weights import check_fit, sampled_hash
 from howlow.errors import UserError
 from howlow.meters.machine import choose_device, environment
 from howlow.records import DataRecord, RecordWarning, WarningKind, write_atomically
@@ -43,12 +43,17 @@ class Prepared:
     tokenizer_name: str
 
 
+_TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.jinja", "*.model", "*.tiktoken")
 # Found anew at each start: what is laid by may have been prepared for another model.
 _OF_MODEL = (WarningKind.WEIGHTS_LEFT_OUT, WarningKind.LONGER_THAN_MODEL)
 
 
-def prepare(settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], folder: Path) -> dict[str, Any]:
-    """Prepare the data and check the model for trials with these settings; `adapters` are (rank, target modules).
+def prepare(
+    settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], heads: Collection[str], folder: Path
+) -> dict[str, Any]:
+    """Prepare the data and check the model for trials with these settings.
+
+    adapters: their (rank, target modules). heads: their `training.head`.
 
     Returns what a person wants to know before starting: counts, warnings, the longest example.
 
@@ -67,14 +72,18 @@ def prepare(settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], f
     content = _content(settings, reference)
     laid_by = _laid_by(folder, content)
     prepared = laid_by or tokenized(settings, reference)
+    prepared = replace(prepared, data=prepared.data.model_copy(update={"model_sha256": _model_hash(reference, config)}))
     _check_against_model(settings, structure, prepared)
+    if "targets" in heads and not structure.names_decoder:
+        raise UserError(f'training.head = "targets": {settings.model} does not name its decoder; set it to "all"')
     if structure.max_positions is not None and settings.training.sequence_length > structure.max_positions:
         detail = f"sequence length {settings.training.sequence_length}, made for {structure.max_positions} positions"
         warnings.append(RecordWarning(kind=WarningKind.LONGER_THAN_MODEL, detail=detail))
     before = list(prepared.warnings)
+    is_new = laid_by is None or laid_by.data != prepared.data
     of_data = [warning for warning in before if warning.kind not in _OF_MODEL]
     prepared.warnings[:] = [*of_data, *warnings]
-    if laid_by is None or prepared.warnings != before:
+    if is_new or prepared.warnings != before:
         _write(prepared, folder, content)
     return {
         "data": prepared.data.model_dump(),
@@ -94,6 +103,16 @@ def _weights(settings: Settings, reference: ModelReference, config: Any) -> list
     left = check_fit(Path(reference.location), config, settings.trust_remote_code)
     detail = f"{len(left)} tensors of {settings.model} have no place in the model: {', '.join(left[:3])}"
     return [RecordWarning(kind=WarningKind.WEIGHTS_LEFT_OUT, detail=detail)] if left else []
+
+
+def _model_hash(reference: ModelReference, config: Any) -> str | None:
+    """Of the config and samples of the weights; None for a model of the hub, which its revision names."""
+    if not reference.is_local:
+        return None
+    digest = hashlib.sha256(config.to_json_string(use_diff=False).encode())
+    if Path(reference.location).is_dir():
+        digest.update(sampled_hash(Path(reference.location)))
+    return digest.hexdigest()
 
 
 def _check_against_model(settings: Settings, structure: models.Structure, prepared: Prepared) -> None:
@@ -230,7 +249,7 @@ def _content(settings: Settings, reference: ModelReference) -> str | None:
     digest = hashlib.sha256()
     asked = (settings.task, settings.training.sequence_length, settings.inference.max_new_tokens, settings.tokenizer)
     digest.update(repr(([version(name) for name in ("howlow", "transformers", "tokenizers")], asked)).encode())
-    for path in [*_files(Path(tokenizer.location), "*token*", "*vocab*", "*merges*", "*.jinja"), *_files(*sources)]:
+    for path in [*_files(Path(tokenizer.location), *_TOKENIZER_FILES), *_files(*sources)]:
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())

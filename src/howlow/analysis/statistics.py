@@ -175,6 +175,12 @@ def _trial(record: Record, folder: Path, axes: Sequence[str]) -> Trial:
     return Trial(record, folder, row, tuple(losses), by_part["burn_in"], by_part["measured"])
 
 
+def layout_of(record: Record) -> str:
+    """The layout that a trial was measured with, generation's too where it is another."""
+    layout, generation = record.settings.training.layout, record.layout.generation if record.layout else None
+    return f"{layout}, generation {generation}" if generation else layout
+
+
 def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: Sequence[str]) -> Row:
     row: Row = dict.fromkeys(column.name for column in COLUMNS)
     settings, model = record.settings, record.model
@@ -184,7 +190,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
         rank=record.rank,
         seed=record.seed,
         status=record.status,
-        layout=settings.training.layout,
+        layout=layout_of(record),
         inference_batch_size=_known(settings.inference.batch_size),
         energy_source=record.energy.name if record.energy else None,
     )

@@ -17,7 +17,7 @@ from howlow.engine import layouts
 from howlow.engine.attention import Kernel, UnsupportedError, among, company, takes_positions
 from howlow.engine.inference import generate
 from howlow.engine.layouts import Layout
-from howlow.engine.loss import per_example, target_losses
+from howlow.engine.loss import Head, per_example, target_losses
 from howlow.engine.model import Precision, base_of
 from howlow.engine.rotary import as_in_a_full_row, depends_on_length
 from howlow.engine.tokens import TokenizedExample
@@ -25,6 +25,7 @@ from howlow.engine.training import autocast
 from howlow.errors import UserError
 
 _NEW_TOKENS = 4
+_FORWARD_PASSES = 4  # dropping whole layers shows only now and then
 # What a model's own code raises where it is given something it was not written for.
 _FAILURES = (
     UnsupportedError,
@@ -62,12 +63,13 @@ def problem_with(
     *,
     kernel: Kernel,
     precision: Precision,
+    head: Head,
     sequence_length: int,
     pad_id: int,
 ) -> str | None:
     """What keeps a frozen model from taking a layout, in a few words; None where nothing does.
 
-    examples: those of the sweep; the longest are used.
+    examples: those of the sweep; the longest are used. head: the one that training will use.
     """
     if not takes_positions(base_of(model)):
         return f"{type(base_of(model)).__name__} takes no positions"
@@ -77,8 +79,8 @@ def problem_with(
         torch.tensor([token for probe in probes for token in probe.prompt + probe.completion] + [pad_id])
     )
     try:
-        expected = [_computed(model, [probe], known, "padded", kernel, *options) for probe in probes]
-        losses, gradient = _computed(model, probes, known, layout, kernel, *options)
+        expected = [_computed(model, [probe], known, "padded", kernel, head, *options) for probe in probes]
+        losses, gradient = _computed(model, probes, known, layout, kernel, head, *options)
         if not _close(losses, torch.cat([one[0] for one in expected]), tolerance.loss):
             return f"losses with {kernel} differ from those of padded"
         if not _close(gradient, torch.stack([one[1] for one in expected]).sum(0), tolerance.gradient):
@@ -88,6 +90,18 @@ def problem_with(
     except _FAILURES as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     return None
+
+
+@torch.no_grad()
+def draws_at_random(model: nn.Module) -> bool:
+    """Whether a model in training mode gives the same tokens other logits each time: dropout that no module names."""
+    was_training = model.training
+    ids = torch.arange(8, device=next(model.parameters()).device)[None]
+    try:
+        first, *others = (model.train()(input_ids=ids).logits for _ in range(_FORWARD_PASSES))
+    finally:
+        model.train(was_training)
+    return not all(torch.equal(first, other) for other in others)
 
 
 def _probes(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
@@ -107,6 +121,7 @@ def _computed(
     known: Tensor,
     layout: Layout,
     kernel: Kernel,
+    head: Head,
     precision: Precision,
     sequence_length: int,
     pad_id: int,
@@ -125,7 +140,7 @@ def _computed(
     try:
         with as_in_a_full_row(model, sequence_length), among(model, together):
             with autocast(model.device, precision):
-                losses, total = target_losses(model, batch, "targets")
+                losses, total = target_losses(model, batch, head)
             total.backward()  # type: ignore[no-untyped-call]
     finally:
         hook.remove()

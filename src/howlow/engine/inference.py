@@ -22,6 +22,9 @@ from howlow.engine.loss import per_example, target_losses
 from howlow.engine.model import Precision, base_of
 from howlow.engine.prefixes import continue_prompts
 from howlow.engine.training import autocast
+from howlow.errors import UserError
+
+_CACHES = ("past_key_values", "cache_params")  # what models call what they keep of the tokens so far
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,16 @@ def _continue_padded(
     ids, mask = ids.to(model.device), mask.to(model.device)
     known = inspect.signature(base_of(model).forward).parameters
     everyone, positions = range(ids.shape[0]), (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = next((name for name in _CACHES if name in known), None)
+    if cache is None:
+        raise UserError(f"{type(base_of(model)).__name__} keeps nothing between the tokens that it writes")
     past, computed = None, 0
     for step in range(max_new_tokens):
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "past_key_values": past}
-        further = {"position_ids": positions, "logits_to_keep": 1}
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, cache: past}
+        further = {"position_ids": positions, "logits_to_keep": 1, "output_router_logits": False}
         output = model(**inputs, **{name: further[name] for name in further if name in known}, use_cache=True)
         computed += ids.numel()
-        past = output.past_key_values
+        past = getattr(output, cache)
         chosen = rows.write(everyone, output.logits[:, -1])
         if step == 0:
             on_prompts_read(computed)

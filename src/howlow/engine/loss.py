@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from howlow.engine.layouts import Batch
-from howlow.engine.model import base_of
-from howlow.errors import UserError
+from howlow.engine.model import base_of, decoder_of
 
 Head = Literal["targets", "all"]
 ROWS_AT_ONCE = 256
@@ -100,15 +99,6 @@ def _in_chunks(
             for place, gradient in zip(places, torch.autograd.grad(scaled, wanted), strict=True):
                 place.add_(gradient)
     return torch.cat(losses), total, gradients
-
-
-def decoder_of(model: Any) -> Any:
-    """The part of a model that ends in hidden states."""
-    base = base_of(model)
-    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
-    if decoder is None or decoder is base:
-        raise UserError('training.head = "targets": this model does not name its decoder; set it to "all"')
-    return decoder
 
 
 def _outside_decoder(model: Any) -> Iterator[nn.Parameter]:

@@ -35,6 +35,7 @@ class Structure:
     linear_shapes: dict[str, tuple[int, int]]  # module name -> (in, out)
     max_positions: int | None
     learned_positions: bool
+    names_decoder: bool
 
 
 def load_config(reference: ModelReference, revision: str | None, trust_remote_code: bool) -> Any:
@@ -81,6 +82,7 @@ def structure(config: Any, trust_remote_code: bool) -> Structure:
         linear_shapes=linear_shapes(model),
         max_positions=positions,
         learned_positions=any(positions and table.num_embeddings in (positions, positions + 2) for table in tables),
+        names_decoder=_names_decoder(model),
     )
 
 
@@ -193,6 +195,27 @@ def attach_lora(
 def base_of(model: Any) -> Any:
     """The causal language model within PEFT's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_of(model: Any) -> Any:
+    """The part of a model that ends in hidden states.
+
+    Raises:
+        UserError: the model does not say which it is.
+    """
+    base = base_of(model)
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
+    if decoder is None or decoder is base:
+        raise UserError(f"{type(base).__name__} does not name its decoder")
+    return decoder
+
+
+def _names_decoder(model: Any) -> bool:
+    try:
+        decoder_of(model)
+    except UserError:
+        return False
+    return True
 
 
 def merged(model: Any) -> Any:

@@ -17,7 +17,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from howlow.engine.attention import Company, Kernel, Limits, among, company, sdpa
 from howlow.engine.forest import Forest, plant
-from howlow.engine.loss import decoder_of, head_logits
+from howlow.engine.loss import head_logits
+from howlow.engine.model import decoder_of
 
 
 @dataclass(frozen=True)

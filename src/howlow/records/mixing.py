@@ -23,7 +23,7 @@ def _identity(record: Record) -> dict[str, Any]:
         for key in ("reference", "weights", "precision", "tokenizer", "total_parameters"):
             identity[f"model.{key}"] = getattr(record.model, key)
     if record.data is not None:
-        for key in ("train_sha256", "test_sha256"):
+        for key in ("train_sha256", "test_sha256", "model_sha256"):
             identity[f"data.{key}"] = getattr(record.data, key)
     searched = {search.setting for search in record.batch_search}
     for key in setting_keys():

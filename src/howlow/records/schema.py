@@ -142,10 +142,14 @@ class ModelRecord(Frozen):
 
 
 class DataRecord(Frozen):
-    """The examples of a sweep: the same for every trial that shares its task, tokenizer and sequence length."""
+    """What a trial starts from: the examples, and which model it is.
+
+    The same for every trial that shares model, task, tokenizer and sequence length.
+    """
 
     train_sha256: str = Field(description="of the training examples' token ids, in order")
     test_sha256: str
+    model_sha256: str | None = Field(None, description="of a local model's config and of samples of its weights")
     train_examples: int
     train_groups: int
     test_examples: int
@@ -164,6 +168,9 @@ class LayoutChoice(Frozen):
     layout: Literal["padded", "packed", "shared"]
     kernel: Literal["sdpa", "flex"] | None = Field(None, description="the attention kernel of packed and shared")
     problem: str | None = Field(None, description="why the layout is padded though another would have been taken")
+    generation: Literal["padded"] | None = Field(
+        None, description="the layout of generation where it is another: frequencies follow a batch's longest row"
+    )
 
 
 class LayoutTokens(Frozen):
@@ -171,9 +178,11 @@ class LayoutTokens(Frozen):
 
     tokens: int = Field(description="real tokens of the examples, a shared prefix counted once for each")
     computed_tokens: int = Field(description="tokens the model ran on")
-    padded_tokens: int = Field(description="tokens that the layout padded would have run on")
-    padding_share: float = Field(description="share of computed_tokens that is padding, 0..1")
-    saved_share: float = Field(description="share of padded_tokens that was not computed, 0..1")
+    padded_tokens: int | None = Field(
+        None, description="tokens that the layout padded would have run on; not known of a generation"
+    )
+    padding_share: float | None = Field(None, description="share of computed_tokens that is padding, 0..1")
+    saved_share: float | None = Field(None, description="share of padded_tokens that was not computed, 0..1")
 
 
 class LayoutRecord(LayoutChoice):
@@ -181,6 +190,7 @@ class LayoutRecord(LayoutChoice):
 
     train: LayoutTokens | None = None
     evaluate: LayoutTokens | None = None
+    generate: LayoutTokens | None = None
 
 
 class MergedRecord(Frozen):

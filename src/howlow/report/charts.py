@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from howlow.analysis.columns import column_named
 from howlow.analysis.comparison import Comparison
+from howlow.analysis.statistics import layout_of
 from howlow.report.panels import (
     INK,
     MOST_POINTS,
@@ -126,7 +127,7 @@ def context_lines(comparison: Comparison) -> list[str]:
     where = next((t.record.environment.device_name for t in comparison.results.trials if t.record.environment), None)
     task = first.settings.task.name.replace("_", " ")
     model = first.settings.model.rstrip("/").rpartition("/")[2]
-    layouts = dict.fromkeys(trial.record.settings.training.layout for trial in comparison.results.trials)
+    layouts = dict.fromkeys(layout_of(trial.record) for trial in comparison.results.trials)
     layout = f"layout {' and '.join(name for name in layouts if name != 'auto') or 'not chosen'}"
     lines = [" · ".join(part for part in (model, task, layout, where) if part)]
     seeds = max((len(group.trials) for group in comparison.groups), default=1)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from howlow.analysis.comparison import Comparison, Group
-from howlow.analysis.statistics import inference_phase
+from howlow.analysis.statistics import inference_phase, layout_of
 from howlow.records import Record
 from howlow.report import formatting
 from howlow.report.charts import Figure, vega_lite_version
@@ -78,7 +78,8 @@ def _asked(comparison: Comparison) -> dict[str, str]:
     data = next((record.data for record in records if record.data is not None), None)
     environment = next((record.environment for record in records if record.environment is not None), None)
     model = next((record.model for record in records if record.model is not None), None)
-    training = next((record.settings.training for record in records if record.kind != "base"), settings.training)
+    trained = next((record for record in records if record.kind != "base"), records[0])
+    training = trained.settings.training
     seeds = sorted({record.seed for record in records})
     about = f", {model.total_parameters:,} parameters, {model.weights}" if model else ""
     facts = {
@@ -94,7 +95,7 @@ def _asked(comparison: Comparison) -> dict[str, str]:
     facts["seeds"] = formatting.listed([str(seed) for seed in seeds], 12)
     facts["device"] = f"{environment.device_name} ({environment.device})" if environment else formatting.ABSENT
     facts["training"] = (
-        f"layout {training.layout}, precision {model.precision if model else training.precision}, sequence length "
+        f"layout {layout_of(trained)}, precision {model.precision if model else training.precision}, sequence length "
         f"{training.sequence_length}, learning rate {training.learning_rate:g}, "
         f"{formatting.counted(training.epochs, 'epoch')}"
     )

@@ -56,6 +56,7 @@ from howlow.records import (
     write_record,
 )
 from howlow.settings import Settings
+from howlow.tasks import task_named
 from howlow.trial.attached import Attached
 from howlow.trial.card import model_card
 from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory, load_base
@@ -72,7 +73,7 @@ def prepare_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]
     """Prepare the data of a sweep and check its model (`howlow.preparation`)."""
     settle()
     settings = Settings.model_validate_json(payload["settings"])
-    return preparation.prepare(settings, payload["adapters"], Path(payload["folder"]))
+    return preparation.prepare(settings, payload["adapters"], payload["heads"], Path(payload["folder"]))
 
 
 def choose_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]:
@@ -318,6 +319,9 @@ def _warn_about(state: TrialState, prepared: Prepared, energy: EnergyMeter) -> N
         state.warn(WarningKind.ENERGY_ASSUMED, energy.detail)
     if state.choice.problem:
         state.warn(WarningKind.LAYOUT_FELL_BACK, state.choice.problem)
+    if state.choice.generation and task_named(state.settings.task.name).generates:
+        detail = "generation runs padded: the model's rotary frequencies follow the longest row of a batch"
+        state.warn(WarningKind.LAYOUT_FELL_BACK, detail)
     if state.settings.random_weights:
         state.warn(WarningKind.RANDOM_WEIGHTS, "random weights: quality is absent")
 

@@ -11,9 +11,10 @@ from torch import nn
 
 from howlow.engine import order
 from howlow.engine.attention import Kernel
-from howlow.engine.checking import problem_with
+from howlow.engine.checking import draws_at_random, problem_with
 from howlow.engine.forest import plant
 from howlow.engine.layouts import Layout
+from howlow.engine.rotary import depends_on_length
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
 from howlow.meters.machine import choose_device
@@ -57,11 +58,14 @@ def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence
             [*train, *test],
             kernel=kernel,
             precision=precision,
+            head=settings.training.head,
             sequence_length=settings.training.sequence_length,
             pad_id=0,
         )
         if problem is None:
-            return LayoutChoice(layout=wanted, kernel=kernel)
+            # Frequencies that follow the longest row would differ from those of a batch that is padded.
+            generation = "padded" if depends_on_length(model, settings.training.sequence_length) else None
+            return LayoutChoice(layout=wanted, kernel=kernel, generation=generation)
     if asked != "auto":
         raise UserError(f'training.layout = "{asked}": {settings.model} cannot take it ({problem}); use auto or padded')
     return LayoutChoice(layout="padded", problem=f"{settings.model} cannot take {wanted}: {problem}")
@@ -76,6 +80,10 @@ def layout_record(state: TrialState) -> LayoutRecord:
         steps = [line for line in lines if line["phase"] == phase]
         if steps:
             found[phase] = _tokens(steps, length, state.choice.layout)
+    generated = [line for line in lines if line["phase"] == "generate"]
+    if generated:
+        tokens, computed = (sum(step[key] for step in generated) for key in ("tokens", "computed_tokens"))
+        found["generate"] = LayoutTokens(tokens=tokens, computed_tokens=computed)
     return LayoutRecord(**state.choice.model_dump(), **found)
 
 
@@ -98,7 +106,9 @@ def _dropout(settings: Settings, model: nn.Module) -> str | None:
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
         return "the model has dropout of its own"
     config: Any = model.config
-    return "the model's attention has dropout" if getattr(config, "attention_dropout", 0.0) else None
+    if getattr(config, "attention_dropout", 0.0):
+        return "the model's attention has dropout"
+    return "the model draws at random while it trains" if draws_at_random(model) else None
 
 
 def _router_losses(model: nn.Module) -> str | None:

@@ -12,7 +12,7 @@ from howlow.engine import inference, layouts
 from howlow.engine.frozen import fused
 from howlow.engine.layouts import Layout
 from howlow.engine.model import Precision
-from howlow.engine.rotary import as_in_a_full_row, depends_on_length
+from howlow.engine.rotary import as_in_a_full_row
 from howlow.engine.tokens import TokenizedExample
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
@@ -208,8 +208,7 @@ class Scorer:
         new = settings.inference.max_new_tokens
         prompts = [example.prompt for example in chosen]
         length, choice = settings.training.sequence_length, self.state.choice
-        # Frequencies that follow the longest row would differ from those of a batch that is padded.
-        layout: Layout = "padded" if depends_on_length(self.model, length) else choice.layout
+        layout: Layout = choice.generation or choice.layout
 
         def work(on_prompts_read: Callable[[int], None]) -> BatchResult:
             rows, computed = inference.generate(

@@ -1,0 +1,5 @@
+"""`python -m howlow`: the same as `howlow`."""
+
+from howlow.cli import main
+
+main()
