@@ -8,7 +8,8 @@ SmolLM2-135M in fp32, LoRA r = 8 and alpha = 16 on q, k, v, o, AdamW at 5e-5, 40
     trl sorted       TRL's SFTTrainer, dynamic padding, the examples sorted by length
     trl packed       TRL's SFTTrainer, best-fit-decreasing packing into rows of 512, a row a micro-batch (flattening
                      all of a step's rows into one, as it would otherwise, squares the attention's work on a CPU)
-    howlow packed, howlow shared
+    howlow packed    in rows of 8 examples, accumulated as the peers do
+    howlow shared    a step's examples in one row
     howlow shared 8  the same examples in steps of 8, which split paragraphs and so share less
 
 The peers accumulate batches of 8. TRL computes the head on target positions alone. Its two go over the same examples in
@@ -236,11 +237,13 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
         with fused(model):
             start_s = time.perf_counter()
             for step in steps:
-                batch = layouts.lay_out(step, layout, LENGTH, 0, "completion")
-                outcome = trainer.step([batch])
+                size = BATCH_SIZE if layout == "packed" else len(step)
+                parts = [step[start : start + size] for start in range(0, len(step), size)]
+                batches = [layouts.lay_out(part, layout, LENGTH, 0, "completion") for part in parts]
+                outcome = trainer.step(batches)
                 losses.append(outcome.loss)
                 norms.append(outcome.gradient_norm)
-                work.append(batch)
+                work += batches
             time_s = time.perf_counter() - start_s
         usage = heap.after(warm_up)
         return {"time_s": time_s, "losses": losses, "norms": norms, **usage, **_counts(model, work)}
