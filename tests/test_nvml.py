@@ -107,6 +107,23 @@ def test_the_counters_joules_are_those_of_the_measured_segments(ask: Ask) -> Non
     assert found["idle_w"] == pytest.approx(250, rel=0.05)
 
 
+@pytest.mark.parametrize("period_ms", [400, 1000])
+def test_a_slow_counter_is_found_out_and_short_windows_have_no_energy(period_ms: int, ask: Ask) -> None:
+    found = ask(HOWLOW_NVML_MILLIWATTS="100000", HOWLOW_NVML_PERIOD_MS=str(period_ms))
+    assert found["period_s"] >= 0.6 if period_ms == 1000 else found["period_s"] >= 0.4
+    assert found["phase"]["measured_energy_j"] is None
+    details = [detail for kind, detail in found["warnings"] if kind == "energy_window_too_short"]
+    assert details, found["warnings"]
+
+
+def test_a_device_that_is_named_twice_counts_once(library: Path, tmp_path: Path) -> None:
+    asked = 'Asked("nvml", torch.device("cpu"), devices=("GPU-1", "GPU-11111111-aaaa"))'
+    code = QUESTIONS.replace('Asked("nvml", torch.device("cuda:0"))', asked)
+    found = json.loads(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], HOWLOW_NVML_MILLIWATTS="100000"))
+    phase = found["phase"]
+    assert phase["measured_energy_j"] == pytest.approx(100 * phase["measured_duration_s"], rel=0.2)
+
+
 def test_without_a_counter_power_is_integrated_and_the_source_says_so(ask: Ask) -> None:
     found = ask(HOWLOW_NVML_MILLIWATTS="80000", HOWLOW_NVML_NO_COUNTER="1", HOWLOW_NVML_INSTANT="1")
     assert found["source"] == "nvml power"

@@ -18,9 +18,9 @@ import torch
 
 from howlow.meters import clock, memory
 from howlow.meters.energy import EnergyMeter, no_energy, window_energy
-from howlow.meters.instruments import Instrument, ProcessView
+from howlow.meters.instruments import Finding, Instrument, ProcessView
 from howlow.meters.sampler import Reader, Timeline
-from howlow.meters.surroundings import look_around, machine_findings, throttling
+from howlow.meters.surroundings import Machine, look_around, machine_findings, throttling
 from howlow.meters.windows import Missing
 from howlow.records import EnergyWindow, Idle, MeterRecord, PhaseName, PhaseRecord, WarningKind
 
@@ -162,15 +162,24 @@ class Session:
 
     def report(self, idle: Idle | None) -> MeterRecord:
         """How the meters did, at the trial's end; with its warnings, and those of what else happened meanwhile."""
-        after = look_around()
         self.look_for_outside_work()
-        slowed = [throttling(reader.looks) for reader in self.readers]
-        for kind, detail in [*machine_findings(self._before, after), *(found for found in slowed if found)]:
+        record = self._meter_record(look_around(), idle)
+        for kind, detail in self.observed(record):
             self.warn(kind, detail)
+        return record
+
+    def observed(self, record: MeterRecord | None = None) -> list[Finding]:
+        """The reasons for distrust up to now; goes into the checkpoint, so that an interruption loses none."""
+        around = look_around()
+        slowed = [throttling(reader.looks) for reader in self.readers]
+        found = [*machine_findings(self._before, around), *(one for one in slowed if one)]
+        return [*found, *self._of_meters(record or self._meter_record(around, None))]
+
+    def _meter_record(self, after: Machine, idle: Idle | None) -> MeterRecord:
         times = [[look.time_s for look in reader.looks] for reader in self.readers]
         own_cpu_s = after.own_s - self._before.own_s
         waited_s = sum(reader.waited_s for reader in self.readers)
-        record = MeterRecord(
+        return MeterRecord(
             rate_hz=min((_rate_hz(own) for own in times if len(own) > 1), default=None),
             largest_gap_s=max((later - sooner for own in times for sooner, later in pairwise(own)), default=None),
             readings=sum(map(len, times)),
@@ -179,19 +188,17 @@ class Session:
             step_share=waited_s / self.steps_s if self.steps_s else None,
             idle=idle,
         )
-        self._warn_of_meters(record)
-        return record
 
-    def _warn_of_meters(self, record: MeterRecord) -> None:
+    def _of_meters(self, record: MeterRecord) -> Iterator[Finding]:
         asked = sum(reader.asked for reader in self.readers)
         if record.late > max(1, asked // 50):
-            self.warn(WarningKind.SENSOR_LATE, f"{record.late} of {asked} readings did not come in time")
+            yield WarningKind.SENSOR_LATE, f"{record.late} of {asked} readings did not come in time"
         if record.largest_gap_s is not None and record.largest_gap_s > max(1.0, 4 / self.rate_hz):
-            self.warn(WarningKind.TIMELINE_GAP, f"{record.largest_gap_s:.2f} s without a reading")
+            yield WarningKind.TIMELINE_GAP, f"{record.largest_gap_s:.2f} s without a reading"
         shares = (record.cpu_share or 0.0, record.step_share or 0.0)
         if self.steps_s > _LONG_ENOUGH_S and max(shares) > LARGEST_OVERHEAD:
             detail = f"the meters took {shares[0]:.2%} of the CPU time and {shares[1]:.2%} of the steps' time"
-            self.warn(WarningKind.METER_OVERHEAD, detail)
+            yield WarningKind.METER_OVERHEAD, detail
 
     @contextmanager
     def phase(self, name: PhaseName, totals: dict[str, Any] | None = None) -> Iterator["PhaseMeter"]:
