@@ -258,6 +258,32 @@ def test_the_meters_tell_their_rate_gap_and_cost(tmp_path: Path) -> None:
     assert 0 < found.step_share < 0.1
 
 
+@pytest.mark.parametrize(("prefill_s", "is_there"), [(0.2, True), (0.005, False)])
+def test_the_parts_of_a_generation_have_their_energies(tmp_path: Path, prefill_s: float, is_there: bool) -> None:
+    """A counter that is renewed every 10 ms cannot tell what 5 ms took."""
+
+    def steps() -> float:
+        return math.floor(clock.now_s() / 0.01) * 0.01 * 100
+
+    with session_of(tmp_path, Scripted(counter_j=steps)) as session:
+        time.sleep(0.1)
+        with session.phase("generate") as phase:
+            for _ in range(3):
+                with phase.step(measured=True, samples=1) as timed:
+                    time.sleep(prefill_s)
+                    phase.mark_prefill(timed, 10)
+                    time.sleep(0.3)
+            record = phase.end()
+    assert (record.prefill_energy_j is not None) == is_there
+    assert record.decode_energy_j is not None
+    if record.prefill_energy_j is not None:
+        assert record.prefill_energy_error_j is not None
+        assert record.measured_energy_j is not None
+        # A step's parts leave out what lies between two steps.
+        assert record.prefill_energy_j + record.decode_energy_j <= record.measured_energy_j + 3
+        assert record.prefill_energy_j >= 3 * 100 * prefill_s - record.prefill_energy_error_j
+
+
 def test_a_full_disk_ends_the_trial_and_not_the_sampler(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"), session_of(tmp_path, counter(100)) as session:  # noqa: PT012
         session.timeline._writer.append = lambda line: (_ for _ in ()).throw(OSError(28, "No space left"))  # type: ignore[method-assign]
