@@ -1,6 +1,8 @@
 """The search on a CPU under a limit, in real processes: the largest batch by brute force, its record, its failures."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,49 @@ def test_where_nothing_fits_the_trial_is_out_of_memory_and_the_others_go_on(
     assert WarningKind.RANK_ABOVE_MATRIX not in {warning.kind for warning in found[1].warnings}
     rows = read_report([tmp_path / "out"]).comparison.results.rows
     assert [row["train_batch_size"] for row in rows] == [2, None]
+
+
+@pytest.mark.parametrize("asked", ["max", 1])
+@pytest.mark.parametrize("less_bytes", [10**12, 300e6, 115e6])
+def test_a_limit_below_what_a_process_itself_takes_is_out_of_memory_however_it_ends(
+    less_bytes: float, asked: Any, limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
+) -> None:
+    """At 1 byte nothing can be mapped, in the middle no thread starts, near the peak libraries fall (SIGSEGV)."""
+    changes = {
+        "grid": {"lora.rank": [128]},
+        "training": {"layout": "padded", "batch_size": asked, "max_steps": 1},
+        "run": {"memory_limit_bytes": max(1, round(limit_bytes - less_bytes))},
+    }
+    (record,) = swept(merge(wide_table, changes), tmp_path / "out")
+    assert record.status == "out_of_memory", record.error
+    assert [search.batch for search in record.batch_search] == [None] * (asked == "max")
+
+
+def test_failures_that_other_causes_have_too_are_about_memory_only_under_a_limit() -> None:
+    """In a process of its own, which is then held to a limit that it does not reach."""
+    code = """
+import torch
+from howlow.errors import UserError
+from howlow.trial.choices import is_out_of_memory, limit_memory, unlimit_memory
+def wrapped():
+    try:
+        raise OSError(12, "Cannot allocate memory")
+    except OSError:
+        try:
+            raise UserError("model: its files cannot be loaded") from None
+        except UserError as error:
+            return error
+texts = ("can't start new thread", "could not create a primitive")
+errors = [RuntimeError(text) for text in texts] + [RuntimeError("shapes differ"), MemoryError(), wrapped()]
+print([is_out_of_memory(error) for error in errors])
+limit_memory(1 << 40, torch.device("cpu"))
+print([is_out_of_memory(error) for error in errors])
+unlimit_memory()
+print([is_out_of_memory(error) for error in errors])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    free = [False, False, False, True, True]
+    assert [json.loads(line.lower()) for line in done.stdout.splitlines()] == [free, [True, True, *free[2:]], free]
 
 
 def test_a_search_survives_the_record() -> None:

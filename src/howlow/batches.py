@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from howlow.errors import UserError
-from howlow.executors import Finished, LocalExecutor, kernel_kills, ran_out_of_memory
+from howlow.executors import LocalExecutor, is_held, kernel_kills, ran_out_of_memory
 from howlow.records import BatchProbe, BatchSearch, write_atomically
 from howlow.settings import Settings, TrialPlan
 
@@ -62,12 +62,13 @@ class SearchFailedError(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where and on what trials run: the folder for what is found, the data, the layout, and what else it depends on."""
+    """Where and on what trials run: the folder for what is found, data, layout, device, and what else it depends on."""
 
     folder: Path
     data: Path
     layout: Mapping[str, Any]
     basis: Mapping[str, Any]
+    device: str
 
 
 @dataclass
@@ -83,6 +84,7 @@ class _Told:
         """Keep one event."""
         if kind == "probe":
             self.probes.append(value)
+            self.probing = {}
         else:
             setattr(self, kind, value)
 
@@ -180,16 +182,13 @@ def _one_process(
         raise UserError(finished.value)
     if finished.outcome == "disk_full":
         raise OSError(errno.ENOSPC, finished.value)
-    _note_death(finished, log, kernel_kills() > kills, told, before)
-    tell(told.probes[-1])
-    return None
-
-
-def _note_death(finished: Finished, log: Path, killed_by_kernel: bool, told: _Told, before: int) -> None:
-    """A process that died while it probed, for want of memory, had a batch that does not fit."""
-    if not told.probing or len(told.probes) > before or not ran_out_of_memory(finished, log, killed_by_kernel):
+    is_limited = told.limit is not None and told.limit["enforced_bytes"] is not None and is_held(place.device)
+    has_probed = bool(told.probing) or len(told.probes) > before
+    if not has_probed or not ran_out_of_memory(finished, log, kernel_kills() > kills, is_limited):
         raise SearchFailedError(f"a probe for the largest batch ended: {finished.value}; see {log}")
-    told.probes.append({**told.probing, "peak_bytes": None, "fits": False})
+    if told.probing:
+        on_event("probe", {**told.probing, "peak_bytes": None, "fits": False})
+    return None
 
 
 def _as_record(probe: Mapping[str, Any]) -> BatchProbe:

@@ -36,7 +36,7 @@ from howlow.continuing import (
     traces,
 )
 from howlow.errors import UserError
-from howlow.executors import Finished, LocalExecutor, is_disk_full, kernel_kills, ran_out_of_memory
+from howlow.executors import Finished, LocalExecutor, is_disk_full, is_held, kernel_kills, ran_out_of_memory
 from howlow.groundwork import (
     Preparation,
     check_space,
@@ -281,7 +281,7 @@ def _search_batches(
     environment = preparation.report["environment"]
     keys = ("device_name", "cpu", "cores", "threads", "versions")
     basis = {"data": preparation.report["data"], **{key: environment[key] for key in keys}}
-    place = Place(folder / ".howlow", preparation.folder, layout, basis)
+    place = Place(folder / ".howlow", preparation.folder, layout, basis, environment["device"])
     record: Record | None = None
     try:
         for setting in searched_settings(plan):
@@ -363,7 +363,8 @@ def _run_one(
         if finished.outcome == "disk_full":
             raise DiskFullError(f"{trial}: {finished.value}")
         if finished.outcome != "result":
-            memory = ran_out_of_memory(finished, trial / "log.txt", killed_by_kernel=kernel_kills() > kills_before)
+            limited = plan.settings.run.memory_limit_bytes is not None and is_held(preparation.environment.device)
+            memory = ran_out_of_memory(finished, trial / "log.txt", kernel_kills() > kills_before, limited)
             write_record(trial, _record_death(plan, trial, finished, memory))
     except OSError as error:
         if is_disk_full(error):

@@ -13,7 +13,7 @@ to confirm, a fresh one is taken there too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from howlow.preparation import Prepared, read_prepared
 from howlow.records import LayoutChoice, clear_temporaries
 from howlow.settings import Settings
 from howlow.trial import asked_of, load, settle
-from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory
+from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory, unlimit_memory
 from howlow.trial.fine_tuning import as_it_trains, lay_out, make_trainer, schedule_of
 from howlow.trial.scoring import Scorer
 from howlow.trial.state import SweepLink, TrialState, split
@@ -61,20 +61,38 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     device = choose_device(state.settings.run.device)
     limit = payload["limit"] or _limit(payload["setting"], state.settings, device)
     link.report("limit", limit)
-    limit_memory(limit["enforced_bytes"], device)
     prepared = read_prepared(state.data_folder)
     work = (_Training if payload["setting"] == "training.batch_size" else _Inference)(state, prepared)
     probes = [Probe(**probe) for probe in payload["probes"]]
     beyond = limit["enforced_bytes"] or limit["limit_bytes"]
     question = Question(work.largest, limit["budget_bytes"], beyond, cache(work.load), probes=probes)
     question = replace(question, beyond=_LOOKED_AT // work.largest)
-    if isinstance(found := next_step(question), Found):
-        return {"batch": found.batch, "largest": work.largest}
-    link.report("probing", {"batch": 1, "load": question.load(1)})
+    step = next_step(question)
+    if isinstance(step, Found):
+        return {"batch": step.batch, "largest": work.largest}
+    # What fails for want of memory from here on, in loading or in the probe, is a batch that does not fit.
+    begun = Probe(step.batch, question.load(step.batch), None, False)
+    link.report("probing", {"batch": begun.batch, "load": begun.load})
+    limit_memory(limit["enforced_bytes"], device)
+    try:
+        return _within_limit(question, begun, work, partial(_bench, state, device, prepared), payload, link)
+    finally:
+        unlimit_memory()
+
+
+def _within_limit(
+    question: Question,
+    begun: Probe,
+    work: "_Work",
+    opened: Callable[[], AbstractContextManager["_Bench"]],
+    payload: Mapping[str, Any],
+    link: SweepLink,
+) -> dict[str, Any] | None:
+    """Load, and probe; a load that takes too much is the end of the probe that it was for."""
     with ExitStack() as stack:
-        bench = _unless_out_of_memory(lambda: stack.enter_context(_bench(state, device, prepared)))
+        bench = _unless_out_of_memory(lambda: stack.enter_context(opened()))
         if bench is None:
-            link.report("probe", asdict(Probe(1, question.load(1), None, False)))
+            link.report("probe", asdict(begun))
             return None
         known = bench.known(payload["setting"])
         link.report("known", asdict(known))
