@@ -26,7 +26,8 @@ def build_nvml(folder: Path) -> Path:
 
 def run_with_nvml(library: Path, command: list[str], **environment: str) -> str:
     """Run Python with the stand-in on the loader's path, where the real nvidia-ml-py and zeus find it."""
-    scripted = {"LD_LIBRARY_PATH": str(library), "PYTHONPATH": str(HERE), **environment}
+    paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    scripted = {"LD_LIBRARY_PATH": str(library), "PYTHONPATH": paths, **environment}
     done = subprocess.run(
         [sys.executable, *command], env=os.environ | scripted, capture_output=True, text=True, check=False
     )

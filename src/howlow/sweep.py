@@ -250,6 +250,7 @@ def _run_all(
 ) -> None:
     pending = [plan for plan in plans if plan.name not in existing]
     idle: dict[str, Any] | None = None
+    is_idle_known = False  # of the first trials there may be none to run: no batch of theirs fits
     # One for all, so that trials with a number beside those with "max" are measured alike.
     is_bounded = any(plan.settings.run.memory_limit_bytes or searched_settings(plan) for plan in plans)
     for index, plan in enumerate(pending):
@@ -261,8 +262,9 @@ def _run_all(
             rest_s = plan.settings.run.cooldown_s if index else 0.0
             if rest_s:
                 listener(Event("waiting", plan, text=f"cooling down, at most {rest_s:g} s"))
-            if rest_s or not index:
+            if rest_s or not is_idle_known:
                 idle = _idle(executor, plan.settings, folder / ".howlow" / "idle.log", rest_s)
+                is_idle_known = True
             record = _run_one(executor, plan, record, is_bounded, preparation, layout, trial, idle, listener)
         existing[plan.name] = record
         listener(Event("ended", plan, done=done + 1, total=len(plans), record=record))
