@@ -11,6 +11,7 @@ import pytest
 from conftest import squad_document, tiny_config
 
 import howlow
+from howlow.errors import UserError
 from howlow.executors import LocalExecutor
 from howlow.records import BatchProbe, BatchSearch, Record, WarningKind
 from howlow.report import read_report
@@ -201,6 +202,20 @@ def test_a_limit_below_what_a_process_itself_takes_is_out_of_memory_however_it_e
     (record,) = swept(merge(wide_table, changes), tmp_path / "out")
     assert record.status == "out_of_memory", record.error
     assert [search.batch for search in record.batch_search] == [None] * (asked == "max")
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ({"memory_margin": 0.999}, "of the machine are free, and run.memory_margin = 0.999 spares"),
+        ({"memory_margin": 0.9, "memory_limit_bytes": 1}, "run.memory_limit_bytes = 1, and run.memory_margin = 0.9"),
+    ],
+)
+def test_a_margin_that_leaves_nothing_is_refused(
+    run: dict[str, Any], words: str, wide_table: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        swept(merge(wide_table, {"run": run}), tmp_path / "out")
 
 
 def test_failures_that_other_causes_have_too_are_about_memory_only_under_a_limit() -> None:

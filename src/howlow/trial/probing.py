@@ -115,15 +115,21 @@ def _limit(setting: str, settings: Settings, device: torch.device) -> dict[str, 
     """The limit, what of it may be used, and where it comes from; enforced_bytes: what this process is held to.
 
     Raises:
-        UserError: nothing tells here what a process has taken.
+        UserError: nothing tells here what a process has taken, or the margin leaves nothing to take.
     """
     if not memory.Taken.is_known(device):
         raise UserError(f'{setting} = "max": nothing tells on {device} here what a process has taken; give a number')
     given, is_on_cpu = settings.run.memory_limit_bytes, device.type == "cpu"
     available, whole = memory.available_bytes(device)
     limit = given or available
-    budget = limit - round(settings.run.memory_margin * (given or whole))
+    spared = round(settings.run.memory_margin * (given or whole))
     where = "of the machine" if is_on_cpu else "on the device"
+    if (budget := limit - spared) <= 0:
+        free = f"run.memory_limit_bytes = {given}" if given else f"{limit / 1e9:.3f} GB {where} are free"
+        raise UserError(
+            f'{setting} = "max": {free}, and run.memory_margin = {settings.run.memory_margin:g} spares '
+            f"{spared / 1e9:.3f} GB: nothing is left for a batch; set a smaller margin, or give the memory more room"
+        )
     return {
         "limit_bytes": limit,
         "budget_bytes": budget,
