@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from howlow.executors import Finished, ran_out_of_memory
+from howlow.executors import Finished, LocalExecutor, ran_out_of_memory
 from howlow.settings import load, to_toml
 
 COMMAND = "import sys; from howlow.cli import main; sys.argv = ['howlow', *sys.argv[1:]]; main()"
@@ -78,6 +78,20 @@ def test_a_killed_process_was_out_of_memory_only_where_the_kernel_killed_one(is_
     (tmp_path / "log.txt").write_text("", encoding="utf-8")
     finished = Finished("died", "", exit_signal=signal.SIGKILL)
     assert ran_out_of_memory(finished, tmp_path / "log.txt", is_kernel, is_limited=True) == is_kernel
+
+
+@pytest.mark.slow
+def test_what_a_child_tells_after_it_was_asked_to_stop_is_heard(tmp_path: Path) -> None:
+    heard = []
+
+    def hear(kind: str, value: Any) -> None:
+        heard.append((kind, value))
+        if kind == "begun":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LocalExecutor().run("stand_ins.tell_after_stop", {}, tmp_path / "log.txt", hear)
+    assert heard == [("begun", 1), ("ended", 1)]
 
 
 @pytest.mark.slow

@@ -11,12 +11,14 @@ import pytest
 from conftest import squad_document, tiny_config
 
 import howlow
+from howlow.engine.batch_size import Probe
 from howlow.errors import UserError
 from howlow.executors import LocalExecutor
 from howlow.records import BatchProbe, BatchSearch, Record, WarningKind
 from howlow.report import read_report
 from howlow.settings import expand, load, merge
 from howlow.sweep import Event
+from howlow.trial.probing import judged
 
 pytestmark = pytest.mark.slow
 
@@ -67,6 +69,7 @@ def probe(wide_table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
             "data": str(data),
             "layout": {"layout": layout, "kernel": None if layout == "padded" else "sdpa"},
             "limit": limit,
+            "earlier_limit": None,
             "probes": around[batch == 1 :],
             "others": [],
         }
@@ -167,6 +170,42 @@ def test_two_legs_beside_each_other_and_a_search_that_is_not_repeated(
     (tmp_path / "out/trials" / leg.trial / "record.json").unlink()
     swept(table, tmp_path / "out", on_event=listen)
     assert probed == []
+
+
+def test_a_search_that_was_interrupted_goes_on_with_its_probes(
+    limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {
+        "grid": {"lora.rank": [16]},
+        "training": {"layout": "padded", "max_steps": 1},
+        "run": {"memory_limit_bytes": limit_bytes},
+    }
+    table, probed = merge(wide_table, changes), list[tuple[int, bool]]()
+
+    def listen(event: Event) -> None:
+        if event.kind == "probed":
+            probed.append((event.progress["batch"], event.progress["fits"]))
+            if len(probed) in (2, 3):
+                raise KeyboardInterrupt
+
+    for told in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            swept(table, tmp_path / "out", on_event=listen)
+        assert len(probed) == told
+    (record,) = swept(table, tmp_path / "out", on_event=listen)
+    (search,) = record.batch_search
+    assert record.status == "done"
+    assert [(probe.batch, probe.fits) for probe in search.probes] == probed
+    assert len(set(probed)) == len(probed) - 1  # the one found is confirmed, nothing else is probed twice
+    assert [path.name for path in (tmp_path / "out" / ".howlow").glob("probes-*")] == []
+
+
+def test_probes_of_an_earlier_start_are_judged_by_the_memory_of_now() -> None:
+    then, less, more = unbounded(1000), unbounded(900), unbounded(1100)
+    probes = [Probe(1, 10, 800, True), Probe(2, 20, 950, True), Probe(3, 30, 1050, False), Probe(4, 40, None, False)]
+    assert judged(probes, then, then) == probes
+    assert [probe.fits for probe in judged(probes, then, less)] == [True, False, False, False]
+    assert [probe.fits for probe in judged(probes, then, more)] == [True, True, True]
 
 
 def test_where_nothing_fits_the_trial_is_out_of_memory_and_the_others_go_on(

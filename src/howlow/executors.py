@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
@@ -30,6 +30,7 @@ PRELOADED = "howlow.trial"
 _FOR_THE_SWEEP = (signal.SIGINT, signal.SIGTERM)
 _CAN_HOLD_BACK = hasattr(signal, "pthread_sigmask")
 Outcome = Literal["result", "user_error", "disk_full", "crashed", "stopped", "died"]
+_ENDS = ("result", "user_error", "disk_full", "crashed", "stopped")
 _NO_MEMORY = ("bad_alloc", "can't allocate memory", "out of memory", "Cannot allocate memory", "MemoryError")
 # Under a memory limit these are about it; without one they have other causes, such as a limit on threads. The last two
 # are how oneDNN says it.
@@ -173,6 +174,7 @@ class LocalExecutor:
         """Run `entry(payload, link)` in a child and wait for it; events go to `on_event`.
 
         On KeyboardInterrupt the child is asked to stop and given `patience_s` to keep its work; a second one kills it.
+        What it told before its end is heard all the same.
         """
         ours, theirs = self._context.Pipe(duplex=True)
         arguments = (entry, payload, theirs, str(log))
@@ -186,8 +188,13 @@ class LocalExecutor:
                 with _held_back():
                     process.start()
         theirs.close()
+        hear = on_event or (lambda kind, value: None)
         try:
-            return self._wait(process, ours, on_event or (lambda kind, value: None))
+            return self._wait(process, ours, hear)
+        except KeyboardInterrupt:
+            self._stop(process, ours, patience_s)
+            _hear_the_rest(ours, hear)
+            raise
         except BaseException:
             self._stop(process, ours, patience_s)
             raise
@@ -205,7 +212,7 @@ class LocalExecutor:
                     kind, value = pipe.recv()
                 except (EOFError, OSError):
                     break
-                if kind in ("result", "user_error", "disk_full", "crashed", "stopped"):
+                if kind in _ENDS:
                     last = (kind, value)
                 else:
                     on_event(kind, value)
@@ -226,6 +233,15 @@ class LocalExecutor:
         if process.is_alive():
             process.kill()
             process.join()
+
+
+def _hear_the_rest(pipe: "connection.Connection[Any, Any]", on_event: Callable[[str, Any], None]) -> None:
+    """What a child that has ended left in its pipe."""
+    with suppress(EOFError, OSError):
+        while pipe.poll():
+            kind, value = pipe.recv()
+            if kind not in _ENDS:
+                on_event(kind, value)
 
 
 @contextmanager

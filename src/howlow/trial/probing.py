@@ -52,8 +52,9 @@ _SHAPES = 8
 def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | None:
     """Probe until the largest batch is found, or until it takes a fresh process to go on (None).
 
-    Told on the way: "limit", what holds for the whole search; "known", what is certain of this rank; "probing" before
-    and "probe" after every probe, so that one that ends the process is known too.
+    Told on the way: "limit", what holds for the whole search; "probes", what an earlier start of it left, judged by
+    that limit; "known", what is certain of this rank; "probing" before and "probe" after every probe, so that one that
+    ends the process is known too.
     """
     settle()
     memory.bound_heap()
@@ -64,6 +65,9 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     prepared = read_prepared(state.data_folder)
     work = (_Training if payload["setting"] == "training.batch_size" else _Inference)(state, prepared)
     probes = [Probe(**probe) for probe in payload["probes"]]
+    if payload["limit"] is None and probes:
+        probes = judged(probes, payload["earlier_limit"], limit)
+        link.report("probes", [asdict(probe) for probe in probes])
     beyond = limit["enforced_bytes"] or limit["limit_bytes"]
     question = Question(work.largest, limit["budget_bytes"], beyond, cache(work.load), probes=probes)
     question = replace(question, beyond=_LOOKED_AT // work.largest)
@@ -137,6 +141,19 @@ def _limit(setting: str, settings: Settings, device: torch.device) -> dict[str, 
         "limit": "run.memory_limit_bytes" if given else f"memory {where} that was free when the search began",
         "memory": "VmData" if is_on_cpu else "memory reserved by torch",
     }
+
+
+def judged(probes: Sequence[Probe], then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Probe]:
+    """Probes made under one limit as they count under another, as where less memory is free than was.
+
+    A peak fits or does not; that memory ran out counts as long as there is not more of it.
+    """
+    held_then, held_now = (limit["enforced_bytes"] or limit["limit_bytes"] for limit in (then, now))
+    return [
+        replace(probe, fits=probe.peak_bytes is not None and probe.peak_bytes <= now["budget_bytes"])
+        for probe in probes
+        if probe.peak_bytes is not None or held_now <= held_then
+    ]
 
 
 def _other(plain: Mapping[str, Any]) -> Other:
