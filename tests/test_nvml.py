@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from stand_ins import build_nvml, run_with_nvml
 
+from howlow.settings import expand, load, merge
+from howlow.sweep import ordered
+
 Ask = Callable[..., dict[str, Any]]
 
 QUESTIONS = """
@@ -246,3 +249,26 @@ def test_a_whole_sweep_on_a_source_asked_for_by_name(library: Path, tiny_table: 
     assert abs(row["train_energy_above_idle_per_sample_j"]) < row["train_energy_error_per_sample_j"] * 1.5
     assert row["train_cpu_energy_per_sample_j"] is None
     assert "energy_of_another_device" in {warning["kind"] for warning in document["warnings"]}
+
+
+@pytest.mark.slow
+def test_idle_power_is_read_although_no_batch_of_the_first_trial_fits(
+    library: Path, tiny_table: dict[str, Any], tmp_path: Path
+) -> None:
+    """Half a GB of weights, gradients and moments leave the first rank nothing."""
+    changes = {
+        "grid": {"lora.rank": [1, 65536]},
+        "baselines": [],
+        "training": {"batch_size": "max", "epochs": 10},
+        "meters": {"energy": "nvml", "rate_hz": 20.0},
+        "run": {"memory_limit_bytes": 900_000_000},
+    }
+    table = merge(tiny_table, changes)
+    plans = expand(load(None, [table]))
+    seed = next(seed for seed in range(99) if ordered(plans, seed)[0].rank == 65536)
+    table = merge(table, {"run": {"order_seed": seed}})
+    environment = {"HOWLOW_NVML_MILLIWATTS": "200000", "HOWLOW_NVML_PERIOD_MS": "20"}
+    rows = json.loads(run_with_nvml(library, ["-c", SWEEP, json.dumps(table), str(tmp_path / "out")], **environment))
+    assert {row["rank"]: row["status"] for row in rows["rows"]} == {1: "done", 65536: "out_of_memory"}
+    (row,) = [row for row in rows["rows"] if row["rank"] == 1]
+    assert row["idle_power_w"] == pytest.approx(400, rel=0.05)

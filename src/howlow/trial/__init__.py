@@ -59,7 +59,7 @@ from howlow.settings import Settings
 from howlow.tasks import task_named
 from howlow.trial.attached import Attached
 from howlow.trial.card import model_card
-from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory, load_base
+from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory, load_base, unlimit_memory
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.layout import choose, layout_record
 from howlow.trial.resuming import resume, save_trained
@@ -147,11 +147,13 @@ def run(state: TrialState) -> Status:
     except Exception as problem:  # the trial's boundary: whatever happened is its result, and the others go on
         if is_disk_full(problem):
             raise
+        status = "out_of_memory" if is_out_of_memory(problem) else "failed"
+        unlimit_memory()
         traceback.print_exc()
         sys.stderr.flush()
-        status = "out_of_memory" if is_out_of_memory(problem) else "failed"
         text = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
         error = " ".join(text.split())[:500]
+    unlimit_memory()
     if state.session is not None:
         warn_unsteady(state)
     record = _record(state, status, error, scores)  # type: ignore[arg-type]
