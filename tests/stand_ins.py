@@ -4,11 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from howlow.executors import Link, StoppedError
 from howlow.meters.instruments import Finding, Look
 
 HERE = Path(__file__).parent
@@ -26,7 +29,8 @@ def build_nvml(folder: Path) -> Path:
 
 def run_with_nvml(library: Path, command: list[str], **environment: str) -> str:
     """Run Python with the stand-in on the loader's path, where the real nvidia-ml-py and zeus find it."""
-    scripted = {"LD_LIBRARY_PATH": str(library), "PYTHONPATH": str(HERE), **environment}
+    paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    scripted = {"LD_LIBRARY_PATH": str(library), "PYTHONPATH": paths, **environment}
     done = subprocess.run(
         [sys.executable, *command], env=os.environ | scripted, capture_output=True, text=True, check=False
     )
@@ -43,6 +47,15 @@ def powercap_tree(root: Path, zones: dict[str, tuple[str, int, int]]) -> Path:
         (zone / "energy_uj").write_text(f"{energy_uj}\n")
         (zone / "max_energy_range_uj").write_text(f"{range_uj}\n")
     return root
+
+
+def tell_after_stop(payload: dict[str, Any], link: Link) -> None:
+    """A child's entry: what it has begun when it is asked to stop, it ends."""
+    link.report("begun", 1)
+    while not link.stop_requested:
+        time.sleep(0.01)
+    link.report("ended", 1)
+    raise StoppedError
 
 
 class Scripted:

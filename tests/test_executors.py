@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
+from howlow.executors import Finished, LocalExecutor, ran_out_of_memory
 from howlow.settings import load, to_toml
 
-pytestmark = pytest.mark.slow
 COMMAND = "import sys; from howlow.cli import main; sys.argv = ['howlow', *sys.argv[1:]]; main()"
 
 
@@ -48,6 +48,53 @@ def imports_torch(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.parametrize(
+    ("number", "written", "with_limit", "without"),
+    [
+        (signal.SIGSEGV, "", True, False),
+        (signal.SIGABRT, "", True, False),
+        (signal.SIGABRT, "terminate called after throwing an instance of 'std::bad_alloc'", True, True),
+        (signal.SIGKILL, "", False, False),
+        (signal.SIGTERM, "", False, False),
+        (None, "RuntimeError: unable to mmap 13200 bytes from file: Cannot allocate memory (12)", True, True),
+        (None, "RuntimeError: can't start new thread", True, False),
+        (None, "libgomp: Thread creation failed: Resource temporarily unavailable", True, False),
+        (None, "RuntimeError: could not create a primitive", True, False),
+        (None, "ZeroDivisionError: division by zero", False, False),
+    ],
+)
+def test_under_a_memory_limit_falls_of_libraries_are_for_want_of_memory(
+    number: signal.Signals | None, written: str, with_limit: bool, without: bool, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text(written, encoding="utf-8")
+    finished = Finished("died", "", exit_signal=number)
+    assert ran_out_of_memory(finished, log, False, is_limited=True) == with_limit
+    assert ran_out_of_memory(finished, log, False, is_limited=False) == without
+
+
+@pytest.mark.parametrize("is_kernel", [True, False])
+def test_a_killed_process_was_out_of_memory_only_where_the_kernel_killed_one(is_kernel: bool, tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("", encoding="utf-8")
+    finished = Finished("died", "", exit_signal=signal.SIGKILL)
+    assert ran_out_of_memory(finished, tmp_path / "log.txt", is_kernel, is_limited=True) == is_kernel
+
+
+@pytest.mark.slow
+def test_what_a_child_tells_after_it_was_asked_to_stop_is_heard(tmp_path: Path) -> None:
+    heard = []
+
+    def hear(kind: str, value: Any) -> None:
+        heard.append((kind, value))
+        if kind == "begun":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        LocalExecutor().run("stand_ins.tell_after_stop", {}, tmp_path / "log.txt", hear)
+    assert heard == [("begun", 1), ("ended", 1)]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the fork server is Linux's")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_the_group_while_the_server_imports_leaves_no_traceback(
@@ -70,6 +117,7 @@ def test_a_signal_to_the_group_while_the_server_imports_leaves_no_traceback(
     assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_group_in_a_trial_keeps_its_checkpoint(
     started: Callable[[], subprocess.Popen[str]], tmp_path: Path
 ) -> None:

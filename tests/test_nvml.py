@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from stand_ins import build_nvml, run_with_nvml
 
+from howlow.settings import expand, load, merge
+from howlow.sweep import ordered
+
 Ask = Callable[..., dict[str, Any]]
 
 QUESTIONS = """
@@ -105,6 +108,23 @@ def test_the_counters_joules_are_those_of_the_measured_segments(ask: Ask) -> Non
     assert 0.02 <= found["period_s"] < 0.05
     assert found["counter_j"] > 1000
     assert found["idle_w"] == pytest.approx(250, rel=0.05)
+
+
+@pytest.mark.parametrize("period_ms", [400, 1000])
+def test_a_slow_counter_is_found_out_and_short_windows_have_no_energy(period_ms: int, ask: Ask) -> None:
+    found = ask(HOWLOW_NVML_MILLIWATTS="100000", HOWLOW_NVML_PERIOD_MS=str(period_ms))
+    assert found["period_s"] >= 0.6 if period_ms == 1000 else found["period_s"] >= 0.4
+    assert found["phase"]["measured_energy_j"] is None
+    details = [detail for kind, detail in found["warnings"] if kind == "energy_window_too_short"]
+    assert details, found["warnings"]
+
+
+def test_a_device_that_is_named_twice_counts_once(library: Path, tmp_path: Path) -> None:
+    asked = 'Asked("nvml", torch.device("cpu"), devices=("GPU-1", "GPU-11111111-aaaa"))'
+    code = QUESTIONS.replace('Asked("nvml", torch.device("cuda:0"))', asked)
+    found = json.loads(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], HOWLOW_NVML_MILLIWATTS="100000"))
+    phase = found["phase"]
+    assert phase["measured_energy_j"] == pytest.approx(100 * phase["measured_duration_s"], rel=0.2)
 
 
 def test_without_a_counter_power_is_integrated_and_the_source_says_so(ask: Ask) -> None:
@@ -229,3 +249,26 @@ def test_a_whole_sweep_on_a_source_asked_for_by_name(library: Path, tiny_table: 
     assert abs(row["train_energy_above_idle_per_sample_j"]) < row["train_energy_error_per_sample_j"] * 1.5
     assert row["train_cpu_energy_per_sample_j"] is None
     assert "energy_of_another_device" in {warning["kind"] for warning in document["warnings"]}
+
+
+@pytest.mark.slow
+def test_idle_power_is_read_although_no_batch_of_the_first_trial_fits(
+    library: Path, tiny_table: dict[str, Any], tmp_path: Path
+) -> None:
+    """Half a GB of weights, gradients and moments leave the first rank nothing."""
+    changes = {
+        "grid": {"lora.rank": [1, 65536]},
+        "baselines": [],
+        "training": {"batch_size": "max", "epochs": 10},
+        "meters": {"energy": "nvml", "rate_hz": 20.0},
+        "run": {"memory_limit_bytes": 900_000_000},
+    }
+    table = merge(tiny_table, changes)
+    plans = expand(load(None, [table]))
+    seed = next(seed for seed in range(99) if ordered(plans, seed)[0].rank == 65536)
+    table = merge(table, {"run": {"order_seed": seed}})
+    environment = {"HOWLOW_NVML_MILLIWATTS": "200000", "HOWLOW_NVML_PERIOD_MS": "20"}
+    rows = json.loads(run_with_nvml(library, ["-c", SWEEP, json.dumps(table), str(tmp_path / "out")], **environment))
+    assert {row["rank"]: row["status"] for row in rows["rows"]} == {1: "done", 65536: "out_of_memory"}
+    (row,) = [row for row in rows["rows"] if row["rank"] == 1]
+    assert row["idle_power_w"] == pytest.approx(400, rel=0.05)

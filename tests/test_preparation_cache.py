@@ -18,7 +18,7 @@ def table(tiny_table: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
 
 
 def prepare(table: dict[str, Any], folder: Path) -> dict[str, Any]:
-    return preparation.prepare(load(None, [table]), [], ["targets"], folder)
+    return preparation.prepare(load(None, [table]), [], folder, ["targets"])
 
 
 def test_a_second_start_reads_what_the_first_laid_by(

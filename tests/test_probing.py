@@ -1,6 +1,8 @@
 """The search on a CPU under a limit, in real processes: the largest batch by brute force, its record, its failures."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,14 @@ import pytest
 from conftest import squad_document, tiny_config
 
 import howlow
+from howlow.engine.batch_size import Probe
+from howlow.errors import UserError
 from howlow.executors import LocalExecutor
 from howlow.records import BatchProbe, BatchSearch, Record, WarningKind
 from howlow.report import read_report
 from howlow.settings import expand, load, merge
 from howlow.sweep import Event
+from howlow.trial.probing import judged
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +69,7 @@ def probe(wide_table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
             "data": str(data),
             "layout": {"layout": layout, "kernel": None if layout == "padded" else "sdpa"},
             "limit": limit,
+            "earlier_limit": None,
             "probes": around[batch == 1 :],
             "others": [],
         }
@@ -166,6 +172,42 @@ def test_two_legs_beside_each_other_and_a_search_that_is_not_repeated(
     assert probed == []
 
 
+def test_a_search_that_was_interrupted_goes_on_with_its_probes(
+    limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {
+        "grid": {"lora.rank": [16]},
+        "training": {"layout": "padded", "max_steps": 1},
+        "run": {"memory_limit_bytes": limit_bytes},
+    }
+    table, probed = merge(wide_table, changes), list[tuple[int, bool]]()
+
+    def listen(event: Event) -> None:
+        if event.kind == "probed":
+            probed.append((event.progress["batch"], event.progress["fits"]))
+            if len(probed) in (2, 3):
+                raise KeyboardInterrupt
+
+    for told in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            swept(table, tmp_path / "out", on_event=listen)
+        assert len(probed) == told
+    (record,) = swept(table, tmp_path / "out", on_event=listen)
+    (search,) = record.batch_search
+    assert record.status == "done"
+    assert [(probe.batch, probe.fits) for probe in search.probes] == probed
+    assert len(set(probed)) == len(probed) - 1  # the one found is confirmed, nothing else is probed twice
+    assert [path.name for path in (tmp_path / "out" / ".howlow").glob("probes-*")] == []
+
+
+def test_probes_of_an_earlier_start_are_judged_by_the_memory_of_now() -> None:
+    then, less, more = unbounded(1000), unbounded(900), unbounded(1100)
+    probes = [Probe(1, 10, 800, True), Probe(2, 20, 950, True), Probe(3, 30, 1050, False), Probe(4, 40, None, False)]
+    assert judged(probes, then, then) == probes
+    assert [probe.fits for probe in judged(probes, then, less)] == [True, False, False, False]
+    assert [probe.fits for probe in judged(probes, then, more)] == [True, True, True]
+
+
 def test_where_nothing_fits_the_trial_is_out_of_memory_and_the_others_go_on(
     limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -183,6 +225,63 @@ def test_where_nothing_fits_the_trial_is_out_of_memory_and_the_others_go_on(
     assert WarningKind.RANK_ABOVE_MATRIX not in {warning.kind for warning in found[1].warnings}
     rows = read_report([tmp_path / "out"]).comparison.results.rows
     assert [row["train_batch_size"] for row in rows] == [2, None]
+
+
+@pytest.mark.parametrize("asked", ["max", 1])
+@pytest.mark.parametrize("less_bytes", [10**12, 300e6, 115e6])
+def test_a_limit_below_what_a_process_itself_takes_is_out_of_memory_however_it_ends(
+    less_bytes: float, asked: Any, limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
+) -> None:
+    """At 1 byte nothing can be mapped, in the middle no thread starts, near the peak libraries fall (SIGSEGV)."""
+    changes = {
+        "grid": {"lora.rank": [128]},
+        "training": {"layout": "padded", "batch_size": asked, "max_steps": 1},
+        "run": {"memory_limit_bytes": max(1, round(limit_bytes - less_bytes))},
+    }
+    (record,) = swept(merge(wide_table, changes), tmp_path / "out")
+    assert record.status == "out_of_memory", record.error
+    assert [search.batch for search in record.batch_search] == [None] * (asked == "max")
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        ({"memory_margin": 0.999}, "of the machine are free, and run.memory_margin = 0.999 spares"),
+        ({"memory_margin": 0.9, "memory_limit_bytes": 1}, "run.memory_limit_bytes = 1, and run.memory_margin = 0.9"),
+    ],
+)
+def test_a_margin_that_leaves_nothing_is_refused(
+    run: dict[str, Any], words: str, wide_table: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        swept(merge(wide_table, {"run": run}), tmp_path / "out")
+
+
+def test_failures_that_other_causes_have_too_are_about_memory_only_under_a_limit() -> None:
+    """In a process of its own, which is then held to a limit that it does not reach."""
+    code = """
+import torch
+from howlow.errors import UserError
+from howlow.trial.choices import is_out_of_memory, limit_memory, unlimit_memory
+def wrapped():
+    try:
+        raise OSError(12, "Cannot allocate memory")
+    except OSError:
+        try:
+            raise UserError("model: its files cannot be loaded") from None
+        except UserError as error:
+            return error
+texts = ("can't start new thread", "could not create a primitive")
+errors = [RuntimeError(text) for text in texts] + [RuntimeError("shapes differ"), MemoryError(), wrapped()]
+print([is_out_of_memory(error) for error in errors])
+limit_memory(1 << 40, torch.device("cpu"))
+print([is_out_of_memory(error) for error in errors])
+unlimit_memory()
+print([is_out_of_memory(error) for error in errors])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    free = [False, False, False, True, True]
+    assert [json.loads(line.lower()) for line in done.stdout.splitlines()] == [free, [True, True, *free[2:]], free]
 
 
 def test_a_search_survives_the_record() -> None:

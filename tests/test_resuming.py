@@ -9,6 +9,7 @@ import pytest
 
 from howlow import preparation
 from howlow.executors import StoppedError
+from howlow.meters.session import Session
 from howlow.records import Record, WarningKind, read_lines, read_record
 from howlow.settings import expand, load, merge
 from howlow.trial import fine_tuning, scoring, trial_entry
@@ -90,6 +91,18 @@ def test_the_phases_of_an_interrupted_inference_are_whole(
         assert ours.duration_s >= timed, "the time of both parts counts"
         measured = [line for line in steps if line["part"] == "measured"]
         assert ours.measured_samples == sum(line["samples"] for line in measured)
+
+
+def test_what_was_seen_before_an_interruption_is_in_the_record(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "observed", lambda *_: [(WarningKind.THROTTLED, "too hot")])
+    assert run(table, tmp_path, Link("train", 4)) is None
+    monkeypatch.setattr(Session, "observed", lambda *_: [])
+    record = run(table, tmp_path, Link())
+    assert record is not None
+    found = [warning.detail for warning in record.warnings if warning.kind == WarningKind.THROTTLED]
+    assert found == ["too hot (before an interruption)"]
 
 
 def test_behind_the_last_batch_nothing_is_run_again(table: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:

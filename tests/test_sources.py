@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, parse, smi_uuids
 from howlow.meters.rapl import RaplAbsentError, zones
 from howlow.meters.sources import Asked, open_energy, open_meters
 from howlow.settings import load
+from howlow.trial import idle_entry
 
 CPU = torch.device("cpu")
 TREE = {
@@ -52,6 +54,13 @@ def test_a_cpu_trial_has_package_and_memory_and_no_zone_twice(tree: Path) -> Non
     assert [part.counter_j() for part in meters.energy.instruments] == [5.0, 0.7, 6.0]
     assert meters.energy.instruments[1].range_j == pytest.approx(65_712.999613)
     assert meters.cpu_energy.name is None  # the CPU is the trial's own device, and stands in one column only
+
+
+def test_devices_are_heeded_where_the_source_is_looked_for(tree: Path) -> None:
+    meter = open_energy(Asked("auto", CPU, devices=("package-0",)))
+    assert [part.device for part in meter.instruments] == ["package-0"]
+    with pytest.raises(UserError, match=r"meters.devices 'nonsense' is none"):
+        open_energy(Asked("auto", CPU, devices=("nonsense",)))
 
 
 def test_a_zone_that_vanishes_or_is_torn_is_a_gap(tree: Path) -> None:
@@ -138,7 +147,7 @@ row = "GPU-11111111-aaaa, {power}, 2048, 87, 40, 61, 1410, 1593"
 if any(part.startswith("-lms") for part in sys.argv):
     for count in range({lines}):
         print(row, flush=True)
-        time.sleep(0.02 if count != {pause_at} else 1.5)
+        time.sleep({pause} if count != {pause_at} else 1.5)
     sys.exit(9)
 print("uuid, power.draw [W], memory.used [MiB]")
 print(row)
@@ -146,7 +155,7 @@ print(row)
 
 
 def stand_in_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, **script: object) -> None:
-    values = {"python": sys.executable, "power": "250.5", "lines": 10_000, "pause_at": -1} | script
+    values = {"python": sys.executable, "power": "250.5", "lines": 10_000, "pause_at": -1, "pause": 0.02} | script
     program = folder / "nvidia-smi"
     program.write_text(SMI.format(**values), encoding="utf-8")
     program.chmod(0o755)
@@ -181,6 +190,31 @@ def test_nvidia_smi_is_followed_and_a_line_is_given_once(tmp_path: Path, monkeyp
     powers = looked_at(NvidiaSmi("GPU-11111111-aaaa", 10.0), 0.8)
     assert powers.count(250.5) > 5
     assert set(powers) == {None, 250.5}
+
+
+def test_idle_power_is_read_also_where_the_timeline_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_smi(tmp_path, monkeypatch, pause="int(sys.argv[-1]) / 1000")  # as often as it is asked to
+    table = {
+        "model": "m",
+        "task": {"name": "question_answering", "train": "t", "test": "t"},
+        "meters": {"energy": "nvidia-smi", "rate_hz": 0.5},
+    }
+    settings = load(None, [table])
+    link = SimpleNamespace(stop_requested=False)
+    found = idle_entry({"settings": settings.model_dump_json(), "rest_s": 0.0}, link)
+    assert found is not None
+    assert found["power_w"] == pytest.approx(250.5)
+
+
+def test_a_line_knows_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_smi(tmp_path, monkeypatch, pause=0.5)
+    device = NvidiaSmi("GPU-11111111-aaaa", 2.0)
+    device.look()
+    time.sleep(0.45)
+    look = device.look()
+    device.close()
+    assert look.power_w == 250.5
+    assert 0.1 < look.age_s < 0.5
 
 
 def test_a_pause_is_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,11 +233,9 @@ def test_without_measured_steps_there_is_no_throughput(tmp_path: Path) -> None:
 def test_prefill_and_decode_are_told_apart(tmp_path: Path) -> None:
     # Two measured steps of 2 and 3 s, 0.5 s of each for 1000 tokens of prompts; 8 of 80 new tokens are prefill's.
     steps = steps_of("generate", [9.0, 2.0, 3.0], prefill_s=0.5, prefill_tokens=1000)
-    asked = {"meters.energy": "assumed", "meters.assumed_power_w": 30.0}
-    assumed = EnergySource(name="assumed", detail="30 W")
-    plain: dict[str, Any] = {"steps": steps, "phases": (phase_of("generate"),)}
-    write_trial(tmp_path / "a", settings=asked, energy=assumed, **plain)
-    write_trial(tmp_path / "b", **plain)
+    parted = phase_of("generate").model_copy(update={"prefill_energy_j": 30.0, "decode_energy_j": 120.0})
+    write_trial(tmp_path / "a", steps=steps, phases=(parted,))
+    write_trial(tmp_path / "b", steps=steps, phases=(phase_of("generate"),))
     row = only_row(tmp_path / "a")
     assert row["inference_prefill_time_per_sample_s"] == 1.0 / 16
     assert row["inference_decode_time_per_sample_s"] == 4.0 / 16

@@ -5,7 +5,8 @@ The search itself is a plain function (`howlow.engine.batch_size`) that runs bes
 until the batch is found. A probe that ends its process for want of memory is one that does not fit.
 
 What was found lies in `DIR/.howlow/batch-*.json`, under everything that it depends on: a sweep that goes on, and a
-trial that is run again, search no more. The probes of other ranks in there tell where to look first.
+trial that is run again, search no more. The probes of other ranks in there tell where to look first. Beside it, in
+`probes-*.json`, lies every probe of a search that has not ended, so that one that was interrupted goes on with them.
 """
 
 import errno
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from howlow.errors import UserError
-from howlow.executors import Finished, LocalExecutor, kernel_kills, ran_out_of_memory
+from howlow.executors import LocalExecutor, is_held, kernel_kills, ran_out_of_memory
 from howlow.records import BatchProbe, BatchSearch, write_atomically
 from howlow.settings import Settings, TrialPlan
 
@@ -62,27 +63,31 @@ class SearchFailedError(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where and on what trials run: the folder for what is found, the data, the layout, and what else it depends on."""
+    """Where and on what trials run: the folder for what is found, data, layout, device, and what else it depends on."""
 
     folder: Path
     data: Path
     layout: Mapping[str, Any]
     basis: Mapping[str, Any]
+    device: str
 
 
 @dataclass
 class _Told:
-    """What the children of one search have told."""
+    """What the children of one search have told; `earlier_limit` held for the probes that an earlier start left."""
 
     limit: dict[str, Any] | None = None
+    earlier_limit: dict[str, Any] | None = None
     known: dict[str, Any] | None = None
     probing: dict[str, Any] = field(default_factory=dict)
     probes: list[dict[str, Any]] = field(default_factory=list)
+    has_probed: bool = False
 
     def hear(self, kind: str, value: Any) -> None:
         """Keep one event."""
         if kind == "probe":
             self.probes.append(value)
+            self.probing, self.has_probed = {}, True
         else:
             setattr(self, kind, value)
 
@@ -116,17 +121,18 @@ def largest_batch(executor: LocalExecutor, plan: TrialPlan, setting: Setting, pl
         SearchFailedError: a probe ended in another way than for want of memory.
         KeyboardInterrupt: the search was asked to stop.
     """
-    path = place.folder / f"batch-{_key(plan, setting, place)}.json"
+    key = _key(plan, setting, place)
+    path, kept = place.folder / f"batch-{key}.json", place.folder / f"probes-{key}.json"
     earlier = BatchSearch(**json.loads(path.read_text(encoding="utf-8"))["search"]) if path.exists() else None
     if (
         earlier is not None and earlier.batch is not None
     ):  # in vain: whoever asks again wants to know whether it still is
         return earlier
-    told, family = _Told(), _family(plan, setting, place)
+    told, family = _told_before(kept), _family(plan, setting, place)
     others = _others(place.folder, family)
     found: dict[str, Any] | None = None
     while found is None:
-        found = _one_process(executor, _payload(plan, setting, place, told, others), told, place, tell)
+        found = _one_process(executor, _payload(plan, setting, place, told, others), told, place, kept, tell)
     assert told.limit is not None, "the first process tells the limit"
     search = BatchSearch(
         setting=setting,
@@ -137,7 +143,20 @@ def largest_batch(executor: LocalExecutor, plan: TrialPlan, setting: Setting, pl
     )
     document = {"family": family, "search": search.model_dump(), "other": {"known": told.known, "probes": told.probes}}
     write_atomically(path, json.dumps(document))
+    kept.unlink(missing_ok=True)
     return search
+
+
+def _told_before(kept: Path) -> _Told:
+    """What an earlier start of this search, one that was interrupted, has left."""
+    if not kept.exists():
+        return _Told()
+    left = json.loads(kept.read_text(encoding="utf-8"))
+    return _Told(earlier_limit=left["limit"], known=left["known"], probes=left["probes"])
+
+
+def _keep(told: _Told, kept: Path) -> None:
+    write_atomically(kept, json.dumps({"limit": told.limit, "known": told.known, "probes": told.probes}))
 
 
 def _payload(
@@ -151,25 +170,27 @@ def _payload(
         "data": str(place.data),
         "layout": place.layout,
         "limit": told.limit,
+        "earlier_limit": told.earlier_limit,
         "probes": list(told.probes),
         "others": others,
     }
 
 
 def _one_process(
-    executor: LocalExecutor, payload: dict[str, Any], told: _Told, place: Place, tell: Tell
+    executor: LocalExecutor, payload: dict[str, Any], told: _Told, place: Place, kept: Path, tell: Tell
 ) -> dict[str, Any] | None:
     """Probe in one child; what it found, None where it takes another."""
 
     def on_event(kind: str, value: Any) -> None:
         told.hear(kind, value)
         if kind == "probe":
+            _keep(told, kept)
             tell(value)
 
     log = place.folder / "probe.log"
     log.write_text("", encoding="utf-8")
-    kills, before = kernel_kills(), len(told.probes)
-    told.probing = {}
+    kills = kernel_kills()
+    told.probing, told.has_probed = {}, False
     finished = executor.run("howlow.trial.probing.probe_entry", payload, log, on_event)
     if finished.outcome == "result":
         found: dict[str, Any] | None = finished.value
@@ -180,16 +201,13 @@ def _one_process(
         raise UserError(finished.value)
     if finished.outcome == "disk_full":
         raise OSError(errno.ENOSPC, finished.value)
-    _note_death(finished, log, kernel_kills() > kills, told, before)
-    tell(told.probes[-1])
-    return None
-
-
-def _note_death(finished: Finished, log: Path, killed_by_kernel: bool, told: _Told, before: int) -> None:
-    """A process that died while it probed, for want of memory, had a batch that does not fit."""
-    if not told.probing or len(told.probes) > before or not ran_out_of_memory(finished, log, killed_by_kernel):
+    is_limited = told.limit is not None and told.limit["enforced_bytes"] is not None and is_held(place.device)
+    has_begun = bool(told.probing) or told.has_probed
+    if not has_begun or not ran_out_of_memory(finished, log, kernel_kills() > kills, is_limited):
         raise SearchFailedError(f"a probe for the largest batch ended: {finished.value}; see {log}")
-    told.probes.append({**told.probing, "peak_bytes": None, "fits": False})
+    if told.probing:
+        on_event("probe", {**told.probing, "peak_bytes": None, "fits": False})
+    return None
 
 
 def _as_record(probe: Mapping[str, Any]) -> BatchProbe:

@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
@@ -30,6 +30,19 @@ PRELOADED = "howlow.trial"
 _FOR_THE_SWEEP = (signal.SIGINT, signal.SIGTERM)
 _CAN_HOLD_BACK = hasattr(signal, "pthread_sigmask")
 Outcome = Literal["result", "user_error", "disk_full", "crashed", "stopped", "died"]
+_ENDS = ("result", "user_error", "disk_full", "crashed", "stopped")
+_NO_MEMORY = ("bad_alloc", "can't allocate memory", "out of memory", "Cannot allocate memory", "MemoryError")
+# Under a memory limit these are about it; without one they have other causes, such as a limit on threads. The last two
+# are how oneDNN says it.
+_NO_MEMORY_UNDER_A_LIMIT = (
+    "can't start new thread",
+    "Resource temporarily unavailable",
+    "failed to map segment",
+    "Out of memory",
+    "could not create a primitive",
+    "could not create a memory object",
+)
+_FALLS = (signal.SIGSEGV, signal.SIGABRT, getattr(signal, "SIGBUS", None))
 
 
 class StoppedError(Exception):
@@ -93,11 +106,27 @@ def kernel_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def ran_out_of_memory(finished: "Finished", log: Path, killed_by_kernel: bool) -> bool:
-    """Whether a child that died did so for want of memory: by the kernel's hand, or in an allocation."""
-    written = log.read_text(encoding="utf-8", errors="replace")[-4000:]
-    allocation = any(text in written for text in ("bad_alloc", "can't allocate memory", "out of memory", "MemoryError"))
-    return killed_by_kernel if finished.exit_signal == 9 else allocation
+def is_held(device: str) -> bool:
+    """Whether a memory limit on this device holds the whole process; on CUDA it is the allocator's own."""
+    return not device.startswith("cuda")
+
+
+def tells_of_no_memory(text: str, is_limited: bool) -> bool:
+    """Whether a text is about an allocation that failed; `is_limited`: the process was held to less than there is."""
+    return any(sign in text for sign in (*_NO_MEMORY, *(_NO_MEMORY_UNDER_A_LIMIT if is_limited else ())))
+
+
+def ran_out_of_memory(finished: "Finished", log: Path, killed_by_kernel: bool, is_limited: bool) -> bool:
+    """Whether a child that died did so for want of memory: by the kernel's hand, or in an allocation.
+
+    Of a child that was held to a limit it is also taken for want of memory where a library did not look whether its
+    allocation had failed, and fell.
+    """
+    if finished.exit_signal == signal.SIGKILL:
+        return killed_by_kernel
+    if is_limited and finished.exit_signal in _FALLS:
+        return True
+    return tells_of_no_memory(log.read_text(encoding="utf-8", errors="replace")[-4000:], is_limited)
 
 
 def _child(entry: str, payload: dict[str, Any], pipe: "connection.Connection[Any, Any]", log: str) -> None:
@@ -145,6 +174,7 @@ class LocalExecutor:
         """Run `entry(payload, link)` in a child and wait for it; events go to `on_event`.
 
         On KeyboardInterrupt the child is asked to stop and given `patience_s` to keep its work; a second one kills it.
+        What it told before its end is heard all the same.
         """
         ours, theirs = self._context.Pipe(duplex=True)
         arguments = (entry, payload, theirs, str(log))
@@ -158,8 +188,13 @@ class LocalExecutor:
                 with _held_back():
                     process.start()
         theirs.close()
+        hear = on_event or (lambda kind, value: None)
         try:
-            return self._wait(process, ours, on_event or (lambda kind, value: None))
+            return self._wait(process, ours, hear)
+        except KeyboardInterrupt:
+            self._stop(process, ours, patience_s)
+            _hear_the_rest(ours, hear)
+            raise
         except BaseException:
             self._stop(process, ours, patience_s)
             raise
@@ -177,7 +212,7 @@ class LocalExecutor:
                     kind, value = pipe.recv()
                 except (EOFError, OSError):
                     break
-                if kind in ("result", "user_error", "disk_full", "crashed", "stopped"):
+                if kind in _ENDS:
                     last = (kind, value)
                 else:
                     on_event(kind, value)
@@ -198,6 +233,15 @@ class LocalExecutor:
         if process.is_alive():
             process.kill()
             process.join()
+
+
+def _hear_the_rest(pipe: "connection.Connection[Any, Any]", on_event: Callable[[str, Any], None]) -> None:
+    """What a child that has ended left in its pipe."""
+    with suppress(EOFError, OSError):
+        while pipe.poll():
+            kind, value = pipe.recv()
+            if kind not in _ENDS:
+                on_event(kind, value)
 
 
 @contextmanager

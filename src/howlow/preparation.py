@@ -49,7 +49,7 @@ _OF_MODEL = (WarningKind.WEIGHTS_LEFT_OUT, WarningKind.LONGER_THAN_MODEL)
 
 
 def prepare(
-    settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], heads: Collection[str], folder: Path
+    settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], folder: Path, heads: Collection[str] = ()
 ) -> dict[str, Any]:
     """Prepare the data and check the model for trials with these settings.
 

@@ -36,7 +36,7 @@ from howlow.continuing import (
     traces,
 )
 from howlow.errors import UserError
-from howlow.executors import Finished, LocalExecutor, is_disk_full, kernel_kills, ran_out_of_memory
+from howlow.executors import Finished, LocalExecutor, is_disk_full, is_held, kernel_kills, ran_out_of_memory
 from howlow.groundwork import (
     Preparation,
     check_space,
@@ -250,6 +250,7 @@ def _run_all(
 ) -> None:
     pending = [plan for plan in plans if plan.name not in existing]
     idle: dict[str, Any] | None = None
+    is_idle_known = False  # of the first trials there may be none to run: no batch of theirs fits
     # One for all, so that trials with a number beside those with "max" are measured alike.
     is_bounded = any(plan.settings.run.memory_limit_bytes or searched_settings(plan) for plan in plans)
     for index, plan in enumerate(pending):
@@ -261,8 +262,9 @@ def _run_all(
             rest_s = plan.settings.run.cooldown_s if index else 0.0
             if rest_s:
                 listener(Event("waiting", plan, text=f"cooling down, at most {rest_s:g} s"))
-            if rest_s or not index:
+            if rest_s or not is_idle_known:
                 idle = _idle(executor, plan.settings, folder / ".howlow" / "idle.log", rest_s)
+                is_idle_known = True
             record = _run_one(executor, plan, record, is_bounded, preparation, layout, trial, idle, listener)
         existing[plan.name] = record
         listener(Event("ended", plan, done=done + 1, total=len(plans), record=record))
@@ -281,7 +283,7 @@ def _search_batches(
     environment = preparation.report["environment"]
     keys = ("device_name", "cpu", "cores", "threads", "versions")
     basis = {"data": preparation.report["data"], **{key: environment[key] for key in keys}}
-    place = Place(folder / ".howlow", preparation.folder, layout, basis)
+    place = Place(folder / ".howlow", preparation.folder, layout, basis, environment["device"])
     record: Record | None = None
     try:
         for setting in searched_settings(plan):
@@ -363,7 +365,8 @@ def _run_one(
         if finished.outcome == "disk_full":
             raise DiskFullError(f"{trial}: {finished.value}")
         if finished.outcome != "result":
-            memory = ran_out_of_memory(finished, trial / "log.txt", killed_by_kernel=kernel_kills() > kills_before)
+            limited = plan.settings.run.memory_limit_bytes is not None and is_held(preparation.environment.device)
+            memory = ran_out_of_memory(finished, trial / "log.txt", kernel_kills() > kills_before, limited)
             write_record(trial, _record_death(plan, trial, finished, memory))
     except OSError as error:
         if is_disk_full(error):

@@ -104,14 +104,14 @@ _GENERATION: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
         "prefill_energy_per_token_j",
         "prefill energy/token",
         "joules",
-        "energy / tokens; absent where a source cannot part the two",
+        "energy / tokens; absent where a part is too short for the source",
         "lower",
     ),
     (
         "decode_energy_per_token_j",
         "decode energy/token",
         "joules",
-        "energy / tokens; absent where a source cannot part the two",
+        "energy / tokens; absent where a part is too short for the source",
         "lower",
     ),
 )

@@ -274,7 +274,7 @@ def _known(batch_size: int | str) -> int | None:
 def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
     """Generation in its two parts, told apart when every prompt is read and has its first new token.
 
-    Only watts that are the same all the time tell their energies apart: a counter is read at a step's end alone.
+    Their energies are there where every step's parts were long enough for the source.
     """
     measured = [
         step
@@ -286,15 +286,15 @@ def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
     decode_s = math.fsum(step.duration_s - (step.prefill_s or 0.0) for step in measured)
     read = sum(step.prefill_tokens or 0 for step in measured)
     written = sum(step.target_tokens - step.samples for step in measured)
-    is_assumed = record.energy is not None and record.energy.name == "assumed"
-    power_w = record.settings.meters.assumed_power_w if is_assumed else None
+    phase = record.phase("generate")
+    assert phase is not None, "only phases that ended have figures"
     return {
         "prefill_time_per_sample_s": ratio(prefill_s, samples),
         "decode_time_per_sample_s": ratio(decode_s, samples),
         "prefill_tokens_per_s": ratio(read, prefill_s),
         "decode_tokens_per_s": ratio(written or None, decode_s),
-        "prefill_energy_per_token_j": None if power_w is None else ratio(power_w * prefill_s, read),
-        "decode_energy_per_token_j": None if power_w is None else ratio(power_w * decode_s, written),
+        "prefill_energy_per_token_j": ratio(phase.prefill_energy_j, read),
+        "decode_energy_per_token_j": ratio(phase.decode_energy_j, written),
     }
 
 

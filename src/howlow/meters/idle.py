@@ -12,19 +12,23 @@ from howlow.meters.windows import Missing
 from howlow.records import Idle
 
 MEASURED_S = 3.0
+SLOWEST_HZ = 4.0
 _SETTLING_S = 0.7  # the sampler finds out a counter's pace first
 _STEADY_C, _STEADY_READINGS = 1.0, 5
 _LOOK_EVERY_S = 1.0
 
 
 def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURED_S) -> Idle | None:
-    """The mean power while this process only waits; None where no source reads it."""
+    """The mean power while this process only waits; None where no source reads it.
+
+    rate_hz: of the readings, at least `SLOWEST_HZ`, and of the instruments that print by themselves.
+    """
     if meter.kind not in ("counter", "power"):
         return None
     origin_s = clock.now_s()
     timeline = Timeline(Path(os.devnull))
     readers = [
-        Reader(part, max(4.0, rate_hz), timeline, lambda: clock.now_s() - origin_s, meter.update_period_s)
+        Reader(part, rate_hz, timeline, lambda: clock.now_s() - origin_s, meter.update_period_s)
         for part in meter.instruments
     ]
     for reader in readers:
@@ -34,6 +38,9 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     found = window_energy(meter, [reader.trace for reader in readers], start_s, end_s)
     for reader in readers:
         reader.stop()
+        close = getattr(reader.instrument, "close", None)
+        if close is not None:
+            close()
     timeline.close()
     if isinstance(found, Missing):
         return None

@@ -15,7 +15,7 @@ from howlow.records import WarningKind
 
 @dataclass(frozen=True)
 class Look:
-    """One look at a device; each value absent where it is not supported."""
+    """One look at a device; each value absent where it is not supported. `age_s`: how long ago it was taken."""
 
     power_w: float | None = None
     counter_j: float | None = None
@@ -26,6 +26,7 @@ class Look:
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
     throttle_reasons: tuple[str, ...] = ()
+    age_s: float = 0.0
 
 
 Finding = tuple[WarningKind, str]

@@ -9,6 +9,7 @@ import csv
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 
 from howlow.meters import clock
 from howlow.meters.instruments import Finding, Look
@@ -42,9 +43,10 @@ class NvidiaSmi:
         if self._process is None or self._process.poll() is not None:
             self._start()
         newest, self._newest = self._newest, None
-        if newest is None or clock.now_s() - newest[0] > 2 * self._period_s + 0.1:
+        age_s = 0.0 if newest is None else clock.now_s() - newest[0]
+        if newest is None or age_s > 2 * self._period_s + 0.1:
             return Look()
-        return newest[1]
+        return replace(newest[1], age_s=age_s)
 
     def counter_j(self) -> None:
         """nvidia-smi has no counter."""

@@ -25,6 +25,7 @@ from howlow.records import LineWriter, PhaseName, Reading
 
 PATIENCE_S = 0.05
 _FAST_S, _FAST_READINGS, _CHANGES = 0.001, 600, 5
+_SLOW_READINGS, _SLOW_CHANGES = 3000, 2  # a slow counter is watched until one of its periods has been seen whole
 _NOMINAL_S = 0.1
 _FOLLOWED_S = 0.01  # a faster counter knows of a step's end at once
 
@@ -191,7 +192,7 @@ class Reader:
             asked_s = self._now()
             look = self.instrument.look()
             before = self.points[-1] if self.points else None
-            point = self._keep(asked_s, look.counter_j, look.power_w)
+            point = self._keep(asked_s, look.counter_j, look.power_w, look.age_s)
         power_w = look.power_w
         if power_w is None and point.counter_j is not None:
             power_w = self._mean_power_w(before, point)
@@ -206,10 +207,11 @@ class Reader:
         elapsed_s = point.time_s - before.time_s
         return (point.counter_j - before.counter_j) / elapsed_s if elapsed_s > 5 * self.update_period_s else None
 
-    def _keep(self, asked_s: float, raw_j: float | None, power_w: float | None) -> Point:
+    def _keep(self, asked_s: float, raw_j: float | None, power_w: float | None, age_s: float = 0.0) -> Point:
         time_s = self._now()
         counter_j = None if raw_j is None else self._unwrapped(raw_j, time_s)
-        point = Point(asked_s, time_s, counter_j, power_w, self._epoch)
+        self._pace.doubt(time_s, raw_j)
+        point = Point(asked_s - age_s, time_s - age_s, counter_j, power_w, self._epoch)
         self.points.append(point)
         return point
 
@@ -231,31 +233,70 @@ class Reader:
 
 
 @dataclass
+class _Plateau:
+    """Readings in a row that show the same value; `before_s`: the last reading that showed another."""
+
+    value_j: float
+    first_s: float
+    before_s: float | None = None
+    last_s: float = 0.0
+
+    @property
+    def length_s(self) -> float:
+        """For how long it stood still, as far as it was seen: the counter's period is no shorter."""
+        return max(0.0, self.last_s - self.first_s)
+
+    def length_at_most_s(self, next_s: float) -> float:
+        """For how long it can have stood still, where the next reading showed another value."""
+        return next_s - (self.first_s if self.before_s is None else self.before_s)
+
+
+@dataclass
 class _Pace:
-    """Finds out how often a counter is renewed, and by how much: the longest time and the largest rise seen."""
+    """Finds out how often a counter is renewed, and by how much: the longest time and the largest rise seen.
+
+    Fast readings come first. What is read later can only lengthen the period: a counter that has stood still for longer
+    is a slower one.
+    """
 
     period_s: float | None = None
     step_j: float = 0.0
     _readings: int = 0
     _changes: int = 0
-    _last: tuple[float, float] | None = None
+    _plateau: _Plateau | None = None
 
     @property
     def is_open(self) -> bool:
-        """Whether more readings are wanted."""
+        """Whether more fast readings are wanted."""
+        if self._changes < _SLOW_CHANGES:
+            return self._readings < _SLOW_READINGS
         return self._readings < _FAST_READINGS and self._changes < _CHANGES
 
     def see(self, time_s: float, counter_j: float | None) -> None:
         """One fast reading."""
         self._readings += 1
-        if counter_j is None or (self._last is not None and counter_j == self._last[1]):
+        before = self._plateau
+        self.doubt(time_s, counter_j)
+        if before is None or counter_j is None or self._plateau is before:
             return
-        if self._last is not None:
-            self._changes += 1
-            if self._changes > 1 and counter_j > self._last[1]:  # the first change came in the middle of a period
-                self.period_s = max(self.period_s or 0.0, time_s - self._last[0])
-                self.step_j = max(self.step_j, counter_j - self._last[1])
-        self._last = (time_s, counter_j)
+        self._changes += 1
+        if self._changes > 1 and counter_j > before.value_j:  # the first change came in the middle of a period
+            self.period_s = max(self.period_s or 0.0, before.length_at_most_s(time_s))
+            self.step_j = max(self.step_j, counter_j - before.value_j)
+
+    def doubt(self, time_s: float, counter_j: float | None) -> None:
+        """Any reading: does it show that the counter is slower than was thought?"""
+        if counter_j is None:
+            return
+        plateau, known_s = self._plateau, self.period_s or 0.0
+        if plateau is None or counter_j != plateau.value_j:
+            if plateau is not None and plateau.length_s >= known_s > 0 and counter_j > plateau.value_j:
+                self.period_s = plateau.length_at_most_s(time_s)
+            self._plateau = _Plateau(counter_j, time_s, None if plateau is None else plateau.last_s, time_s)
+        else:
+            plateau.last_s = time_s
+            if plateau.length_s > max(known_s, _NOMINAL_S):
+                self.period_s = plateau.length_s
 
 
 def _reading(device: str, point: Point, look: Look, power_w: float | None, phase: PhaseName) -> Reading:

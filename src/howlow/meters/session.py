@@ -18,10 +18,10 @@ import torch
 
 from howlow.meters import clock, memory
 from howlow.meters.energy import EnergyMeter, no_energy, window_energy
-from howlow.meters.instruments import Instrument, ProcessView
+from howlow.meters.instruments import Finding, Instrument, ProcessView
 from howlow.meters.sampler import Reader, Timeline
-from howlow.meters.surroundings import look_around, machine_findings, throttling
-from howlow.meters.windows import Missing
+from howlow.meters.surroundings import Machine, look_around, machine_findings, throttling
+from howlow.meters.windows import ROUNDING, Missing
 from howlow.records import EnergyWindow, Idle, MeterRecord, PhaseName, PhaseRecord, WarningKind
 
 Warn = Callable[[WarningKind, str], None]
@@ -56,12 +56,15 @@ class EnergySum:
 class Totals:
     """What a phase has summed up so far; goes into the checkpoint, so that a resumed phase keeps it.
 
-    `energy` holds the sums by part and meter: `measured trial`, `phase cpu`, and each device of several by its name.
+    `energy` holds the sums by part and meter: `measured trial`, `phase cpu`, and each device of several by its name;
+    `prefill_s` and `decode_s` are the two parts of the measured steps that generate.
     """
 
     duration_s: float = 0.0
     measured_duration_s: float = 0.0
     samples: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
     energy: dict[str, Any] = field(default_factory=dict)
     peak_resident_bytes: int = 0
     peak_allocated_bytes: int = 0
@@ -162,15 +165,24 @@ class Session:
 
     def report(self, idle: Idle | None) -> MeterRecord:
         """How the meters did, at the trial's end; with its warnings, and those of what else happened meanwhile."""
-        after = look_around()
         self.look_for_outside_work()
-        slowed = [throttling(reader.looks) for reader in self.readers]
-        for kind, detail in [*machine_findings(self._before, after), *(found for found in slowed if found)]:
+        record = self._meter_record(look_around(), idle)
+        for kind, detail in self.observed(record):
             self.warn(kind, detail)
+        return record
+
+    def observed(self, record: MeterRecord | None = None) -> list[Finding]:
+        """The reasons for distrust up to now; goes into the checkpoint, so that an interruption loses none."""
+        around = look_around()
+        slowed = [throttling(reader.looks) for reader in self.readers]
+        found = [*machine_findings(self._before, around), *(one for one in slowed if one)]
+        return [*found, *self._of_meters(record or self._meter_record(around, None))]
+
+    def _meter_record(self, after: Machine, idle: Idle | None) -> MeterRecord:
         times = [[look.time_s for look in reader.looks] for reader in self.readers]
         own_cpu_s = after.own_s - self._before.own_s
         waited_s = sum(reader.waited_s for reader in self.readers)
-        record = MeterRecord(
+        return MeterRecord(
             rate_hz=min((_rate_hz(own) for own in times if len(own) > 1), default=None),
             largest_gap_s=max((later - sooner for own in times for sooner, later in pairwise(own)), default=None),
             readings=sum(map(len, times)),
@@ -179,19 +191,17 @@ class Session:
             step_share=waited_s / self.steps_s if self.steps_s else None,
             idle=idle,
         )
-        self._warn_of_meters(record)
-        return record
 
-    def _warn_of_meters(self, record: MeterRecord) -> None:
+    def _of_meters(self, record: MeterRecord) -> Iterator[Finding]:
         asked = sum(reader.asked for reader in self.readers)
         if record.late > max(1, asked // 50):
-            self.warn(WarningKind.SENSOR_LATE, f"{record.late} of {asked} readings did not come in time")
+            yield WarningKind.SENSOR_LATE, f"{record.late} of {asked} readings did not come in time"
         if record.largest_gap_s is not None and record.largest_gap_s > max(1.0, 4 / self.rate_hz):
-            self.warn(WarningKind.TIMELINE_GAP, f"{record.largest_gap_s:.2f} s without a reading")
+            yield WarningKind.TIMELINE_GAP, f"{record.largest_gap_s:.2f} s without a reading"
         shares = (record.cpu_share or 0.0, record.step_share or 0.0)
         if self.steps_s > _LONG_ENOUGH_S and max(shares) > LARGEST_OVERHEAD:
             detail = f"the meters took {shares[0]:.2%} of the CPU time and {shares[1]:.2%} of the steps' time"
-            self.warn(WarningKind.METER_OVERHEAD, detail)
+            yield WarningKind.METER_OVERHEAD, detail
 
     @contextmanager
     def phase(self, name: PhaseName, totals: dict[str, Any] | None = None) -> Iterator["PhaseMeter"]:
@@ -213,6 +223,7 @@ class PhaseMeter:
     _counted_s: float = field(init=False)
     _segment: _Segment | None = field(init=False, default=None)
     _missing: dict[str, Missing] = field(init=False, default_factory=dict)
+    _generated: list[tuple[_Segment, _Segment]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
         self.session.counters_now()
@@ -241,11 +252,15 @@ class PhaseMeter:
             self._segment = self._segment or _Segment(timed.start_s, end_s)
             self._segment.end_s = end_s
             self._segment.samples += samples
+            if timed.prefill_s is not None:
+                read_s = timed.start_s + timed.prefill_s
+                self._generated.append((_Segment(timed.start_s, read_s), _Segment(read_s, end_s)))
 
     def mark_prefill(self, timed: Timed, tokens: int) -> None:
         """Within a step that generates: the prompts are read, `tokens` were computed for it."""
         self._synchronise()
         timed.prefill_s, timed.prefill_tokens = self.session.trial_time() - timed.start_s, tokens
+        self.session.counters_now()
 
     def pause(self) -> dict[str, Any]:
         """Close the running segment before a checkpoint; returns the totals to keep in it."""
@@ -256,6 +271,7 @@ class PhaseMeter:
             totals.measured_duration_s += segment.end_s - segment.start_s
             totals.samples += segment.samples
             self._add("measured", segment)
+            self._add_generated()
         seen = memory.peaks(self.session.device)
         totals.peak_resident_bytes = max(totals.peak_resident_bytes, seen.resident_bytes or 0)
         totals.peak_allocated_bytes = max(totals.peak_allocated_bytes, seen.allocated_bytes or 0)
@@ -278,6 +294,21 @@ class PhaseMeter:
                 self._add_one(part, reader.instrument.device, meter, [reader], window)
             if missing is not None and part == "measured":
                 self._missing[name] = missing
+
+    def _add_generated(self) -> None:
+        """Add the two parts of every step that generated to the sums of the trial's own meter."""
+        meter, parts = self.session.meters["trial"], self._generated
+        self._generated = []
+        for prefill, decode in parts:
+            self.totals.prefill_s += prefill.end_s - prefill.start_s
+            self.totals.decode_s += decode.end_s - decode.start_s
+            for part, window in (("prefill", prefill), ("decode", decode)) if meter.kind != "absent" else ():
+                self._add_one(part, "trial", meter, self.session.of(meter), window)
+
+    def _of_generated(self, part: str, whole_s: float) -> EnergySum | None:
+        """The energy of a part of the generation; None where a window was too short for its source."""
+        found = self._sum(f"{part} trial")
+        return found if found is not None and found.measured_duration_s >= (1 - ROUNDING) * whole_s else None
 
     def _add_one(
         self, part: str, name: str, meter: EnergyMeter, readers: Sequence[Reader], window: _Segment
@@ -302,6 +333,7 @@ class PhaseMeter:
         totals, session = self.totals, self.session
         resident = None if session.peak_problem else totals.peak_resident_bytes or None
         measured, whole = self._sum("measured trial"), self._sum("phase trial")
+        prefill, decode = (self._of_generated(part, getattr(totals, f"{part}_s")) for part in ("prefill", "decode"))
         covered: EnergySum | Totals | None = measured
         if session.meters["trial"].kind == "absent":
             covered = totals if totals.samples else None
@@ -317,6 +349,10 @@ class PhaseMeter:
             measured_energy_readings=measured.readings if measured else None,
             measured_duration_s=covered.measured_duration_s if covered else None,
             measured_samples=covered.samples if covered else None,
+            prefill_energy_j=prefill.energy_j if prefill else None,
+            prefill_energy_error_j=prefill.error_j if prefill else None,
+            decode_energy_j=decode.energy_j if decode else None,
+            decode_energy_error_j=decode.error_j if decode else None,
             phase_energy_j=whole.energy_j if whole else None,
             phase_energy_error_j=whole.error_j if whole else None,
             phase_energy_duration_s=whole.measured_duration_s if whole else None,

@@ -161,7 +161,7 @@ def _chosen(asked: Asked, uuids: Sequence[str]) -> list[tuple[str, str]]:
     """UUIDs with their names in the timeline: those asked for, else the trial's own, else (by name, on a CPU) all."""
     own = own_uuid(asked.device) if asked.device.type == "cuda" else None
     if asked.devices:
-        wanted = [_named(name, uuids) for name in asked.devices]
+        wanted = list(dict.fromkeys(_named(name, uuids) for name in asked.devices))
     elif own is not None:
         wanted = [own]
     else:
@@ -180,7 +180,7 @@ def _named(name: str, there: Sequence[str]) -> str:
 
 def _rapl(asked: Asked) -> EnergyMeter:
     zones = rapl.zones()
-    if asked.devices and asked.source == "rapl":
+    if asked.devices and (asked.source == "rapl" or asked.device.type == "cpu"):
         names = [_named(name, [zone.device for zone in zones]) for name in asked.devices]
         zones = [zone for zone in zones if zone.device in names]
     detail = f"RAPL: {_listed([zone.device for zone in zones])}"

@@ -82,6 +82,12 @@ class PhaseRecord(Frozen):
     measured_energy_j: float | None = Field(None, description="energy of the measured part, pauses subtracted")
     measured_duration_s: float | None = Field(None, description="the time that measured_energy_j covers")
     measured_samples: int | None = Field(None, description="the samples that measured_energy_j covers")
+    prefill_energy_j: float | None = Field(
+        None, description="energy until every prompt was read, summed over the measured steps of a generation"
+    )
+    prefill_energy_error_j: float | None = None
+    decode_energy_j: float | None = Field(None, description="energy of the rest of these steps")
+    decode_energy_error_j: float | None = None
     phase_energy_j: float | None = Field(None, description="energy of the whole phase, burn-in and pauses included")
     measured_energy_error_j: float | None = Field(
         None, description="how far measured_energy_j can lie from the truth, as the source's pace and gaps allow"

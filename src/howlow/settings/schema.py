@@ -220,7 +220,7 @@ class RunSettings(Section):
     cooldown_s: float = Field(
         0.0, ge=0.0, description="rest between trials: until the temperature is steady, at most this many seconds"
     )
-    memory_limit_bytes: Positive | None = Field(
+    memory_limit_bytes: Annotated[int, Field(gt=0, le=2**63 - 1)] | None = Field(  # setrlimit takes no more
         None,
         description="what a trial may take: RLIMIT_DATA on a CPU (trials then give freed memory back at once, which "
         "takes time), the allocator's cap on CUDA",

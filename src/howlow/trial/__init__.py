@@ -36,7 +36,7 @@ from howlow.errors import UserError
 from howlow.executors import StoppedError, is_disk_full
 from howlow.meters.clock import utc
 from howlow.meters.energy import EnergyMeter
-from howlow.meters.idle import measure_idle, rest
+from howlow.meters.idle import SLOWEST_HZ, measure_idle, rest
 from howlow.meters.machine import choose_device, environment
 from howlow.meters.memory import bound_heap, keep_heap, release
 from howlow.meters.patience import answered
@@ -59,7 +59,7 @@ from howlow.settings import Settings
 from howlow.tasks import task_named
 from howlow.trial.attached import Attached
 from howlow.trial.card import model_card
-from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory, load_base
+from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory, load_base, unlimit_memory
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.layout import choose, layout_record
 from howlow.trial.resuming import resume, save_trained
@@ -73,7 +73,7 @@ def prepare_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]
     """Prepare the data of a sweep and check its model (`howlow.preparation`)."""
     settle()
     settings = Settings.model_validate_json(payload["settings"])
-    return preparation.prepare(settings, payload["adapters"], payload["heads"], Path(payload["folder"]))
+    return preparation.prepare(settings, payload["adapters"], Path(payload["folder"]), payload["heads"])
 
 
 def choose_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]:
@@ -110,11 +110,12 @@ def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
 def idle_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | None:
     """Let the device rest, then read its idle power; None where no source reads it."""
     settings = Settings.model_validate_json(payload["settings"])
-    energy = open_energy(asked_of(settings, choose_device(settings.run.device)))
+    rate_hz = max(SLOWEST_HZ, settings.meters.rate_hz)  # the window is short
+    energy = open_energy(replace(asked_of(settings, choose_device(settings.run.device)), rate_hz=rate_hz))
     rest(lambda: answered(lambda: _temperature_c(energy), 1.0), payload["rest_s"], lambda: link.stop_requested)
     if link.stop_requested:
         raise StoppedError
-    found = measure_idle(energy, settings.meters.rate_hz)
+    found = measure_idle(energy, rate_hz)
     return None if found is None else found.model_dump()
 
 
@@ -146,11 +147,13 @@ def run(state: TrialState) -> Status:
     except Exception as problem:  # the trial's boundary: whatever happened is its result, and the others go on
         if is_disk_full(problem):
             raise
+        status = "out_of_memory" if is_out_of_memory(problem) else "failed"
+        unlimit_memory()
         traceback.print_exc()
         sys.stderr.flush()
-        status = "out_of_memory" if is_out_of_memory(problem) else "failed"
         text = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
         error = " ".join(text.split())[:500]
+    unlimit_memory()
     if state.session is not None:
         warn_unsteady(state)
     record = _record(state, status, error, scores)  # type: ignore[arg-type]

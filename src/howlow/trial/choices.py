@@ -1,5 +1,7 @@
 """What a trial decides before it starts: precision, base model, memory limit, and when memory has run out."""
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -7,6 +9,7 @@ import torch
 from howlow.engine import model as models
 from howlow.engine.model import Precision
 from howlow.engine.references import locate
+from howlow.executors import tells_of_no_memory
 from howlow.settings import Settings
 
 
@@ -43,16 +46,43 @@ def limit_memory(limit_bytes: int | None, device: torch.device) -> None:
     else:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (limit_bytes, limit_bytes))
+        _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+        bounded = limit_bytes if highest == resource.RLIM_INFINITY else min(limit_bytes, highest)
+        resource.setrlimit(resource.RLIMIT_DATA, (bounded, highest))
 
 
-# How oneDNN says that an allocation failed; shapes and types that it cannot take do not come so far.
-_ONEDNN = ("could not create a primitive", "could not create a memory object")
+def unlimit_memory() -> None:
+    """Take the bound of a CPU's process off: a traceback, a record and an answer through the pipe take memory, too."""
+    if sys.platform != "win32":
+        import resource
+
+        _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (highest, highest))
+
+
+def is_memory_limited() -> bool:
+    """Whether this process is held to less memory than the machine has, by us or by the user's `ulimit`."""
+    if sys.platform == "win32":
+        return False
+    import resource
+
+    limits = (resource.getrlimit(resource.RLIMIT_DATA), resource.getrlimit(resource.RLIMIT_AS))
+    return any(bound != resource.RLIM_INFINITY for bound, _ in limits)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is an allocation that failed, on a GPU or a CPU."""
+    """Whether an error is an allocation that failed, on a GPU or a CPU, or comes of one (in an import, in a loader)."""
+    return any(map(_is_failed_allocation, _with_causes(error)))
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__  # also one that is kept from users (`from None`)
+
+
+def _is_failed_allocation(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    texts = ("can't allocate memory", "out of memory", "Cannot allocate memory", "std::bad_alloc", *_ONEDNN)
-    return isinstance(error, RuntimeError | OSError) and any(text in str(error) for text in texts)
+    could_be = isinstance(error, RuntimeError | OSError | ImportError)
+    return could_be and tells_of_no_memory(str(error), is_memory_limited())

@@ -13,7 +13,7 @@ to confirm, a fresh one is taken there too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from howlow.preparation import Prepared, read_prepared
 from howlow.records import LayoutChoice, clear_temporaries
 from howlow.settings import Settings
 from howlow.trial import asked_of, load, settle
-from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory
+from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory, unlimit_memory
 from howlow.trial.fine_tuning import as_it_trains, lay_out, make_trainer, schedule_of
 from howlow.trial.scoring import Scorer
 from howlow.trial.state import SweepLink, TrialState, split
@@ -52,8 +52,9 @@ _SHAPES = 8
 def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | None:
     """Probe until the largest batch is found, or until it takes a fresh process to go on (None).
 
-    Told on the way: "limit", what holds for the whole search; "known", what is certain of this rank; "probing" before
-    and "probe" after every probe, so that one that ends the process is known too.
+    Told on the way: "limit", what holds for the whole search; "probes", what an earlier start of it left, judged by
+    that limit; "known", what is certain of this rank; "probing" before and "probe" after every probe, so that one that
+    ends the process is known too.
     """
     settle()
     memory.bound_heap()
@@ -61,20 +62,41 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     device = choose_device(state.settings.run.device)
     limit = payload["limit"] or _limit(payload["setting"], state.settings, device)
     link.report("limit", limit)
-    limit_memory(limit["enforced_bytes"], device)
     prepared = read_prepared(state.data_folder)
     work = (_Training if payload["setting"] == "training.batch_size" else _Inference)(state, prepared)
     probes = [Probe(**probe) for probe in payload["probes"]]
+    if payload["limit"] is None and probes:
+        probes = judged(probes, payload["earlier_limit"], limit)
+        link.report("probes", [asdict(probe) for probe in probes])
     beyond = limit["enforced_bytes"] or limit["limit_bytes"]
     question = Question(work.largest, limit["budget_bytes"], beyond, cache(work.load), probes=probes)
     question = replace(question, beyond=_LOOKED_AT // work.largest)
-    if isinstance(found := next_step(question), Found):
-        return {"batch": found.batch, "largest": work.largest}
-    link.report("probing", {"batch": 1, "load": question.load(1)})
+    step = next_step(question)
+    if isinstance(step, Found):
+        return {"batch": step.batch, "largest": work.largest}
+    # What fails for want of memory from here on, in loading or in the probe, is a batch that does not fit.
+    begun = Probe(step.batch, question.load(step.batch), None, False)
+    link.report("probing", {"batch": begun.batch, "load": begun.load})
+    limit_memory(limit["enforced_bytes"], device)
+    try:
+        return _within_limit(question, begun, work, partial(_bench, state, device, prepared), payload, link)
+    finally:
+        unlimit_memory()
+
+
+def _within_limit(
+    question: Question,
+    begun: Probe,
+    work: "_Work",
+    opened: Callable[[], AbstractContextManager["_Bench"]],
+    payload: Mapping[str, Any],
+    link: SweepLink,
+) -> dict[str, Any] | None:
+    """Load, and probe; a load that takes too much is the end of the probe that it was for."""
     with ExitStack() as stack:
-        bench = _unless_out_of_memory(lambda: stack.enter_context(_bench(state, device, prepared)))
+        bench = _unless_out_of_memory(lambda: stack.enter_context(opened()))
         if bench is None:
-            link.report("probe", asdict(Probe(1, question.load(1), None, False)))
+            link.report("probe", asdict(begun))
             return None
         known = bench.known(payload["setting"])
         link.report("known", asdict(known))
@@ -97,15 +119,21 @@ def _limit(setting: str, settings: Settings, device: torch.device) -> dict[str, 
     """The limit, what of it may be used, and where it comes from; enforced_bytes: what this process is held to.
 
     Raises:
-        UserError: nothing tells here what a process has taken.
+        UserError: nothing tells here what a process has taken, or the margin leaves nothing to take.
     """
     if not memory.Taken.is_known(device):
         raise UserError(f'{setting} = "max": nothing tells on {device} here what a process has taken; give a number')
     given, is_on_cpu = settings.run.memory_limit_bytes, device.type == "cpu"
     available, whole = memory.available_bytes(device)
     limit = given or available
-    budget = limit - round(settings.run.memory_margin * (given or whole))
+    spared = round(settings.run.memory_margin * (given or whole))
     where = "of the machine" if is_on_cpu else "on the device"
+    if (budget := limit - spared) <= 0:
+        free = f"run.memory_limit_bytes = {given}" if given else f"{limit / 1e9:.3f} GB {where} are free"
+        raise UserError(
+            f'{setting} = "max": {free}, and run.memory_margin = {settings.run.memory_margin:g} spares '
+            f"{spared / 1e9:.3f} GB: nothing is left for a batch; set a smaller margin, or give the memory more room"
+        )
     return {
         "limit_bytes": limit,
         "budget_bytes": budget,
@@ -113,6 +141,19 @@ def _limit(setting: str, settings: Settings, device: torch.device) -> dict[str, 
         "limit": "run.memory_limit_bytes" if given else f"memory {where} that was free when the search began",
         "memory": "VmData" if is_on_cpu else "memory reserved by torch",
     }
+
+
+def judged(probes: Sequence[Probe], then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Probe]:
+    """Probes made under one limit as they count under another, as where less memory is free than was.
+
+    A peak fits or does not; that memory ran out counts as long as there is not more of it.
+    """
+    held_then, held_now = (limit["enforced_bytes"] or limit["limit_bytes"] for limit in (then, now))
+    return [
+        replace(probe, fits=probe.peak_bytes is not None and probe.peak_bytes <= now["budget_bytes"])
+        for probe in probes
+        if probe.peak_bytes is not None or held_now <= held_then
+    ]
 
 
 def _other(plain: Mapping[str, Any]) -> Other:

@@ -94,6 +94,7 @@ def _so_far(state: TrialState, session: Session) -> dict[str, Any]:
         "preparation_s": found.preparation_s,
         "adapter_bytes": found.model.adapter_bytes if found.model else None,
         "warnings": [warning.model_dump(mode="json") for warning in found.warnings],
+        "observed": [[kind.value, detail] for kind, detail in session.observed()],
     }
 
 
@@ -147,6 +148,8 @@ def resume(state: TrialState) -> Saved | None:
     for warning in document["warnings"]:
         if warning["kind"] != WarningKind.RESUMED:
             state.warn(WarningKind(warning["kind"]), warning["detail"])
+    for kind, detail in document.get("observed", ()):
+        state.warn(WarningKind(kind), f"{detail} (before an interruption)")
     state.warn(WarningKind.RESUMED, f"interrupted and resumed, {state.found.resumed} time(s)")
     return Saved(document["position"], time_s, document, tensors)
 
