@@ -48,6 +48,24 @@ def test_a_library_that_answers_and_one_that_hangs(script: dict[str, str], detai
     assert nvml["is_available"] == (not script)
 
 
+@pytest.mark.parametrize(
+    ("script", "is_available", "told"),
+    [
+        ({"HOWLOW_NVML_DENIED": "1"}, True, ["averaged power, energy counter: permission denied", "as root"]),
+        ({"HOWLOW_NVML_LOST_AFTER": "0"}, False, ["the GPU is lost", "--gpu-reset", "restart the machine"]),
+        ({"HOWLOW_NVML_UNSUPPORTED": "1"}, False, ["neither energy nor power", "install its driver"]),
+    ],
+)
+def test_the_librarys_reason_is_told_with_what_to_do(
+    script: dict[str, str], is_available: bool, told: list[str], tmp_path: Path
+) -> None:
+    document = json.loads(run_with_nvml(build_nvml(tmp_path), ENV, **script))
+    (nvml,) = [found for found in document["sources"] if found["name"] == "nvml"]
+    assert nvml["is_available"] == is_available
+    for words in told:
+        assert words in f"{nvml['detail']}; {nvml['remedy']}"
+
+
 def test_a_call_that_does_not_come_back_is_none() -> None:
     import threading
 

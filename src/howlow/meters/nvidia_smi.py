@@ -20,7 +20,11 @@ _PATIENCE_S = 10.0
 
 
 class SmiAbsentError(Exception):
-    """nvidia-smi cannot be used here; the text says why."""
+    """nvidia-smi cannot be used here; the text says why, `remedy` what to do where it is more than to install it."""
+
+    def __init__(self, reason: str, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 class NvidiaSmi:
