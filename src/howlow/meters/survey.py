@@ -23,6 +23,7 @@ from howlow.meters.zeus_devices import amd_devices, apple_devices, jetson_device
 from howlow.records import REMEDIES
 
 PATIENCE_S = 5.0
+_SMI_PATIENCE_S = 4.0  # a process that hangs is ended before the answer is given up, or it would outlive us
 _UNTESTED = ("amd", "apple", "jetson")
 _REMEDIES = {
     "nvml": "on a machine with an NVIDIA GPU install its driver, in a container pass the GPU and the driver in",
@@ -117,7 +118,7 @@ def _listed(find: Callable[[], Sequence[Instrument]]) -> Callable[[], str]:
 
 _SOURCES: dict[str, Callable[[], str]] = {
     "nvml": _nvml,
-    "nvidia-smi": lambda: ", ".join(smi_uuids()),
+    "nvidia-smi": lambda: ", ".join(smi_uuids(_SMI_PATIENCE_S)),
     "rapl": _listed(rapl.zones),
     "amd": _listed(amd_devices),
     "apple": _listed(apple_devices),
