@@ -147,6 +147,7 @@ def test_a_window_too_short_for_averaged_power_has_none_with_the_warning(ask: As
 def test_a_device_without_a_counter_has_no_energy_rather_than_zero(why: str, ask: Ask) -> None:
     found = ask(**{why: "1"})
     assert found["source"] == (None if why.endswith("UNSUPPORTED") else "nvml power")
+    assert ("permission denied" in found["detail"]) == why.endswith("DENIED")
     assert found["phase"]["measured_energy_j"] is None
     assert found["counter_j"] is None
 

@@ -245,6 +245,8 @@ def test_an_empty_name_is_refused_and_not_the_current_folder(key: str) -> None:
         ({"training": {"betas": [0.9, 0.9, 0.9]}}, "training.betas = [0.9, 0.9, 0.9]: two numbers are expected"),
         ({"training": {"betas": 0.9}}, "training.betas = 0.9: two numbers are expected"),
         ({"lora": {"target_modules": []}}, "lora.target_modules = []: a list with at least one name is expected"),
+        ({"meters": {"devices": []}}, "meters.devices = []: a list with at least one name is expected"),
+        ({"meters": {"devices": "GPU-1"}}, "meters.devices = 'GPU-1': a list with at least one name is expected"),
         ({"run": {"device": "tpu"}}, "run.device = 'tpu': auto, cpu, mps, cuda or cuda:N is expected"),
     ],
 )

@@ -1,12 +1,14 @@
 """Which source is used, what it reads, and why it is absent: RAPL, nvidia-smi, assumed watts, names and devices."""
 
 import os
+import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from stand_ins import powercap_tree
@@ -162,6 +164,13 @@ def stand_in_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, **script: object
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
+def shell_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
 def looked_at(device: NvidiaSmi, seconds: float) -> list[float | None]:
     found, until = [], time.monotonic() + seconds
     while time.monotonic() < until:
@@ -242,3 +251,37 @@ def test_an_nvidia_smi_of_no_use_says_why(
     stand_in_smi(tmp_path, monkeypatch, **script)
     with pytest.raises(SmiAbsentError, match=why):
         smi_uuids()
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(9, "modprobe nvidia"), (15, "--gpu-reset"), (4, "as root"), (255, "run plain nvidia-smi")]
+)
+def test_an_nvidia_smi_that_fails_is_told_in_its_own_words(
+    code: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shell_smi(tmp_path, monkeypatch, f"echo 'NVIDIA-SMI has failed:'; echo 'no driver.'; exit {code}")
+    with pytest.raises(SmiAbsentError) as caught:
+        smi_uuids()
+    assert str(caught.value) == f"nvidia-smi ended with {code}: NVIDIA-SMI has failed: no driver."
+    assert remedy in (caught.value.remedy or "")
+
+
+def test_an_nvidia_smi_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell_smi(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    with pytest.raises(SmiAbsentError, match=r"did not answer within 1 s"):
+        smi_uuids(1.0)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+
+
+def test_closing_does_not_wait_for_an_nvidia_smi_that_the_driver_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Held:
+        def kill(self) -> None:
+            pass
+
+        def wait(self, timeout: float | None = None) -> None:
+            assert timeout is not None, "it would wait for ever"
+            raise subprocess.TimeoutExpired("nvidia-smi", timeout)
+
+    device = NvidiaSmi("GPU-11111111-aaaa", 10.0)
+    monkeypatch.setattr(device, "_process", Held())
+    device.close()

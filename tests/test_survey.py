@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from stand_ins import build_nvml, powercap_tree, run_with_nvml
-from test_sources import TREE
+from test_sources import TREE, shell_smi
 
 from howlow.meters import rapl, survey
 from howlow.meters.patience import answered
@@ -46,6 +47,33 @@ def test_a_library_that_answers_and_one_that_hangs(script: dict[str, str], detai
     (nvml,) = [found for found in document["sources"] if found["name"] == "nvml"]
     assert detail in nvml["detail"]
     assert nvml["is_available"] == (not script)
+
+
+@pytest.mark.parametrize(
+    ("script", "is_available", "told"),
+    [
+        ({"HOWLOW_NVML_DENIED": "1"}, True, ["averaged power, energy counter: permission denied", "as root"]),
+        ({"HOWLOW_NVML_LOST_AFTER": "0"}, False, ["the GPU is lost", "--gpu-reset", "restart the machine"]),
+        ({"HOWLOW_NVML_UNSUPPORTED": "1"}, False, ["neither energy nor power", "install its driver"]),
+    ],
+)
+def test_the_librarys_reason_is_told_with_what_to_do(
+    script: dict[str, str], is_available: bool, told: list[str], tmp_path: Path
+) -> None:
+    document = json.loads(run_with_nvml(build_nvml(tmp_path), ENV, **script))
+    (nvml,) = [found for found in document["sources"] if found["name"] == "nvml"]
+    assert nvml["is_available"] == is_available
+    for words in told:
+        assert words in f"{nvml['detail']}; {nvml['remedy']}"
+
+
+def test_an_nvidia_smi_that_hangs_does_not_outlive_the_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell_smi(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    done = subprocess.run([sys.executable, *ENV], capture_output=True, text=True, check=True)
+    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    (smi,) = [found for found in json.loads(done.stdout)["sources"] if found["name"] == "nvidia-smi"]
+    assert smi["detail"] == "nvidia-smi did not answer within 4 s"
+    assert "restart the machine" in smi["remedy"]
 
 
 def test_a_call_that_does_not_come_back_is_none() -> None:

@@ -9,6 +9,7 @@ import csv
 import shutil
 import subprocess
 import threading
+from contextlib import suppress
 from dataclasses import replace
 
 from howlow.meters import clock
@@ -17,11 +18,24 @@ from howlow.meters.instruments import Finding, Look
 UPDATE_PERIOD_S = 1.0  # power.draw is an average over the last second on most devices
 _FIELDS = "uuid,power.draw,memory.used,utilization.gpu,utilization.memory,temperature.gpu,clocks.sm,clocks.mem"
 _RESTART_AFTER_S = 2.0
-_PATIENCE_S = 10.0
+_PATIENCE_S = 9.0  # less than those who ask have, so that it is ended here and says so
+_KILLED_WITHIN_S = 2.0
+_SILENT = "see the kernel's log for the driver (NVRM, Xid); restart the machine if it stays silent"
+_POWERLESS = "this device or its driver does not tell; take another source, or watts of yours (meters.assumed_power_w)"
+_FAILED = "run plain nvidia-smi: it has to work first"
+_FAILURES = {  # nvidia-smi(1), "Return value"
+    4: "let this user use it: as root, in a container with the device's rights, or ask who runs the machine",
+    9: "load NVIDIA's driver (modprobe nvidia), or install the one that fits this kernel",
+    15: "the GPU fell off the bus: reset it (nvidia-smi --gpu-reset) or restart the machine",
+}
 
 
 class SmiAbsentError(Exception):
-    """nvidia-smi cannot be used here; the text says why."""
+    """nvidia-smi cannot be used here; the text says why, `remedy` what to do where it is more than to install it."""
+
+    def __init__(self, reason: str, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
 
 
 class NvidiaSmi:
@@ -60,7 +74,8 @@ class NvidiaSmi:
         """End the process."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            with suppress(subprocess.TimeoutExpired):  # one that the driver holds does not even die
+                self._process.wait(_KILLED_WITHIN_S)
 
     def _start(self) -> None:
         if clock.now_s() - self._started_s < _RESTART_AFTER_S:
@@ -107,8 +122,8 @@ def _number(cell: str) -> float | None:
         return None
 
 
-def smi_uuids() -> list[str]:
-    """The UUIDs that nvidia-smi lists and has power of.
+def smi_uuids(patience_s: float = _PATIENCE_S) -> list[str]:
+    """The UUIDs that nvidia-smi lists and has power of; it is ended when it does not answer in time.
 
     Raises:
         SmiAbsentError: it is not there, fails, or is silent.
@@ -117,13 +132,17 @@ def smi_uuids() -> list[str]:
         raise SmiAbsentError("nvidia-smi is not on PATH")
     command = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
     except subprocess.TimeoutExpired:
-        raise SmiAbsentError(f"nvidia-smi did not answer within {_PATIENCE_S:g} s") from None
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise SmiAbsentError(f"nvidia-smi failed: {error}") from None
+        raise SmiAbsentError(f"nvidia-smi did not answer within {patience_s:g} s", _SILENT) from None
+    except OSError as error:
+        raise SmiAbsentError(f"nvidia-smi failed: {error}", _FAILED) from None
+    if done.returncode != 0:
+        said = " ".join(f"{done.stderr} {done.stdout}".split())[:200] or "it says nothing"
+        remedy = _FAILURES.get(done.returncode, _FAILED)
+        raise SmiAbsentError(f"nvidia-smi ended with {done.returncode}: {said}", remedy)
     lines = done.stdout.splitlines()
     found = [line.split(",")[0].strip() for line in lines if (look := parse(line)) and look.power_w is not None]
     if not found:
-        raise SmiAbsentError("nvidia-smi reads no power on any device")
+        raise SmiAbsentError("nvidia-smi reads no power on any device", _POWERLESS)
     return found

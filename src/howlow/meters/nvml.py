@@ -26,8 +26,30 @@ _THROTTLES = {
 _VGPU = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU
 
 
+_TOLD = {
+    pynvml.NVML_ERROR_NO_PERMISSION: (
+        "permission denied",
+        "let this user read it: as root, in a container with the device's rights, or ask who runs the machine",
+    ),
+    pynvml.NVML_ERROR_GPU_IS_LOST: (
+        "the GPU is lost",
+        "reset it (nvidia-smi --gpu-reset) or restart the machine; the kernel's log (Xid) says why it fell off the bus",
+    ),
+}
+"""Errors that a person can do something about: in words, and what to do."""
+
+
 class NvmlAbsentError(Exception):
-    """NVML cannot be used here; the text says why."""
+    """NVML cannot be used here; the text says why, `remedy` what to do where the library's answer tells."""
+
+    def __init__(self, reason: str, remedy: str | None = None) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+def _absent(error: pynvml.NVMLError) -> NvmlAbsentError:
+    reason, remedy = _TOLD.get(error.value, (str(error), None))
+    return NvmlAbsentError(f"NVML: {reason}", remedy)
 
 
 class NvmlDevice:
@@ -43,7 +65,7 @@ class NvmlDevice:
             pynvml.nvmlInit()
             self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
         except pynvml.NVMLError as error:
-            raise NvmlAbsentError(f"NVML: {error}") from None
+            raise _absent(error) from None
         self._card = self._whole_card()
         self.reads_instant_power = self._instant_power_w() is not None
 
@@ -71,6 +93,14 @@ class NvmlDevice:
         """
         millijoules = _value(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._card)
         return millijoules / 1000 if millijoules else None
+
+    def counter_problem(self) -> tuple[str, str] | None:
+        """Why the counter is not read, and what to do; None where it is read, or the device has none."""
+        try:
+            pynvml.nvmlDeviceGetTotalEnergyConsumption(self._card)
+        except pynvml.NVMLError as error:
+            return _TOLD.get(error.value)
+        return None
 
     def power_w(self) -> float | None:
         """The power of this moment where the device tells it, else the averaged one."""
@@ -165,7 +195,7 @@ def device_uuids() -> list[str]:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
         return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
     except pynvml.NVMLError as error:
-        raise NvmlAbsentError(f"NVML: {error}") from None
+        raise _absent(error) from None
 
 
 def _value(query: Callable[..., Any], *arguments: Any) -> Any:

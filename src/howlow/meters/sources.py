@@ -137,11 +137,14 @@ def _nvml(asked: Asked) -> EnergyMeter:
     if all(device.counter_j() is not None for device in devices):
         detail = f"total energy consumption of {names}"
         return EnergyMeter("nvml counter", detail, "counter", tuple(devices), None, of_another_device=other)
+    reason, remedy = next(filter(None, (device.counter_problem() for device in devices)), (None, None))
     if any(device.power_w() is None for device in devices):
-        raise NvmlAbsentError(f"NVML reads neither energy nor power on {names}")
+        told = f": {reason}" if reason else ""
+        raise NvmlAbsentError(f"NVML reads neither energy nor power on {names}{told}", remedy)
     instant = all(device.reads_instant_power for device in devices)
     period_s = INSTANT_PERIOD_S if instant else AVERAGED_PERIOD_S
-    detail = f"{'instantaneous' if instant else 'averaged'} power of {names}, integrated (no energy counter)"
+    why = f"energy counter: {reason}" if reason else "no energy counter"
+    detail = f"{'instantaneous' if instant else 'averaged'} power of {names}, integrated ({why})"
     return EnergyMeter("nvml power", detail, "power", tuple(devices), period_s, of_another_device=other)
 
 

@@ -15,7 +15,7 @@ from howlow.meters.idle import measure_idle
 from howlow.meters.instruments import Instrument
 from howlow.meters.machine import environment
 from howlow.meters.nvidia_smi import smi_uuids
-from howlow.meters.nvml import NvmlDevice, device_uuids
+from howlow.meters.nvml import NvmlAbsentError, NvmlDevice, device_uuids
 from howlow.meters.patience import answered
 from howlow.meters.sources import AbsentErrors, Asked, open_energy
 from howlow.meters.surroundings import look_around
@@ -23,6 +23,7 @@ from howlow.meters.zeus_devices import amd_devices, apple_devices, jetson_device
 from howlow.records import REMEDIES
 
 PATIENCE_S = 5.0
+_SMI_PATIENCE_S = 4.0  # a process that hangs is ended before the answer is given up, or it would outlive us
 _UNTESTED = ("amd", "apple", "jetson")
 _REMEDIES = {
     "nvml": "on a machine with an NVIDIA GPU install its driver, in a container pass the GPU and the driver in",
@@ -80,17 +81,35 @@ def survey(device: torch.device) -> Survey:
 
 def _nvml() -> str:
     devices = [NvmlDevice(uuid) for uuid in device_uuids()]
-    return "; ".join(_nvml_device(device) for device in devices) or "no device"
+    given = {device: _given(device) for device in devices}
+    problems = {device: problem for device in devices if (problem := device.counter_problem())}
+    if not any(given.values()):
+        told = [f"{_named(device)}: {problems.get(device, ('neither energy nor power',))[0]}" for device in devices]
+        remedy = next((remedy for _, remedy in problems.values()), None)
+        raise NvmlAbsentError("; ".join(told) or "no device", remedy)
+    return "; ".join(_nvml_device(device, given[device], problems.get(device)) for device in devices)
 
 
-def _nvml_device(device: NvmlDevice) -> str:
+def _named(device: NvmlDevice) -> str:
+    return f"{device.name() or 'device'} {device.uuid}"
+
+
+def _given(device: NvmlDevice) -> str | None:
+    """What a device gives of energy."""
     if device.counter_j() is not None:
-        gives = "energy counter"
-    elif device.power_w() is not None:
-        gives = f"{'instantaneous' if device.reads_instant_power else 'averaged'} power, no energy counter"
-    else:
-        gives = "neither energy nor power"
-    return f"{device.name() or 'device'} {device.uuid}: {gives}"
+        return "energy counter"
+    if device.power_w() is not None:
+        return f"{'instantaneous' if device.reads_instant_power else 'averaged'} power"
+    return None
+
+
+def _nvml_device(device: NvmlDevice, gives: str | None, problem: tuple[str, str] | None) -> str:
+    if gives == "energy counter":
+        return f"{_named(device)}: {gives}"
+    if problem is None:
+        return f"{_named(device)}: {gives + ', no energy counter' if gives else 'neither energy nor power'}"
+    reason, remedy = problem
+    return f"{_named(device)}: {gives + ', energy counter: ' if gives else ''}{reason} ({remedy})"
 
 
 def _listed(find: Callable[[], Sequence[Instrument]]) -> Callable[[], str]:
@@ -99,7 +118,7 @@ def _listed(find: Callable[[], Sequence[Instrument]]) -> Callable[[], str]:
 
 _SOURCES: dict[str, Callable[[], str]] = {
     "nvml": _nvml,
-    "nvidia-smi": lambda: ", ".join(smi_uuids()),
+    "nvidia-smi": lambda: ", ".join(smi_uuids(_SMI_PATIENCE_S)),
     "rapl": _listed(rapl.zones),
     "amd": _listed(amd_devices),
     "apple": _listed(apple_devices),
@@ -115,11 +134,10 @@ def _source(name: str, find: Callable[[], str]) -> Tried:
     try:
         detail = answered(find, PATIENCE_S, AbsentErrors)
     except AbsentErrors as error:
-        return Tried(name, False, str(error), getattr(error, "remedy", _REMEDIES.get(name)), tested)
+        return Tried(name, False, str(error), error.remedy or _REMEDIES.get(name), tested)
     if detail is None:
         return Tried(name, False, f"no answer within {PATIENCE_S:g} s", "see the driver's log", tested)
-    is_there = bool(detail) and not detail.endswith("neither energy nor power")
-    return Tried(name, is_there, detail or "no device", None if is_there else _REMEDIES.get(name), tested)
+    return Tried(name, bool(detail), detail or "no device", None if detail else _REMEDIES.get(name), tested)
 
 
 # -- everything else ------------------------------------------------------------------------------------------------

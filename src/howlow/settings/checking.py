@@ -90,6 +90,7 @@ _EXPECTED = {
     "training.betas": "two numbers are",
     "training.batch_size": 'a whole number or "max" is',
     "inference.batch_size": 'a whole number or "max" is',
+    "meters.devices": "a list with at least one name is",
     "run.device": "auto, cpu, mps, cuda or cuda:N is",
 }
 
