@@ -9,7 +9,7 @@ tokens that the model runs on (`load`), so a line through the probes predicts wh
   halve the interval where that does not end it soon.
 * A schedule that is cut elsewhere may be lighter although its batches are larger: where such a batch stands behind the
   first one that did not fit, it is tried too.
-* The batch found is confirmed: it has to fit once more.
+* The batch found is confirmed: it, or one that is no lighter, has to fit once more.
 
 The largest that fits is thus found for any peaks that grow with the load; the line only saves probes.
 """
@@ -101,12 +101,12 @@ def next_step(question: Question) -> Try | Found:
         return Try(_between(question, low, high))
     further = _further(question, low, high) if low else None
     if further is not None:
-        return Try(further)
+        return Try(further, confirms=question.load(further) <= question.load(low))
     if low == 0:
         return Found(None)
-    if sum(probe.batch == low for probe in question.probes) < 2:
-        return Try(low, confirms=True)
-    return Found(low)
+    failed = {probe.batch for probe in question.probes if not probe.fits}
+    as_heavy = [p for p in question.probes if p.load >= question.load(low) and p.batch not in failed]
+    return Found(low) if len(as_heavy) > 1 else Try(low, confirms=True)
 
 
 def _bracket(question: Question) -> tuple[int, int]:
