@@ -14,7 +14,7 @@ from howlow.settings import load, merge
 
 def prepared(table: dict[str, Any], folder: Path) -> dict[str, str]:
     """The details of the warnings, by their kind."""
-    report = preparation.prepare(load(None, [table]), [], ["targets"], folder / "prepared")
+    report = preparation.prepare(load(None, [table]), [], folder / "prepared")
     return {warning["kind"]: warning["detail"] for warning in report["warnings"]}
 
 

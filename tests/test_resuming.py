@@ -56,7 +56,7 @@ def run(table: dict[str, Any], folder: Path, link: SweepLink, kind: str = "lora"
     data, trial = folder / "data", folder / plan.name
     trial.mkdir(parents=True, exist_ok=True)
     if not data.exists():
-        preparation.prepare(plan.settings, [], ["targets"], data)
+        preparation.prepare(plan.settings, [], data)
     payload = {"name": plan.name, "kind": kind, "axes": {}, "settings": plan.settings.model_dump_json()}
     with suppress(KilledError, StoppedError):
         trial_entry({**payload, "folder": str(trial), "data": str(data), "layout": {"layout": "padded"}}, link)
