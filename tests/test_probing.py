@@ -135,7 +135,10 @@ def test_the_batch_found_is_the_largest_that_fits(
         jitter = 0.002 * limit_bytes  # by which the same probe differs from process to process
         assert fits <= search.budget_bytes + jitter
         assert one_more > search.budget_bytes - jitter
-    assert all(count <= 5 for count in counts[1:]), counts
+    # A seeded order that is cut elsewhere can be lighter though its batches are larger; such batches are tried too.
+    most = 5 if layout == "padded" else 7
+    told = [[(p.batch, p.peak_memory_bytes, p.fits) for p in record.batch_search[0].probes] for record in records]
+    assert all(count <= most for count in counts[1:]), told
     batches = {record.rank: record.settings.training.batch_size for record in records}
     assert batches[1] >= batches[16] >= batches[128]  # type: ignore[operator]
 
