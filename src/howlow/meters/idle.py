@@ -38,9 +38,6 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     found = window_energy(meter, [reader.trace for reader in readers], start_s, end_s)
     for reader in readers:
         reader.stop()
-        close = getattr(reader.instrument, "close", None)
-        if close is not None:
-            close()
     timeline.close()
     if isinstance(found, Missing):
         return None

@@ -99,9 +99,12 @@ class Reader:
         self._thread.start()
 
     def stop(self) -> None:
-        """End; a thread that hangs is left behind."""
+        """End, and close an instrument that has something to close; a thread that hangs is left behind."""
         self._jobs.put(None)
         self._thread.join(1.0)
+        close = getattr(self.instrument, "close", None)
+        if close is not None:
+            close()
 
     def ask(self, call: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
         """Have the reader's thread call something; None where it does not answer in time, or has not yet answered."""

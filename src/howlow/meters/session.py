@@ -127,9 +127,6 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for reader in self.readers:
             reader.stop()
-            close = getattr(reader.instrument, "close", None)
-            if close is not None:
-                close()
         problem = self.timeline.problem
         self.timeline.close()
         if problem is not None and error is None:
@@ -166,17 +163,20 @@ class Session:
     def report(self, idle: Idle | None) -> MeterRecord:
         """How the meters did, at the trial's end; with its warnings, and those of what else happened meanwhile."""
         self.look_for_outside_work()
-        record = self._meter_record(look_around(), idle)
-        for kind, detail in self.observed(record):
+        after = look_around()
+        record = self._meter_record(after, idle)
+        for kind, detail in self._findings(after, record):
             self.warn(kind, detail)
         return record
 
-    def observed(self, record: MeterRecord | None = None) -> list[Finding]:
+    def observed(self) -> list[Finding]:
         """The reasons for distrust up to now; goes into the checkpoint, so that an interruption loses none."""
-        around = look_around()
+        after = look_around()
+        return self._findings(after, self._meter_record(after, None))
+
+    def _findings(self, after: Machine, record: MeterRecord) -> list[Finding]:
         slowed = [throttling(reader.looks) for reader in self.readers]
-        found = [*machine_findings(self._before, around), *(one for one in slowed if one)]
-        return [*found, *self._of_meters(record or self._meter_record(around, None))]
+        return [*machine_findings(self._before, after), *(one for one in slowed if one), *self._of_meters(record)]
 
     def _meter_record(self, after: Machine, idle: Idle | None) -> MeterRecord:
         times = [[look.time_s for look in reader.looks] for reader in self.readers]
