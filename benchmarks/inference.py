@@ -159,7 +159,7 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
 
 
 def _fused(model: Any) -> AbstractContextManager[None]:
-    from howlow.engine.frozen import fused
+    from howlow.engine.fused import fused
 
     return fused(model)
 

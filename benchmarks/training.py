@@ -215,7 +215,7 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
 
     from howlow.engine import layouts
     from howlow.engine import model as models
-    from howlow.engine.frozen import fused
+    from howlow.engine.fused import fused
 
     heap, layout, is_bf16 = peers.Heap(column, ours=True), name.split()[1], name.endswith("bf16")
     step_size = 8 if name.endswith(" 8") else STEP_SIZE
@@ -349,8 +349,8 @@ def gemm(_: str, __: str, ___: int) -> Callable[[Reply], Reply]:
 
 def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
     """A worker that times one step of `shared` at each rank, and without an adapter."""
-    from howlow.engine import attention, layouts, loss
-    from howlow.engine.frozen import fused
+    from howlow.engine import layouts, loss
+    from howlow.engine.fused import fused
 
     heap, shuffled = peers.Heap(column, ours=True), random.Random(0)
     base, _ = peers.base_model()
@@ -359,7 +359,7 @@ def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
     def frozen_step() -> None:
         """Forward, and backward to the embeddings' output, which is made to want a gradient."""
         hook = base.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_())
-        with fused(base), attention.among(base, attention.company(batch.forest, "sdpa")):
+        with fused(base), loss.running(base, batch, "targets", "sdpa"):
             _, total = loss.target_losses(base, batch, "targets", 1 / batch.target_tokens)
             total.backward()
         hook.remove()

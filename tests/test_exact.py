@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from howlow.engine import inference, layouts
 from howlow.engine import model as models
-from howlow.engine.attention import Kernel, among, company
-from howlow.engine.frozen import fused
+from howlow.engine.attention import Kernel
+from howlow.engine.fused import fused
 from howlow.engine.layouts import Layout, LossOn
-from howlow.engine.loss import per_example, target_losses
+from howlow.engine.loss import per_example, running, target_losses
 from howlow.engine.rotary import as_in_a_full_row
 from howlow.engine.tokens import TokenizedExample
 
@@ -178,8 +178,7 @@ def computed(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Each example's loss, and the gradient of the mean over all targets."""
     batch = layouts.lay_out(examples, layout, LENGTH, 0, loss_on)
-    together = company(batch.forest, kernel) if batch.forest else None
-    with as_in_a_full_row(model, LENGTH), among(model, together):
+    with as_in_a_full_row(model, LENGTH), running(model, batch, "targets", kernel):
         losses, total = target_losses(model, batch, "targets", 1 / batch.target_tokens)
         total.backward()
     gradients = {name: parameter.grad for name, parameter in models.trainable(model).items()}

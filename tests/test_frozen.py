@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from howlow.engine.frozen import fused
+from howlow.engine.fused import fused
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

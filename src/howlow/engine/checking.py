@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from howlow.engine import layouts
-from howlow.engine.attention import Kernel, UnsupportedError, among, company, takes_positions
+from howlow.engine.attention import Kernel, UnsupportedError, takes_positions
 from howlow.engine.inference import generate
 from howlow.engine.layouts import Layout
-from howlow.engine.loss import Head, per_example, target_losses
+from howlow.engine.loss import Head, per_example, running, target_losses
 from howlow.engine.model import Precision, base_of
 from howlow.engine.rotary import as_in_a_full_row, depends_on_length
 from howlow.engine.tokens import TokenizedExample
@@ -129,7 +129,6 @@ def _computed(
     """Each probe's loss, and the gradient by the embedding of each `known` token id: (samples,) and (ids, width)."""
     width = max(probe.length for probe in probes)  # padding beyond the longest changes nothing, and costs
     batch = layouts.lay_out(probes, layout, width, pad_id, "all").to(model.device)
-    together = company(batch.forest, kernel) if batch.forest else None
     leaves: list[Tensor] = []
 
     def as_leaf(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
@@ -138,7 +137,7 @@ def _computed(
 
     hook = base_of(model).get_input_embeddings().register_forward_hook(as_leaf)
     try:
-        with as_in_a_full_row(model, sequence_length), among(model, together):
+        with as_in_a_full_row(model, sequence_length), running(model, batch, head, kernel):
             with autocast(model.device, precision):
                 losses, total = target_losses(model, batch, head)
             total.backward()  # type: ignore[no-untyped-call]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from howlow.engine import layouts
-from howlow.engine.attention import Kernel, among, company
+from howlow.engine.attention import Kernel
 from howlow.engine.layouts import Batch, Layout
-from howlow.engine.loss import per_example, target_losses
+from howlow.engine.loss import per_example, running, target_losses
 from howlow.engine.model import Precision, base_of
 from howlow.engine.prefixes import continue_prompts
 from howlow.engine.training import autocast
@@ -47,8 +47,7 @@ def evaluate(
     """Summed negative log-likelihood of each example's targets, in nats."""
     device = model.device
     moved = batch.to(device)
-    together = company(moved.forest, kernel) if moved.forest else None
-    with autocast(device, precision), among(model, together):
+    with running(model, moved, head, kernel), autocast(device, precision):
         losses, _ = target_losses(model, moved, head)
     sums: list[float] = per_example(losses, batch).tolist()
     return sums

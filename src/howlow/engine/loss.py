@@ -8,19 +8,32 @@ those of `head = "all"`.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from howlow.engine.attention import Kernel, among, company
 from howlow.engine.layouts import Batch
 from howlow.engine.model import base_of, decoder_of
+from howlow.engine.reading import reading
 
 Head = Literal["targets", "all"]
 ROWS_AT_ONCE = 256
 """Rows of logits that exist at once: 50 MB in fp32 for a vocabulary of 49,152."""
+
+
+@contextmanager
+def running(model: nn.Module, batch: Batch, head: Head, kernel: Kernel) -> Iterator[None]:
+    """The context in which a model runs on a batch, forward and backward: who sees whom, and what is read."""
+    with ExitStack() as stack:
+        if batch.forest is not None and head == "targets":
+            stack.enter_context(reading(model, batch.predictors))
+        if batch.forest is not None:
+            stack.enter_context(among(model, company(batch.forest, kernel)))
+        yield
 
 
 def target_losses(model: nn.Module, batch: Batch, head: Head, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from howlow.engine.attention import Company, Kernel, Limits, among, company, sdp
 from howlow.engine.forest import Forest, plant
 from howlow.engine.loss import head_logits
 from howlow.engine.model import decoder_of
+from howlow.engine.reading import reading
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def continue_prompts(
         return hidden
 
     last = torch.stack([places[prompt][-1] for prompt in going]).to(device)
-    hidden = run(ids, forest.positions, company(forest.to(device), kernel))
+    with reading(model, torch.unique(last)):
+        hidden = run(ids, forest.positions, company(forest.to(device), kernel))
     chosen, computed = writer.write(going, head_logits(model, hidden[last])), ids.numel()
     on_prompts_read(computed)
     slots.is_reading_prompts = False

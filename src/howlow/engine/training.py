@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from howlow.engine.attention import Kernel, among, company
+from howlow.engine.attention import Kernel
 from howlow.engine.layouts import Batch
-from howlow.engine.loss import target_losses
+from howlow.engine.loss import running, target_losses
 from howlow.engine.model import Precision
 
 MAX_SKIPPED_STEPS = 20
@@ -111,8 +111,8 @@ class Trainer:
         scale = self.scaler.scale(torch.ones((), device=self.device)) / target_tokens
         total = 0.0
         for batch in (batch.to(self.device) for batch in micro_batches):
-            together = company(batch.forest, self.kernel) if batch.forest else None
-            with among(self.model, together):  # also around backward, which recomputes with gradient checkpointing
+            # also around backward, which recomputes with gradient checkpointing
+            with running(self.model, batch, self.head, self.kernel):
                 with autocast(self.device, self.precision):
                     losses, scaled = target_losses(self.model, batch, self.head, scale)
                 scaled.backward()  # type: ignore[no-untyped-call]

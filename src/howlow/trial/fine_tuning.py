@@ -7,7 +7,7 @@ from torch import nn
 
 from howlow.engine import layouts, order
 from howlow.engine import model as models
-from howlow.engine.frozen import fused
+from howlow.engine.fused import fused
 from howlow.engine.layouts import Batch
 from howlow.engine.model import Precision
 from howlow.engine.rotary import as_in_a_full_row

@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from howlow.engine import inference, layouts
-from howlow.engine.frozen import fused
+from howlow.engine.fused import fused
 from howlow.engine.layouts import Layout
 from howlow.engine.model import Precision
 from howlow.engine.rotary import as_in_a_full_row
