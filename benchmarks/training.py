@@ -274,11 +274,13 @@ def _counts(model: Any, work: Sequence[Any]) -> Reply:
 
     base = models.base_of(model)
     config = base.config
-    linear = sum(
-        math.prod(shape)
+    sizes = {
+        name: math.prod(shape)
         for name, shape in models.linear_shapes(base).items()
         if "lora_" not in name.rpartition("layers")[2]
-    )
+    }
+    linear, last_mlp = sum(sizes.values()), f"layers.{config.num_hidden_layers - 1}.mlp."
+    for_read_alone = sum(size for name, size in sizes.items() if last_mlp in name)  # see `howlow.engine.reading`
     dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tokens, positions = sum(batch.computed_tokens for batch in work), sum(batch.predictors.numel() for batch in work)
     pairs = sum(_pairs(batch) for batch in work)
@@ -289,7 +291,7 @@ def _counts(model: Any, work: Sequence[Any]) -> Reply:
         "samples": sum(batch.samples for batch in work),
         "attention_pairs": pairs,
         "linear_parameters": linear,
-        "linear_flops": 4 * linear * tokens,
+        "linear_flops": 4 * (linear * tokens - for_read_alone * (tokens - positions)),
         "head_flops": 4 * config.vocab_size * config.hidden_size * positions,
         "attention_flops": 12 * config.num_attention_heads * dimension * config.num_hidden_layers * pairs,
     }

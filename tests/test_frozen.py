@@ -1,4 +1,4 @@
-"""Fused frozen layers: PEFT's values and gradients, nothing kept for the base, and hands off what is not plain."""
+"""Fused parts of a frozen model: its own values and gradients, nothing kept for the base, the rest left alone."""
 
 from typing import Any
 
@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers.models.cohere import modeling_cohere
+from transformers.models.llama import modeling_llama
 
 from howlow.engine.fused import fused
 
@@ -96,3 +98,92 @@ def test_the_model_is_as_it_was_afterwards():
     with pytest.raises(ZeroDivisionError), fused(model):
         raise ZeroDivisionError
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+class Attending(nn.Module):
+    """Layers with the names of an attention's; `asked` says which is given x, and which x + 1."""
+
+    def __init__(self, asked: str) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(5, 7), nn.Linear(5, 3), nn.Linear(5, 3, bias=False)
+        self.asked = asked
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        given, found = {"same": x, "other": x + 1}, x.sum()
+        for word in self.asked.split():
+            name, which = word.split(":")
+            found = found + getattr(self, f"{name}_proj")(given[which]).square().sum()
+        return found
+
+
+def attending(asked: str) -> Any:
+    torch.manual_seed(0)
+    model = get_peft_model(
+        Attending(asked), LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "k_proj", "v_proj"])
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "q:same k:same v:same",
+        "v:same q:same k:same",
+        "q:same k:other v:other",  # as an attention to another sequence
+        "q:same v:same",
+        "q:same q:other k:same v:same",
+        "q:same",
+    ],
+)
+def test_siblings_give_what_each_gives_alone(asked: str):
+    model, x = attending(asked), torch.randn(4, 5)
+    expected = [gradient for gradient in run(model, x, False) if gradient is not None]
+    with fused(model):
+        for _ in range(2):  # the second pass with what the first has learned
+            found = [gradient for gradient in run(model, x, False) if gradient is not None]
+            for ours, theirs in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def rotation(shape: tuple[int, ...]) -> list[torch.Tensor]:
+    chance = torch.Generator().manual_seed(1)
+    angles = torch.rand((1, shape[2], shape[3] // 2), generator=chance).repeat(1, 1, 2)
+    return [*(torch.randn(shape, generator=chance) for _ in range(2)), angles.cos(), angles.sin()]
+
+
+@given(heads=st.integers(1, 3), tokens=st.integers(1, 5), half=st.integers(1, 4))
+@settings(deadline=None, max_examples=20)
+def test_rotations_are_the_models_own(heads: int, tokens: int, half: int):
+    query, key, cos, sin = rotation((1, heads, tokens, 2 * half))
+    own, weights = modeling_llama.apply_rotary_pos_emb, torch.randn(1, heads, tokens, 2 * half)
+
+    def run_it() -> list[torch.Tensor]:
+        leaves = [query.clone().requires_grad_(), key.clone().requires_grad_()]
+        rotated = modeling_llama.apply_rotary_pos_emb(*leaves, cos, sin)
+        sum((part * weights).sum() for part in rotated).backward()
+        return [*(part.detach() for part in rotated), *(leaf.grad for leaf in leaves)]
+
+    expected = run_it()
+    with fused(modeling_llama.LlamaForCausalLM(tiny_llama())):
+        assert modeling_llama.apply_rotary_pos_emb is not own
+        found = run_it()
+        double = modeling_llama.apply_rotary_pos_emb(*(part.double() for part in (query, key, cos, sin)))
+    assert modeling_llama.apply_rotary_pos_emb is own
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert double[0].dtype == torch.float64
+
+
+def tiny_llama() -> Any:
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return modeling_llama.LlamaConfig(vocab_size=8, **small)
+
+
+def test_a_rotation_of_interleaved_halves_stays_the_models_own():
+    own = modeling_cohere.apply_rotary_pos_emb
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = modeling_cohere.CohereConfig(vocab_size=8, **small, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    with fused(modeling_cohere.CohereForCausalLM(config)):
+        assert modeling_cohere.apply_rotary_pos_emb is own

@@ -9,7 +9,7 @@ measured (`docs/log.md`); weights stay where they are and are shared with every 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,47 +68,61 @@ class Siblings:
         return y
 
 
+class _Base(NamedTuple):
+    """What is frozen of a layer with an adapter."""
+
+    weight: Tensor
+    bias: Tensor | None
+    scale: float
+
+
 def _adapted(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
-    given = []
-    for layer in layers:
-        base, a, b = layer.base_layer, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        given += [base.weight, base.bias, a, b, layer.scaling[ADAPTER]]
-    return _Adapted.apply(x, *given)  # type: ignore[no-any-return, no-untyped-call]
+    bases = [_Base(layer.base_layer.weight, layer.base_layer.bias, layer.scaling[ADAPTER]) for layer in layers]
+    factors = [part[ADAPTER].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
+    return _Adapted.apply(x, bases, *factors)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Adapted(torch.autograd.Function):
     """y_i = x W_i^T + bias_i + s_i (x A_i^T) B_i^T with W and bias frozen; A: (rank, in), B: (out, rank)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *given: Any) -> tuple[Tensor, ...]:
-        weights, biases, below, above, scales = (given[start::5] for start in range(5))
-        rows, ranks = x.reshape(-1, x.shape[-1]), [a.shape[0] for a in below]
-        stacked = torch.cat(below) if len(below) > 1 else below[0]
-        low = product(rows, stacked)
-        parts, found = torch.split(low, ranks, 1), []
-        for weight, bias, b, scale, part in zip(weights, biases, above, scales, parts, strict=True):
-            y = product(rows, weight, bias).addmm_(part, b.t(), alpha=scale)
+    def forward(ctx: Any, x: Tensor, bases: Sequence[_Base], *factors: Tensor) -> tuple[Tensor, ...]:
+        rows, below, above = x.reshape(-1, x.shape[-1]), factors[::2], factors[1::2]
+        low, found = product(rows, _stacked(below)), []
+        for base, b, part in zip(bases, above, _parts(low, below, 1), strict=True):
+            y = product(rows, base.weight, base.bias).addmm_(part, b.t(), alpha=base.scale)
             found.append(y.view(*x.shape[:-1], y.shape[-1]))
-        ctx.save_for_backward(rows, low, stacked, *above)
-        ctx.weights, ctx.scales, ctx.ranks, ctx.shape = weights, scales, ranks, x.shape
+        ctx.save_for_backward(rows, low, *factors)
+        ctx.bases, ctx.shape = bases, x.shape
+        ctx.set_materialize_grads(False)  # a layer that nothing uses gets no gradient, as without its siblings
         return tuple(found)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, low, stacked, *above = ctx.saved_tensors
-        parts = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
-        d_low = torch.cat(
-            [product(dy, b.t()).mul_(scale) for dy, b, scale in zip(parts, above, ctx.scales, strict=True)], 1
-        )
-        d_below = torch.split(product(d_low.t(), rows.t()), ctx.ranks)
-        d_above = [
-            product(part.t(), dy.t()).mul_(scale).t()
-            for part, dy, scale in zip(torch.split(low, ctx.ranks, 1), parts, ctx.scales, strict=True)
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        rows, low, *factors = ctx.saved_tensors
+        lows = _parts(low, factors[::2], 1)
+        used = [
+            (gradient.reshape(len(rows), -1), *layer)
+            for gradient, *layer in zip(gradients, ctx.bases, factors[::2], factors[1::2], lows, strict=True)
+            if gradient is not None
         ]
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = product(parts[0], ctx.weights[0].t()).addmm_(d_low, stacked)
-            for dy, weight in zip(parts[1:], ctx.weights[1:], strict=True):
-                dx.addmm_(dy, weight)  # torch's BLAS, slower than oneDNN, but it adds while it multiplies
-            dx = dx.view(ctx.shape)
-        return dx, *(one for d_a, d_b in zip(d_below, d_above, strict=True) for one in (None, None, d_a, d_b, None))
+        below = [a for _, _, a, _, _ in used]
+        d_low = torch.cat([product(dy, b.t()).mul_(base.scale) for dy, base, _, b, _ in used], 1)
+        d_below = iter(_parts(product(d_low.t(), rows.t()), below, 0))
+        d_above = iter([product(part.t(), dy.t()).mul_(base.scale).t() for dy, base, _, _, part in used])
+        d_factors = [None if dy is None else next(found) for dy in gradients for found in (d_below, d_above)]
+        if not ctx.needs_input_grad[0]:
+            return None, None, *d_factors
+        dx = product(used[0][0], used[0][1].weight.t()).addmm_(d_low, _stacked(below))
+        for dy, base, _, _, _ in used[1:]:
+            dx.addmm_(dy, base.weight)  # torch's BLAS, slower than oneDNN, but it adds while it multiplies
+        return dx.view(ctx.shape), None, *d_factors
+
+
+def _stacked(below: Sequence[Tensor]) -> Tensor:
+    return torch.cat(tuple(below)) if len(below) > 1 else below[0]
+
+
+def _parts(whole: Tensor, below: Sequence[Tensor], dimension: int) -> tuple[Tensor, ...]:
+    """The rows or columns of each A."""
+    return torch.split(whole, [len(a) for a in below], dimension)
