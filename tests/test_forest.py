@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from howlow.engine.forest import SMALLEST_SHARED, Forest, plant
+from howlow.engine.forest import SMALLEST_SHARED, Forest, length_of, plant
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,6 +72,19 @@ def test_nested_prefixes_by_hand():
     assert places[2].tolist() == [*range(22), 23, 24]
     assert places[3].tolist() == [*range(10), *range(25, 35)]
     assert forest.visible_until.tolist() == [36] * 10 + [25] * 12 + [23] + [25] * 2 + [36] * 11
+
+
+def test_prefixes_nest_deeper_than_python_recurses():
+    """Every message of a long conversation continues the one before."""
+    depth = 1100
+    sequences = [list(range(8 * (turn + 1))) for turn in range(depth)]
+    assert length_of(sequences, share=True) == 8 * depth
+    forest, ids, places = plant(sequences[:: depth // 10] + sequences[-2:], share=True)
+    assert ids.tolist() == list(range(8 * depth))
+    assert places[-1].numel() == 8 * depth
+    forest, _, _ = plant(sequences, share=True)
+    assert len(forest.blocks) == depth
+    assert forest.blocks[-1].ancestors == tuple(range(depth - 1))
 
 
 def test_a_short_common_beginning_is_not_shared_but_what_follows_it_may_be():

@@ -75,6 +75,13 @@ _METERED: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
         "energy/sample less the device's idle power x time/sample",
         "lower",
     ),
+    (
+        "cpu_energy_above_idle_per_sample_j",
+        "CPU energy above idle/sample",
+        "joules",
+        "CPU energy/sample less the CPU's idle power x time/sample",
+        "lower",
+    ),
     ("phase_energy_j", "phase energy", "joules", "energy of the whole phase, burn-in and pauses included", "lower"),
     ("phase_power_w", "phase power", "watts", "the phase's energy / the time it covers", "lower"),
     ("power_p05_w", "power, 5 %", "watts", "5th percentile of the readings inside the measured steps", None),

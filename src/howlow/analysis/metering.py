@@ -104,6 +104,7 @@ def energy_figures(record: Record, phase: PhaseRecord) -> dict[str, float | None
         "energy_error_per_sample_j": ratio(phase.measured_energy_error_j, samples),
         "energy_above_idle_per_sample_j": ratio(_above_idle_j(record, phase), samples),
         "cpu_energy_per_sample_j": _cpu_per_sample_j(cpu),
+        "cpu_energy_above_idle_per_sample_j": _cpu_above_idle_per_sample_j(record, cpu),
         "phase_energy_j": phase.phase_energy_j,
         "phase_power_w": ratio(phase.phase_energy_j, phase.phase_energy_duration_s),
     }
@@ -111,6 +112,13 @@ def energy_figures(record: Record, phase: PhaseRecord) -> dict[str, float | None
 
 def _cpu_per_sample_j(cpu: EnergyWindow | None) -> float | None:
     return None if cpu is None else ratio(cpu.energy_j, cpu.samples)
+
+
+def _cpu_above_idle_per_sample_j(record: Record, cpu: EnergyWindow | None) -> float | None:
+    idle = record.meters.idle if record.meters else None
+    if cpu is None or idle is None or idle.cpu_power_w is None:
+        return None
+    return ratio(cpu.energy_j - idle.cpu_power_w * cpu.duration_s, cpu.samples)
 
 
 def _above_idle_j(record: Record, phase: PhaseRecord) -> float | None:

@@ -7,13 +7,15 @@ tokens that the model runs on (`load`), so a line through the probes predicts wh
 * Something known: the first probe is where the other ranks' lines, taken to this rank, meet the budget.
 * Between one that fits and one that does not, probes follow the line through the two peaks nearest to the budget, and
   halve the interval where that does not end it soon.
-* A schedule that is cut elsewhere may be lighter although its batches are larger: where such a batch stands behind the
-  first one that did not fit, it is tried too.
+* A schedule that is cut elsewhere may be lighter although its batches are larger. So it is loads that are compared: a
+  batch no heavier than one that fits needs no probe, nor one as heavy as one that does not; batches behind the first
+  that did not fit are looked at too.
 * The batch found is confirmed: it, or one that is no lighter, has to fit once more.
 
 The largest that fits is thus found for any peaks that grow with the load; the line only saves probes.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -66,8 +68,8 @@ class Question:
     """What is searched for: the largest batch up to `largest` whose peak is at most `budget_bytes`.
 
     load: the load of a batch's heaviest micro-batch. limit_bytes: what a probe without a peak has gone beyond.
-    expected: the line that other ranks lead to expect. beyond: how many batches behind the first that does not fit are
-    looked at for a lighter schedule.
+    expected: the line that other ranks lead to expect. beyond: how many batches may be laid out in thought to see
+    whether one is lighter than it is large: between one that fits and one that does not, and behind those.
     """
 
     largest: int
@@ -97,23 +99,57 @@ class Found:
 def next_step(question: Question) -> Try | Found:
     """What to do after the probes so far."""
     low, high = _bracket(question)
-    if low + 1 < high:
+    if high - low > 1 + question.beyond or low < question.largest < high:
         return Try(_between(question, low, high))
-    further = _further(question, low, high) if low else None
-    if further is not None:
-        return Try(further, confirms=question.load(further) <= question.load(low))
+    low, unsure = _looked_at(question, low, high)
+    if unsure:
+        return Try(_among(question, unsure))
     if low == 0:
         return Found(None)
-    failed = {probe.batch for probe in question.probes if not probe.fits}
+    failed = _failed(question)
     as_heavy = [p for p in question.probes if p.load >= question.load(low) and p.batch not in failed]
     return Found(low) if len(as_heavy) > 1 else Try(low, confirms=True)
 
 
+def _failed(question: Question) -> set[int]:
+    return {probe.batch for probe in question.probes if not probe.fits}
+
+
+def _known_loads(question: Question) -> tuple[float, float]:
+    """The heaviest load that fits for sure, and the lightest that does not."""
+    failed = _failed(question)
+    too_much = min((probe.load for probe in question.probes if probe.batch in failed), default=math.inf)
+    fitting = [probe.load for probe in question.probes if probe.batch not in failed and probe.load < too_much]
+    return max(fitting, default=-math.inf), too_much
+
+
 def _bracket(question: Question) -> tuple[int, int]:
-    """The largest batch that fits (0: none so far), and the smallest above it that does not."""
-    failed = {probe.batch for probe in question.probes if not probe.fits}
+    """The largest batch known to fit (0: none so far), and the smallest above it that does not."""
+    failed, (fitting, _) = _failed(question), _known_loads(question)
     low = max((probe.batch for probe in question.probes if probe.batch not in failed), default=0)
+    last = min(question.largest, low + question.beyond)
+    while 0 < low < last and low + 1 not in failed and question.load(low + 1) <= fitting:
+        low += 1
     return low, min((batch for batch in failed if batch > low), default=question.largest + 1)
+
+
+def _looked_at(question: Question, low: int, high: int) -> tuple[int, list[int]]:
+    """The largest batch whose load fits for sure, and the larger ones of which the probes do not tell."""
+    failed, (fitting, too_much) = _failed(question), _known_loads(question)
+    window = [
+        batch for batch in range(low + 1, min(question.largest, high + question.beyond) + 1) if batch not in failed
+    ]
+    low = max((batch for batch in window if question.load(batch) <= fitting), default=low)
+    return low, [batch for batch in window if batch > low and question.load(batch) < too_much]
+
+
+def _among(question: Question, unsure: Sequence[int]) -> int:
+    """The largest that the line lets fit; else the lightest, which tells of all the others if it does not fit."""
+    line, failures = _line(question), [index for index, probe in enumerate(question.probes) if not probe.fits]
+    if failures and len(question.probes) - failures[0] > GUIDED:
+        return sorted(unsure, key=question.load)[len(unsure) // 2]
+    fits = [batch for batch in unsure if line is not None and line.at(question.load(batch)) <= question.budget_bytes]
+    return max(fits) if fits else min(unsure, key=question.load)
 
 
 def _between(question: Question, low: int, high: int) -> int:
@@ -137,19 +173,6 @@ def _largest_under(question: Question, line: Line, low: int, high: int) -> int:
         else:
             high = middle
     return low
-
-
-def _further(question: Question, low: int, high: int) -> int | None:
-    """A larger batch than the first that did not fit, but with a lighter schedule that should."""
-    if high >= question.largest:
-        return None
-    tried = {probe.batch for probe in question.probes}
-    known, too_much, line = question.load(low), question.load(high), _line(question)
-    for batch in range(min(question.largest, high + question.beyond), high, -1):
-        load = question.load(batch) if batch not in tried else too_much
-        if load <= known or (load < too_much and line is not None and line.at(load) <= question.budget_bytes):
-            return batch
-    return None
 
 
 # -- lines ----------------------------------------------------------------------------------------------------------

@@ -133,7 +133,7 @@ def _segments(sequences: Sequence[Sequence[int]], share: bool) -> list[Segment]:
     found: list[Segment] = []
     if share:
         members = sorted(range(len(sequences)), key=lambda index: tuple(sequences[index]))
-        _grow(sequences, members, 0, 0, None, found)
+        _grow(sequences, members, found)
     else:
         for index in range(len(sequences)):
             _append(found, 0, len(sequences[index]), None, [index])
@@ -146,28 +146,28 @@ def _append(found: list[Segment], start: int, end: int, parent: int | None, memb
     return len(found) - 1
 
 
-def _grow(
-    sequences: Sequence[Sequence[int]],
-    members: Sequence[int],
-    start: int,
-    known: int,
-    parent: int | None,
-    found: list[Segment],
-) -> None:
-    """Append the segments of `members`: sorted, placed up to token `start`, alike up to token `known`."""
-    first, last = sequences[members[0]], sequences[members[-1]]
-    common = known  # sorted, so what the first and the last have in common all have
-    while common < min(len(first), len(last)) and first[common] == last[common]:
-        common += 1
-    if common > start and (len(members) == 1 or common - start >= SMALLEST_SHARED):
-        parent = _append(found, start, common, parent, members)
-        start = common
-    for token, run in groupby(members, lambda member: _token(sequences[member], common)):
-        if token is not None:
-            _grow(sequences, list(run), start, common, parent, found)
-        elif start < common:
-            for member in run:
-                _append(found, start, common, parent, [member])
+def _grow(sequences: Sequence[Sequence[int]], members: list[int], found: list[Segment]) -> None:
+    """Append the segments of `members`, which are sorted, depth first; not by recursion, as prefixes nest to any depth.
+
+    What waits: some members, the tokens of theirs that are placed, those that are known to be alike, and the parent.
+    """
+    waiting: list[tuple[list[int], int, int, int | None]] = [(members, 0, 0, None)]
+    while waiting:
+        members, start, common, parent = waiting.pop()
+        first, last = sequences[members[0]], sequences[members[-1]]
+        while common < min(len(first), len(last)) and first[common] == last[common]:
+            common += 1  # sorted, so what the first and the last have in common all have
+        if common > start and (len(members) == 1 or common - start >= SMALLEST_SHARED):
+            parent = _append(found, start, common, parent, members)
+            start = common
+        deeper = []
+        for token, run in groupby(members, lambda member: _token(sequences[member], common)):  # noqa: B023
+            if token is not None:
+                deeper.append((list(run), start, common, parent))
+            elif start < common:  # they end here, and come first
+                for member in run:
+                    _append(found, start, common, parent, [member])
+        waiting += reversed(deeper)
 
 
 def _token(sequence: Sequence[int], place: int) -> int | None:
@@ -191,23 +191,17 @@ def _blocks(segments: Sequence[Segment], ends: Sequence[int]) -> Iterator[Block]
         children.setdefault(segment.parent, []).append(index)
     rows = [segment.row for segment in segments]
     after = [bisect_left(rows, end) for end in ends]  # the first segment behind each one's subtree
+    waiting: list[tuple[int, tuple[int, ...]]] = [(root, ()) for root in reversed(children.get(None, []))]
     count = 0
-
-    def below(parent: int | None, ancestors: tuple[int, ...]) -> Iterator[Block]:
-        nonlocal count
-        family = children.get(parent, [])
-        if parent is not None and len(family) > 1:
-            start, end = segments[family[0]].row, ends[family[-1]]
-            if end - start <= LARGEST_BLOCK:
-                count += 1
-                longest = max(segments[member].end for member in range(family[0], after[family[-1]]))
-                yield Block(start, end, ancestors, False, longest)
-                return
-        for index in family:
-            segment = segments[index]
-            mine = count
+    while waiting:
+        index, ancestors = waiting.pop()
+        segment, family, path = segments[index], children.get(index, []), (*ancestors, count)
+        yield Block(segment.row, segment.row + segment.end - segment.start, ancestors, True, segment.end)
+        count += 1
+        start, end = (segments[family[0]].row, ends[family[-1]]) if family else (0, 0)
+        if len(family) > 1 and end - start <= LARGEST_BLOCK:
+            longest = max(segments[member].end for member in range(family[0], after[family[-1]]))
+            yield Block(start, end, path, False, longest)
             count += 1
-            yield Block(segment.row, segment.row + segment.end - segment.start, ancestors, True, segment.end)
-            yield from below(index, (*ancestors, mine))
-
-    return below(None, ())
+        else:
+            waiting += [(child, path) for child in reversed(family)]

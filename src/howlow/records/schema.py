@@ -115,6 +115,7 @@ class Idle(Frozen):
 
     power_w: float
     error_w: float | None = None
+    cpu_power_w: float | None = Field(None, description="the same of the CPU beside an accelerator")
     duration_s: float
     temperature_c: float | None = None
     measured_at: str = Field(description="UTC, ISO 8601")

@@ -163,7 +163,8 @@ def _source(record: Record) -> list[str]:
     if energy is not None and energy.cpu == "rapl":
         lines.append("the CPU beside it: rapl, in columns of its own and never added")
     if idle is not None:
-        lines.append(f"at rest {formatting.quantity(idle.power_w, 'watts')}, measured {idle.measured_at}")
+        cpu = "" if idle.cpu_power_w is None else f", the CPU {formatting.quantity(idle.cpu_power_w, 'watts')}"
+        lines.append(f"at rest {formatting.quantity(idle.power_w, 'watts')}{cpu}, measured {idle.measured_at}")
     return lines
 
 

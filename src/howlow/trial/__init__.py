@@ -41,7 +41,7 @@ from howlow.meters.machine import choose_device, environment
 from howlow.meters.memory import bound_heap, keep_heap, release
 from howlow.meters.patience import answered
 from howlow.meters.session import Session
-from howlow.meters.sources import Asked, Meters, open_energy, open_meters
+from howlow.meters.sources import Asked, Meters, open_meters
 from howlow.preparation import Prepared
 from howlow.records import (
     BatchSearch,
@@ -111,12 +111,13 @@ def idle_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | 
     """Let the device rest, then read its idle power; None where no source reads it."""
     settings = Settings.model_validate_json(payload["settings"])
     rate_hz = max(SLOWEST_HZ, settings.meters.rate_hz)  # the window is short
-    energy = open_energy(replace(asked_of(settings, choose_device(settings.run.device)), rate_hz=rate_hz))
+    meters = open_meters(replace(asked_of(settings, choose_device(settings.run.device)), rate_hz=rate_hz))
+    energy = meters.energy
     rest(lambda: answered(lambda: _temperature_c(energy), 1.0), payload["rest_s"], lambda: link.stop_requested)
     if link.stop_requested:
         raise StoppedError
-    found = measure_idle(energy, rate_hz)
-    return None if found is None else found.model_dump()
+    found, cpu = measure_idle(energy, rate_hz), measure_idle(meters.cpu_energy, rate_hz)
+    return None if found is None else found.model_dump() | {"cpu_power_w": cpu.power_w if cpu else None}
 
 
 def _temperature_c(energy: EnergyMeter) -> float | None:

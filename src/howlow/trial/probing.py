@@ -79,7 +79,8 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     link.report("probing", {"batch": begun.batch, "load": begun.load})
     limit_memory(limit["enforced_bytes"], device)
     try:
-        return _within_limit(question, begun, work, partial(_bench, state, device, prepared), payload, link)
+        opened = partial(_bench, state, device, prepared, work.is_merged)
+        return _within_limit(question, begun, work, opened, payload, link)
     finally:
         unlimit_memory()
 
@@ -223,7 +224,7 @@ class _Bench:
 
 
 @contextmanager
-def _bench(state: TrialState, device: torch.device, prepared: Prepared) -> Iterator[_Bench]:
+def _bench(state: TrialState, device: torch.device, prepared: Prepared, is_merged: bool) -> Iterator[_Bench]:
     meters, precision = open_meters(asked_of(state.settings, device)), choose_precision(state.settings, device)
     rate_hz = state.settings.meters.rate_hz
     with Session(
@@ -231,6 +232,8 @@ def _bench(state: TrialState, device: torch.device, prepared: Prepared) -> Itera
     ) as session:
         with session.phase("load"):
             model, tokenizer, eos = load(state, device, precision, prepared.tokenizer_name)
+        if is_merged and state.kind == "lora":
+            model = models.merged(model)
         yield _Bench(state, device, prepared, session, model, tokenizer, precision, min(eos, default=0))
 
 
@@ -243,6 +246,10 @@ class _Work(Protocol):
     @property
     def largest(self) -> int:
         """The largest batch that makes sense."""
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the adapter's product lies in copies of the adapted matrices."""
 
     def load(self, batch: int) -> int:
         """The computed tokens of the heaviest part of the schedule."""
@@ -263,6 +270,11 @@ class _Training:
         """All examples, or those of an optimizer step."""
         examples = len(self.prepared.train)
         return min(examples, self.state.settings.training.effective_batch_size or examples)
+
+    @property
+    def is_merged(self) -> bool:
+        """Never."""
+        return False
 
     def load(self, batch: int) -> int:
         """Of the heaviest micro-batch."""
@@ -325,6 +337,11 @@ class _Inference:
     def largest(self) -> int:
         """All test examples."""
         return len(self.prepared.test)
+
+    @property
+    def is_merged(self) -> bool:
+        """As the trial measures it."""
+        return self.state.settings.inference.adapter == "merged"
 
     def load(self, batch: int) -> int:
         """Of the heaviest batch, prompts with all their new tokens or prompts with completions."""

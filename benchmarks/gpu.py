@@ -1,0 +1,393 @@
+"""Every claim that only a GPU can check, in under nine minutes: what a session with a GPU at hand runs first.
+
+    python benchmarks/gpu.py [--only CHECK ...] [--dry-run] [--work DIR]
+
+Each check is a process of its own with a time limit, so one that fails or hangs costs no other. In this order:
+
+    machine   `howlow env`, and the matrix multiplication peak in bf16
+    tests     pytest -m gpu: losses and gradients of the layouts with FlexAttention's kernels, the allocator's cap, the
+              device found by its UUID, the energy counter against the integrated power (within 3 %)
+    meters    meter_overhead.py: the meters' share of time (target under 0.5 %)
+    layouts   fine-tuning LLaMA-3.2-1B's architecture (random weights, bf16, r = 8): PEFT with transformers' Trainer
+              padded to 512 against `padded`, `packed` and `shared`: samples/s, and the share of the peak
+    batch     training.batch_size = "max" to real out-of-memory, with every probe
+    systems   the paper's systems study on LLaMA-3.1-8B's architecture (random weights): ranks 1 to 512, padded to 512
+              with the head everywhere, and one rank in `shared`: throughput, energy, power, memory, utilisation
+
+Data: SQuAD from `HOWLOW_TEST_DATA` (default ../shared/data), else questions that are made up here; the document says
+which. With `--dry-run` tiny models and few steps, on whatever device is there: does the script run at all. The last
+line is one JSON document; what a check could not do stands there as an error, never as a number.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+LIMITS_S = {"machine": 40, "tests": 110, "meters": 50, "layouts": 100, "batch": 90, "systems": 150}
+SMALL, LARGE = "llama-3.2-1b", "llama-3.1-8b"
+LENGTH, BATCH, STEP = 512, 8, 40
+LAYOUTS = ("padded", "packed", "shared")
+Reply = dict[str, Any]
+
+
+# -- the parent -------------------------------------------------------------------------------------------------------
+
+
+def run_check(name: str, work: Path, is_dry: bool) -> Reply:
+    """One check in its own process; its answer, or what went wrong."""
+    answer = work / f"{name}.json"
+    command = [sys.executable, __file__, "--check", name, "--work", str(work), *(["--dry-run"] if is_dry else [])]
+    limit_s = 600 if is_dry else LIMITS_S[name]
+    started_s = time.monotonic()
+    with (work / f"{name}.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            status: int | str = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            process.wait()
+            status = f"stopped after {limit_s} s"
+    found: Reply = {"time_s": round(time.monotonic() - started_s, 1)}
+    if answer.exists():  # also of a check that was stopped: what it had by then
+        found |= json.loads(answer.read_text())
+    if status != 0:
+        tail = (work / f"{name}.log").read_text(errors="replace").strip().splitlines()[-8:]
+        found["error"] = f"status {status}: " + " | ".join(tail)
+    return found
+
+
+def tell(name: str, found: Reply) -> None:
+    print(f"\n{name} ({found['time_s']} s)", flush=True)
+    for key, value in found.items():
+        if key != "time_s":
+            print(f"  {key}: {json.dumps(value) if isinstance(value, dict | list) else value}", flush=True)
+
+
+# -- what the checks share --------------------------------------------------------------------------------------------
+
+
+def questions(work: Path) -> tuple[str, str, str]:
+    """The training file, the test file, and where they come from."""
+    folder = Path(os.environ.get("HOWLOW_TEST_DATA") or ROOT.parent / "shared" / "data") / "squad"
+    train, test = folder / "dev-v1.1.json", folder / "dev-v2.0.json"
+    if train.exists() and test.exists():
+        return str(train), str(test), "SQuAD's development sets"
+    made = work / "questions.json"
+    paragraphs = [_paragraph(number) for number in range(200)]
+    made.write_text(json.dumps({"version": "1.1", "data": [{"title": "made up", "paragraphs": paragraphs}]}))
+    return str(made), str(made), "made-up questions, five to a paragraph of 120 words"
+
+
+def _paragraph(number: int) -> Reply:
+    rooms = [f"Room {number}-{room} holds {room + 2} red balls and {number + room} blue cubes." for room in range(12)]
+    context = " ".join(rooms)
+    asked = [(f"How many red balls are in room {number}-{room}?", str(room + 2)) for room in range(5)]
+    qas = [
+        {
+            "id": f"{number}-{index}",
+            "question": question,
+            "answers": [{"text": answer, "answer_start": context.index(answer)}],
+        }
+        for index, (question, answer) in enumerate(asked)
+    ]
+    return {"context": context, "qas": qas}
+
+
+def model_name(name: str, work: Path, is_dry: bool) -> str:
+    """The known architecture, or a tiny one of the same kind."""
+    if not is_dry:
+        return name
+    config = json.loads((ROOT / "src/howlow/model_configs" / f"{name}.json").read_text())
+    config |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 49152}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "bos_token_id": 1, "eos_token_id": 2}
+    path = work / f"tiny-{name}.json"
+    path.write_text(json.dumps(config))
+    return str(path)
+
+
+def sweep(work: Path, name: str, model: str, *options: str) -> Any:
+    """`howlow sweep` with random weights on the questions; its records."""
+    import howlow
+
+    train, test, _ = questions(work)
+    command = [sys.executable, "-m", "howlow", "sweep", "--model", model, "--task", "question_answering"]
+    command += ["--train", train, "--test", test, "--baselines", "none", "--set", "random_weights=true"]
+    command += ["--out", str(work / name), *options]
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    return howlow.load(work / name).records
+
+
+def settings_of(**values: Any) -> list[str]:
+    """Settings as `--set` takes them; two underscores are a dot."""
+    return [
+        part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={json.dumps(value)}")
+    ]
+
+
+def synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+# -- the checks -------------------------------------------------------------------------------------------------------
+
+
+def machine(work: Path, is_dry: bool, _: Any) -> Reply:
+    import torch
+
+    env = subprocess.run([sys.executable, "-m", "howlow", "env"], capture_output=True, text=True, check=True).stdout
+    print(env)
+    (work / "env.txt").write_text(env)
+    return {
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "torch": torch.__version__,
+        "bf16_peak_tflops": peak_tflops(256 if is_dry else 8192),
+        "env": env.splitlines(),
+    }
+
+
+def peak_tflops(size: int) -> float:
+    """The best of ten bf16 products."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    best_s = float("inf")
+    for _ in range(10):
+        synchronize()
+        started_s = time.perf_counter()
+        for _ in range(5):
+            one @ other
+        synchronize()
+        best_s = min(best_s, (time.perf_counter() - started_s) / 5)
+    return round(2 * size**3 / best_s / 1e12, 3)
+
+
+def tests(*_: Any) -> Reply:
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-rs", str(ROOT / "tests" / "test_gpu.py")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    print(done.stdout, done.stderr)
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "SKIPPED", "E  "))]
+    return {"status": done.returncode, "summary": done.stdout.strip().splitlines()[-1], "not_passed": failed}
+
+
+def meters(_: Path, is_dry: bool, __: Any) -> Reply:
+    steps = "100" if is_dry else "300"
+    command = [sys.executable, str(HERE / "meter_overhead.py"), "--steps", steps, "--step_s", "0.05"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: Reply = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
+    """Time of optimizer steps of 40 questions; the same model object for all, on the device."""
+    import torch
+
+    from howlow import preparation, settings
+    from howlow.engine import layouts as laying
+    from howlow.engine import model as models
+    from howlow.engine import order
+    from howlow.engine.references import locate
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train, test, source = questions(work)
+    name = model_name(SMALL, work, is_dry)
+    steps = 1 if is_dry else 3
+    task = {"name": "question_answering", "train": train, "test": test}
+    task |= {"train_examples": STEP * steps, "test_examples": 8}
+    asked = settings.resolve({"model": name, "random_weights": True, "task": task})
+    reference = locate(name, True)
+    examples = preparation.tokenized(asked, reference).train
+    plan = order.steps([example.group for example in examples], "groups", 0, 1, STEP)
+    config = models.load_config(reference, None, False)
+    options: Reply = {"random_weights": True, "dtype": torch.bfloat16, "device": device}
+    base = models.load_model(reference, config, revision=None, trust_remote_code=False, **options).requires_grad_(False)
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    model = models.attach_lora(base, rank=8, alpha=16, scaling="standard", target_modules=targets, dropout=0.0, seed=0)
+    model.to(device).train()
+    parameters = sum(parameter.numel() for name, parameter in base.named_parameters() if ".layers." in name)
+    found: Reply = {
+        "data": source,
+        "parameters_in_layers": parameters,
+        "bf16_peak_tflops": peak_tflops(256 if is_dry else 8192),
+    }
+    for layout in LAYOUTS:
+        size = STEP if layout != "padded" else BATCH
+        batches = [
+            [
+                laying.lay_out([examples[row] for row in step[start : start + size]], layout, LENGTH, 0, "completion")
+                for start in range(0, len(step), size)
+            ]
+            for step in plan
+        ]
+        found[layout] = timed_steps(model, batches, device, parameters)
+        keep(found)
+    found["trainer padded"] = timed_trainer(model, [examples[row] for step in plan for row in step], work)
+    for layout in LAYOUTS:
+        found[layout]["of_trainer"] = round(
+            found[layout]["samples_per_s"] / found["trainer padded"]["samples_per_s"], 3
+        )
+    return found
+
+
+def timed_steps(model: Any, steps: Any, device: Any, parameters: int) -> Reply:
+    """Samples a second of our own loop; the first pass over the steps compiles and is not counted."""
+    from howlow.engine import model as models
+    from howlow.engine.training import Optimization, Trainer
+
+    kernel: Any = "flex" if device.type == "cuda" else "sdpa"
+    options: Reply = {"device": device, "precision": "bf16", "head": "targets", "kernel": kernel}
+    trainer = Trainer(model, models.trainable(model), Optimization(learning_rate=1e-5), **options)
+    losses = [trainer.step(step).loss for step in steps]
+    times = []
+    for _ in range(3):
+        for step in steps:
+            synchronize()
+            started_s = time.perf_counter()
+            trainer.step(step)
+            synchronize()
+            times.append(time.perf_counter() - started_s)
+    time_s = sorted(times)[len(times) // 2]
+    tokens = sum(batch.computed_tokens for batch in steps[0])
+    return {
+        "samples_per_s": round(sum(batch.samples for batch in steps[0]) / time_s, 3),
+        "step_s": [round(one, 4) for one in times],
+        "computed_tokens": tokens,
+        "tflops_in_products": round(4 * parameters * tokens / time_s / 1e12, 2),
+        "first_loss": losses[0],
+    }
+
+
+def timed_trainer(model: Any, examples: Any, work: Path) -> Reply:
+    """PEFT's model in transformers' Trainer, every row padded to 512, in bf16 where the device has it."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Timer(TrainerCallback):
+        starts: list[float] = []  # noqa: RUF012
+        times: list[float] = []  # noqa: RUF012
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            synchronize()
+            self.starts.append(time.perf_counter())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            synchronize()
+            self.times.append(time.perf_counter() - self.starts[-1])
+
+    def collate(rows: list[Reply]) -> Reply:
+        ids, labels = (torch.full((len(rows), LENGTH), fill, dtype=torch.int64) for fill in (0, -100))
+        mask = torch.zeros((len(rows), LENGTH), dtype=torch.int64)
+        for index, row in enumerate(rows):
+            count = len(row["input_ids"])
+            ids[index, :count], mask[index, :count] = torch.tensor(row["input_ids"]), 1
+            labels[index, :count] = torch.tensor(row["labels"])
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    rows = [
+        {"input_ids": [*one.prompt, *one.completion], "labels": [-100] * len(one.prompt) + list(one.completion)}
+        for one in examples
+    ]
+    timer, on_cuda = Timer(), torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(work / "trainer"),
+        per_device_train_batch_size=BATCH,
+        gradient_accumulation_steps=STEP // BATCH,
+        num_train_epochs=2,
+        learning_rate=1e-5,
+        bf16=on_cuda,
+        use_cpu=not on_cuda,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[timer]).train()
+    times = timer.times[len(timer.times) // 2 :]  # the second epoch
+    time_s = sorted(times)[len(times) // 2]
+    return {"samples_per_s": round(STEP / time_s, 3), "step_s": [round(one, 4) for one in times]}
+
+
+def batch(work: Path, is_dry: bool, _: Any) -> Reply:
+    """The search itself, to real out-of-memory (dry: under a limit, on whatever device is there)."""
+    limit: Reply = {"run__memory_limit_bytes": 1_500_000_000} if is_dry else {}
+    options = settings_of(
+        training__batch_size="max",
+        training__layout="padded",
+        training__head="all",
+        training__max_steps=2,
+        training__sequence_length=128 if is_dry else LENGTH,
+        task__train_examples=24 if is_dry else 512,
+        task__test_examples=8,
+        **limit,
+    )
+    records = sweep(work, "batch", model_name(SMALL, work, is_dry), "--ranks", "8", *options)
+    (record,) = [one for one in records if one.rank == 8]
+    if record.batch_search is None:
+        return {"error": f"no search in the record: {record.status}: {record.error}"}
+    return {"status": record.status, "search": json.loads(record.batch_search.model_dump_json())}
+
+
+def systems(work: Path, is_dry: bool, keep: Any) -> Reply:
+    """The paper's table for the ranks, by its settings but for precision (bf16) and a handful of steps."""
+    import howlow
+
+    model, ranks = model_name(LARGE, work, is_dry), "1,8" if is_dry else "1,64,512"
+    common: Reply = {
+        "training__head": "all",
+        "training__loss_on": "all",
+        "training__max_steps": 3 if is_dry else 10,
+        "task__train_examples": 80,
+        "task__test_examples": 8 if is_dry else 16,
+        "inference__max_new_tokens": 4 if is_dry else 16,
+    }
+    found: Reply = {"data": questions(work)[2]}
+    for layout, wanted in (("padded", ranks), ("shared", "8")):
+        out = f"systems-{layout}"
+        sweep(work, out, model, "--ranks", wanted, "--layout", layout, *settings_of(**common))
+        found[layout] = [dict(row) for row in howlow.load(work / out).rows]
+        keep(found)
+    return found
+
+
+CHECKS = {"machine": machine, "tests": tests, "meters": meters, "layouts": layouts, "batch": batch, "systems": systems}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(CHECKS), nargs="+", default=list(CHECKS))
+    parser.add_argument("--dry-run", action="store_true", help="tiny models, few steps, any device")
+    parser.add_argument("--work", type=Path, help="keep logs and run directories here")
+    parser.add_argument("--check", choices=list(CHECKS), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.check:
+        answer = asked.work / f"{asked.check}.json"
+
+        def keep(found: Reply) -> None:
+            answer.write_text(json.dumps(found, default=str))
+
+        keep(CHECKS[asked.check](asked.work, asked.dry_run, keep))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        work = (asked.work or Path(scratch)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        document: Reply = {"dry_run": asked.dry_run}
+        for name in asked.only:
+            document[name] = run_check(name, work, asked.dry_run)
+            tell(name, document[name])
+        print(json.dumps(document))
+
+
+if __name__ == "__main__":
+    main()
