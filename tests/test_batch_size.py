@@ -117,10 +117,13 @@ def schedules(draw: st.DrawFn) -> Callable[[int], int]:
     chance=st.randoms(use_true_random=False),
 )
 @settings(deadline=None, max_examples=300)
-def test_five_probes_are_enough_where_a_larger_batch_may_be_lighter(
+def test_few_probes_are_enough_where_a_larger_batch_may_be_lighter(
     load: Any, share: float, rank: int, bend: float, chance: Any
 ) -> None:
-    """The peaks of two processes differ by a thousandth; what lies within that of the budget may go either way."""
+    """The peaks of two processes differ by a thousandth; what lies within that of the budget may go either way.
+
+    Six probes are rare: a search whose first two miss the edge, and a larger batch that is lighter by a token or two.
+    """
     heaviest, fixed = load(load.largest), 300_000
     slope = (970_000 - fixed) / (share * heaviest)
 
@@ -142,7 +145,7 @@ def test_five_probes_are_enough_where_a_larger_batch_may_be_lighter(
     perhaps = max((batch for batch, one in at.items() if one <= asked.budget_bytes + 1000), default=0)
     assert surely <= (found or 0) <= perhaps
     if line is not None and surely == perhaps:
-        assert len(probes) <= 5
+        assert len(probes) <= 6
 
 
 def test_a_lighter_schedule_behind_the_first_that_does_not_fit_is_found() -> None:

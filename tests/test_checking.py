@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from howlow.engine.checking import draws_at_random, problem_with
 from howlow.engine.tokens import TokenizedExample
@@ -128,6 +129,21 @@ def test_attention_that_looks_across_examples_is_found_out(monkeypatch: pytest.M
 
     monkeypatch.setattr(attention, "sdpa", careless)
     assert "differ from those of padded" in (problem(model("llama"), "shared") or "")
+
+
+class FeedForwardFirst(LlamaDecoderLayer):
+    """Its keys and values depend on what its feed-forward part made of tokens that no target is predicted from."""
+
+    def forward(self, hidden_states: torch.Tensor, **further: Any) -> torch.Tensor:
+        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states + self.self_attn(hidden_states=self.input_layernorm(hidden_states), **further)[0]
+
+
+def test_a_feed_forward_part_that_attention_reads_is_found_out():
+    found = model("llama")
+    found.model.layers[-1] = FeedForwardFirst(found.config, 1).eval().requires_grad_(False)
+    assert "differ from those of padded" in (problem(found, "shared") or "")
+    assert problem(found, "shared", head="all") is None
 
 
 def test_the_check_leaves_the_model_as_it_was():

@@ -226,6 +226,27 @@ def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any):
         assert float(difference / norm) < 1e-5, layout
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "neox"])
+@given(examples=example_sets())
+@settings(max_examples=3, deadline=None, phases=FAST)
+def test_recomputing_activations_changes_nothing(name: str, examples: Any):
+    model = adapted(name, torch.float32)
+    for layout in ("packed", "shared"):
+        with fused(model):
+            losses, plain = computed(model, examples, layout, "completion")
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()  # transformers recomputes in training mode alone
+        try:
+            with fused(model):
+                again, found = computed(model, examples, layout, "completion")
+        finally:
+            model.gradient_checkpointing_disable()
+            model.eval()
+        assert relative(again, losses) < 1e-6
+        norm = torch.stack([gradient.norm() for gradient in plain.values()]).norm()
+        assert all(float((found[key] - plain[key]).norm()) <= 1e-6 * float(norm) for key in plain)
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", ["llama", "sliding mistral", "gemma2", "neox"])
 @given(examples=example_sets(), loss_on=st.sampled_from(["completion", "all"]))

@@ -148,6 +148,22 @@ def test_siblings_give_what_each_gives_alone(asked: str):
                 torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+class Clamping(Attending):
+    """Changes in place what its layers give, as OLMo does with `clip_qkv`."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = [layer(x) for layer in (self.q_proj, self.k_proj, self.v_proj)]
+        return sum((one.clamp_(-0.5, 0.5).square().sum() for one in found), x.sum())
+
+
+def test_what_is_given_may_be_changed_in_place():
+    config = LoraConfig(r=2, lora_alpha=3, target_modules=["q_proj", "k_proj"])
+    torch.manual_seed(0)
+    model, x = get_peft_model(Clamping(""), config), torch.randn(2, 4, 5)
+    for found, expected in zip(run(model, x, True), run(model, x, False), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def rotation(shape: tuple[int, ...]) -> list[torch.Tensor]:
     chance = torch.Generator().manual_seed(1)
     angles = torch.rand((1, shape[2], shape[3] // 2), generator=chance).repeat(1, 1, 2)

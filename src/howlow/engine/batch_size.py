@@ -12,7 +12,9 @@ tokens that the model runs on (`load`), so a line through the probes predicts wh
   that did not fit are looked at too.
 * The batch found is confirmed: it, or one that is no lighter, has to fit once more.
 
-The largest that fits is thus found for any peaks that grow with the load; the line only saves probes.
+The largest that fits is thus found for any peaks that grow with the load; the line only saves probes. Where the data
+are so many that not every batch can be laid out in thought (`Question.beyond`), that holds for loads that grow with the
+batch, and a lighter schedule further off may be missed.
 """
 
 import math
@@ -108,7 +110,8 @@ def next_step(question: Question) -> Try | Found:
         return Found(None)
     failed = _failed(question)
     as_heavy = [p for p in question.probes if p.load >= question.load(low) and p.batch not in failed]
-    return Found(low) if len(as_heavy) > 1 else Try(low, confirms=True)
+    is_probed = any(probe.batch == low for probe in question.probes)  # loads alone do not say everything
+    return Found(low) if is_probed and len(as_heavy) > 1 else Try(low, confirms=True)
 
 
 def _failed(question: Question) -> set[int]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from howlow.engine import layouts
 from howlow.engine.attention import Kernel, UnsupportedError, takes_positions
 from howlow.engine.inference import generate
-from howlow.engine.layouts import Layout
+from howlow.engine.layouts import Layout, LossOn
 from howlow.engine.loss import Head, per_example, running, target_losses
 from howlow.engine.model import Precision, base_of
 from howlow.engine.rotary import as_in_a_full_row, depends_on_length
@@ -25,6 +25,7 @@ from howlow.engine.training import autocast
 from howlow.errors import UserError
 
 _NEW_TOKENS = 4
+_LOSSES_ON: tuple[LossOn, ...] = ("completion", "all")
 _FORWARD_PASSES = 4  # dropping whole layers shows only now and then
 # What a model's own code raises where it is given something it was not written for.
 _FAILURES = (
@@ -79,12 +80,15 @@ def problem_with(
         torch.tensor([token for probe in probes for token in probe.prompt + probe.completion] + [pad_id])
     )
     try:
-        expected = [_computed(model, [probe], known, "padded", kernel, head, *options) for probe in probes]
-        losses, gradient = _computed(model, probes, known, layout, kernel, head, *options)
-        if not _close(losses, torch.cat([one[0] for one in expected]), tolerance.loss):
-            return f"losses with {kernel} differ from those of padded"
-        if not _close(gradient, torch.stack([one[1] for one in expected]).sum(0), tolerance.gradient):
-            return f"gradients with {kernel} differ from those of padded"
+        # Where few tokens are targets, few are read behind the last layer (`howlow.engine.reading`).
+        for loss_on in _LOSSES_ON:
+            common = (loss_on, kernel, head, *options)
+            expected = [_computed(model, [probe], known, "padded", *common) for probe in probes]
+            losses, gradient = _computed(model, probes, known, layout, *common)
+            if not _close(losses, torch.cat([one[0] for one in expected]), tolerance.loss):
+                return f"losses with {kernel} differ from those of padded"
+            if not _close(gradient, torch.stack([one[1] for one in expected]).sum(0), tolerance.gradient):
+                return f"gradients with {kernel} differ from those of padded"
         if not depends_on_length(model, sequence_length):
             return _decoding_problem(model, probes, layout, kernel, tolerance, *options)
     except _FAILURES as error:
@@ -120,6 +124,7 @@ def _computed(
     probes: Sequence[TokenizedExample],
     known: Tensor,
     layout: Layout,
+    loss_on: LossOn,
     kernel: Kernel,
     head: Head,
     precision: Precision,
@@ -128,7 +133,7 @@ def _computed(
 ) -> tuple[Tensor, Tensor]:
     """Each probe's loss, and the gradient by the embedding of each `known` token id: (samples,) and (ids, width)."""
     width = max(probe.length for probe in probes)  # padding beyond the longest changes nothing, and costs
-    batch = layouts.lay_out(probes, layout, width, pad_id, "all").to(model.device)
+    batch = layouts.lay_out(probes, layout, width, pad_id, loss_on).to(model.device)
     leaves: list[Tensor] = []
 
     def as_leaf(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:

@@ -25,11 +25,13 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """What a frozen layer gives."""
-    return _Frozen.apply(x, layer.weight, layer.bias)  # type: ignore[no-any-return, no-untyped-call]
+    y: Tensor = _Frozen.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    # Outside of the function: models may change in place what they are given here, but not a view made within.
+    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class _Frozen(torch.autograd.Function):
-    """y = x W^T + bias with W and bias frozen."""
+    """y = x W^T + bias with W and bias frozen; x: (tokens, in)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -79,7 +81,8 @@ class _Base(NamedTuple):
 def _adapted(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
     bases = [_Base(layer.base_layer.weight, layer.base_layer.bias, layer.scaling[ADAPTER]) for layer in layers]
     factors = [part[ADAPTER].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
-    return _Adapted.apply(x, bases, *factors)  # type: ignore[no-any-return, no-untyped-call]
+    found: tuple[Tensor, ...] = _Adapted.apply(x, bases, *factors)  # type: ignore[no-untyped-call]
+    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in found)
 
 
 class _Adapted(torch.autograd.Function):
@@ -90,8 +93,7 @@ class _Adapted(torch.autograd.Function):
         rows, below, above = x.reshape(-1, x.shape[-1]), factors[::2], factors[1::2]
         low, found = product(rows, _stacked(below)), []
         for base, b, part in zip(bases, above, _parts(low, below, 1), strict=True):
-            y = product(rows, base.weight, base.bias).addmm_(part, b.t(), alpha=base.scale)
-            found.append(y.view(*x.shape[:-1], y.shape[-1]))
+            found.append(product(rows, base.weight, base.bias).addmm_(part, b.t(), alpha=base.scale))
         ctx.save_for_backward(rows, low, *factors)
         ctx.bases, ctx.shape = bases, x.shape
         ctx.set_materialize_grads(False)  # a layer that nothing uses gets no gradient, as without its siblings
@@ -102,7 +104,7 @@ class _Adapted(torch.autograd.Function):
         rows, low, *factors = ctx.saved_tensors
         lows = _parts(low, factors[::2], 1)
         used = [
-            (gradient.reshape(len(rows), -1), *layer)
+            (gradient.contiguous(), *layer)
             for gradient, *layer in zip(gradients, ctx.bases, factors[::2], factors[1::2], lows, strict=True)
             if gradient is not None
         ]

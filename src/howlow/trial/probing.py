@@ -3,7 +3,8 @@
 The process is a trial's in everything that takes memory: the same meters, model, adapter and optimizer with its
 moments. What is run is the heaviest micro-batch of the trial's own seeded schedule: the one with the most computed
 tokens, and the one with the most targets where that is another. For inference it is the heaviest batch of each phase,
-generating all of the new tokens that the settings allow.
+generating all of the new tokens that the settings allow, with the adapter attached and then, where the trial merges
+it, merged.
 
 On a CPU the process is held to what may be used (`RLIMIT_DATA` at the limit less the margin), so whether a batch fits
 is not a matter of how often VmData is looked at; the peak, from those looks, serves the record and the prediction.
@@ -44,7 +45,7 @@ from howlow.trial.state import SweepLink, TrialState, split
 
 T = TypeVar("T")
 _LOOKED_AT = 200_000
-"""Examples that are laid out in thought, at most, to look for a lighter schedule behind the first that does not fit."""
+"""Examples that are laid out in thought, at most, to look for lighter schedules among batches that lie side by side."""
 _SHAPES = 8
 """Light steps of so many shapes fill the cache of compiled kernels (`memory.bound_heap`)."""
 
@@ -70,7 +71,7 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
         link.report("probes", [asdict(probe) for probe in probes])
     beyond = limit["enforced_bytes"] or limit["limit_bytes"]
     question = Question(work.largest, limit["budget_bytes"], beyond, cache(work.load), probes=probes)
-    question = replace(question, beyond=_LOOKED_AT // work.largest)
+    question = replace(question, beyond=_LOOKED_AT // work.examples)
     step = next_step(question)
     if isinstance(step, Found):
         return {"batch": step.batch, "largest": work.largest}
@@ -79,8 +80,7 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     link.report("probing", {"batch": begun.batch, "load": begun.load})
     limit_memory(limit["enforced_bytes"], device)
     try:
-        opened = partial(_bench, state, device, prepared, work.is_merged)
-        return _within_limit(question, begun, work, opened, payload, link)
+        return _within_limit(question, begun, work, partial(_bench, state, device, prepared), payload, link)
     finally:
         unlimit_memory()
 
@@ -175,7 +175,7 @@ def _probe_on(question: Question, work: "_Work", bench: "_Bench") -> dict[str, A
     """Probe as long as this process may."""
     link, last = bench.state.link, 0
     while not isinstance(step := next_step(question), Found):
-        if last and (bench.device.type == "cpu" or step.confirms or step.batch <= last):
+        if last and (bench.device.type == "cpu" or work.merges or step.confirms or step.batch <= last):
             return None
         if link.stop_requested:
             raise StoppedError
@@ -224,7 +224,7 @@ class _Bench:
 
 
 @contextmanager
-def _bench(state: TrialState, device: torch.device, prepared: Prepared, is_merged: bool) -> Iterator[_Bench]:
+def _bench(state: TrialState, device: torch.device, prepared: Prepared) -> Iterator[_Bench]:
     meters, precision = open_meters(asked_of(state.settings, device)), choose_precision(state.settings, device)
     rate_hz = state.settings.meters.rate_hz
     with Session(
@@ -232,8 +232,6 @@ def _bench(state: TrialState, device: torch.device, prepared: Prepared, is_merge
     ) as session:
         with session.phase("load"):
             model, tokenizer, eos = load(state, device, precision, prepared.tokenizer_name)
-        if is_merged and state.kind == "lora":
-            model = models.merged(model)
         yield _Bench(state, device, prepared, session, model, tokenizer, precision, min(eos, default=0))
 
 
@@ -248,8 +246,12 @@ class _Work(Protocol):
         """The largest batch that makes sense."""
 
     @property
-    def is_merged(self) -> bool:
-        """Whether the adapter's product lies in copies of the adapted matrices."""
+    def examples(self) -> int:
+        """Of the whole schedule, which is laid out in thought to know a batch's load."""
+
+    @property
+    def merges(self) -> bool:
+        """Whether a probe merges the adapter, after which the process cannot probe again."""
 
     def load(self, batch: int) -> int:
         """The computed tokens of the heaviest part of the schedule."""
@@ -272,7 +274,12 @@ class _Training:
         return min(examples, self.state.settings.training.effective_batch_size or examples)
 
     @property
-    def is_merged(self) -> bool:
+    def examples(self) -> int:
+        """In all epochs, though a number of steps may end them sooner."""
+        return len(self.prepared.train) * self.state.settings.training.epochs
+
+    @property
+    def merges(self) -> bool:
         """Never."""
         return False
 
@@ -339,9 +346,14 @@ class _Inference:
         return len(self.prepared.test)
 
     @property
-    def is_merged(self) -> bool:
-        """As the trial measures it."""
-        return self.state.settings.inference.adapter == "merged"
+    def examples(self) -> int:
+        """The test's."""
+        return len(self.prepared.test)
+
+    @property
+    def merges(self) -> bool:
+        """As the trial does, when the test has run with the adapter attached."""
+        return self.state.kind == "lora" and self.state.settings.inference.adapter == "merged"
 
     def load(self, batch: int) -> int:
         """Of the heaviest batch, prompts with all their new tokens or prompts with completions."""
@@ -366,8 +378,13 @@ class _Inference:
         endless = settings.model_copy(update={"task": settings.task.model_copy(update={"stop": None})})
         state, parts = replace(self.state, settings=endless), self._parts(batch)
         bench.model.eval()
-        given = (bench.session, bench.model, bench.tokenizer, self.prepared, bench.precision, bench.pad_id)
-        scorer = Scorer(state, *given, eos=frozenset())
+        given = (bench.tokenizer, self.prepared, bench.precision, bench.pad_id)
+        scorer = Scorer(state, bench.session, bench.model, *given, eos=frozenset())
+        self._run_heaviest(scorer, parts)
+        if self.merges:
+            self._run_heaviest(replace(scorer, model=models.merged(bench.model)), parts)
+
+    def _run_heaviest(self, scorer: Scorer, parts: Sequence[list[TokenizedExample]]) -> None:
         for phase, prepare in scorer.phases.items():
-            with scorer.frozen_layers(), bench.session.phase(phase):
+            with scorer.frozen_layers(), scorer.session.phase(phase):
                 prepare(max(parts, key=self._written if phase == "generate" else self._read))(lambda _: None)
