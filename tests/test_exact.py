@@ -226,6 +226,9 @@ def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any):
         assert float(difference / norm) < 1e-5, layout
 
 
+@pytest.mark.filterwarnings(
+    "ignore:`gradient_checkpointing_enable` is deprecated", "ignore:.*gradient_checkpointing_disable"
+)
 @pytest.mark.parametrize("name", ["llama", "qwen2", "neox"])
 @given(examples=example_sets())
 @settings(max_examples=3, deadline=None, phases=FAST)
