@@ -4,12 +4,12 @@
 
 Each check is a process of its own with a time limit, so one that fails or hangs costs no other. In this order:
 
-    machine   `howlow env`, and the matrix multiplication peak in bf16
+    machine   `howlow env`
     tests     pytest -m gpu: losses and gradients of the layouts with FlexAttention's kernels, the allocator's cap, the
               device found by its UUID, the energy counter against the integrated power (within 3 %)
     meters    meter_overhead.py: the meters' share of time (target under 0.5 %)
     layouts   fine-tuning LLaMA-3.2-1B's architecture (random weights, bf16, r = 8): PEFT with transformers' Trainer
-              padded to 512 against `padded`, `packed` and `shared`: samples/s, and the share of the peak
+              padded to 512 against `padded`, `packed` and `shared`: samples/s, and the share of the bf16 peak
     systems   the paper's systems study on LLaMA-3.1-8B's architecture (random weights): ranks 1 and 512, padded to 512
               with the head everywhere, and one rank in `shared`: throughput, energy, power, memory, utilisation
     batch     training.batch_size = "max" to real out-of-memory, with every probe
@@ -29,13 +29,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import peers
+from peers import BATCH_SIZE, LENGTH, STEP_SIZE, Reply
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 LIMITS_S = {"machine": 30, "tests": 140, "meters": 60, "layouts": 90, "systems": 130, "batch": 85}
 SMALL, LARGE = "llama-3.2-1b", "llama-3.1-8b"
-LENGTH, BATCH, STEP = 512, 8, 40
 LAYOUTS = ("padded", "packed", "shared")
-Reply = dict[str, Any]
 
 
 # -- the parent -------------------------------------------------------------------------------------------------------
@@ -76,7 +77,7 @@ def tell(name: str, found: Reply) -> None:
 
 def questions(work: Path) -> tuple[str, str, str]:
     """The training file, the test file, and where they come from."""
-    folder = Path(os.environ.get("HOWLOW_TEST_DATA") or ROOT.parent / "shared" / "data") / "squad"
+    folder = peers.data_folder() / "squad"
     train, test = folder / "dev-v1.1.json", folder / "dev-v2.0.json"
     if train.exists() and test.exists():
         return str(train), str(test), "SQuAD's development sets"
@@ -142,7 +143,7 @@ def synchronize() -> None:
 # -- the checks -------------------------------------------------------------------------------------------------------
 
 
-def machine(work: Path, is_dry: bool, _: Any) -> Reply:
+def machine(work: Path, *_: Any) -> Reply:
     import torch
 
     env = subprocess.run([sys.executable, "-m", "howlow", "env"], capture_output=True, text=True, check=True).stdout
@@ -151,7 +152,6 @@ def machine(work: Path, is_dry: bool, _: Any) -> Reply:
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
-        "bf16_peak_tflops": peak_tflops(256 if is_dry else 8192),
         "env": env.splitlines(),
     }
 
@@ -209,22 +209,20 @@ def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
     name = model_name(SMALL, work, is_dry)
     steps = 1 if is_dry else 3
     task = {"name": "question_answering", "train": train, "test": test}
-    task |= {"train_examples": STEP * steps, "test_examples": 8}
+    task |= {"train_examples": STEP_SIZE * steps, "test_examples": 8}
     asked = settings.resolve({"model": name, "random_weights": True, "task": task})
     reference = locate(name, True)
     examples = preparation.tokenized(asked, reference).train
-    plan = order.steps([example.group for example in examples], "groups", 0, 1, STEP)
+    plan = order.steps([example.group for example in examples], "groups", 0, 1, STEP_SIZE)
     config = models.load_config(reference, None, False)
     options: Reply = {"random_weights": True, "dtype": torch.bfloat16, "device": device}
     base = models.load_model(reference, config, revision=None, trust_remote_code=False, **options).requires_grad_(False)
-    targets = ("q_proj", "k_proj", "v_proj", "o_proj")
-    model = models.attach_lora(base, rank=8, alpha=16, scaling="standard", target_modules=targets, dropout=0.0, seed=0)
-    model.to(device).train()
+    model = peers.adapted(base).to(device).train()
     initial = {name: value.detach().clone() for name, value in models.trainable(model).items()}
     peak = peak_tflops(256 if is_dry else 8192)
     found: Reply = {"data": source, "bf16_peak_tflops": peak}
     for layout in LAYOUTS:
-        size = STEP if layout != "padded" else BATCH
+        size = STEP_SIZE if layout != "padded" else BATCH_SIZE
         batches = [
             [
                 laying.lay_out([examples[row] for row in step[start : start + size]], layout, LENGTH, 0, "completion")
@@ -242,16 +240,6 @@ def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
             found[layout]["samples_per_s"] / found["trainer padded"]["samples_per_s"], 3
         )
     return found
-
-
-def products_flops(model: Any, batch: Any) -> int:
-    """Of the frozen linear layers, forward and backward; the last MLP runs for the tokens that are read."""
-    sizes = {name: one.numel() for name, one in model.named_parameters() if ".layers." in name and "lora_" not in name}
-    last = max(int(name.partition(".layers.")[2].split(".")[0]) for name in sizes)
-    spared = sum(size for name, size in sizes.items() if f".layers.{last}.mlp." in name) if batch.forest else 0
-    return 4 * (
-        sum(sizes.values()) * batch.computed_tokens - spared * (batch.computed_tokens - batch.predictors.numel())
-    )
 
 
 def timed_steps(model: Any, steps: Any, device: Any, peak: float) -> Reply:
@@ -272,7 +260,7 @@ def timed_steps(model: Any, steps: Any, device: Any, peak: float) -> Reply:
         synchronize()
         times.append(time.perf_counter() - started_s)
     time_s, batches = sorted(times)[1], [batch for step in steps for batch in step]
-    rate = sum(products_flops(model, batch) for batch in batches) / time_s / 1e12
+    rate = peers.linear_flops(model, batches)[1] / time_s / 1e12
     return {
         "samples_per_s": round(sum(batch.samples for batch in batches) / time_s, 3),
         "pass_s": [round(one, 4) for one in times],
@@ -300,24 +288,12 @@ def timed_trainer(model: Any, examples: Any, work: Path) -> Reply:
             synchronize()
             self.times.append(time.perf_counter() - self.starts[-1])
 
-    def collate(rows: list[Reply]) -> Reply:
-        ids, labels = (torch.full((len(rows), LENGTH), fill, dtype=torch.int64) for fill in (0, -100))
-        mask = torch.zeros((len(rows), LENGTH), dtype=torch.int64)
-        for index, row in enumerate(rows):
-            count = len(row["input_ids"])
-            ids[index, :count], mask[index, :count] = torch.tensor(row["input_ids"]), 1
-            labels[index, :count] = torch.tensor(row["labels"])
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-    rows = [
-        {"input_ids": [*one.prompt, *one.completion], "labels": [-100] * len(one.prompt) + list(one.completion)}
-        for one in examples
-    ]
+    rows = [peers.row(example) for example in examples]
     timer, on_cuda = Timer(), torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(work / "trainer"),
-        per_device_train_batch_size=BATCH,
-        gradient_accumulation_steps=STEP // BATCH,
+        per_device_train_batch_size=BATCH_SIZE,
+        gradient_accumulation_steps=STEP_SIZE // BATCH_SIZE,
         num_train_epochs=2,
         learning_rate=1e-5,
         bf16=on_cuda,
@@ -328,10 +304,10 @@ def timed_trainer(model: Any, examples: Any, work: Path) -> Reply:
         disable_tqdm=True,
         remove_unused_columns=False,
     )
-    Trainer(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[timer]).train()
+    Trainer(model=model, args=arguments, train_dataset=rows, data_collator=peers.padded, callbacks=[timer]).train()
     times = timer.times[len(timer.times) // 2 :]  # the second epoch
     time_s = sorted(times)[len(times) // 2]
-    return {"samples_per_s": round(STEP / time_s, 3), "step_s": [round(one, 4) for one in times]}
+    return {"samples_per_s": round(STEP_SIZE / time_s, 3), "step_s": [round(one, 4) for one in times]}
 
 
 def batch(work: Path, is_dry: bool, _: Any) -> Reply:

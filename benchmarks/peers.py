@@ -13,6 +13,7 @@ them. Ours gets a plain environment in both and does what a trial does, `keep_he
 import argparse
 import ctypes
 import json
+import math
 import os
 import platform
 import resource
@@ -254,6 +255,44 @@ def adapted(model: Any, rank: int = RANK) -> Any:
     return models.attach_lora(
         model, rank=rank, alpha=ALPHA, scaling="standard", target_modules=TARGETS, dropout=0.0, seed=0
     )
+
+
+def row(example: Any) -> dict[str, list[int]]:
+    """An example as the Trainers take it: the prompt's labels are -100."""
+    ids = [*example.prompt, *example.completion]
+    return {"input_ids": ids, "labels": [-100] * len(example.prompt) + list(example.completion)}
+
+
+def padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
+    """Rows collated as the paper does: every one padded to `LENGTH`."""
+    import torch
+
+    ids, labels = (torch.full((len(rows), LENGTH), fill, dtype=torch.int64) for fill in (0, -100))
+    mask = torch.zeros((len(rows), LENGTH), dtype=torch.int64)
+    for index, one in enumerate(rows):
+        length = len(one["input_ids"])
+        ids[index, :length], mask[index, :length] = torch.tensor(one["input_ids"]), 1
+        labels[index, :length] = torch.tensor(one["labels"])
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def linear_flops(model: Any, work: Sequence[Any]) -> tuple[int, int]:
+    """The parameters of the frozen linear layers, and the FLOPs of their products, forward and backward, over batches.
+
+    Where examples share rows the last MLP runs for the tokens that are read alone (`howlow.engine.reading`).
+    """
+    from howlow.engine import model as models
+
+    base = models.base_of(model)
+    sizes = {
+        name: math.prod(shape)
+        for name, shape in models.linear_shapes(base).items()
+        if "lora_" not in name.rpartition("layers")[2]
+    }
+    linear, last_mlp = sum(sizes.values()), f"layers.{base.config.num_hidden_layers - 1}.mlp."
+    for_read_alone = sum(size for name, size in sizes.items() if last_mlp in name)
+    unread = sum(batch.computed_tokens - batch.predictors.numel() for batch in work if batch.forest is not None)
+    return linear, 4 * (linear * sum(batch.computed_tokens for batch in work) - for_read_alone * unread)
 
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------

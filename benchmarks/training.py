@@ -160,21 +160,11 @@ def _trainer(name: str, model: Any, tokenizer: Any, steps: Sequence[Sequence[Any
 
 
 def _padded_trainer(model: Any, arguments: dict[str, Any], examples: Sequence[Any], timer: Any) -> Any:
-    import torch
     from transformers import Trainer, TrainingArguments
 
-    def collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        ids, labels = (torch.full((len(rows), LENGTH), fill, dtype=torch.int64) for fill in (0, -100))
-        mask = torch.zeros((len(rows), LENGTH), dtype=torch.int64)
-        for index, row in enumerate(rows):
-            length = len(row["input_ids"])
-            ids[index, :length], mask[index, :length] = torch.tensor(row["input_ids"]), 1
-            labels[index, :length] = torch.tensor(row["labels"])
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
     settings = TrainingArguments(**arguments, remove_unused_columns=False)
-    rows = [_row(example) for example in examples]
-    return Trainer(model=model, args=settings, train_dataset=rows, data_collator=collate, callbacks=[timer])
+    rows = [peers.row(example) for example in examples]
+    return Trainer(model=model, args=settings, train_dataset=rows, data_collator=peers.padded, callbacks=[timer])
 
 
 def _trl_trainer(
@@ -188,7 +178,7 @@ def _trl_trainer(
     examples = [example for step in steps for example in step]
     if name == "trl sorted":
         examples.sort(key=lambda example: example.length)
-    rows = Dataset.from_list([_row(example) for example in examples])
+    rows = Dataset.from_list([peers.row(example) for example in examples])
     if name == "trl packed":
         packed_rows = len(pack_dataset(rows, LENGTH, "bfd"))
         arguments |= {
@@ -199,11 +189,6 @@ def _trl_trainer(
         }
     settings = SFTConfig(**arguments, max_length=LENGTH)
     return SFTTrainer(model=model, args=settings, train_dataset=rows, processing_class=tokenizer, callbacks=[timer])
-
-
-def _row(example: Any) -> dict[str, list[int]]:
-    ids = [*example.prompt, *example.completion]
-    return {"input_ids": ids, "labels": [-100] * len(example.prompt) + list(example.completion)}
 
 
 # -- ours -------------------------------------------------------------------------------------------------------------
@@ -272,15 +257,8 @@ def _counts(model: Any, work: Sequence[Any]) -> Reply:
     """Tokens and useful FLOPs of a pass."""
     from howlow.engine import model as models
 
-    base = models.base_of(model)
-    config = base.config
-    sizes = {
-        name: math.prod(shape)
-        for name, shape in models.linear_shapes(base).items()
-        if "lora_" not in name.rpartition("layers")[2]
-    }
-    linear, last_mlp = sum(sizes.values()), f"layers.{config.num_hidden_layers - 1}.mlp."
-    for_read_alone = sum(size for name, size in sizes.items() if last_mlp in name)  # see `howlow.engine.reading`
+    config = models.base_of(model).config
+    linear, linear_flops = peers.linear_flops(model, work)
     dimension = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     tokens, positions = sum(batch.computed_tokens for batch in work), sum(batch.predictors.numel() for batch in work)
     pairs = sum(_pairs(batch) for batch in work)
@@ -291,7 +269,7 @@ def _counts(model: Any, work: Sequence[Any]) -> Reply:
         "samples": sum(batch.samples for batch in work),
         "attention_pairs": pairs,
         "linear_parameters": linear,
-        "linear_flops": 4 * (linear * tokens - for_read_alone * (tokens - positions)),
+        "linear_flops": linear_flops,
         "head_flops": 4 * config.vocab_size * config.hidden_size * positions,
         "attention_flops": 12 * config.num_attention_heads * dimension * config.num_hidden_layers * pairs,
     }

@@ -148,8 +148,8 @@ def _looked_at(question: Question, low: int, high: int) -> tuple[int, list[int]]
 
 def _among(question: Question, unsure: Sequence[int]) -> int:
     """The largest that the line lets fit; else the lightest, which tells of all the others if it does not fit."""
-    line, failures = _line(question), [index for index, probe in enumerate(question.probes) if not probe.fits]
-    if failures and len(question.probes) - failures[0] > GUIDED:
+    line = _line(question)
+    if _has_followed_enough(question):
         return sorted(unsure, key=question.load)[len(unsure) // 2]
     fits = [batch for batch in unsure if line is not None and line.at(question.load(batch)) <= question.budget_bytes]
     return max(fits) if fits else min(unsure, key=question.load)
@@ -158,13 +158,19 @@ def _among(question: Question, unsure: Sequence[int]) -> int:
 def _between(question: Question, low: int, high: int) -> int:
     """A batch above `low` and under `high`."""
     probes = question.probes
-    failures = [index for index, probe in enumerate(probes) if not probe.fits]
+    has_failed = not all(probe.fits for probe in probes)
     line = _line(question)
-    if not failures and (question.expected is None or len(probes) >= GUIDED):
+    if not has_failed and (question.expected is None or len(probes) >= GUIDED):
         return min(question.largest, max(1, 2 * low))
-    if line is None or (failures and len(probes) - failures[0] > GUIDED):
+    if line is None or _has_followed_enough(question):
         return (low + high) // 2
     return max(low + 1, min(_largest_under(question, line, low, high), high - 1))
+
+
+def _has_followed_enough(question: Question) -> bool:
+    """Whether since the first that did not fit the line was followed as often as it may be."""
+    first = next((index for index, probe in enumerate(question.probes) if not probe.fits), None)
+    return first is not None and len(question.probes) - first > GUIDED
 
 
 def _largest_under(question: Question, line: Line, low: int, high: int) -> int:

@@ -18,7 +18,7 @@ from howlow.engine.attention import Kernel, UnsupportedError, takes_positions
 from howlow.engine.inference import generate
 from howlow.engine.layouts import Layout, LossOn
 from howlow.engine.loss import Head, per_example, running, target_losses
-from howlow.engine.model import Precision, base_of
+from howlow.engine.model import REFUSALS, Precision, base_of
 from howlow.engine.rotary import as_in_a_full_row, depends_on_length
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import autocast
@@ -27,18 +27,7 @@ from howlow.errors import UserError
 _NEW_TOKENS = 4
 _LOSSES_ON: tuple[LossOn, ...] = ("completion", "all")
 _FORWARD_PASSES = 4  # dropping whole layers shows only now and then
-# What a model's own code raises where it is given something it was not written for.
-_FAILURES = (
-    UnsupportedError,
-    UserError,
-    NotImplementedError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    LookupError,
-    RuntimeError,
-    AssertionError,
-)
+_FAILURES = (UnsupportedError, UserError, *REFUSALS)
 
 
 @dataclass(frozen=True)

@@ -81,27 +81,28 @@ class _Base(NamedTuple):
 def _adapted(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
     bases = [_Base(layer.base_layer.weight, layer.base_layer.bias, layer.scaling[ADAPTER]) for layer in layers]
     factors = [part[ADAPTER].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
-    found: tuple[Tensor, ...] = _Adapted.apply(x, bases, *factors)  # type: ignore[no-untyped-call]
+    rows = x.reshape(-1, x.shape[-1])
+    found: tuple[Tensor, ...] = _Adapted.apply(rows, bases, *factors)  # type: ignore[no-untyped-call]
     return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in found)
 
 
 class _Adapted(torch.autograd.Function):
-    """y_i = x W_i^T + bias_i + s_i (x A_i^T) B_i^T with W and bias frozen; A: (rank, in), B: (out, rank)."""
+    """y_i = x W_i^T + bias_i + s_i (x A_i^T) B_i^T, W and bias frozen; x: (tokens, in), A: (r, in), B: (out, r)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bases: Sequence[_Base], *factors: Tensor) -> tuple[Tensor, ...]:
-        rows, below, above = x.reshape(-1, x.shape[-1]), factors[::2], factors[1::2]
-        low, found = product(rows, _stacked(below)), []
+        below, above = factors[::2], factors[1::2]
+        low, found = product(x, _stacked(below)), []
         for base, b, part in zip(bases, above, _parts(low, below, 1), strict=True):
-            found.append(product(rows, base.weight, base.bias).addmm_(part, b.t(), alpha=base.scale))
-        ctx.save_for_backward(rows, low, *factors)
-        ctx.bases, ctx.shape = bases, x.shape
+            found.append(product(x, base.weight, base.bias).addmm_(part, b.t(), alpha=base.scale))
+        ctx.save_for_backward(x, low, *factors)
+        ctx.bases = bases
         ctx.set_materialize_grads(False)  # a layer that nothing uses gets no gradient, as without its siblings
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        rows, low, *factors = ctx.saved_tensors
+        x, low, *factors = ctx.saved_tensors
         lows = _parts(low, factors[::2], 1)
         used = [
             (gradient.contiguous(), *layer)
@@ -110,7 +111,7 @@ class _Adapted(torch.autograd.Function):
         ]
         below = [a for _, _, a, _, _ in used]
         d_low = torch.cat([product(dy, b.t()).mul_(base.scale) for dy, base, _, b, _ in used], 1)
-        d_below = iter(_parts(product(d_low.t(), rows.t()), below, 0))
+        d_below = iter(_parts(product(d_low.t(), x.t()), below, 0))
         d_above = iter([product(part.t(), dy.t()).mul_(base.scale).t() for dy, base, _, _, part in used])
         d_factors = [None if dy is None else next(found) for dy in gradients for found in (d_below, d_above)]
         if not ctx.needs_input_grad[0]:
@@ -118,7 +119,7 @@ class _Adapted(torch.autograd.Function):
         dx = product(used[0][0], used[0][1].weight.t()).addmm_(d_low, _stacked(below))
         for dy, base, _, _, _ in used[1:]:
             dx.addmm_(dy, base.weight)  # torch's BLAS, slower than oneDNN, but it adds while it multiplies
-        return dx.view(ctx.shape), None, *d_factors
+        return dx, None, *d_factors
 
 
 def _stacked(below: Sequence[Tensor]) -> Tensor:

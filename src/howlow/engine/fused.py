@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from peft.tuners.lora.layer import Linear as LoraLayer
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from howlow.engine import frozen, pointwise
+from howlow.engine.model import REFUSALS
 
 _GIVEN_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of a module that are likely given the very same tensor; whether they are is seen when they run."""
@@ -33,7 +33,9 @@ def fused(model: nn.Module) -> Iterator[None]:
         rotations = _rotations(model)
     with ExitStack() as stack:
         for code in rotations:
-            stack.enter_context(patch.object(code, _ROTATION, partial(_rotated, getattr(code, _ROTATION))))
+            own = getattr(code, _ROTATION)
+            setattr(code, _ROTATION, partial(_rotated, own))
+            stack.callback(setattr, code, _ROTATION, own)
         for module, forward in forwards.items():
             module.forward = forward
             stack.callback(delattr, module, "forward")
@@ -96,9 +98,6 @@ def _whole_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Any]]:
     return found
 
 
-_FAILURES = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError)
-
-
 @torch.no_grad()
 def _agrees(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
     """Whether a fused form gives what the module's own code gives: names alone do not say what a module computes."""
@@ -106,7 +105,7 @@ def _agrees(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
     probe = torch.randn((3, width), generator=torch.Generator().manual_seed(0))
     try:
         return all(_close(forward(probe * scale), module(probe * scale)) for scale in (2.0, 0.01))
-    except _FAILURES:
+    except REFUSALS:
         return False
 
 
@@ -165,7 +164,7 @@ def _rotates_alike(function: Callable[..., Any]) -> bool:
     try:
         pairs = zip(_rotated(function, query, key, cos, sin), function(query, key, cos, sin), strict=True)
         return all(_close(ours, theirs) for ours, theirs in pairs)
-    except _FAILURES:
+    except REFUSALS:
         return False
 
 

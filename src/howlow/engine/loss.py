@@ -8,7 +8,7 @@ those of `head = "all"`.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -28,11 +28,11 @@ ROWS_AT_ONCE = 256
 @contextmanager
 def running(model: nn.Module, batch: Batch, head: Head, kernel: Kernel) -> Iterator[None]:
     """The context in which a model runs on a batch, forward and backward: who sees whom, and what is read."""
-    with ExitStack() as stack:
-        if batch.forest is not None and head == "targets":
-            stack.enter_context(reading(model, batch.predictors))
-        if batch.forest is not None:
-            stack.enter_context(among(model, company(batch.forest, kernel)))
+    if batch.forest is None:
+        yield
+        return
+    read = reading(model, batch.predictors) if head == "targets" else nullcontext()
+    with read, among(model, company(batch.forest, kernel)):
         yield
 
 

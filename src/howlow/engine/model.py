@@ -23,6 +23,8 @@ from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate,
 from howlow.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16-autocast"]
+REFUSALS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError, AssertionError)
+"""What a model's own code raises where it is given something that it was not written for."""
 
 
 @dataclass(frozen=True)
