@@ -6,6 +6,7 @@ examples, soft caps, learned positions.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -15,7 +16,7 @@ import transformers
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from howlow.engine import inference, layouts
+from howlow.engine import inference, layouts, written_out
 from howlow.engine import model as models
 from howlow.engine.attention import Kernel
 from howlow.engine.fused import fused
@@ -186,6 +187,14 @@ def computed(
     return per_example(losses, batch), gradients
 
 
+@contextmanager
+def attending(is_written_out: bool) -> Iterator[None]:
+    """Attention written out as products also where it is too small to pay, or never."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(written_out, "_FLOPS_A_THREAD", 0 if is_written_out else float("inf"))
+        yield
+
+
 def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
 
@@ -212,14 +221,14 @@ def test_losses_and_gradients_are_those_of_padded_in_fp64(name: str, examples: A
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(examples=example_sets())
+@given(examples=example_sets(), is_written_out=st.booleans())
 @settings(max_examples=4, deadline=None, phases=FAST)
-def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any):
+def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any, is_written_out: bool):
     model = adapted(name, torch.float32)
     expected, gradients = computed(model, examples, "padded", "completion")
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     for layout in ("packed", "shared"):
-        with fused(model):
+        with fused(model), attending(is_written_out):
             losses, found = computed(model, examples, layout, "completion")
         assert relative(losses, expected) < 1e-5
         difference = torch.stack([(found[key] - gradients[key]).norm() for key in gradients]).norm()
@@ -230,17 +239,17 @@ def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any):
     "ignore:`gradient_checkpointing_enable` is deprecated", "ignore:.*gradient_checkpointing_disable"
 )
 @pytest.mark.parametrize("name", ["llama", "qwen2", "neox"])
-@given(examples=example_sets())
+@given(examples=example_sets(), is_written_out=st.booleans())
 @settings(max_examples=3, deadline=None, phases=FAST)
-def test_recomputing_activations_changes_nothing(name: str, examples: Any):
+def test_recomputing_activations_changes_nothing(name: str, examples: Any, is_written_out: bool):
     model = adapted(name, torch.float32)
     for layout in ("packed", "shared"):
-        with fused(model):
+        with fused(model), attending(is_written_out):
             losses, plain = computed(model, examples, layout, "completion")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers recomputes in training mode alone
         try:
-            with fused(model):
+            with fused(model), attending(is_written_out):
                 again, found = computed(model, examples, layout, "completion")
         finally:
             model.gradient_checkpointing_disable()

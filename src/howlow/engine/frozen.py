@@ -118,7 +118,7 @@ class _Adapted(torch.autograd.Function):
             return None, None, *d_factors
         dx = product(used[0][0], used[0][1].weight.t()).addmm_(d_low, _stacked(below))
         for dy, base, _, _, _ in used[1:]:
-            dx.addmm_(dy, base.weight)  # torch's BLAS, slower than oneDNN, but it adds while it multiplies
+            dx += product(dy, base.weight.t())
         return dx, None, *d_factors
 
 

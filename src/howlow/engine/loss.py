@@ -61,10 +61,20 @@ def target_losses(model: nn.Module, batch: Batch, head: Head, scale: Tensor | fl
 
 
 def _negative_log_likelihood(logits: Tensor, sources: Tensor, targets: Tensor) -> Tensor:
-    logits = logits.float() if logits.dtype != torch.float64 else logits
+    logits = _precise(logits)
     if sources.numel() == logits.shape[0]:  # one target a row
         return F.cross_entropy(logits, targets, reduction="none")
     return logits.logsumexp(-1)[sources] - logits[sources, targets]
+
+
+def _precise(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _gradient(log_chances: Tensor, rows: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
+    """Of the scaled sum of the targets' losses, by the logits: (softmax - one-hot) for each target; overwrites."""
+    gradient = log_chances.exp_().mul_(torch.bincount(rows, minlength=len(log_chances))[:, None])
+    return gradient.index_put_((rows, targets), gradient.new_tensor(-1.0), accumulate=True).mul_(scale)
 
 
 class _ChunkedHead(torch.autograd.Function):
@@ -99,17 +109,18 @@ def _in_chunks(
         chunk = slice(*torch.searchsorted(batch.sources, batch.sources.new_tensor([start, start + len(part)])).tolist())
         with torch.set_grad_enabled(any(needed)):
             logits = head_logits(model, part)
-            found = _negative_log_likelihood(logits, batch.sources[chunk] - start, batch.targets[chunk])
-            scaled = found.sum() * scale
-        losses.append(found.detach())
-        total += scaled.detach()
+        rows, targets = batch.sources[chunk] - start, batch.targets[chunk]
+        log_chances = torch.log_softmax(_precise(logits.detach()), -1)
+        losses.append(-log_chances[rows, targets])
+        total += losses[-1].sum() * scale
         if any(needed):
+            upstream = _gradient(log_chances, rows, targets, scale).to(logits.dtype)
             wanted = [one for one, is_needed in zip((part, *trained), needed, strict=True) if is_needed]
             places = [
                 one[start : start + len(part)] if needed[0] and not index else one
                 for index, one in enumerate(gradients)
             ]
-            for place, gradient in zip(places, torch.autograd.grad(scaled, wanted), strict=True):
+            for place, gradient in zip(places, torch.autograd.grad(logits, wanted, upstream), strict=True):
                 place.add_(gradient)
     return torch.cat(losses), total, gradients
 
@@ -153,7 +164,7 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
     with _handing_over(decoder_of(model), hidden[None]):
         placeholder = torch.zeros((1, hidden.shape[0]), dtype=torch.int64, device=hidden.device)
         logits: Tensor = base_of(model)(input_ids=placeholder, use_cache=False).logits
-    return logits[0]
+    return logits.flatten(0, 1)  # not logits[0], whose gradient is another tensor of their size
 
 
 def per_example(losses: Tensor, batch: Batch) -> Tensor:
