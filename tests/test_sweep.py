@@ -255,6 +255,9 @@ def test_out_of_memory_is_a_status_and_the_others_go_on(tiny_table: dict[str, An
         1: "done",
         16384: "out_of_memory",
     }
+    for record in result.records:
+        assert record.meters is not None, "how the meters did is known of a trial that failed, too"
+        assert record.meters.readings > 0
 
 
 def _many(folder: Path) -> Path:

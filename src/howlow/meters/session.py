@@ -161,8 +161,7 @@ class Session:
                 self.warn(kind, detail)
 
     def report(self, idle: Idle | None) -> MeterRecord:
-        """How the meters did, at the trial's end; with its warnings, and those of what else happened meanwhile."""
-        self.look_for_outside_work()
+        """How the meters did, when the trial has ended, however; with its warnings, and those of what else happened."""
         after = look_around()
         record = self._meter_record(after, idle)
         for kind, detail in self._findings(after, record):

@@ -157,6 +157,7 @@ def run(state: TrialState) -> Status:
     unlimit_memory()
     if state.session is not None:
         warn_unsteady(state)
+        state.found.meters = state.session.report(state.idle)
     record = _record(state, status, error, scores)  # type: ignore[arg-type]
     write_record(state.folder, record)
     checkpoint.remove(state.folder / "checkpoint")
@@ -214,7 +215,7 @@ def _method(state: TrialState) -> Scores:
             scorer = replace(scorer, model=models.merged(model), attached=attached)
         scores = scorer.score()
         found.energy = _source(meters, session)
-        found.meters = session.report(state.idle)
+        session.look_for_outside_work()
     return Scores() if settings.random_weights else scores
 
 
