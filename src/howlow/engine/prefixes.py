@@ -97,22 +97,19 @@ class _Continuing:
 
     def __init__(self, parts: Sequence["_Part"], step: int) -> None:
         self._parts, self._step = parts, step
-        self._masks: dict[tuple[int, int, int | None, int | None], Tensor] = {}
+        self._masks: dict[tuple[int, int | None, int | None], Tensor] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
-        """One masked attention a tree, the query heads of a key head as further queries: few and larger products."""
-        heads, group = key.shape[1], query.shape[1] // key.shape[1]
-        folded = query.view(1, heads, group, *query.shape[2:]).transpose(2, 3).flatten(2, 3)
-        queries = torch.split(folded, [group * part.rows.numel() for part in self._parts], dim=2)
+        """One masked attention a tree."""
+        queries = torch.split(query, [part.rows.numel() for part in self._parts], dim=2)
         found = []
         for number, part in enumerate(self._parts):
-            mask = self._mask(number, group, query.dtype, limits)
+            mask = self._mask(number, query.dtype, limits)
             found.append(sdpa(queries[number], key[:, :, part.slots], value[:, :, part.slots], mask, limits))
-        joined = torch.cat(found, dim=2)
-        return joined.view(1, heads, -1, group, joined.shape[3]).transpose(2, 3).flatten(1, 2)
+        return torch.cat(found, dim=2)
 
-    def _mask(self, number: int, group: int, dtype: torch.dtype, limits: Limits) -> Tensor:
-        key = (number, group, limits.window, limits.chunk)
+    def _mask(self, number: int, dtype: torch.dtype, limits: Limits) -> Tensor:
+        key = (number, limits.window, limits.chunk)
         if key not in self._masks:
             tree, rows, used = self._parts[number].tree, self._parts[number].rows, self._parts[number].used
             seen, there = tree.seen[rows, :used], tree.positions[rows, :used]
@@ -122,7 +119,7 @@ class _Continuing:
             if limits.chunk is not None:
                 seen = seen & (here // limits.chunk == there // limits.chunk)
             blank = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._masks[key] = blank.masked_fill_(~seen, -torch.inf).repeat_interleave(group, 0)
+            self._masks[key] = blank.masked_fill_(~seen, -torch.inf)
         return self._masks[key]
 
 
