@@ -174,6 +174,9 @@ def example_sets(draw: st.DrawFn) -> list[TokenizedExample]:
     return found
 
 
+EXAMPLE = TokenizedExample("0", "g", tuple(range(3, 30)), (*range(30, 40), 2))
+
+
 def computed(
     model: Any, examples: Sequence[TokenizedExample], layout: Layout, loss_on: LossOn, kernel: Kernel = "sdpa"
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -233,6 +236,19 @@ def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any, is_writ
         assert relative(losses, expected) < 1e-5
         difference = torch.stack([(found[key] - gradients[key]).norm() for key in gradients]).norm()
         assert float(difference / norm) < 1e-5, layout
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_under_autocast_queries_and_values_may_differ_in_their_dtype(name: str, dtype: torch.dtype):
+    """Rotated queries and keys are fp32 there, values are not."""
+    model, examples = adapted(name, torch.float32), [EXAMPLE, EXAMPLE]
+    with torch.autocast("cpu", dtype), attending(True):
+        expected, _ = computed(model, examples, "padded", "all")
+        for layout in ("packed", "shared"):
+            losses, gradients = computed(model, examples, layout, "all")
+            assert relative(losses, expected) < 2e-2
+            assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
 
 
 @pytest.mark.filterwarnings(

@@ -51,13 +51,16 @@ def table(tiny_table: dict[str, Any]) -> dict[str, Any]:
     return merge(tiny_table, changes)
 
 
-def run(table: dict[str, Any], folder: Path, link: SweepLink, kind: str = "lora") -> Record | None:
+def run(
+    table: dict[str, Any], folder: Path, link: SweepLink, kind: str = "lora", is_bounded: bool = False
+) -> Record | None:
     plan = next(plan for plan in expand(load(None, [table])) if plan.kind == kind)
     data, trial = folder / "data", folder / plan.name
     trial.mkdir(parents=True, exist_ok=True)
     if not data.exists():
         preparation.prepare(plan.settings, [], data)
-    payload = {"name": plan.name, "kind": kind, "axes": {}, "settings": plan.settings.model_dump_json()}
+    payload: dict[str, Any] = {"name": plan.name, "kind": kind, "axes": {}, "settings": plan.settings.model_dump_json()}
+    payload |= {"is_bounded": is_bounded}
     with suppress(KilledError, StoppedError):
         trial_entry({**payload, "folder": str(trial), "data": str(data), "layout": {"layout": "padded"}}, link)
     return read_record(trial)
@@ -134,6 +137,16 @@ def test_a_checkpoint_says_whose_it_is(table: dict[str, Any], tmp_path: Path) ->
     assert identity["data"] == prepared.data.model_dump()
     assert set(identity["environment"]["versions"]) >= {"howlow", "torch", "transformers", "peft"}
     assert identity["settings"]["training"]["learning_rate"] == 1e-3
+
+
+def test_a_trial_whose_memory_has_become_bounded_begins_afresh(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("howlow.trial.bound_heap", lambda: None)  # it changes the process for good
+    assert run(table, tmp_path, Link("train", 4)) is None
+    record = run(table, tmp_path, Link(), is_bounded=True)
+    assert record is not None
+    assert record.resumed == 0
 
 
 def test_stopped_in_the_last_step_the_training_is_kept(table: dict[str, Any], tmp_path: Path) -> None:

@@ -240,6 +240,7 @@ def test_divergence_is_a_status_and_the_others_go_on(tiny_table: dict[str, Any],
         1e-3: "done",
     }
     assert len(result.failed) == 1
+    assert all(record.meters is not None for record in result.records)
 
 
 def test_out_of_memory_is_a_status_and_the_others_go_on(tiny_table: dict[str, Any], tmp_path: Path) -> None:

@@ -10,16 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from howlow.engine import attention, written_out
-from howlow.engine.attention import Limits, SdpaForest
+from howlow.engine import written_out
+from howlow.engine.attention import BlockForest, Limits
 from howlow.engine.forest import plant
+from howlow.engine.frozen import product
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLAIN = Limits(scale=0.3, window=None, chunk=None, softcap=None)
 
 
-def forest(lengths: list[int], prefix: int, share: bool, seed: int = 0) -> SdpaForest:
+@pytest.fixture(autouse=True)
+def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+
+
+def forest(lengths: list[int], prefix: int, share: bool, seed: int = 0) -> BlockForest:
     """A row of random sequences of these lengths behind a common prefix, and one without it."""
     chance = random.Random(seed)
 
@@ -27,14 +33,19 @@ def forest(lengths: list[int], prefix: int, share: bool, seed: int = 0) -> SdpaF
         return [chance.randrange(9) for _ in range(count)]
 
     common = tokens(prefix)
-    return SdpaForest(plant([*(common + tokens(length) for length in lengths), tokens(5)], share=share)[0])
+    return BlockForest(plant([*(common + tokens(length) for length in lengths), tokens(5)], share=share)[0])
 
 
-def tensors(row: SdpaForest, heads: tuple[int, int], width: int = 8, seed: int = 0) -> list[Tensor]:
-    """Query, key, value and the gradient of the result, laid out in memory as projections leave them."""
-    chance, length = torch.Generator().manual_seed(seed), row.forest.positions.numel()
-    counts = (heads[0] * heads[1], heads[1], heads[1], heads[0] * heads[1])
-    return [torch.randn((1, length, count, width), generator=chance).transpose(1, 2) for count in counts]
+def tensors(row: BlockForest, heads: tuple[int, int], width: int = 8, value_width: int | None = None) -> list[Tensor]:
+    """Query, key, value and the gradient of the result, laid out in memory as projections leave them.
+
+    heads: query heads of a key head, and key heads.
+    """
+    chance, length = torch.Generator().manual_seed(0), row.forest.positions.numel()
+    group, count = heads
+    value_width = value_width or width
+    shapes = [(group * count, width), (count, width), (count, value_width), (group * count, value_width)]
+    return [torch.randn((1, length, *shape), generator=chance).transpose(1, 2) for shape in shapes]
 
 
 def with_gradients(attend: Callable[..., Tensor], given: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
@@ -51,6 +62,7 @@ def with_gradients(attend: Callable[..., Tensor], given: list[Tensor], dtype: to
     heads=st.sampled_from([(1, 1), (3, 2), (1, 4), (4, 1)]),
     limit=st.sampled_from([(None, None), (7, None), (None, 16)]),
     longest_piece=st.sampled_from([16, 256]),
+    value_width=st.sampled_from([8, 5]),
 )
 @settings(max_examples=30, deadline=None)
 def test_values_and_gradients_are_those_of_sdpa(
@@ -60,10 +72,11 @@ def test_values_and_gradients_are_those_of_sdpa(
     heads: tuple[int, int],
     limit: tuple[int | None, int | None],
     longest_piece: int,
+    value_width: int,
 ):
     limits = Limits(0.3, *limit, softcap=None)
     row = forest(lengths, prefix, share)
-    given_ = tensors(row, heads)
+    given_ = tensors(row, heads, 8, value_width)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(written_out, "_FLOPS_A_THREAD", 0)
         patch.setattr(written_out, "MOST_QUERIES", longest_piece)
@@ -77,7 +90,7 @@ def test_values_and_gradients_are_those_of_sdpa(
 
 def test_the_pieces_of_a_chain_see_every_pair_once_and_little_more():
     row = forest([300], 0, False)
-    pieces = row._written_out(PLAIN)
+    pieces = row._cut(PLAIN).every
     assert sorted(piece.end - piece.start for piece in pieces) == [5, 150, 150]
     unmasked = sum(int((piece.mask == 0).sum()) for piece in pieces)
     assert unmasked == 300 * 301 // 2 + 5 * 6 // 2
@@ -96,7 +109,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return attend
 
     monkeypatch.setattr(written_out, "attend", noting("written out", written_out.attend))
-    monkeypatch.setattr(SdpaForest, "_through_sdpa", noting("sdpa", SdpaForest._through_sdpa))
+    monkeypatch.setattr(BlockForest, "_through_sdpa", noting("sdpa", BlockForest._through_sdpa))
     return seen
 
 
@@ -109,29 +122,73 @@ def test_only_short_plain_fp32_blocks_with_enough_to_do_are_written_out(monkeypa
     row.attend(query, key, value, Limits(0.3, None, None, softcap=5.0))
     row.attend(query, key, value, Limits(0.3, None, None, None, dropout=0.1))
     assert seen == ["written out", "sdpa", "sdpa", "sdpa"]
+    row.attend(query, key, value.bfloat16().float(), PLAIN)
+    with pytest.raises(RuntimeError):
+        row.attend(query, key, value.bfloat16(), PLAIN)  # SDPA refuses it as well
+    with torch.autocast("cpu", torch.bfloat16):
+        assert row.attend(query, key, value.bfloat16(), PLAIN).dtype == torch.bfloat16
+    assert seen[4:] == ["written out", "sdpa", "sdpa"]
     small = forest([3, 4], 10, True)
     small.attend(*tensors(small, (3, 2), 64)[:3], PLAIN)
-    long = forest([written_out.LONGEST + 1], 0, False)
+    long = forest([100], written_out.MOST_KEYS, True)
     long.attend(*tensors(long, (3, 2), 64)[:3], PLAIN)
-    assert seen[4:] == ["sdpa", "sdpa"]
+    assert seen[7:] == ["sdpa", "sdpa"]
+
+
+def test_without_a_gradient_no_probabilities_are_kept(monkeypatch: pytest.MonkeyPatch):
+    import gc
+    import weakref
+
+    made: list[Any] = []
+    own = torch.softmax
+
+    def softmax(*given_: Any) -> Tensor:
+        gc.collect()
+        assert sum(one() is not None for one in made) <= 1
+        found = own(*given_)
+        made.append(weakref.ref(found))
+        return found
+
+    row = forest([100, 90, 80], 100, True)
+    given_ = tensors(row, (3, 2), 64)[:3]
+    expected = row._through_sdpa(*given_, PLAIN)
+    monkeypatch.setattr(torch, "softmax", softmax)
+    with torch.inference_mode():
+        assert torch.allclose(row.attend(*given_, PLAIN), expected, atol=1e-5)
+    assert len(made) > 2
+    row.attend(*given_, PLAIN).mul_(2)  # a model may change it in place
+
+
+def test_a_product_whose_weight_has_rows_that_lie_apart_is_no_slower_path():
+    x, wide = torch.randn(300, 64), torch.randn(200, 192)
+    assert torch.equal(product(x, wide[:, 64:128]), product(x, wide[:, 64:128].contiguous()))
 
 
 def test_rows_of_more_shapes_than_compiled_kernels_are_kept_go_through_sdpa(monkeypatch: pytest.MonkeyPatch):
     seen = ways(monkeypatch)
     row = forest([100, 90], 100, True)
     given_ = tensors(row, (3, 2), 64)[:3]
-    shapes = len({piece.mask.shape for piece in row._written_out(PLAIN)})
-    for capacity in (12 * shapes, 12 * shapes - 1):
+    shapes = row._cut(PLAIN).shapes
+    monkeypatch.setattr(written_out, "_KERNELS_KEPT", 1)
+    for capacity in (6 * shapes, 6 * shapes - 1, "many"):
         monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(capacity))
         row.attend(*given_, PLAIN)
-    assert seen == ["written out", "sdpa"]
+    assert seen == ["written out", "sdpa", "sdpa"]
+
+
+def test_a_process_that_is_bounded_in_memory_has_one_form_for_all_batches(monkeypatch: pytest.MonkeyPatch):
+    seen = ways(monkeypatch)
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    row = forest([200], 0, False)
+    row.attend(*tensors(row, (3, 2), 64)[:3], PLAIN)
+    assert seen == ["sdpa"]
 
 
 def test_masks_are_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch):
     made: list[Any] = []
-    own = attention._pieces
-    monkeypatch.setattr(attention, "_pieces", lambda *given_: made.append(given_) or own(*given_))
+    own = written_out.cut
+    monkeypatch.setattr(written_out, "cut", lambda *given_: made.append(given_) or own(*given_))
     row = forest([100, 90], 100, True)
     for _ in range(3):
         row.attend(*tensors(row, (3, 2), 64)[:3], PLAIN)
-    assert len(made) == len(row.forest.blocks)
+    assert len(made) == 1

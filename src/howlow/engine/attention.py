@@ -4,9 +4,9 @@ transformers lets a model's attention be any registered function, and makes no m
 looks at the structure that `among` has set for the batch at hand: who sees whom is decided there, by positions, so that
 a sliding window or a chunk is measured along an example and not along the row.
 
-On a CPU every block of the row attends to the keys that it can see, so that masked blocks cost nothing: short ones
-written out as products (`howlow.engine.written_out`), else through torch's SDPA. On CUDA one FlexAttention call skips
-them (`howlow.engine.flex`). What a model asks of its attention beyond that is refused
+On a CPU every block of the row attends to the keys that it can see, so that masked blocks cost nothing: written out as
+products where that is faster (`howlow.engine.written_out`), else through torch's SDPA. On CUDA one FlexAttention call
+skips them (`howlow.engine.flex`). What a model asks of its attention beyond that is refused
 here, and found by the check of the loaded model (`howlow.engine.checking`).
 """
 
@@ -14,7 +14,6 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import torch
@@ -23,8 +22,8 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from howlow.engine import written_out
-from howlow.engine.forest import Block, Forest
-from howlow.engine.written_out import Piece
+from howlow.engine.forest import Forest
+from howlow.engine.written_out import Pieces
 
 Kernel = Literal["sdpa", "flex"]
 IMPLEMENTATION = "howlow"
@@ -121,37 +120,32 @@ def _by_layer_type(module: nn.Module, window: int | None) -> tuple[int | None, i
 def company(forest: Forest, kernel: Kernel) -> Company:
     """A forest's tokens, attending through one of the kernels."""
     if kernel == "sdpa":
-        return SdpaForest(forest)
+        return BlockForest(forest)
     from howlow.engine.flex import FlexForest
 
     return FlexForest(forest)
 
 
-class SdpaForest:
+class BlockForest:
     """A forest whose blocks attend one after the other, written out as products or through torch's SDPA."""
 
     def __init__(self, forest: Forest) -> None:
         self.forest = forest
-        self._pieces: dict[tuple[int | None, int | None], list[Piece]] = {}
+        self._pieces: dict[tuple[int | None, int | None], Pieces] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
         """See `Company`."""
-        is_plain = limits.softcap is None and not limits.dropout
-        if is_plain and max(block.longest for block in self.forest.blocks) <= written_out.LONGEST:
-            pieces = self._written_out(limits)
-            if written_out.pays(query, key, pieces):
+        if limits.softcap is None and not limits.dropout and written_out.suits(query, key, value):
+            pieces = self._cut(limits)
+            if written_out.pays(query, key, value, pieces):
                 return written_out.attend(query, key, value, pieces, limits.scale)
         return self._through_sdpa(query, key, value, limits)
 
-    def _written_out(self, limits: Limits) -> list[Piece]:
-        """The blocks as pieces, kept for the next layer with the same limits."""
+    def _cut(self, limits: Limits) -> Pieces:
+        """The row in pieces, made once for all layers with the same limits."""
         key = (limits.window, limits.chunk)
         if key not in self._pieces:
-            self._pieces[key] = [
-                piece
-                for index, block in enumerate(self.forest.blocks)
-                for piece in _pieces(self.forest, block, self.forest.mask(index, torch.float32, *key))
-            ]
+            self._pieces[key] = written_out.cut(self.forest, *key)
         return self._pieces[key]
 
     def _through_sdpa(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
@@ -165,23 +159,6 @@ class SdpaForest:
             seen = (*block.ancestors, index)
             found.append(sdpa(queries[index], _joined(keys, seen), _joined(values, seen), mask, limits))
         return torch.cat(found, dim=2) if len(found) > 1 else found[0]
-
-
-def _pieces(forest: Forest, block: Block, mask: Tensor | None) -> Iterator[Piece]:
-    """A block as pieces; of a long causal chain each piece sees no further than its own last token."""
-    length = block.end - block.start
-    if mask is None:
-        mask = torch.full((length, length), -torch.inf).triu_(1)
-    parts: list[slice] = []
-    for part in (*(forest.blocks[ancestor] for ancestor in block.ancestors), block):
-        start = parts.pop().start if parts and parts[-1].stop == part.start else part.start
-        parts.append(slice(start, part.end))
-    number = -(-length // written_out.MOST_QUERIES) if block.is_chain else 1
-    for start, end in pairwise(round(length * step / number) for step in range(number + 1)):
-        unseen = length - end if block.is_chain else 0
-        keys = (*parts[:-1], slice(parts[-1].start, parts[-1].stop - unseen))
-        seen = mask[start:end, : mask.shape[1] - unseen].contiguous()
-        yield Piece(block.start + start, block.start + end, keys, seen)
 
 
 def _joined(parts: tuple[Tensor, ...], seen: tuple[int, ...]) -> Tensor:

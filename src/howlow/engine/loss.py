@@ -71,12 +71,6 @@ def _precise(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _gradient(log_chances: Tensor, rows: Tensor, targets: Tensor, scale: Tensor | float) -> Tensor:
-    """Of the scaled sum of the targets' losses, by the logits: (softmax - one-hot) for each target; overwrites."""
-    gradient = log_chances.exp_().mul_(torch.bincount(rows, minlength=len(log_chances))[:, None])
-    return gradient.index_put_((rows, targets), gradient.new_tensor(-1.0), accumulate=True).mul_(scale)
-
-
 class _ChunkedHead(torch.autograd.Function):
     """Hidden states (positions, width) -> losses and their scaled sum; gradients are ready when it returns."""
 
@@ -101,28 +95,40 @@ def _in_chunks(
     model: Any, batch: Batch, scale: Tensor | float, inputs: Sequence[Tensor], needed: Sequence[bool]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Losses, their scaled sum, and the sum's gradients by those of `inputs` (hidden states, then weights) needed."""
-    hidden, *trained = inputs
+    hidden = inputs[0]
     gradients = [torch.zeros_like(part) for part, is_needed in zip(inputs, needed, strict=True) if is_needed]
     losses, total = [], torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
-        part = hidden[start : start + ROWS_AT_ONCE].detach().requires_grad_(needed[0])
-        chunk = slice(*torch.searchsorted(batch.sources, batch.sources.new_tensor([start, start + len(part)])).tolist())
-        with torch.set_grad_enabled(any(needed)):
-            logits = head_logits(model, part)
-        rows, targets = batch.sources[chunk] - start, batch.targets[chunk]
-        log_chances = torch.log_softmax(_precise(logits.detach()), -1)
-        losses.append(-log_chances[rows, targets])
-        total += losses[-1].sum() * scale
-        if any(needed):
-            upstream = _gradient(log_chances, rows, targets, scale).to(logits.dtype)
-            wanted = [one for one, is_needed in zip((part, *trained), needed, strict=True) if is_needed]
-            places = [
-                one[start : start + len(part)] if needed[0] and not index else one
-                for index, one in enumerate(gradients)
-            ]
-            for place, gradient in zip(places, torch.autograd.grad(logits, wanted, upstream), strict=True):
-                place.add_(gradient)
+        rows = slice(start, min(start + ROWS_AT_ONCE, hidden.shape[0]))
+        found, parts = _of_chunk(model, batch, scale, inputs, needed, rows)
+        losses.append(found)
+        total += found.sum() * scale
+        places = [one[rows] if needed[0] and not index else one for index, one in enumerate(gradients)]
+        for place, gradient in zip(places, parts, strict=True):
+            place.add_(gradient)
     return torch.cat(losses), total, gradients
+
+
+def _of_chunk(
+    model: Any, batch: Batch, scale: Tensor | float, inputs: Sequence[Tensor], needed: Sequence[bool], rows: slice
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """The losses of some rows' targets, and the gradients of their scaled sum; the logits go when it returns."""
+    hidden, *trained = inputs
+    part = hidden[rows].detach().requires_grad_(needed[0])
+    first, last = torch.searchsorted(batch.sources, batch.sources.new_tensor([rows.start, rows.stop])).tolist()
+    sources, targets = batch.sources[first:last] - rows.start, batch.targets[first:last]
+    with torch.set_grad_enabled(any(needed)):
+        logits = head_logits(model, part)
+    log_chances = torch.log_softmax(_precise(logits.detach()), -1)
+    losses = -log_chances[sources, targets]
+    if not any(needed):
+        return losses, ()
+    # softmax - one-hot for each target, made in place of the log-probabilities
+    counts = torch.bincount(sources, minlength=len(log_chances))[:, None].to(log_chances.dtype)
+    upstream = log_chances.exp_().mul_(counts * scale)
+    upstream.index_put_((sources, targets), -torch.as_tensor(scale).to(upstream), accumulate=True)
+    wanted = [one for one, is_needed in zip((part, *trained), needed, strict=True) if is_needed]
+    return losses, torch.autograd.grad(logits, wanted, upstream.to(logits.dtype))
 
 
 def _outside_decoder(model: Any) -> Iterator[nn.Parameter]:

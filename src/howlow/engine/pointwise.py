@@ -27,7 +27,8 @@ class GatedMlp(torch.autograd.Function):
         gated, raised = ctx.saved_tensors
         gate, up, down = ctx.weights
         d_hidden = product(dy, down.t())
-        d_gated = torch.ops.aten.silu_backward(d_hidden * raised, gated)
+        d_gated = d_hidden * raised
+        torch.ops.aten.silu_backward.grad_input(d_gated, gated, grad_input=d_gated)
         dx = product(d_gated, gate.t())
         dx += product(d_hidden.mul_(F.silu(gated)), up.t())
         return dx, None, None, None

@@ -10,7 +10,6 @@ others.
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from howlow.engine.model import REFUSALS, decoder_of
 
 _PROBED, _PROBED_ALONE = 6, (1, 4)  # tokens; those of them that are also run by themselves
-_known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # a probe takes time, and a step has many batches
 
 
 @contextmanager
@@ -62,10 +60,7 @@ def _feed_forward(model: nn.Module) -> list[nn.Module]:
     if len(stacks) != 1 or stacks[0][-1]._compiled_call_impl is not None:  # it would be compiled anew for each batch
         return []
     parts = [part for part in stacks[0][-1].children() if any(isinstance(one, nn.Linear) for one in part.modules())]
-    for part in parts:
-        if part not in _known:
-            _known[part] = _is_by_token(part)
-    return [part for part in parts if _known[part]]
+    return [part for part in parts if _is_by_token(part)]
 
 
 @torch.no_grad()

@@ -125,6 +125,8 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            self.look_for_outside_work()  # which may be why
         for reader in self.readers:
             reader.stop()
         problem = self.timeline.problem

@@ -157,7 +157,8 @@ def run(state: TrialState) -> Status:
     unlimit_memory()
     if state.session is not None:
         warn_unsteady(state)
-        state.found.meters = state.session.report(state.idle)
+        if state.found.meters is None:  # the method did not come to its end
+            state.found.meters = state.session.report(state.idle)
     record = _record(state, status, error, scores)  # type: ignore[arg-type]
     write_record(state.folder, record)
     checkpoint.remove(state.folder / "checkpoint")
@@ -216,6 +217,7 @@ def _method(state: TrialState) -> Scores:
         scores = scorer.score()
         found.energy = _source(meters, session)
         session.look_for_outside_work()
+        found.meters = session.report(state.idle)
     return Scores() if settings.random_weights else scores
 
 

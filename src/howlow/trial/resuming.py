@@ -104,6 +104,7 @@ def _identity(state: TrialState) -> dict[str, Any]:
     assert environment is not None, "the environment is looked at before the first checkpoint"
     return {
         "kind": state.kind,
+        "is_bounded": state.is_bounded,
         "axes": state.axes,
         "settings": state.settings.model_dump(mode="json"),
         "data": data.model_dump(),
@@ -122,7 +123,7 @@ def resume(state: TrialState) -> Saved | None:
     """The last checkpoint, with the files beside it cut back to it; without one the trial starts afresh."""
     clear_temporaries(state.folder)
     loaded = checkpoint.load(state.folder / "checkpoint")
-    if loaded is not None and not _has_these_batches(state, loaded[1]):
+    if loaded is not None and not _is_of_now(state, loaded[1]["identity"]):
         checkpoint.remove(state.folder / "checkpoint")
         loaded = None
     timeline = state.folder / "timeline.jsonl"
@@ -154,11 +155,16 @@ def resume(state: TrialState) -> Saved | None:
     return Saved(document["position"], time_s, document, tensors)
 
 
-def _has_these_batches(state: TrialState, document: dict[str, Any]) -> bool:
-    """Whether a checkpoint is of the batches of now; a largest batch that is searched for again may be another."""
-    old, now = document["identity"]["settings"], state.settings
-    kept = old["training"]["batch_size"], old["inference"]["batch_size"]
-    return kept == (now.training.batch_size, now.inference.batch_size)
+def _is_of_now(state: TrialState, identity: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of the batches and the bound of now.
+
+    A largest batch that is searched for again may be another, and a bound (which values added to the grid may bring for
+    all trials) changes how memory is kept and which form attention has.
+    """
+    kept, now = identity["settings"], state.settings
+    batches = (kept["training"]["batch_size"], kept["inference"]["batch_size"])
+    is_bounded = identity.get("is_bounded", state.is_bounded)
+    return batches == (now.training.batch_size, now.inference.batch_size) and is_bounded == state.is_bounded
 
 
 def _inference(path: Path) -> dict[str, Any]:
