@@ -45,9 +45,13 @@ def assumed_power(watts: float) -> EnergyMeter:
 
 @dataclass(frozen=True)
 class Trace:
-    """The readings of one instrument so far, and what the sampler knows of its pace."""
+    """The readings of one instrument so far, and what the sampler knows of its pace.
 
-    points: Sequence[Point]
+    Readings with a counter and those with a power stand apart, so that a window looks at its own alone.
+    """
+
+    counters: Sequence[Point]
+    powers: Sequence[Point]
     period_s: float
     update_period_s: float
     step_j: float = 0.0
@@ -69,5 +73,5 @@ def window_energy(meter: EnergyMeter, traces: Sequence[Trace], start_s: float, e
 
 def _instrument_energy(meter: EnergyMeter, trace: Trace, start_s: float, end_s: float) -> WindowEnergy | Missing:
     if meter.kind == "counter":
-        return counter_energy(trace.points, start_s, end_s, trace.update_period_s, trace.step_j)
-    return power_energy(trace.points, start_s, end_s, trace.period_s, trace.update_period_s)
+        return counter_energy(trace.counters, start_s, end_s, trace.update_period_s, trace.step_j)
+    return power_energy(trace.powers, start_s, end_s, trace.period_s, trace.update_period_s)

@@ -75,6 +75,8 @@ class Reader:
     ) -> None:
         self.instrument = instrument
         self.points: list[Point] = []
+        self._counters: list[Point] = []
+        self._powers: list[Point] = []
         self.looks: list[Reading] = []
         self.cpu_s = 0.0
         self.waited_s = 0.0
@@ -141,7 +143,7 @@ class Reader:
     @property
     def trace(self) -> Trace:
         """The readings so far."""
-        return Trace(self.points, self._period_s, self.update_period_s, self._pace.step_j)
+        return Trace(self._counters, self._powers, self._period_s, self.update_period_s, self._pace.step_j)
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -216,6 +218,10 @@ class Reader:
         self._pace.doubt(time_s, raw_j)
         point = Point(asked_s - age_s, time_s - age_s, counter_j, power_w, self._epoch)
         self.points.append(point)
+        if point.counter_j is not None:
+            self._counters.append(point)
+        if point.power_w is not None:
+            self._powers.append(point)
         return point
 
     def _unwrapped(self, raw_j: float, time_s: float) -> float:

@@ -104,6 +104,7 @@ class Session:
         own = [ProcessView(str(device))] if device.type == "cpu" else []
         self.readers = self._readers([*own, *views])
         self._before = look_around()
+        self._is_open = False
 
     def _readers(self, views: Sequence[Instrument]) -> list[Reader]:
         periods: dict[Instrument, float | None] = dict.fromkeys(views, 0.0)
@@ -122,11 +123,13 @@ class Session:
     def __enter__(self) -> Self:
         for reader in self.readers:
             reader.start()
+        self._is_open = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if isinstance(error, Exception):
             self.look_for_outside_work()  # which may be why
+        self._is_open = False
         for reader in self.readers:
             reader.stop()
         problem = self.timeline.problem
@@ -163,7 +166,9 @@ class Session:
                 self.warn(kind, detail)
 
     def report(self, idle: Idle | None) -> MeterRecord:
-        """How the meters did, when the trial has ended, however; with its warnings, and those of what else happened."""
+        """How the meters did; with its warnings, and those of what else happened. The session may have ended."""
+        if self._is_open:
+            self.look_for_outside_work()
         after = look_around()
         record = self._meter_record(after, idle)
         for kind, detail in self._findings(after, record):

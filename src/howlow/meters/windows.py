@@ -59,22 +59,21 @@ class Missing:
 def counter_energy(
     points: Sequence[Point], start_s: float, end_s: float, update_period_s: float, step_j: float = 0.0
 ) -> WindowEnergy | Missing:
-    """The energy of a window from a counter's readings (the module's docstring has the bound)."""
+    """The energy of a window from a counter's readings, in the order of time (the module's docstring has the bound)."""
     shortest_s = UPDATES_IN_WINDOW * update_period_s
     if end_s - start_s < shortest_s * (1 - ROUNDING):
         return _too_short(end_s - start_s, shortest_s, f"the counter is renewed every {update_period_s:.3g} s")
-    read = [point for point in points if point.counter_j is not None]
-    first = bisect_right(read, start_s, key=lambda point: point.time_s) - 1
-    last = bisect_left(read, end_s, key=lambda point: point.asked_s)
-    if first < 0 or last >= len(read):
+    first = bisect_right(points, start_s, key=lambda point: point.time_s) - 1
+    last = bisect_left(points, end_s, key=lambda point: point.asked_s)
+    if first < 0 or last >= len(points):
         return Missing(WarningKind.ENERGY_GAP, "no reading of the counter at an edge of the window")
-    if read[first].epoch != read[last].epoch:
+    if points[first].epoch != points[last].epoch:
         return Missing(WarningKind.ENERGY_GAP, "the counter was set back inside the window")
-    energy_j = _interpolated(read, end_s) - _interpolated(read, start_s)
+    energy_j = _interpolated(points, end_s) - _interpolated(points, start_s)
     if energy_j <= 0:
         return Missing(WarningKind.ENERGY_GAP, "the counter stood still over the window")
     (low_start, high_start), (low_end, high_end) = (
-        _enclosed(read, moment, update_period_s, step_j) for moment in (start_s, end_s)
+        _enclosed(points, moment, update_period_s, step_j) for moment in (start_s, end_s)
     )
     error_j = max(high_end - low_start - energy_j, energy_j - (low_end - high_start))
     return WindowEnergy(energy_j, error_j, last - first + 1)
@@ -129,11 +128,13 @@ def _counter(point: Point) -> float:
 def power_energy(
     points: Sequence[Point], start_s: float, end_s: float, period_s: float, update_period_s: float
 ) -> WindowEnergy | Missing:
-    """The energy of a window from polled power; `period_s` is the time between readings that was asked for."""
-    read = [(point.time_s, point.power_w) for point in points if point.power_w is not None]
-    first = max(0, bisect_right(read, start_s, key=lambda pair: pair[0]) - 1)
-    last = min(len(read), bisect_left(read, end_s, key=lambda pair: pair[0]) + 1)
-    near = read[first:last]
+    """The energy of a window from polled power, in the order of time.
+
+    period_s: the time between readings that was asked for.
+    """
+    first = max(0, bisect_right(points, start_s, key=lambda point: point.time_s) - 1)
+    last = min(len(points), bisect_left(points, end_s, key=lambda point: point.time_s) + 1)
+    near = [(point.time_s, point.power_w) for point in points[first:last] if point.power_w is not None]
     energy_j = integrate_power([t for t, _ in near], [p for _, p in near], start_s, end_s)
     shortest_s = 3 * max(period_s, update_period_s)
     if end_s - start_s < shortest_s * (1 - ROUNDING):

@@ -216,7 +216,6 @@ def _method(state: TrialState) -> Scores:
             scorer = replace(scorer, model=models.merged(model), attached=attached)
         scores = scorer.score()
         found.energy = _source(meters, session)
-        session.look_for_outside_work()
         found.meters = session.report(state.idle)
     return Scores() if settings.random_weights else scores
 
