@@ -75,6 +75,24 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) ->
     return folder
 
 
+def loaded(folder: Path, **changes: Any) -> Any:
+    """A folder's model as a trial loads it, in fp32 on the CPU unless told otherwise."""
+    import torch
+
+    from howlow.engine import model as models
+    from howlow.engine.references import locate
+
+    reference = locate(str(folder))
+    options = {
+        "random_weights": False,
+        "dtype": torch.float32,
+        "device": torch.device("cpu"),
+        "revision": None,
+        "trust_remote_code": False,
+    }
+    return models.load_model(reference, models.load_config(reference, None, False), **(options | changes))
+
+
 def squad_document(paragraphs: int, questions: int = 3, name: str = "p") -> dict[str, Any]:
     """SQuAD v1.1 JSON with made-up short paragraphs."""
     found = []

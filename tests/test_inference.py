@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import loaded
 
 from howlow.engine import inference
 from howlow.engine import model as models
 from howlow.engine.inference import Generated
-from howlow.engine.references import locate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,17 +29,7 @@ def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.fixture(scope="module")
 def model(tiny_model: Any, tiny_tokenizer: Any) -> Any:
     """The tiny model with its weights spread, so that its continuations vary, and of plain characters."""
-    reference = locate(str(tiny_model))
-    config = models.load_config(reference, None, False)
-    found = models.load_model(
-        reference,
-        config,
-        random_weights=False,
-        dtype=torch.float32,
-        device=CPU,
-        revision=None,
-        trust_remote_code=False,
-    )
+    found = loaded(tiny_model)
     with torch.no_grad():
         for parameter in found.parameters():
             if parameter.dim() > 1:
@@ -100,16 +90,7 @@ def test_the_width_of_the_padding_changes_nothing(model: Any, tiny_tokenizer: An
 
 
 def test_an_attached_adapter_writes_as_in_peft(model: Any, tiny_tokenizer: Any, tiny_model: Any):
-    reference = locate(str(tiny_model))
-    base = models.load_model(
-        reference,
-        models.load_config(reference, None, False),
-        random_weights=False,
-        dtype=torch.float32,
-        device=CPU,
-        revision=None,
-        trust_remote_code=False,
-    )
+    base = loaded(tiny_model)
     base.load_state_dict(model.state_dict())
     adapted = models.attach_lora(
         base, rank=2, alpha=4, scaling="standard", target_modules=["q_proj", "v_proj"], dropout=0.5, seed=0

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import loaded
 
 from howlow.engine import inference, loss
 from howlow.engine import model as models
 from howlow.engine.layouts import Batch, padded
 from howlow.engine.loss import head_logits, per_example, target_losses
-from howlow.engine.references import locate
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
 
@@ -25,18 +25,8 @@ EXAMPLES = [
 ]
 
 
-def loaded(tiny_model: Any, rank: int | None = None) -> Any:
-    reference = locate(str(tiny_model))
-    config = models.load_config(reference, None, False)
-    model = models.load_model(
-        reference,
-        config,
-        random_weights=False,
-        dtype=torch.float32,
-        device=CPU,
-        revision=None,
-        trust_remote_code=False,
-    )
+def adapted(tiny_model: Any, rank: int | None = None) -> Any:
+    model = loaded(tiny_model)
     if rank is None:
         return model
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
@@ -58,7 +48,7 @@ def batch(loss_on: Any = "completion", examples: list[TokenizedExample] = EXAMPL
 def test_the_head_at_targets_gives_the_losses_and_gradients_of_the_head_everywhere(tiny_model: Any, loss_on: str):
     found = {}
     for head in ("targets", "all"):
-        model = loaded(tiny_model, rank=3)
+        model = adapted(tiny_model, rank=3)
         losses, total = target_losses(model, batch(loss_on), head)
         assert losses.dtype == torch.float32
         assert float(total.detach()) == pytest.approx(float(losses.sum()), rel=1e-6)
@@ -105,7 +95,7 @@ def test_a_head_in_chunks_gives_the_whole_heads_gradients(
     monkeypatch.setattr(loss, "ROWS_AT_ONCE", rows_at_once)
     found = {}
     for head in ("targets", "all"):
-        model = loaded(tiny_model, rank=2 if kind == "adapter" else None)
+        model = adapted(tiny_model, rank=2 if kind == "adapter" else None)
         losses, total = target_losses(model, batch("all"), head, scale=0.25)
         total.backward()
         found[head] = losses, {name: parameter.grad for name, parameter in models.trainable(model).items()}
@@ -137,7 +127,7 @@ def test_evaluation_is_transformers_own_loss(tiny_model: Any, head: Any):
 
 
 def test_an_examples_loss_does_not_depend_on_its_company_or_on_the_padding(tiny_model: Any):
-    model = loaded(tiny_model, rank=2).eval()
+    model = adapted(tiny_model, rank=2).eval()
     together = inference.evaluate(model, batch(), precision="fp32", head="targets")
     for example, total in zip(EXAMPLES, together, strict=True):
         for length, pad in ((24, 0), (40, EOS), (24, 7)):
@@ -148,6 +138,6 @@ def test_an_examples_loss_does_not_depend_on_its_company_or_on_the_padding(tiny_
 
 
 def test_evaluation_leaves_no_gradient(tiny_model: Any):
-    model = loaded(tiny_model, rank=2)
+    model = adapted(tiny_model, rank=2)
     inference.evaluate(model, batch(), precision="fp32", head="targets")
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import loaded, tiny_config
 from safetensors.torch import load_file
 
 from howlow import hub
@@ -20,18 +20,6 @@ CPU = torch.device("cpu")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 ENDS = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj"
 IDS = torch.arange(40, 60)[None]
-
-
-def loaded(folder: Any, **changes: Any) -> Any:
-    reference = locate(str(folder))
-    options = {
-        "random_weights": False,
-        "dtype": torch.float32,
-        "device": CPU,
-        "revision": None,
-        "trust_remote_code": False,
-    }
-    return models.load_model(reference, models.load_config(reference, None, False), **options | changes)
 
 
 def adapted(model: Any, rank: int = 4, **changes: Any) -> Any:

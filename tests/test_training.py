@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import loaded
 from torch.nn import functional as F
 
 from howlow.engine import checkpoint, inference, layouts, loss
 from howlow.engine import model as models
-from howlow.engine.references import locate
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Optimization, Trainer
 
@@ -26,17 +26,7 @@ def make_model(tiny_model: Path) -> Make:
     """A fresh tiny model, with an adapter unless rank is None."""
 
     def make(rank: int | None = 4, dropout: float = 0.0, **lora: Any) -> Any:
-        reference = locate(str(tiny_model))
-        config = models.load_config(reference, None, False)
-        base = models.load_model(
-            reference,
-            config,
-            random_weights=False,
-            dtype=torch.float32,
-            device=CPU,
-            revision=None,
-            trust_remote_code=False,
-        )
+        base = loaded(tiny_model)
         base.requires_grad_(False)
         if rank is None:
             return base
