@@ -265,7 +265,8 @@ def test_the_parts_of_a_generation_have_their_energies(tmp_path: Path, prefill_s
     def steps() -> float:
         return math.floor(clock.now_s() / 0.01) * 0.01 * 100
 
-    with session_of(tmp_path, Scripted(counter_j=steps)) as session:
+    warnings: list[tuple[WarningKind, str]] = []
+    with session_of(tmp_path, Scripted(counter_j=steps), found=warnings) as session:
         time.sleep(0.1)
         with session.phase("generate") as phase:
             for _ in range(3):
@@ -275,6 +276,12 @@ def test_the_parts_of_a_generation_have_their_energies(tmp_path: Path, prefill_s
                     time.sleep(0.3)
             record = phase.end()
     assert (record.prefill_energy_j is not None) == is_there
+    said = [detail for kind, detail in warnings if kind is WarningKind.ENERGY_WINDOW_TOO_SHORT]
+    assert len(said) == (0 if is_there else 1)
+    assert all(detail.startswith("generate, reading prompts, nvml counter: ") for detail in said)
+    assert all(detail.endswith("s would do") for detail in said)
+    assert record.phase_energy_readings is not None
+    assert record.decode_energy_readings is not None
     assert record.decode_energy_j is not None
     if record.prefill_energy_j is not None:
         assert record.prefill_energy_error_j is not None

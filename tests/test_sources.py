@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from stand_ins import powercap_tree
+from stand_ins import Scripted, powercap_tree
 
 from howlow.errors import UserError
 from howlow.meters import nvidia_smi, rapl, sources
 from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, parse, smi_uuids
 from howlow.meters.rapl import RaplAbsentError, zones
 from howlow.meters.sources import Asked, open_energy, open_meters
+from howlow.records import WarningKind
 from howlow.settings import load
 from howlow.trial import idle_entry
 
@@ -213,6 +214,35 @@ def test_idle_power_is_read_also_where_the_timeline_is_slow(tmp_path: Path, monk
     found = idle_entry({"settings": settings.model_dump_json(), "rest_s": 0.0}, link)
     assert found is not None
     assert found["power_w"] == pytest.approx(250.5)
+
+
+def test_why_there_is_no_idle_power_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_smi(tmp_path, monkeypatch, lines=8)  # it falls silent
+    monkeypatch.setattr("howlow.meters.nvidia_smi._RESTART_AFTER_S", 60.0)
+    table = {"model": "m", "task": {"name": "question_answering", "train": "t", "test": "t"}}
+    settings = load(None, [{**table, "meters": {"energy": "nvidia-smi", "rate_hz": 20.0}}])
+    found = idle_entry({"settings": settings.model_dump_json(), "rest_s": 0.0}, SimpleNamespace(stop_requested=False))
+    assert found == {"absent": "readings of power are missing inside the window"}
+
+
+@pytest.mark.parametrize(
+    ("devices", "is_another"),
+    [((), False), (("GPU-11111111-aaaa",), False), (("GPU-22222222-bbbb",), True), (("GPU-1", "GPU-2"), True)],
+)
+def test_energy_that_is_not_the_trials_own_cards_alone_is_told(
+    monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], is_another: bool
+) -> None:
+    there = ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
+    monkeypatch.setattr(sources, "own_uuid", lambda _: there[0])
+    monkeypatch.setattr(sources, "smi_uuids", lambda: there)
+    meter = open_energy(Asked("nvidia-smi", torch.device("cuda:0"), None, devices, 4.0))
+    assert (meter.name, meter.of_another_device) == ("nvidia-smi", is_another)
+
+
+def test_nvidia_smi_leaves_outside_work_to_the_library() -> None:
+    other = (WarningKind.OTHER_PROCESS_ON_DEVICE, "pid 7")
+    assert NvidiaSmi("GPU-1", 4.0, None, Scripted(findings=[other])).findings() == [other]
+    assert NvidiaSmi("GPU-1", 4.0).findings() == []
 
 
 def test_a_line_knows_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

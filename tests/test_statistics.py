@@ -231,17 +231,18 @@ def test_without_measured_steps_there_is_no_throughput(tmp_path: Path) -> None:
 
 
 def test_prefill_and_decode_are_told_apart(tmp_path: Path) -> None:
-    # Two measured steps of 2 and 3 s, 0.5 s of each for 1000 tokens of prompts; 8 of 80 new tokens are prefill's.
-    steps = steps_of("generate", [9.0, 2.0, 3.0], prefill_s=0.5, prefill_tokens=1000)
+    # Two measured steps of 2 and 3 s, 0.5 s of each for 920 tokens of prompts (4,000 computed, padding included); 80 of
+    # a step's 1000 tokens are new, 8 of them prefill's.
+    steps = steps_of("generate", [9.0, 2.0, 3.0], prefill_s=0.5, prefill_tokens=4000)
     parted = phase_of("generate").model_copy(update={"prefill_energy_j": 30.0, "decode_energy_j": 120.0})
     write_trial(tmp_path / "a", steps=steps, phases=(parted,))
     write_trial(tmp_path / "b", steps=steps, phases=(phase_of("generate"),))
     row = only_row(tmp_path / "a")
     assert row["inference_prefill_time_per_sample_s"] == 1.0 / 16
     assert row["inference_decode_time_per_sample_s"] == 4.0 / 16
-    assert row["inference_prefill_tokens_per_s"] == 2000.0
+    assert row["inference_prefill_tokens_per_s"] == 2 * 920 / 1.0
     assert row["inference_decode_tokens_per_s"] == (160 - 16) / 4.0
-    assert row["inference_prefill_energy_per_token_j"] == pytest.approx(30.0 * 1.0 / 2000)
+    assert row["inference_prefill_energy_per_token_j"] == pytest.approx(30.0 / 1840)
     assert row["inference_decode_energy_per_token_j"] == pytest.approx(30.0 * 4.0 / 144)
     row = only_row(tmp_path / "b")
     assert row["inference_decode_tokens_per_s"] == 36.0

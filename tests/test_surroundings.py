@@ -15,7 +15,8 @@ from howlow.meters.energy import EnergyMeter, assumed_power
 from howlow.meters.idle import measure_idle, rest
 from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.meters.surroundings import Machine, look_around, machine_findings, throttling
-from howlow.records import Reading, WarningKind
+from howlow.meters.windows import Missing
+from howlow.records import Idle, Reading, WarningKind
 
 BEFORE = Machine(at_s=0.0, own_s=0.0, busy_s=100.0, load=1.5, cores=4, swapped_pages=10, throttles=0)
 
@@ -125,15 +126,28 @@ def test_throttling_is_heat_or_a_brake_not_a_power_limit_at_work() -> None:
 
 def test_the_idle_power_is_that_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle, "_SETTLING_S", 0.1)
+    monkeypatch.setattr(idle, "_FIRST_WITHIN_S", 0.3)
     instrument = Scripted(counter_j=lambda: 1000 + 55 * clock.now_s(), temperature_c=41.0)
     found = measure_idle(EnergyMeter("nvml counter", "", "counter", (instrument,), 0.01), 20.0, 0.5)
-    assert found is not None
+    assert isinstance(found, Idle)
     assert found.power_w == pytest.approx(55, rel=0.02)
     assert found.error_w is not None
     assert found.temperature_c == 41
     assert measure_idle(assumed_power(30.0), 4.0) is None
     silent = Scripted(counter_j=lambda: None)
-    assert measure_idle(EnergyMeter("rapl", "", "counter", (silent,), 0.01), 20.0, 0.2) is None
+    missing = measure_idle(EnergyMeter("rapl", "", "counter", (silent,), 0.01), 20.0, 0.2)
+    assert isinstance(missing, Missing)
+    assert missing.detail == "no reading of the counter at an edge of the window"
+
+
+def test_the_window_at_rest_waits_for_the_first_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi's first line may come seconds after it was started."""
+    monkeypatch.setattr(idle, "_SETTLING_S", 0.1)
+    from_s = clock.now_s() + 1.0
+    late = Scripted(counter_j=lambda: None, power_w=lambda: 40.0 if clock.now_s() > from_s else None)
+    found = measure_idle(EnergyMeter("nvidia-smi", "", "power", (late,), 0.05), 20.0, 0.5)
+    assert isinstance(found, Idle)
+    assert found.power_w == pytest.approx(40)
 
 
 def test_rest_ends_when_the_temperature_is_steady_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

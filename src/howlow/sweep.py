@@ -250,21 +250,20 @@ def _run_all(
 ) -> None:
     pending = [plan for plan in plans if plan.name not in existing]
     idle: dict[str, Any] | None = None
-    is_idle_known = False  # of the first trials there may be none to run: no batch of theirs fits
     # One for all, so that trials with a number beside those with "max" are measured alike.
     is_bounded = any(plan.settings.run.memory_limit_bytes or searched_settings(plan) for plan in plans)
     for index, plan in enumerate(pending):
         done, trial = len(plans) - len(pending) + index, folder / "trials" / plan.name
         listener(Event("started", plan, done=done, total=len(plans)))
         preparation, layout = prepared[preparation_key(plan.settings)], layouts[layout_key(plan.settings)]
+        if not index:  # before a search has heated the device
+            idle = _idle(executor, plan.settings, folder / ".howlow" / "idle.log", 0.0)
         record = _search_batches(executor, plan, preparation, layout, folder, listener)
         if not isinstance(record, Record):
             rest_s = plan.settings.run.cooldown_s if index else 0.0
             if rest_s:
                 listener(Event("waiting", plan, text=f"cooling down, at most {rest_s:g} s"))
-            if rest_s or not is_idle_known:
                 idle = _idle(executor, plan.settings, folder / ".howlow" / "idle.log", rest_s)
-                is_idle_known = True
             record = _run_one(executor, plan, record, is_bounded, preparation, layout, trial, idle, listener)
         existing[plan.name] = record
         listener(Event("ended", plan, done=done + 1, total=len(plans), record=record))
@@ -310,7 +309,7 @@ def _tell_probe(listener: Listener, plan: TrialPlan, setting: str, probe: Mappin
 
 
 def _idle(executor: LocalExecutor, settings: Settings, log: Path, rest_s: float) -> dict[str, Any] | None:
-    """Rest, and then the device's idle power; None where no source reads it.
+    """Rest, and then the device's idle power, or why it is `absent`; None where no source could read it.
 
     Raises:
         UserError: `meters.devices` names what is not there.
@@ -324,7 +323,9 @@ def _idle(executor: LocalExecutor, settings: Settings, log: Path, rest_s: float)
         raise UserError(finished.value)
     if finished.outcome == "stopped":
         raise KeyboardInterrupt
-    idle: dict[str, Any] | None = finished.value if finished.outcome == "result" else None
+    if finished.outcome != "result":
+        return {"absent": f"the process that was to read it ended: {finished.outcome}, {finished.value}"}
+    idle: dict[str, Any] | None = finished.value
     return idle
 
 

@@ -105,7 +105,13 @@ _GENERATION: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
         "lower",
     ),
     ("decode_time_per_sample_s", "decode time/sample", "seconds", "time after the first new token / samples", "lower"),
-    ("prefill_tokens_per_s", "prefill tokens/s", "per_second", "tokens computed to read the prompts / time", "higher"),
+    (
+        "prefill_tokens_per_s",
+        "prefill tokens/s",
+        "per_second",
+        "tokens of the prompts (real ones, however many were computed) / time",
+        "higher",
+    ),
     ("decode_tokens_per_s", "decode tokens/s", "per_second", "new tokens after the first ones / time", "higher"),
     (
         "prefill_energy_per_token_j",

@@ -284,7 +284,7 @@ def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
     samples = sum(step.samples for step in measured)
     prefill_s = math.fsum(step.prefill_s or 0.0 for step in measured)
     decode_s = math.fsum(step.duration_s - (step.prefill_s or 0.0) for step in measured)
-    read = sum(step.prefill_tokens or 0 for step in measured)
+    read = sum(step.tokens - step.target_tokens for step in measured)  # real ones, however many were computed
     written = sum(step.target_tokens - step.samples for step in measured)
     phase = record.phase("generate")
     assert phase is not None, "only phases that ended have figures"

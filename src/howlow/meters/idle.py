@@ -13,13 +13,14 @@ from howlow.records import Idle
 
 MEASURED_S = 3.0
 SLOWEST_HZ = 4.0
+_FIRST_WITHIN_S = 5.0
 _SETTLING_S = 0.7  # the sampler finds out a counter's pace first
 _STEADY_C, _STEADY_READINGS = 1.0, 5
 _LOOK_EVERY_S = 1.0
 
 
-def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURED_S) -> Idle | None:
-    """The mean power while this process only waits; None where no source reads it.
+def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURED_S) -> Idle | Missing | None:
+    """The mean power while this process only waits; None without a source that could read it, else why it is missing.
 
     rate_hz: of the readings, at least `SLOWEST_HZ`, and of the instruments that print by themselves.
     """
@@ -33,14 +34,17 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     ]
     for reader in readers:
         reader.start()
-    Event().wait(_SETTLING_S + duration_s + 0.5)
-    start_s, end_s = _SETTLING_S, _SETTLING_S + duration_s
+    while not all(reader.has_energy for reader in readers) and clock.now_s() - origin_s < _FIRST_WITHIN_S:
+        Event().wait(0.05)  # nvidia-smi needs seconds for its first line where the driver sleeps
+    start_s = clock.now_s() - origin_s + _SETTLING_S
+    end_s = start_s + duration_s
+    Event().wait(end_s + 0.5 - (clock.now_s() - origin_s))
     found = window_energy(meter, [reader.trace for reader in readers], start_s, end_s)
     for reader in readers:
         reader.stop()
     timeline.close()
     if isinstance(found, Missing):
-        return None
+        return found
     return Idle(
         power_w=found.energy_j / duration_s,
         error_w=None if found.error_j is None else found.error_j / duration_s,

@@ -85,6 +85,8 @@ def release(device: torch.device) -> None:
 def reset_peaks(device: torch.device) -> str | None:
     """Start a new peak; returns why the resident peak cannot be reset, None if it was."""
     if device.type == "cuda":
+        for taken in _watching:
+            taken.note()
         torch.cuda.reset_peak_memory_stats(device)
         return None
     try:
@@ -121,21 +123,30 @@ class Taken:
     def __enter__(self) -> Self:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+            _watching.append(self)
         else:
             self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self.device.type == "cuda":
-            self.highest_bytes = torch.cuda.max_memory_reserved(self.device)
+            self.note()
+            _watching.remove(self)
             return
         self._done.set()
         self._thread.join()
+
+    def note(self) -> None:
+        """The allocator's peak up to now; before it is reset, as each phase does."""
+        self.highest_bytes = max(self.highest_bytes, torch.cuda.max_memory_reserved(self.device))
 
     def _watch(self) -> None:
         while not self._done.is_set():
             self.highest_bytes = max(self.highest_bytes, _status_bytes("VmData") or 0)
             self._done.wait(_LOOK_EVERY_S)
+
+
+_watching: list[Taken] = []  # those entered on CUDA, whose allocator has one peak for all
 
 
 def available_bytes(device: torch.device) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from howlow.meters import clock
-from howlow.meters.instruments import Finding, Look
+from howlow.meters.instruments import Finding, Instrument, Look
 
 UPDATE_PERIOD_S = 1.0  # power.draw is an average over the last second on most devices
 _FIELDS = "uuid,power.draw,memory.used,utilization.gpu,utilization.memory,temperature.gpu,clocks.sm,clocks.mem"
@@ -44,8 +44,9 @@ class NvidiaSmi:
     range_j = None
     may_hang = True
 
-    def __init__(self, uuid: str, rate_hz: float, label: str | None = None) -> None:
+    def __init__(self, uuid: str, rate_hz: float, label: str | None = None, library: Instrument | None = None) -> None:
         self.uuid = uuid
+        self._library = library
         self.device = label or uuid
         self._period_s = 1 / rate_hz
         self._newest: tuple[float, Look] | None = None
@@ -67,8 +68,8 @@ class NvidiaSmi:
         return
 
     def findings(self) -> list[Finding]:
-        """Nothing."""
-        return []
+        """What NVML says of the same device, where the library is there: nvidia-smi is asked for power alone."""
+        return [] if self._library is None else self._library.findings()
 
     def close(self) -> None:
         """End the process."""

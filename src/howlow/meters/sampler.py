@@ -27,6 +27,7 @@ PATIENCE_S = 0.05
 _FAST_S, _FAST_READINGS, _CHANGES = 0.001, 600, 5
 _SLOW_READINGS, _SLOW_CHANGES = 3000, 2  # a slow counter is watched until one of its periods has been seen whole
 _NOMINAL_S = 0.1
+_LONGEST_SETTLING_S = 1.5
 _FOLLOWED_S = 0.01  # a faster counter knows of a step's end at once
 
 
@@ -134,11 +135,18 @@ class Reader:
         if 0 < wait_s < 0.5 and self.points and self.points[-1].counter_j is not None:
             threading.Event().wait(wait_s)
             self.counter_now()
+        elif self._powers and not self._counters:  # the next reading of power, which the reader takes by itself
+            threading.Event().wait(max(0.0, min(wait_s + self._period_s, _LONGEST_SETTLING_S)))
 
     @property
     def update_period_s(self) -> float:
         """How often the source has something new: as documented, else as found out, else a usual value."""
         return self._update_period_s or self._pace.period_s or _NOMINAL_S
+
+    @property
+    def has_energy(self) -> bool:
+        """Whether there is a reading of a counter or of power."""
+        return bool(self._counters or self._powers)
 
     @property
     def trace(self) -> Trace:

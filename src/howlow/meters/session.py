@@ -27,6 +27,8 @@ from howlow.records import EnergyWindow, Idle, MeterRecord, PhaseName, PhaseReco
 Warn = Callable[[WarningKind, str], None]
 _FINDINGS_PATIENCE_S = 2.0
 LARGEST_OVERHEAD = 0.005
+_MOST_COVERED = 0.95  # of a part's time by energy: less is a warning
+_PARTS = {"phase": "the whole phase", "prefill": "reading prompts", "decode": "writing"}
 _LONG_ENOUGH_S = 10.0  # of steps: before, finding out a counter's pace is most of the cost
 
 
@@ -66,6 +68,7 @@ class Totals:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     energy: dict[str, Any] = field(default_factory=dict)
+    peak_in_use_bytes: int = 0
     peak_resident_bytes: int = 0
     peak_allocated_bytes: int = 0
     peak_reserved_bytes: int = 0
@@ -152,9 +155,9 @@ class Session:
         return found.get("trial")
 
     def settle(self, moment_s: float) -> None:
-        """Let every counter come to know what happened before a moment."""
+        """Let every source come to know what happened before a moment."""
         for meter in self.meters.values():
-            for reader in self.of(meter) if meter.kind == "counter" else ():
+            for reader in self.of(meter):
                 reader.settle(moment_s)
 
     # -- how the meters did, and what else happened -------------------------------------------------------------------
@@ -228,7 +231,7 @@ class PhaseMeter:
     _started_s: float = field(init=False)
     _counted_s: float = field(init=False)
     _segment: _Segment | None = field(init=False, default=None)
-    _missing: dict[str, Missing] = field(init=False, default_factory=dict)
+    _missing: dict[tuple[str, str], Missing] = field(init=False, default_factory=dict)  # by part and meter
     _generated: list[tuple[_Segment, _Segment]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -279,6 +282,7 @@ class PhaseMeter:
             self._add("measured", segment)
             self._add_generated()
         seen = memory.peaks(self.session.device)
+        totals.peak_in_use_bytes = max(totals.peak_in_use_bytes, self._most_in_use() or 0)
         totals.peak_resident_bytes = max(totals.peak_resident_bytes, seen.resident_bytes or 0)
         totals.peak_allocated_bytes = max(totals.peak_allocated_bytes, seen.allocated_bytes or 0)
         totals.peak_reserved_bytes = max(totals.peak_reserved_bytes, seen.reserved_bytes or 0)
@@ -295,11 +299,9 @@ class PhaseMeter:
             if meter.kind == "absent":
                 continue
             readers = self.session.of(meter)
-            missing = self._add_one(part, name, meter, readers, window)
+            self._add_one(part, name, meter, readers, window)
             for reader in readers if len(readers) > 1 else ():
                 self._add_one(part, reader.instrument.device, meter, [reader], window)
-            if missing is not None and part == "measured":
-                self._missing[name] = missing
 
     def _add_generated(self) -> None:
         """Add the two parts of every step that generated to the sums of the trial's own meter."""
@@ -316,12 +318,11 @@ class PhaseMeter:
         found = self._sum(f"{part} trial")
         return found if found is not None and found.measured_duration_s >= (1 - ROUNDING) * whole_s else None
 
-    def _add_one(
-        self, part: str, name: str, meter: EnergyMeter, readers: Sequence[Reader], window: _Segment
-    ) -> Missing | None:
+    def _add_one(self, part: str, name: str, meter: EnergyMeter, readers: Sequence[Reader], window: _Segment) -> None:
         found = window_energy(meter, [reader.trace for reader in readers], window.start_s, window.end_s)
         if isinstance(found, Missing):
-            return found
+            self._missing[part, name] = found
+            return
         total = EnergySum(**self.totals.energy.get(f"{part} {name}", {}))
         total.energy_j += found.energy_j
         is_bounded = total.error_j is not None and found.error_j is not None
@@ -330,7 +331,6 @@ class PhaseMeter:
         total.samples += window.samples
         total.readings += found.readings
         self.totals.energy[f"{part} {name}"] = asdict(total)
-        return None
 
     def end(self) -> PhaseRecord:
         """Close the phase."""
@@ -347,7 +347,7 @@ class PhaseMeter:
             phase=self.name,
             start_s=self._started_s,
             duration_s=totals.duration_s,
-            peak_memory_bytes=resident if session.device.type == "cpu" else self._most_in_use(),
+            peak_memory_bytes=resident if session.device.type == "cpu" else totals.peak_in_use_bytes or None,
             peak_allocated_bytes=totals.peak_allocated_bytes or None,
             peak_reserved_bytes=totals.peak_reserved_bytes or None,
             measured_energy_j=measured.energy_j if measured else None,
@@ -357,24 +357,40 @@ class PhaseMeter:
             measured_samples=covered.samples if covered else None,
             prefill_energy_j=prefill.energy_j if prefill else None,
             prefill_energy_error_j=prefill.error_j if prefill else None,
+            prefill_energy_readings=prefill.readings if prefill else None,
             decode_energy_j=decode.energy_j if decode else None,
             decode_energy_error_j=decode.error_j if decode else None,
+            decode_energy_readings=decode.readings if decode else None,
             phase_energy_j=whole.energy_j if whole else None,
             phase_energy_error_j=whole.error_j if whole else None,
+            phase_energy_readings=whole.readings if whole else None,
             phase_energy_duration_s=whole.measured_duration_s if whole else None,
             energies=self._energies(),
         )
 
     def _warn_of_missing(self) -> None:
-        """A warning where more than a twentieth of the measured part has no energy."""
-        for name, missing in self._missing.items():
-            found, whole_s = self._sum(f"measured {name}"), self.totals.measured_duration_s
-            covered_s = found.measured_duration_s if found else 0.0
-            if covered_s < 0.95 * whole_s:
-                left_s = whole_s - covered_s
-                source = self.session.meters[name].name
-                detail = f"{self.name}, {source}: {left_s:.3g} s of {whole_s:.3g} s have no energy: {missing.detail}"
-                self.session.warn(missing.kind, detail)
+        """A warning where the measured part, or else another part, has no energy for more than is let pass."""
+        for name, meter in self.session.meters.items():
+            for part, (whole_s, least) in self._parts().items():
+                missing, found = self._missing.get((part, name)), self._sum(f"{part} {name}")
+                left_s = whole_s - (found.measured_duration_s if found else 0.0)
+                if missing is not None and left_s > (1 - least) * whole_s:
+                    where = self.name if part == "measured" else f"{self.name}, {_PARTS[part]}"
+                    detail = (
+                        f"{where}, {meter.name}: {left_s:.3g} s of {whole_s:.3g} s have no energy: {missing.detail}"
+                    )
+                    self.session.warn(missing.kind, detail)
+                    break  # what the measured part lacks its parts lack as well
+
+    def _parts(self) -> dict[str, tuple[float, float]]:
+        """The parts of a phase: their seconds, and the share that must have energy for its sum to be given."""
+        totals, whole = self.totals, 1 - ROUNDING
+        return {
+            "measured": (totals.measured_duration_s, _MOST_COVERED),
+            "phase": (totals.duration_s, _MOST_COVERED),
+            "prefill": (totals.prefill_s, whole),
+            "decode": (totals.decode_s, whole),
+        }
 
     def _sum(self, key: str) -> EnergySum | None:
         found = self.totals.energy.get(key)

@@ -69,14 +69,19 @@ def open_meters(asked: Asked) -> Meters:
     return Meters(energy, cpu_energy, tuple(views))
 
 
+def _through_nvml(uuid: str, label: str | None = None) -> NvmlDevice | None:
+    """A device through the library, None where that does not answer."""
+    try:
+        return answered(lambda: NvmlDevice(uuid, label), PATIENCE_S, (NvmlAbsentError,))
+    except NvmlAbsentError:
+        return None
+
+
 def own_views(device: torch.device) -> list[Instrument]:
     """The trial's own accelerator, for its memory and utilisation."""
     if device.type != "cuda" or torch.version.hip:
         return []
-    try:
-        own = answered(lambda: NvmlDevice(own_uuid(device), str(device)), PATIENCE_S, (NvmlAbsentError,))
-    except NvmlAbsentError:
-        return []
+    own = _through_nvml(own_uuid(device), str(device))
     return [] if own is None else [own]
 
 
@@ -133,7 +138,7 @@ def _nvml(asked: Asked) -> EnergyMeter:
     chosen = _chosen(asked, device_uuids())
     devices = [NvmlDevice(uuid, label) for uuid, label in chosen]
     names = _listed([device.uuid for device in devices])
-    other = asked.device.type != "cuda"
+    other = _has_another(chosen, asked)
     if all(device.counter_j() is not None for device in devices):
         detail = f"total energy consumption of {names}"
         return EnergyMeter("nvml counter", detail, "counter", tuple(devices), None, of_another_device=other)
@@ -153,9 +158,9 @@ def _nvidia_smi(asked: Asked) -> EnergyMeter:
     chosen = _chosen(asked, there)
     if unknown := [uuid for uuid, _ in chosen if uuid not in there]:
         raise SmiAbsentError(f"nvidia-smi reads no power of {unknown[0]}")
-    instruments = tuple(NvidiaSmi(uuid, asked.rate_hz, label) for uuid, label in chosen)
+    instruments = tuple(NvidiaSmi(uuid, asked.rate_hz, label, _through_nvml(uuid)) for uuid, label in chosen)
     detail = f"power.draw of {_listed([uuid for uuid, _ in chosen])}, integrated"
-    other = asked.device.type != "cuda"
+    other = _has_another(chosen, asked)
     period_s = nvidia_smi.UPDATE_PERIOD_S
     return EnergyMeter("nvidia-smi", detail, "power", instruments, period_s, of_another_device=other)
 
@@ -172,6 +177,11 @@ def _chosen(asked: Asked, uuids: Sequence[str]) -> list[tuple[str, str]]:
     if not wanted:
         raise NvmlAbsentError("NVML: no device")
     return [(uuid, str(asked.device) if uuid == own else uuid) for uuid in wanted]
+
+
+def _has_another(chosen: Sequence[tuple[str, str]], asked: Asked) -> bool:
+    """Whether a device is among them that is not the trial's own."""
+    return any(label != str(asked.device) for _, label in chosen)
 
 
 def _named(name: str, there: Sequence[str]) -> str:
@@ -193,28 +203,31 @@ def _rapl(asked: Asked) -> EnergyMeter:
 
 def _amd(asked: Asked) -> EnergyMeter:
     devices = amd_devices()
-    if asked.device.type == "cuda" and not asked.devices:
-        devices = devices[asked.device.index or 0 :][:1]
-    return _through_zeus("amd", devices, asked, own="cuda")
+    own = devices[asked.device.index or 0 :][:1] if asked.device.type == "cuda" else []
+    return _through_zeus("amd", devices, asked, own)
 
 
 def _apple(asked: Asked) -> EnergyMeter:
-    return _through_zeus("apple", apple_devices(), asked, own="mps")
+    devices = apple_devices()
+    return _through_zeus("apple", devices, asked, devices if asked.device.type == "mps" else [])
 
 
 def _jetson(asked: Asked) -> EnergyMeter:
-    return _through_zeus("jetson", jetson_devices(), asked, own="cuda")
+    devices = jetson_devices()
+    return _through_zeus("jetson", devices, asked, devices if asked.device.type == "cuda" else [])
 
 
-def _through_zeus(name: str, devices: Sequence[ZeusDevice], asked: Asked, own: str) -> EnergyMeter:
+def _through_zeus(name: str, there: Sequence[ZeusDevice], asked: Asked, own: Sequence[ZeusDevice]) -> EnergyMeter:
+    """The devices asked for by name, else the trial's own, else all."""
+    devices = own or there
     if asked.devices:
-        names = [_named(device, [part.device for part in devices]) for device in asked.devices]
-        devices = [device for device in devices if device.device in names]
+        names = [_named(device, [part.device for part in there]) for device in asked.devices]
+        devices = [device for device in there if device.device in names]
     if not devices:
         raise ZeusAbsentError(f"zeus finds no {name} device", "see the visible devices")
     kind = "counter" if all(device.read_mj for device in devices) else "power"
     detail = f"zeus: {_listed([device.device for device in devices])} (untested by us)"
-    other = asked.device.type != own
+    other = any(device not in own for device in devices)
     return EnergyMeter(name, detail, kind, tuple(devices), of_another_device=other)  # type: ignore[arg-type]
 
 

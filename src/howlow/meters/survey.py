@@ -20,7 +20,7 @@ from howlow.meters.patience import answered
 from howlow.meters.sources import AbsentErrors, Asked, open_energy
 from howlow.meters.surroundings import look_around
 from howlow.meters.zeus_devices import amd_devices, apple_devices, jetson_devices
-from howlow.records import REMEDIES
+from howlow.records import REMEDIES, Idle
 
 PATIENCE_S = 5.0
 _SMI_PATIENCE_S = 4.0  # a process that hangs is ended before the answer is given up, or it would outlive us
@@ -69,7 +69,7 @@ def survey(device: torch.device) -> Survey:
         device_name=environment(device).device_name,
         energy=energy.name,
         energy_detail=energy.detail,
-        idle_power_w=idle.power_w if idle else None,
+        idle_power_w=idle.power_w if isinstance(idle, Idle) else None,
         sources=(*(_source(name, find) for name, find in _SOURCES.items()), _ASSUMED),
         measures=tuple(_measures(device)),
         warnings=tuple(_warnings(energy.instruments)),

@@ -9,8 +9,8 @@ Readings that are missing only move the enclosing ones apart.
 
 **Power.** Polled power is integrated by the trapezoidal rule. Between two readings the power is taken to stay between
 their values: then an interval dt with the difference dP is wrong by at most dt * |dP| / 2. A reading that is up to U
-late adds at most U times the sum of all |dP|; an edge without a reading beyond it adds its gap times the range of the
-readings.
+late adds at most U times the sum of all |dP|, up to the first reading U after the window, which knows of its end; an
+edge or a hole without readings adds its length times the range of the readings.
 
 A window that is too short for its source, or that has a hole, has no energy: `Missing` says why.
 """
@@ -133,15 +133,20 @@ def power_energy(
     period_s: the time between readings that was asked for.
     """
     first = max(0, bisect_right(points, start_s, key=lambda point: point.time_s) - 1)
-    last = min(len(points), bisect_left(points, end_s, key=lambda point: point.time_s) + 1)
+    last, knowing = (
+        bisect_left(points, moment_s, key=lambda point: point.time_s) + 1
+        for moment_s in (end_s, end_s + update_period_s)
+    )
     near = [(point.time_s, point.power_w) for point in points[first:last] if point.power_w is not None]
+    later = [(point.time_s, point.power_w) for point in points[last:knowing] if point.power_w is not None]
     energy_j = integrate_power([t for t, _ in near], [p for _, p in near], start_s, end_s)
     shortest_s = 3 * max(period_s, update_period_s)
     if end_s - start_s < shortest_s * (1 - ROUNDING):
         return _too_short(end_s - start_s, shortest_s, f"its power is read every {period_s:.3g} s")
     if energy_j is None or _holes_s(near, start_s, end_s, period_s) > LARGEST_HOLE * (end_s - start_s):
         return Missing(WarningKind.ENERGY_GAP, "readings of power are missing inside the window")
-    return WindowEnergy(energy_j, _power_error_j(near, start_s, end_s, update_period_s), len(near))
+    blind_s = _holes_s(near, start_s, end_s, period_s) + max(0.0, end_s + update_period_s - (near + later)[-1][0])
+    return WindowEnergy(energy_j, _power_error_j(near, later, (start_s, end_s), update_period_s, blind_s), len(near))
 
 
 def _too_short(length_s: float, shortest_s: float, reason: str) -> Missing:
@@ -160,14 +165,23 @@ def _holes_s(near: Sequence[tuple[float, float]], start_s: float, end_s: float, 
     return sum(min(t1, end_s) - max(t0, start_s) for t0, t1 in pairwise(moments) if t1 - t0 > allowed_s)
 
 
-def _power_error_j(near: Sequence[tuple[float, float]], start_s: float, end_s: float, update_period_s: float) -> float:
-    powers = [power_w for _, power_w in near]
-    spread_w = max(powers) - min(powers)
-    edges_s = max(0.0, near[0][0] - start_s) + max(0.0, end_s - near[-1][0])
-    error_j = edges_s * spread_w
+def _power_error_j(
+    near: Sequence[tuple[float, float]],
+    later: Sequence[tuple[float, float]],
+    window: tuple[float, float],
+    update_period_s: float,
+    blind_s: float,
+) -> float:
+    """See the module; `later` readings tell of the window's end, `blind_s` is what no reading tells of."""
+    start_s, end_s = window
+    seen = [*near, *later]
+    powers = [power_w for _, power_w in seen]
+    edge_s = max(0.0, near[0][0] - start_s)
+    error_j = (edge_s + blind_s) * (max(powers) - min(powers))
+    error_j += update_period_s * sum(abs(p1 - p0) for (_, p0), (_, p1) in pairwise(seen))
     for (t0, p0), (t1, p1) in pairwise(near):
         inside_s = min(t1, end_s) - max(t0, start_s)
-        error_j += abs(p1 - p0) * (max(0.0, inside_s) / 2 + update_period_s)
+        error_j += abs(p1 - p0) * max(0.0, inside_s) / 2
     return error_j
 
 

@@ -86,14 +86,17 @@ class PhaseRecord(Frozen):
         None, description="energy until every prompt was read, summed over the measured steps of a generation"
     )
     prefill_energy_error_j: float | None = None
+    prefill_energy_readings: int | None = None
     decode_energy_j: float | None = Field(None, description="energy of the rest of these steps")
     decode_energy_error_j: float | None = None
+    decode_energy_readings: int | None = None
     phase_energy_j: float | None = Field(None, description="energy of the whole phase, burn-in and pauses included")
     measured_energy_error_j: float | None = Field(
         None, description="how far measured_energy_j can lie from the truth, as the source's pace and gaps allow"
     )
     measured_energy_readings: int | None = Field(None, description="the readings that measured_energy_j rests on")
     phase_energy_error_j: float | None = Field(None, description="the same for phase_energy_j")
+    phase_energy_readings: int | None = Field(None, description="the readings that phase_energy_j rests on")
     phase_energy_duration_s: float | None = Field(None, description="the time that phase_energy_j covers")
     energies: tuple[EnergyWindow, ...] = Field((), description="the CPU beside it (cpu), and each device of several")
 

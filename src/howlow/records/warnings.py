@@ -17,6 +17,7 @@ class WarningKind(StrEnum):
     ENERGY_ABSENT = "energy_absent"
     ENERGY_ASSUMED = "energy_assumed"
     ENERGY_OF_ANOTHER_DEVICE = "energy_of_another_device"
+    IDLE_ABSENT = "idle_absent"
     PEAK_MEMORY_ABSENT = "peak_memory_absent"
     PERPLEXITY_OVERFLOW = "perplexity_overflow"
     STEPS_SKIPPED = "steps_skipped"
@@ -52,6 +53,7 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.ENERGY_ABSENT: "run on a device with a sensor, or set meters.assumed_power_w",
     WarningKind.ENERGY_ASSUMED: "the watts were given by the user, not measured; use a sensor for a measured figure",
     WarningKind.ENERGY_OF_ANOTHER_DEVICE: "leave meters.energy at auto to read only the trial's own device",
+    WarningKind.IDLE_ABSENT: "no energy above idle; see what kept the sensor from answering (howlow env tries it)",
     WarningKind.PEAK_MEMORY_ABSENT: "run where /proc/self/clear_refs can be written to reset the resident peak",
     WarningKind.PERPLEXITY_OVERFLOW: "read the loss instead",
     WarningKind.STEPS_SKIPPED: "gradients overflowed in fp16; use bf16 or fp32 if there are many",

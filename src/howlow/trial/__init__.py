@@ -42,6 +42,7 @@ from howlow.meters.memory import bound_heap, keep_heap, release
 from howlow.meters.patience import answered
 from howlow.meters.session import Session
 from howlow.meters.sources import Asked, Meters, open_meters
+from howlow.meters.windows import Missing
 from howlow.preparation import Prepared
 from howlow.records import (
     BatchSearch,
@@ -89,7 +90,7 @@ def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
     settle()
     settings = Settings.model_validate_json(payload["settings"])
     choice = LayoutChoice(**payload["layout"])
-    taken = settings.training.model_copy(update={"layout": choice.layout})
+    taken, idle = settings.training.model_copy(update={"layout": choice.layout}), payload.get("idle")
     state = TrialState(
         name=payload["name"],
         kind=payload["kind"],
@@ -99,16 +100,18 @@ def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
         data_folder=Path(payload["data"]),
         link=link,
         choice=choice,
-        idle=Idle(**payload["idle"]) if payload.get("idle") else None,
+        idle=Idle(**idle) if idle and "absent" not in idle else None,
         is_bounded=payload.get("is_bounded", False),
         batch_search=tuple(BatchSearch(**search) for search in payload.get("batch_search", ())),
     )
+    if idle and "absent" in idle:
+        state.warn(WarningKind.IDLE_ABSENT, idle["absent"])
     with FileLock(state.folder / ".lock"):  # a trial of a sweep that was killed a moment ago may still be ending
         return run(state)
 
 
 def idle_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | None:
-    """Let the device rest, then read its idle power; None where no source reads it."""
+    """Let the device rest, then read its idle power, or why it is `absent`; None where no source could read it."""
     settings = Settings.model_validate_json(payload["settings"])
     rate_hz = max(SLOWEST_HZ, settings.meters.rate_hz)  # the window is short
     meters = open_meters(replace(asked_of(settings, choose_device(settings.run.device)), rate_hz=rate_hz))
@@ -117,7 +120,11 @@ def idle_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | 
     if link.stop_requested:
         raise StoppedError
     found, cpu = measure_idle(energy, rate_hz), measure_idle(meters.cpu_energy, rate_hz)
-    return None if found is None else found.model_dump() | {"cpu_power_w": cpu.power_w if cpu else None}
+    if isinstance(found, Missing):
+        return {"absent": found.detail}
+    return (
+        None if found is None else found.model_dump() | {"cpu_power_w": cpu.power_w if isinstance(cpu, Idle) else None}
+    )
 
 
 def _temperature_c(energy: EnergyMeter) -> float | None:

@@ -1,0 +1,38 @@
+"""What a limit counts is at its highest over all phases, although each phase resets the allocator's peak."""
+
+import pytest
+import torch
+
+from howlow.meters import memory
+
+
+class Allocator:
+    """CUDA's caching allocator as far as its peak goes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reserved = self.peak = 0
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: self._reset())
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: self.peak)
+
+    def take(self, size: int) -> None:
+        self.reserved = size
+        self.peak = max(self.peak, size)
+
+    def _reset(self) -> None:
+        self.peak = self.reserved
+
+
+def test_a_phase_that_resets_the_peak_does_not_hide_what_was_taken_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocator, device = Allocator(monkeypatch), torch.device("cuda:0")
+    allocator.take(99)
+    allocator.take(5)
+    with memory.Taken(device) as taken:
+        memory.reset_peaks(device)
+        allocator.take(70)
+        allocator.take(10)
+        memory.reset_peaks(device)
+        allocator.take(30)
+    assert taken.highest_bytes == 70, "of the first phase, and not what was there before"
+    with memory.Taken(device) as taken:
+        allocator.take(31)
+    assert taken.highest_bytes == 31
