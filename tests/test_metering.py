@@ -9,7 +9,7 @@ from howlow.analysis import rows
 from howlow.analysis.metering import percentile
 from howlow.records import EnergyWindow, Idle, MeterRecord, Reading
 
-IDLE = Idle(power_w=60.0, duration_s=3.0, measured_at="2026-11-24T00:00:00+00:00")
+IDLE = Idle(power_w=60.0, error_w=1.5, duration_s=3.0, measured_at="2026-11-24T00:00:00+00:00")
 
 
 def metered(folder: Path, **fields: object) -> dict[str, object]:
@@ -33,6 +33,7 @@ def test_energy_has_its_error_and_what_is_above_idle(tmp_path: Path) -> None:
     assert row["train_energy_per_sample_j"] == 600 / 16
     assert row["train_energy_error_per_sample_j"] == 8 / 16
     assert row["train_energy_above_idle_per_sample_j"] == (600 - 60 * 2) / 16
+    assert row["train_energy_above_idle_error_per_sample_j"] == (8 + 1.5 * 2) / 16
     assert row["idle_power_w"] == 60
     assert row["meter_rate_hz"] == 4
 
@@ -51,6 +52,7 @@ def test_the_whole_phase_stands_beside_the_measured_part(tmp_path: Path) -> None
 def test_without_an_idle_reading_nothing_is_taken_off_and_nothing_is_zero(tmp_path: Path) -> None:
     row = metered(tmp_path, meters=None)
     assert row["train_energy_above_idle_per_sample_j"] is None
+    assert row["train_energy_above_idle_error_per_sample_j"] is None
     assert row["idle_power_w"] is None
 
 

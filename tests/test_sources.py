@@ -15,6 +15,7 @@ from stand_ins import Scripted, powercap_tree
 
 from howlow.errors import UserError
 from howlow.meters import nvidia_smi, rapl, sources
+from howlow.meters.instruments import Look
 from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, parse, smi_uuids
 from howlow.meters.rapl import RaplAbsentError, zones
 from howlow.meters.sources import Asked, open_energy, open_meters
@@ -243,6 +244,18 @@ def test_nvidia_smi_leaves_outside_work_to_the_library() -> None:
     other = (WarningKind.OTHER_PROCESS_ON_DEVICE, "pid 7")
     assert NvidiaSmi("GPU-1", 4.0, None, Scripted(findings=[other])).findings() == [other]
     assert NvidiaSmi("GPU-1", 4.0).findings() == []
+
+
+def test_nvidia_smi_leaves_throttling_to_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in_smi(tmp_path, monkeypatch)
+    library = Scripted()
+    monkeypatch.setattr(library, "look", lambda: Look(throttle_reasons=("hw_slowdown",)))
+    device = NvidiaSmi("GPU-11111111-aaaa", 4.0, None, library)
+    until = time.monotonic() + 5
+    while (look := device.look()).power_w is None and time.monotonic() < until:
+        time.sleep(0.05)
+    device.close()
+    assert (look.power_w, look.throttle_reasons) == (250.5, ("hw_slowdown",))
 
 
 def test_a_line_knows_its_age(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

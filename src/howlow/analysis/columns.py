@@ -76,6 +76,13 @@ _METERED: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
         "lower",
     ),
     (
+        "energy_above_idle_error_per_sample_j",
+        "error of energy above idle/sample",
+        "joules",
+        "the error of energy/sample and that of the idle power x time/sample",
+        None,
+    ),
+    (
         "cpu_energy_above_idle_per_sample_j",
         "CPU energy above idle/sample",
         "joules",

@@ -103,6 +103,7 @@ def energy_figures(record: Record, phase: PhaseRecord) -> dict[str, float | None
         "power_w": ratio(phase.measured_energy_j, phase.measured_duration_s),
         "energy_error_per_sample_j": ratio(phase.measured_energy_error_j, samples),
         "energy_above_idle_per_sample_j": ratio(_above_idle_j(record, phase), samples),
+        "energy_above_idle_error_per_sample_j": ratio(_above_idle_error_j(record, phase), samples),
         "cpu_energy_per_sample_j": _cpu_per_sample_j(cpu),
         "cpu_energy_above_idle_per_sample_j": _cpu_above_idle_per_sample_j(record, cpu),
         "phase_energy_j": phase.phase_energy_j,
@@ -126,6 +127,14 @@ def _above_idle_j(record: Record, phase: PhaseRecord) -> float | None:
     if idle is None or phase.measured_energy_j is None or phase.measured_duration_s is None:
         return None
     return phase.measured_energy_j - idle.power_w * phase.measured_duration_s
+
+
+def _above_idle_error_j(record: Record, phase: PhaseRecord) -> float | None:
+    """Both errors at their worst; None where one is not known."""
+    idle = record.meters.idle if record.meters else None
+    if idle is None or None in (idle.error_w, phase.measured_energy_error_j, phase.measured_duration_s):
+        return None
+    return (phase.measured_energy_error_j or 0.0) + (idle.error_w or 0.0) * (phase.measured_duration_s or 0.0)
 
 
 def meter_figures(record: Record) -> dict[str, Any]:

@@ -61,14 +61,15 @@ class NvidiaSmi:
         age_s = 0.0 if newest is None else clock.now_s() - newest[0]
         if newest is None or age_s > 2 * self._period_s + 0.1:
             return Look()
-        return replace(newest[1], age_s=age_s)
+        reasons = () if self._library is None else self._library.look().throttle_reasons
+        return replace(newest[1], age_s=age_s, throttle_reasons=reasons)
 
     def counter_j(self) -> None:
         """nvidia-smi has no counter."""
         return
 
     def findings(self) -> list[Finding]:
-        """What NVML says of the same device, where the library is there: nvidia-smi is asked for power alone."""
+        """What NVML says of the same device, where the library is there, as of throttling (`look`)."""
         return [] if self._library is None else self._library.findings()
 
     def close(self) -> None:
