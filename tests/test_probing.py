@@ -61,7 +61,7 @@ def probe(wide_table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
         table = merge(wide_table, {"grid": {"lora.rank": [rank]}, "training": {"layout": layout}})
         (plan,) = expand(load(None, [merge(table, {"inference": {"adapter": adapter}} if adapter else {})]))
         below = [{"batch": batch - 1, "load": 0, "peak_bytes": 1, "fits": True}]
-        above = [{"batch": one, "load": 10**9, "peak_bytes": None, "fits": False} for one in range(batch + 1, 61)]
+        above = [{"batch": one, "load": 10**9, "peak_bytes": None, "fits": False} for one in range(batch + 1, 1000)]
         payload = {
             "setting": "inference.batch_size" if adapter else "training.batch_size",
             "kind": "lora",
@@ -200,6 +200,34 @@ def test_a_search_that_was_interrupted_goes_on_with_its_probes(
     assert [(probe.batch, probe.fits) for probe in search.probes] == probed
     assert len(set(probed)) == len(probed) - 1  # the one found is confirmed, nothing else is probed twice
     assert [path.name for path in (tmp_path / "out" / ".howlow").glob("probes-*")] == []
+
+
+def test_the_largest_batch_of_inference_is_bounded_by_memory_too(
+    limit_bytes: int, wide_table: dict[str, Any], probe: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    test = tmp_path / "test.json"
+    test.write_text(json.dumps(squad_document(200, name="test")), encoding="utf-8")
+    changes = {
+        "grid": {"lora.rank": [1]},
+        "task": {"test": str(test)},
+        "training": {"batch_size": 1, "max_steps": 1, "layout": "padded"},
+        "inference": {"batch_size": "max"},
+        "run": {"memory_limit_bytes": limit_bytes},
+    }
+    (record,) = swept(merge(wide_table, changes), tmp_path / "out")
+    assert record.status == "done", record.error
+    (search,) = record.batch_search
+    assert search.setting == "inference.batch_size"
+    assert record.settings.inference.batch_size == search.batch
+    assert search.batch is not None
+    assert search.batch < search.largest == 600
+    (data,) = (tmp_path / "out" / ".howlow").glob("prepared-*")
+    fits, one_more = (
+        probe(1, "padded", batch, data, unbounded(), "attached")["peak_bytes"]
+        for batch in (search.batch, search.batch + 1)
+    )
+    assert fits <= search.budget_bytes + 2e6  # what two processes may differ by
+    assert one_more > search.budget_bytes - 2e6
 
 
 def test_a_merged_models_copies_count_in_the_search_for_inference(
