@@ -104,7 +104,8 @@ def _within_limit(
         known = bench.known(payload["setting"])
         link.report("known", asdict(known))
         others = [_other(other) for other in payload["others"]]
-        if bench.device.type == "cpu" and _unless_out_of_memory(lambda: _fill_kernels(bench)) is None:
+        fills = bench.device.type == "cpu" and payload["setting"] == "inference.batch_size"  # training has its own way
+        if fills and _unless_out_of_memory(lambda: _fill_kernels(bench)) is None:
             link.report("probe", asdict(begun))
             return None
         return _probe_on(replace(question, expected=expected_line(known, others)), work, bench)
