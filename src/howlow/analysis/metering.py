@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from howlow.records import EnergyWindow, PhaseName, PhaseRecord, Record, Step, read_lines
+from howlow.records import EnergyWindow, Idle, PhaseName, PhaseRecord, Record, Step, read_lines
 
 _PERCENTILES = {"power_p05_w": 0.05, "power_p50_w": 0.5, "power_p95_w": 0.95}
 
@@ -116,14 +116,14 @@ def _cpu_per_sample_j(cpu: EnergyWindow | None) -> float | None:
 
 
 def _cpu_above_idle_per_sample_j(record: Record, cpu: EnergyWindow | None) -> float | None:
-    idle = record.meters.idle if record.meters else None
+    idle = _idle(record)
     if cpu is None or idle is None or idle.cpu_power_w is None:
         return None
     return ratio(cpu.energy_j - idle.cpu_power_w * cpu.duration_s, cpu.samples)
 
 
 def _above_idle_j(record: Record, phase: PhaseRecord) -> float | None:
-    idle = record.meters.idle if record.meters else None
+    idle = _idle(record)
     if idle is None or phase.measured_energy_j is None or phase.measured_duration_s is None:
         return None
     return phase.measured_energy_j - idle.power_w * phase.measured_duration_s
@@ -131,10 +131,14 @@ def _above_idle_j(record: Record, phase: PhaseRecord) -> float | None:
 
 def _above_idle_error_j(record: Record, phase: PhaseRecord) -> float | None:
     """Both errors at their worst; None where one is not known."""
-    idle = record.meters.idle if record.meters else None
-    if idle is None or None in (idle.error_w, phase.measured_energy_error_j, phase.measured_duration_s):
+    idle, error_j, duration_s = _idle(record), phase.measured_energy_error_j, phase.measured_duration_s
+    if idle is None or idle.error_w is None or error_j is None or duration_s is None:
         return None
-    return (phase.measured_energy_error_j or 0.0) + (idle.error_w or 0.0) * (phase.measured_duration_s or 0.0)
+    return error_j + idle.error_w * duration_s
+
+
+def _idle(record: Record) -> Idle | None:
+    return record.meters.idle if record.meters else None
 
 
 def meter_figures(record: Record) -> dict[str, Any]:

@@ -6,8 +6,8 @@ a sliding window or a chunk is measured along an example and not along the row.
 
 On a CPU every block of the row attends to the keys that it can see, so that masked blocks cost nothing: written out as
 products where that is faster (`howlow.engine.written_out`), else through torch's SDPA. On CUDA one FlexAttention call
-skips them (`howlow.engine.flex`). What a model asks of its attention beyond that is refused
-here, and found by the check of the loaded model (`howlow.engine.checking`).
+skips them (`howlow.engine.flex`). What a model asks of its attention beyond that is refused here, and found by the
+check of the loaded model (`howlow.engine.checking`).
 """
 
 import inspect

@@ -143,9 +143,10 @@ def power_energy(
     shortest_s = 3 * max(period_s, update_period_s)
     if end_s - start_s < shortest_s * (1 - ROUNDING):
         return _too_short(end_s - start_s, shortest_s, f"its power is read every {period_s:.3g} s")
-    if energy_j is None or _holes_s(near, start_s, end_s, period_s) > LARGEST_HOLE * (end_s - start_s):
+    holes_s = end_s - start_s if energy_j is None else _holes_s(near, start_s, end_s, period_s)
+    if energy_j is None or holes_s > LARGEST_HOLE * (end_s - start_s):
         return Missing(WarningKind.ENERGY_GAP, "readings of power are missing inside the window")
-    blind_s = _holes_s(near, start_s, end_s, period_s) + max(0.0, end_s + update_period_s - (near + later)[-1][0])
+    blind_s = holes_s + max(0.0, end_s + update_period_s - (near + later)[-1][0])
     return WindowEnergy(energy_j, _power_error_j(near, later, (start_s, end_s), update_period_s, blind_s), len(near))
 
 

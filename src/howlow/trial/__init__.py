@@ -120,11 +120,11 @@ def idle_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | 
     if link.stop_requested:
         raise StoppedError
     found, cpu = measure_idle(energy, rate_hz), measure_idle(meters.cpu_energy, rate_hz)
+    if found is None:
+        return None
     if isinstance(found, Missing):
         return {"absent": found.detail}
-    return (
-        None if found is None else found.model_dump() | {"cpu_power_w": cpu.power_w if isinstance(cpu, Idle) else None}
-    )
+    return found.model_dump() | {"cpu_power_w": cpu.power_w if isinstance(cpu, Idle) else None}
 
 
 def _temperature_c(energy: EnergyMeter) -> float | None:

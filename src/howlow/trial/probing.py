@@ -14,7 +14,7 @@ to confirm, a fresh one is taken there too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +25,6 @@ import torch
 from howlow.engine import inference, layouts
 from howlow.engine import model as models
 from howlow.engine.batch_size import Found, Known, Line, Other, Probe, Question, expected_line, next_step
-from howlow.engine.fused import fused
 from howlow.engine.model import Precision
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Trainer
@@ -48,8 +47,9 @@ T = TypeVar("T")
 _LOOKED_AT = 200_000
 """Examples that are laid out in thought, at most, to look for lighter schedules among batches that lie side by side."""
 _SHAPES = 8
-_ROWS = 16  # numbers of rows with half a dozen shapes of products each: more than the 64 kernels that are kept
 """Light steps of so many shapes fill the cache of compiled kernels (`memory.bound_heap`)."""
+_ROWS = 16
+"""Likewise light evaluations of so many numbers of rows, each with half a dozen shapes of products."""
 
 
 def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | None:
@@ -104,27 +104,7 @@ def _within_limit(
         known = bench.known(payload["setting"])
         link.report("known", asdict(known))
         others = [_other(other) for other in payload["others"]]
-        fills = bench.device.type == "cpu" and payload["setting"] == "inference.batch_size"  # training has its own way
-        if fills and _unless_out_of_memory(lambda: _fill_kernels(bench)) is None:
-            link.report("probe", asdict(begun))
-            return None
         return _probe_on(replace(question, expected=expected_line(known, others)), work, bench)
-
-
-def _fill_kernels(bench: "_Bench") -> int:
-    """Let oneDNN compile as many kernels as it keeps, as in the course of a trial, whose batches differ in shape.
-
-    Returns:
-        The number of batches that were run for it.
-    """
-    state, lightest = bench.state, min(bench.prepared.train, key=lambda example: example.length)
-    layer_products = fused(bench.model) if bench.precision == "fp32" else nullcontext()
-    with layer_products:
-        for rows in range(1, _ROWS + 1):
-            batch = layouts.lay_out([lightest] * rows, "padded", lightest.length, bench.pad_id, "completion")
-            inference.evaluate(bench.model, batch, precision=bench.precision, head=state.settings.training.head)
-    memory.release(bench.device)
-    return _ROWS
 
 
 def _state(payload: Mapping[str, Any], link: SweepLink) -> TrialState:
@@ -402,9 +382,20 @@ class _Inference:
         bench.model.eval()
         given = (bench.tokenizer, self.prepared, bench.precision, bench.pad_id)
         scorer = Scorer(state, bench.session, bench.model, *given, eos=frozenset())
+        if bench.device.type == "cpu":
+            self._fill_kernels(scorer, bench)
         self._run_heaviest(scorer, parts)
         if self.merges:
             self._run_heaviest(replace(scorer, model=models.merged(bench.model)), parts)
+
+    def _fill_kernels(self, scorer: Scorer, bench: _Bench) -> None:
+        """Let oneDNN compile as many kernels as it keeps, as in the course of a test, whose batches differ in shape."""
+        lightest, head = min(self.prepared.train, key=lambda example: example.length), self.state.settings.training.head
+        with scorer.frozen_layers():
+            for rows in range(1, _ROWS + 1):
+                batch = layouts.lay_out([lightest] * rows, "padded", lightest.length, bench.pad_id, "completion")
+                inference.evaluate(bench.model, batch, precision=bench.precision, head=head)
+        memory.release(bench.device)
 
     def _run_heaviest(self, scorer: Scorer, parts: Sequence[list[TokenizedExample]]) -> None:
         for phase, prepare in scorer.phases.items():
