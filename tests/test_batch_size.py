@@ -120,10 +120,7 @@ def schedules(draw: st.DrawFn) -> Callable[[int], int]:
 def test_few_probes_are_enough_where_a_larger_batch_may_be_lighter(
     load: Any, share: float, rank: int, bend: float, chance: Any
 ) -> None:
-    """The peaks of two processes differ by a thousandth; what lies within that of the budget may go either way.
-
-    Six probes are rare: a search whose first two miss the edge, and a larger batch that is lighter by a token or two.
-    """
+    """The peaks of two processes differ by a thousandth; what lies within that of the budget may go either way."""
     heaviest, fixed = load(load.largest), 300_000
     slope = (970_000 - fixed) / (share * heaviest)
 
@@ -145,7 +142,7 @@ def test_few_probes_are_enough_where_a_larger_batch_may_be_lighter(
     perhaps = max((batch for batch, one in at.items() if one <= asked.budget_bytes + 1000), default=0)
     assert surely <= (found or 0) <= perhaps
     if line is not None and surely == perhaps:
-        assert len(probes) <= 6
+        assert len(probes) <= 5
 
 
 def test_a_lighter_schedule_behind_the_first_that_does_not_fit_is_found() -> None:
@@ -161,8 +158,9 @@ def test_a_batch_that_does_not_fit_when_it_is_confirmed_is_not_the_largest() -> 
     unlucky = len(searched(asked, lambda load: 96_000 * load)[1]) - 1
     found, probes, steps = searched(asked, lambda load: 96_000 * load, lambda index: 20_000 * (index == unlucky))
     assert found == 9
-    assert [step.batch for step in steps if step.confirms] == [10, 9]
+    assert [step.batch for step in steps if step.confirms] == [10]
     assert [probe.fits for probe in probes if probe.batch == 10] == [True, False]
+    assert [probe.fits for probe in probes if probe.batch == 9] == [True]  # once itself, and 10 did once: no third
 
 
 def test_nothing_fits() -> None:

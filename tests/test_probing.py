@@ -129,7 +129,8 @@ def test_the_batch_found_is_the_largest_that_fits(
         assert search.batch is not None
         assert search.budget_bytes == limit_bytes - round(0.03 * limit_bytes)
         assert (search.limit, search.memory, search.largest) == ("run.memory_limit_bytes", "VmData", 60)
-        assert search.probes[-1].batch == search.batch
+        load = next(one.computed_tokens for one in search.probes if one.batch == search.batch)
+        assert sum(one.fits and one.computed_tokens >= load for one in search.probes) >= 2  # confirmed
         assert record.rank is not None
         fits = probe(record.rank, layout, search.batch, data, unbounded())["peak_bytes"]
         one_more = probe(record.rank, layout, search.batch + 1, data, unbounded())["peak_bytes"]
@@ -140,6 +141,25 @@ def test_the_batch_found_is_the_largest_that_fits(
     assert all(count <= 5 for count in counts[1:]), told
     batches = {record.rank: record.settings.training.batch_size for record in records}
     assert batches[1] >= batches[16] >= batches[128]  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+def test_a_long_trial_has_room_with_the_batch_that_was_found(
+    layout: str, limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
+) -> None:
+    """What gathers in its course, as compiled kernels of ever other shapes do, is in the probe or within the margin."""
+    train = tmp_path / "train.json"
+    train.write_text(json.dumps(squad_document(300, name="train")), encoding="utf-8")
+    changes = {
+        "grid": {"lora.rank": [16]},
+        "task": {"train": str(train)},
+        "training": {"layout": layout, "max_steps": 150, "epochs": 4},
+        "run": {"memory_limit_bytes": limit_bytes},
+    }
+    (record,) = swept(merge(wide_table, changes), tmp_path / "out")
+    assert record.status == "done", record.error
+    assert record.batch_search[0].batch is not None
+    assert record.batch_search[0].batch < record.batch_search[0].largest == 900
 
 
 def test_two_legs_beside_each_other_and_a_search_that_is_not_repeated(
@@ -268,7 +288,7 @@ def test_where_nothing_fits_the_trial_is_out_of_memory_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("asked", ["max", 1])
-@pytest.mark.parametrize("less_bytes", [10**12, 300e6, 115e6])
+@pytest.mark.parametrize("less_bytes", [10**12, 300e6, 150e6])
 def test_a_limit_below_what_a_process_itself_takes_is_out_of_memory_however_it_ends(
     less_bytes: float, asked: Any, limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from howlow.engine import written_out
 from howlow.engine.attention import BlockForest, Limits
 from howlow.engine.forest import plant
 from howlow.engine.frozen import product
+from howlow.meters.memory import KERNELS_KEPT_BY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -22,7 +23,8 @@ PLAIN = Limits(scale=0.3, window=None, chunk=None, softcap=None)
 
 @pytest.fixture(autouse=True)
 def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    for name in KERNELS_KEPT_BY:
+        monkeypatch.delenv(name, raising=False)
 
 
 def forest(lengths: list[int], prefix: int, share: bool, seed: int = 0) -> BlockForest:
@@ -171,14 +173,16 @@ def test_rows_of_more_shapes_than_compiled_kernels_are_kept_go_through_sdpa(monk
     shapes = row._cut(PLAIN).shapes
     monkeypatch.setattr(written_out, "_KERNELS_KEPT", 1)
     for capacity in (6 * shapes, 6 * shapes - 1, "many"):
-        monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(capacity))
+        for name in KERNELS_KEPT_BY:
+            monkeypatch.setenv(name, str(capacity))
         row.attend(*given_, PLAIN)
     assert seen == ["written out", "sdpa", "sdpa"]
 
 
-def test_a_process_that_is_bounded_in_memory_has_one_form_for_all_batches(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name", KERNELS_KEPT_BY)
+def test_a_process_that_is_bounded_in_memory_has_one_form_for_all_batches(name: str, monkeypatch: pytest.MonkeyPatch):
     seen = ways(monkeypatch)
-    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    monkeypatch.setenv(name, "64")
     row = forest([200], 0, False)
     row.attend(*tensors(row, (3, 2), 64)[:3], PLAIN)
     assert seen == ["sdpa"]

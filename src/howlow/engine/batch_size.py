@@ -4,13 +4,15 @@ A *probe* runs a batch's heaviest micro-batch for real and reads the memory's pe
 tokens that the model runs on (`load`), so a line through the probes predicts where the budget ends:
 
 * Nothing known of other ranks: batches are doubled until one does not fit.
-* Something known: the first probe is where the other ranks' lines, taken to this rank, meet the budget.
-* Between one that fits and one that does not, probes follow the line through the two peaks nearest to the budget, and
-  halve the interval where that does not end it soon.
+* Something known: the first probe is where the other ranks' lines, taken to this rank, meet the budget; what follows
+  is the largest batch that the line lets fit, or, if it lets none, the lightest above, which then tells of all.
+* Between one that fits and one that does not, probes follow the line through the peak nearest to the budget and the
+  next that is clear of it, and halve the interval where that does not end it soon.
 * A schedule that is cut elsewhere may be lighter although its batches are larger. So it is loads that are compared: a
   batch no heavier than one that fits needs no probe, nor one as heavy as one that does not; batches behind the first
   that did not fit are looked at too.
-* The batch found is confirmed: it, or one that is no lighter, has to fit once more.
+* The batch found is confirmed: it, or one that is no lighter, has to fit once more. Peaks of
+  two processes differ a little, so one that fits may fail when it is confirmed; its first pass confirms lighter ones.
 
 The largest that fits is thus found for any peaks that grow with the load; the line only saves probes. Where the data
 are so many that not every batch can be laid out in thought (`Question.beyond`), that holds for loads that grow with the
@@ -25,6 +27,8 @@ import numpy as np
 
 GUIDED = 4
 """So many probes follow the line before doubling, or halving, takes over."""
+CLEAR = 0.005
+"""Peaks this part of the budget apart tell a slope; those of one batch in two processes differ by up to half of it."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +105,24 @@ class Found:
 def next_step(question: Question) -> Try | Found:
     """What to do after the probes so far."""
     low, high = _bracket(question)
-    if high - low > 1 + question.beyond or low < question.largest < high:
+    if low < question.largest < high and _is_doubled(question):
+        return Try(min(question.largest, max(1, 2 * low)))
+    if high - low > 1 + question.beyond:
         return Try(_between(question, low, high))
     low, unsure = _looked_at(question, low, high)
     if unsure:
         return Try(_among(question, unsure))
     if low == 0:
         return Found(None)
-    failed = _failed(question)
-    as_heavy = [p for p in question.probes if p.load >= question.load(low) and p.batch not in failed]
+    as_heavy = [probe for probe in question.probes if probe.fits and probe.load >= question.load(low)]
     is_probed = any(probe.batch == low for probe in question.probes)  # loads alone do not say everything
     return Found(low) if is_probed and len(as_heavy) > 1 else Try(low, confirms=True)
+
+
+def _is_doubled(question: Question) -> bool:
+    """Whether so far all fitted, and no line leads on."""
+    probes = question.probes
+    return all(probe.fits for probe in probes) and (question.expected is None or len(probes) >= GUIDED)
 
 
 def _failed(question: Question) -> set[int]:
@@ -157,11 +168,7 @@ def _among(question: Question, unsure: Sequence[int]) -> int:
 
 def _between(question: Question, low: int, high: int) -> int:
     """A batch above `low` and under `high`."""
-    probes = question.probes
-    has_failed = not all(probe.fits for probe in probes)
     line = _line(question)
-    if not has_failed and (question.expected is None or len(probes) >= GUIDED):
-        return min(question.largest, max(1, 2 * low))
     if line is None or _has_followed_enough(question):
         return (low + high) // 2
     return max(low + 1, min(_largest_under(question, line, low, high), high - 1))
@@ -190,12 +197,14 @@ def _largest_under(question: Question, line: Line, low: int, high: int) -> int:
 def _line(question: Question) -> Line | None:
     """What this rank's probes say, with the slope of other ranks as long as they say too little."""
     budget, peaks = question.budget_bytes, _peaks(question.probes)
-    nearest = sorted(peaks, key=lambda load: abs(peaks[load] - budget))[:2]
-    line = question.expected
-    if len(nearest) == 2 and (own := _through(*((load, peaks[load]) for load in nearest))) is not None:
-        line = own
-    elif nearest and line is not None:
-        line = Line(peaks[nearest[0]] - line.bytes_per_load * nearest[0], line.bytes_per_load)
+    nearest = sorted(peaks, key=lambda load: abs(peaks[load] - budget))
+    line, own = question.expected, None
+    if nearest:
+        one, further = nearest[0], nearest[1:]
+        clear = [load for load in further if abs(peaks[load] - peaks[one]) > CLEAR * budget]
+        if other := clear[:1] or further[: line is None]:
+            own = _through((one, peaks[one]), (other[0], peaks[other[0]]))
+        line = own or (line and Line(peaks[one] - line.bytes_per_load * one, line.bytes_per_load))
     for load in sorted((probe.load for probe in question.probes if probe.peak_bytes is None), reverse=True):
         if line is not None and line.at(load) < question.limit_bytes:  # memory ran out: it is steeper than thought
             below = [(own, peaks[own]) for own in nearest if own < load]

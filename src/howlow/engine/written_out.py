@@ -26,7 +26,7 @@ MOST_KEYS = 1024
 MOST_QUERIES = 256
 """In one piece of a causal chain, half of whose scores would be masked."""
 _FLOPS_A_THREAD = 3_000_000  # with less to do for each thread a product costs more in calls than it saves
-_KERNELS_KEPT = 1024  # by oneDNN, unless told otherwise
+_KERNELS_KEPT = 1024  # by oneDNN and by ideep, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,11 @@ def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 
 def _kernels_kept() -> int:
-    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY")
+    """The fewer of what oneDNN keeps and what ideep, torch's layer above it, does."""
+    return min(_told("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"), _told("LRU_CACHE_CAPACITY"))
+
+
+def _told(*names: str) -> int:
     told = next((os.environ[name] for name in names if name in os.environ), "")
     return int(told) if told.isdecimal() else _KERNELS_KEPT
 

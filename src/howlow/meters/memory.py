@@ -24,6 +24,10 @@ import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # the numbers of glibc's <malloc.h>
 _LOOK_EVERY_S = 0.001
+KERNELS_KEPT = 32
+"""Compiled kernels that a process whose memory is bounded may keep. A Llama layer's step takes 28."""
+KERNELS_KEPT_BY = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""The variables that oneDNN and ideep, torch's layer above it, read at their first use."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,12 @@ def bound_heap() -> None:
     A kept heap breaks up: in the course of a trial it grows to half as much again as is in use, each time differently,
     so that there is no saying what fits. Mapping and faulting anew costs about a quarter of a training step's time.
 
-    oneDNN may keep 64 compiled kernels instead of 1024. Each takes about 1 MB and is for one shape; where every step
-    has a shape of its own, a gigabyte would gather. The dozen that the layers of a step need still fit.
+    Compiled kernels are kept in two places, oneDNN's cache and torch's own in front of it, 1024 in each. A kernel takes
+    0.3 to 1 MB and is for one shape; where every step has shapes of its own, a gigabyte would gather over the first
+    hundred steps. `KERNELS_KEPT` are enough for a layer's products, forward and backward.
     """
-    os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "64"
+    for name in KERNELS_KEPT_BY:
+        os.environ[name] = str(KERNELS_KEPT)
     libc = _glibc()
     if libc is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, 128 << 10)

@@ -48,7 +48,7 @@ _LOOKED_AT = 200_000
 """Examples that are laid out in thought, at most, to look for lighter schedules among batches that lie side by side."""
 _SHAPES = 8
 """Light steps of so many shapes fill the cache of compiled kernels (`memory.bound_heap`)."""
-_ROWS = 16
+_ROWS = 12
 """Likewise light evaluations of so many numbers of rows, each with half a dozen shapes of products."""
 
 
@@ -320,18 +320,23 @@ class _Training:
             bench.session.phase("train"),
             suppress(DivergedError),
         ):
-            self._make_moments(trainer, bench)
+            self._make_moments_and_kernels(trainer, bench)
             for part in chosen:
                 trainer.step([lay_out(state, part, bench.pad_id)] * times)
 
-    def _make_moments(self, trainer: Trainer, bench: _Bench) -> None:
-        """Steps of the lightest examples make the optimizer's moments (fp16 may skip the first) and the kernels."""
+    def _make_moments_and_kernels(self, trainer: Trainer, bench: _Bench) -> None:
+        """Steps of the lightest examples make the optimizer's moments (fp16 may skip the first) and the kernels.
+
+        On a CPU they differ in shape, padded ones by being as short as they are: as many kernels are compiled as may be
+        kept, which in the course of a trial its last micro-batches, or all of them, would add.
+        """
         by_length = {example.length: example for example in self.prepared.train}
         lightest = [by_length[length] for length in sorted(by_length)]
-        is_one_shape = self.state.choice.layout == "padded" or bench.device.type != "cpu"
-        for example in lightest[: 1 if is_one_shape else _SHAPES]:
+        layout, targets = self.state.choice.layout, self.state.settings.training.loss_on
+        for example in lightest[: _SHAPES if bench.device.type == "cpu" else 1]:
+            batch = layouts.lay_out([example], layout, example.length, bench.pad_id, targets)
             for _ in range(MAX_SKIPPED_STEPS):
-                if not trainer.step([lay_out(self.state, [example], bench.pad_id)]).skipped:
+                if not trainer.step([batch]).skipped:
                     break
 
 
