@@ -27,6 +27,7 @@ MOST_QUERIES = 256
 """In one piece of a causal chain, half of whose scores would be masked."""
 _FLOPS_A_THREAD = 3_000_000  # with less to do for each thread a product costs more in calls than it saves
 _KERNELS_KEPT = 1024  # by oneDNN and by ideep, unless told otherwise
+_FEWEST_KEPT = 128  # by a process whose memory is not bounded
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _pieces(forest: Forest, block: Block, mask: Tensor) -> Iterator[Piece]:
 def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether this form is for such tensors in this process: plain fp32 on a CPU.
 
-    A process that lets oneDNN keep fewer kernels than usual is bounded in memory (`howlow.meters.memory`), and what its
+    A process that lets oneDNN keep few kernels is bounded in memory (`howlow.meters.memory`), and what its
     batches take has to grow evenly, not from one form to the other.
     """
     return (
@@ -103,7 +104,7 @@ def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and query.dtype == key.dtype == value.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and _kernels_kept() >= _KERNELS_KEPT
+        and _kernels_kept() >= _FEWEST_KEPT
     )
 
 
