@@ -43,16 +43,24 @@ def test_too_few_steps_cannot_tell() -> None:
 
 @given(st.integers(0, 8), st.integers(1, 40), st.floats(0.5, 100))
 def test_burn_in_has_the_steps_asked_for_but_never_more_than_half(asked: int, steps: int, speed: float) -> None:
-    burn_in = BurnIn(asked, steps)
+    burn_in = BurnIn(asked, [3] * steps)
     while not burn_in.is_over:
         burn_in.add(speed)
     assert burn_in.steps == min(asked, steps // 2)
     assert burn_in.ran_out == (asked > steps // 2)
 
 
+def test_what_a_large_batch_leaves_over_is_not_all_that_is_measured() -> None:
+    assert BurnIn(2, [63, 1]).is_over
+    burn_in = BurnIn(2, [40, 40, 40, 4])
+    burn_in.add(1.0)
+    assert burn_in.is_over
+    assert burn_in.ran_out
+
+
 @given(st.lists(st.floats(0.5, 100), min_size=1, max_size=40))
 def test_burn_in_by_itself_ends_when_its_last_steps_agree(speeds: list[float]) -> None:
-    burn_in = BurnIn("auto", len(speeds))
+    burn_in = BurnIn("auto", [3] * len(speeds))
     while not burn_in.is_over:
         burn_in.add(speeds[burn_in.steps])
     assert burn_in.steps <= len(speeds) // 2
@@ -66,7 +74,7 @@ def test_burn_in_by_itself_ends_when_its_last_steps_agree(speeds: list[float]) -
 
 def test_burn_in_by_itself_waits_for_a_machine_that_gets_faster() -> None:
     speeds = [10.0 * 1.3**step for step in range(10)] + [140.0] * 30
-    burn_in = BurnIn("auto", len(speeds))
+    burn_in = BurnIn("auto", [3] * len(speeds))
     while not burn_in.is_over:
         burn_in.add(speeds[burn_in.steps])
     assert 10 < burn_in.steps <= 16

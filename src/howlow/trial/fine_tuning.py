@@ -39,7 +39,7 @@ def fine_tune(
     if saved is not None:
         saved.restore_training(trainer)
     first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()
-    parts = state.burn_in("train", first, len(schedule))
+    parts = state.burn_in("train", [len(step) for step in schedule[first:]])
     writer = LineWriter(state.steps_path)
     totals = saved.document["totals"] if saved else None
     with as_it_trains(state, model, precision), session.phase("train", totals) as meter:

@@ -123,7 +123,7 @@ class Scorer:
         running = self.saved.running if self.saved else {}
         running = running if running.get("phase") == phase else {}
         first, saved_at_s = running.get("batches", 0), now_s()
-        parts = state.burn_in(phase, first, len(batches))
+        parts = state.burn_in(phase, [len(batch) for batch in batches[first:]])
         attached = self.attached.batches(phase) if self.attached else None
         steps, predictions = LineWriter(state.steps_path), LineWriter(state.predictions_path)
         with self.session.phase(phase, running.get("totals")) as meter:

@@ -124,9 +124,9 @@ class TrialState:
             self._reported_s = now_s()
             self.link.report("progress", {"phase": phase, "step": step, "steps": steps, "loss": loss})
 
-    def burn_in(self, phase: PhaseName, first: int, steps: int) -> "PhaseParts":
-        """The parts of a phase that begins (again) at step `first`."""
-        return PhaseParts(self, phase, steps - first)
+    def burn_in(self, phase: PhaseName, samples: Sequence[int]) -> "PhaseParts":
+        """The parts of a phase that begins (again) and has steps of so many samples before it."""
+        return PhaseParts(self, phase, samples)
 
     def skipped_steps(self) -> int:
         """How many of the steps so far, those before an interruption included, the optimizer skipped."""
@@ -168,9 +168,9 @@ def warn_unsteady(state: TrialState) -> None:
 class PhaseParts:
     """For each step of a phase, as it comes: burn-in, never more than half of them, then measured."""
 
-    def __init__(self, state: TrialState, phase: PhaseName, steps: int) -> None:
-        self._state, self._phase, self._steps = state, phase, steps
-        self._burn_in = BurnIn(state.settings.meters.burn_in_steps, steps)
+    def __init__(self, state: TrialState, phase: PhaseName, samples: Sequence[int]) -> None:
+        self._state, self._phase, self._steps = state, phase, len(samples)
+        self._burn_in = BurnIn(state.settings.meters.burn_in_steps, samples)
         self._has_warned = False
 
     @property
