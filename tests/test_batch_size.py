@@ -163,6 +163,27 @@ def test_a_batch_that_does_not_fit_when_it_is_confirmed_is_not_the_largest() -> 
     assert [probe.fits for probe in probes if probe.batch == 9] == [True]  # once itself, and 10 did once: no third
 
 
+def test_where_probes_share_processes_a_pass_that_was_refuted_confirms_nothing() -> None:
+    """As on CUDA: 9 and 10 fit in one process, 10 fails in a fresh one; 9 has to fit in a fresh one too."""
+    probes = [Probe(9, 9, 900_000, True), Probe(10, 10, 969_000, True), Probe(11, 11, None, False)]
+    probes.append(Probe(10, 10, 971_000, False))
+    asked = question(64, probes=probes)
+    assert next_step(asked) == Found(9)
+    assert next_step(replace(asked, is_fresh=False)) == Try(9, confirms=True)
+
+
+def test_what_is_as_heavy_as_one_that_failed_is_not_tried_where_the_data_are_many() -> None:
+    """Three batches behind the edge are lighter; from the second on, nothing above is known to fail but by its load."""
+    lighter = {66: 600, 72: 610, 74: 620}
+    asked = question(100_000, lambda batch: lighter.get(batch, 10 * batch), beyond=2)
+    found, probes, _ = searched(replace(asked, expected=Line(0, 1_530)), lambda load: 1_530 * load)
+    assert found in lighter or found == 63
+    failed: list[int] = []
+    for probe in probes:
+        assert all(probe.load < load for load in failed), "known to fail before it was tried"
+        failed += [] if probe.fits else [probe.load]
+
+
 def test_nothing_fits() -> None:
     assert searched(question(64), lambda load: 2e6)[0] is None
 

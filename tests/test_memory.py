@@ -1,5 +1,7 @@
 """What a limit counts is at its highest over all phases, although each phase resets the allocator's peak."""
 
+import os
+
 import pytest
 import torch
 
@@ -36,3 +38,25 @@ def test_a_phase_that_resets_the_peak_does_not_hide_what_was_taken_before(monkey
     with memory.Taken(device) as taken:
         allocator.take(31)
     assert taken.highest_bytes == 31
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ({}, ["256", "256"]),
+        ({"LRU_CACHE_CAPACITY": "99"}, ["256", "99"]),
+        ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "99"}, ["99", "256"]),
+        ({"DNNL_PRIMITIVE_CACHE_CAPACITY": "99"}, [None, "256"]),
+    ],
+)
+def test_a_kept_heap_keeps_few_kernels_unless_the_environment_says_otherwise(
+    told: dict[str, str], kept: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_glibc", lambda: None)  # it changes the process for good
+    for name in (*memory.KERNELS_KEPT_BY, "DNNL_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.setenv(name, "")  # so that what is set here goes again
+        monkeypatch.delenv(name)
+    for name, number in told.items():
+        monkeypatch.setenv(name, number)
+    memory.keep_heap()
+    assert [os.environ.get(name) for name in memory.KERNELS_KEPT_BY] == kept

@@ -52,7 +52,9 @@ def test_burn_in_has_the_steps_asked_for_but_never_more_than_half(asked: int, st
 
 def test_what_a_large_batch_leaves_over_is_not_all_that_is_measured() -> None:
     assert BurnIn(2, [63, 1]).is_over
-    burn_in = BurnIn(2, [40, 40, 40, 4])
+    burn_in = BurnIn(3, [40, 40, 40, 4, 4, 4])
+    burn_in.add(1.0)
+    assert not burn_in.is_over
     burn_in.add(1.0)
     assert burn_in.is_over
     assert burn_in.ran_out

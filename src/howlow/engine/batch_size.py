@@ -5,14 +5,16 @@ tokens that the model runs on (`load`), so a line through the probes predicts wh
 
 * Nothing known of other ranks: batches are doubled until one does not fit.
 * Something known: the first probe is where the other ranks' lines, taken to this rank, meet the budget; what follows
-  is the largest batch that the line lets fit, or, if it lets none, the lightest above, which then tells of all.
+  is the largest batch that the line lets fit, or, if it lets none, the lightest above, which then tells of all (where
+  the data are too many to lay out every batch, the next one).
 * Between one that fits and one that does not, probes follow the line through the peak nearest to the budget and the
   next that is clear of it, and halve the interval where that does not end it soon.
 * A schedule that is cut elsewhere may be lighter although its batches are larger. So it is loads that are compared: a
   batch no heavier than one that fits needs no probe, nor one as heavy as one that does not; batches behind the first
   that did not fit are looked at too.
 * The batch found is confirmed: it, or one that is no lighter, has to fit once more. Peaks of
-  two processes differ a little, so one that fits may fail when it is confirmed; its first pass confirms lighter ones.
+  two processes differ a little, so one that fits may fail when it is confirmed; its first pass confirms lighter ones,
+  where each probe has a process of its own.
 
 The largest that fits is thus found for any peaks that grow with the load; the line only saves probes. Where the data
 are so many that not every batch can be laid out in thought (`Question.beyond`), that holds for loads that grow with the
@@ -75,7 +77,8 @@ class Question:
 
     load: the load of a batch's heaviest micro-batch. limit_bytes: what a probe without a peak has gone beyond.
     expected: the line that other ranks lead to expect. beyond: how many batches may be laid out in thought to see
-    whether one is lighter than it is large: between one that fits and one that does not, and behind those.
+    whether one is lighter than it is large: between one that fits and one that does not, and behind those. is_fresh:
+    every probe has a process of its own; else passes of a batch that then failed in a fresh one confirm nothing.
     """
 
     largest: int
@@ -84,6 +87,7 @@ class Question:
     load: Callable[[int], int]
     expected: Line | None = None
     beyond: int = 0
+    is_fresh: bool = True
     probes: list[Probe] = field(default_factory=list)
 
 
@@ -114,7 +118,12 @@ def next_step(question: Question) -> Try | Found:
         return Try(_among(question, unsure))
     if low == 0:
         return Found(None)
-    as_heavy = [probe for probe in question.probes if probe.fits and probe.load >= question.load(low)]
+    refuted = set[int]() if question.is_fresh else _failed(question)
+    as_heavy = [
+        probe
+        for probe in question.probes
+        if probe.fits and probe.load >= question.load(low) and probe.batch not in refuted
+    ]
     is_probed = any(probe.batch == low for probe in question.probes)  # loads alone do not say everything
     return Found(low) if is_probed and len(as_heavy) > 1 else Try(low, confirms=True)
 
@@ -138,13 +147,23 @@ def _known_loads(question: Question) -> tuple[float, float]:
 
 
 def _bracket(question: Question) -> tuple[int, int]:
-    """The largest batch known to fit (0: none so far), and the smallest above it that does not."""
+    """The largest batch known to fit (0: none so far), and the smallest above it that does not, or is as heavy."""
     failed, (fitting, _) = _failed(question), _known_loads(question)
     low = max((probe.batch for probe in question.probes if probe.batch not in failed), default=0)
     last = min(question.largest, low + question.beyond)
     while 0 < low < last and low + 1 not in failed and question.load(low + 1) <= fitting:
         low += 1
-    return low, min((batch for batch in failed if batch > low), default=question.largest + 1)
+    high = min((batch for batch in failed if batch > low), default=question.largest + 1)
+    return low, high if high - low <= 1 + question.beyond else _first_as_heavy(question, low, high)
+
+
+def _first_as_heavy(question: Question, low: int, high: int) -> int:
+    """The first above `low` that is as heavy as one that does not fit, as far as loads grow with the batch."""
+    _, too_much = _known_loads(question)
+    while math.isfinite(too_much) and low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if question.load(middle) >= too_much else (middle, high)
+    return high
 
 
 def _looked_at(question: Question, low: int, high: int) -> tuple[int, list[int]]:
@@ -207,7 +226,7 @@ def _line(question: Question) -> Line | None:
         line = own or (line and Line(peaks[one] - line.bytes_per_load * one, line.bytes_per_load))
     for load in sorted((probe.load for probe in question.probes if probe.peak_bytes is None), reverse=True):
         if line is not None and line.at(load) < question.limit_bytes:  # memory ran out: it is steeper than thought
-            below = [(own, peaks[own]) for own in nearest if own < load]
+            below = [(lighter, peaks[lighter]) for lighter in nearest if lighter < load]
             steeper = _through(max(below), (load, question.limit_bytes)) if below else None
             line = steeper or Line(question.limit_bytes - line.bytes_per_load * load, line.bytes_per_load)
     return line

@@ -27,7 +27,7 @@ MOST_QUERIES = 256
 """In one piece of a causal chain, half of whose scores would be masked."""
 _FLOPS_A_THREAD = 3_000_000  # with less to do for each thread a product costs more in calls than it saves
 _KERNELS_KEPT = 1024  # by oneDNN and by ideep, unless told otherwise
-_FEWEST_KEPT = 128  # by a process whose memory is not bounded
+_FEWEST_KEPT = 128  # a process that keeps fewer is taken for one whose memory is bounded
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # the numbers of glibc's <malloc.h>
 _LOOK_EVERY_S = 0.001
 KERNELS_KEPT = 256
-"""Compiled kernels that a process may keep: those of a step of 80 questions with the attention's."""
+"""Compiled kernels that a process may keep: twice those of the attention over 80 questions (`engine.written_out`)."""
 KERNELS_BOUNDED = 32
 """That one whose memory is bounded may keep: a Llama layer's 28, forward and backward, without attention's."""
 KERNELS_KEPT_BY = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
@@ -52,7 +52,10 @@ def keep_heap() -> bool:
     differ in shape grew by 60 % in its first 60 steps, and by 28 % with these.
     """
     for name in KERNELS_KEPT_BY:
-        os.environ.setdefault(name, str(KERNELS_KEPT))
+        if (
+            name.replace("ONEDNN", "DNNL") not in os.environ
+        ):  # its former name, still heeded where the new one is not set
+            os.environ.setdefault(name, str(KERNELS_KEPT))
     libc = _glibc()
     if libc is None:
         return False

@@ -53,14 +53,14 @@ def steady_from(speeds: Sequence[float]) -> int | None:
 class BurnIn:
     """Which steps of a phase are burn-in: so many, or with "auto" until the halves of the last six steps agree.
 
-    samples: of each step of the phase. Burn-in is never more than half of the steps, nor of the samples: where a large
-    batch leaves a few examples over, these alone would tell nothing of it. `ran_out`: that half is over, and the steps
-    have not become steady or are too few to tell.
+    samples: of each step of the phase. Burn-in is never more than half of the steps, and leaves at least a quarter of
+    the samples: where a large batch leaves a few examples over, these alone would tell nothing of it. `ran_out`: that
+    bound is reached, and the steps have not become steady or are too few to tell.
     """
 
     def __init__(self, asked: int | Literal["auto"], samples: Sequence[int]) -> None:
-        self._asked, half = asked, sum(samples) / 2
-        self._longest = min(len(samples) // 2, bisect_right(list(accumulate(samples)), half))
+        self._asked, most = asked, 0.75 * sum(samples)
+        self._longest = min(len(samples) // 2, bisect_right(list(accumulate(samples)), most))
         self._speeds: list[float] = []
         self._is_steady = False
 

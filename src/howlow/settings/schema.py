@@ -188,7 +188,7 @@ class MeterSettings(Section):
     burn_in_steps: NonNegative | Literal["auto"] = Field(
         2,
         description="first steps of a phase left out of its figures; auto: until the halves of the last six steps "
-        "agree in speed; never more than half of the phase's steps or samples",
+        "agree in speed; never more than half of the phase's steps or three quarters of its samples",
     )
     energy: Literal["auto", "nvml", "nvidia-smi", "amd", "rapl", "apple", "assumed", "none"] = Field(
         "auto",

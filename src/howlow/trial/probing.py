@@ -73,7 +73,7 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
         link.report("probes", [asdict(probe) for probe in probes])
     beyond = limit["enforced_bytes"] or limit["limit_bytes"]
     question = Question(work.largest, limit["budget_bytes"], beyond, cache(work.load), probes=probes)
-    question = replace(question, beyond=_LOOKED_AT // work.examples)
+    question = replace(question, beyond=_LOOKED_AT // work.examples, is_fresh=device.type == "cpu")
     step = next_step(question)
     if isinstance(step, Found):
         return {"batch": step.batch, "largest": work.largest}
@@ -328,13 +328,16 @@ class _Training:
         """Steps of the lightest examples make the optimizer's moments (fp16 may skip the first) and the kernels.
 
         On a CPU they differ in shape, padded ones by being as short as they are: as many kernels are compiled as may be
-        kept, which in the course of a trial its last micro-batches, or all of them, would add.
+        kept, which in the course of a trial its last micro-batches, or all of them, would add. torch's own compiler
+        has to see the trial's shapes alone, or it compiles another graph.
         """
         by_length = {example.length: example for example in self.prepared.train}
         lightest = [by_length[length] for length in sorted(by_length)]
-        layout, targets = self.state.choice.layout, self.state.settings.training.loss_on
-        for example in lightest[: _SHAPES if bench.device.type == "cpu" else 1]:
-            batch = layouts.lay_out([example], layout, example.length, bench.pad_id, targets)
+        layout, training = self.state.choice.layout, self.state.settings.training
+        is_varied = bench.device.type == "cpu" and (layout != "padded" or not training.compile)
+        for example in lightest[: _SHAPES if is_varied else 1]:
+            length = example.length if is_varied else training.sequence_length
+            batch = layouts.lay_out([example], layout, length, bench.pad_id, training.loss_on)
             for _ in range(MAX_SKIPPED_STEPS):
                 if not trainer.step([batch]).skipped:
                     break
