@@ -12,9 +12,9 @@ tokens that the model runs on (`load`), so a line through the probes predicts wh
 * A schedule that is cut elsewhere may be lighter although its batches are larger. So it is loads that are compared: a
   batch no heavier than one that fits needs no probe, nor one as heavy as one that does not; batches behind the first
   that did not fit are looked at too.
-* The batch found is confirmed: it, or one that is no lighter, has to fit once more. Peaks of
-  two processes differ a little, so one that fits may fail when it is confirmed; its first pass confirms lighter ones,
-  where each probe has a process of its own.
+* The batch found is confirmed: it, or one that is no lighter, has to fit once more. Peaks of two processes differ
+  a little, so one that fits may fail when it is confirmed; its first pass confirms lighter ones, where each probe has a
+  process of its own.
 
 The largest that fits is thus found for any peaks that grow with the load; the line only saves probes. Where the data
 are so many that not every batch can be laid out in thought (`Question.beyond`), that holds for loads that grow with the
@@ -160,9 +160,14 @@ def _bracket(question: Question) -> tuple[int, int]:
 def _first_as_heavy(question: Question, low: int, high: int) -> int:
     """The first above `low` that is as heavy as one that does not fit, as far as loads grow with the batch."""
     _, too_much = _known_loads(question)
-    while math.isfinite(too_much) and low + 1 < high:
+    return high if math.isinf(too_much) else _first(low, high, lambda batch: question.load(batch) >= too_much)
+
+
+def _first(low: int, high: int, is_beyond: Callable[[int], bool]) -> int:
+    """The first above `low` that is beyond something, `high` where none before it is; halving, so for growing loads."""
+    while low + 1 < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if question.load(middle) >= too_much else (middle, high)
+        low, high = (low, middle) if is_beyond(middle) else (middle, high)
     return high
 
 
@@ -201,13 +206,7 @@ def _has_followed_enough(question: Question) -> bool:
 
 def _largest_under(question: Question, line: Line, low: int, high: int) -> int:
     """The largest batch from `low` to under `high` that the line lets fit, as far as loads grow with the batch."""
-    while low + 1 < high:
-        middle = (low + high) // 2
-        if line.at(question.load(middle)) <= question.budget_bytes:
-            low = middle
-        else:
-            high = middle
-    return low
+    return _first(low, high, lambda batch: line.at(question.load(batch)) > question.budget_bytes) - 1
 
 
 # -- lines ----------------------------------------------------------------------------------------------------------
