@@ -74,6 +74,7 @@ class Scripted:
         self.device = device
         self.range_j = range_j
         self.may_hang = may_hang
+        self.programs_cpu_s = 0.0
         self._counter_j, self._power_w = counter_j, power_w
         self._findings = findings or []
         self._temperature_c = temperature_c

@@ -60,6 +60,7 @@ def imports_torch(process: psutil.Process) -> bool:
         (None, "RuntimeError: can't start new thread", True, False),
         (None, "libgomp: Thread creation failed: Resource temporarily unavailable", True, False),
         (None, "RuntimeError: could not create a primitive", True, False),
+        (None, "RuntimeError: could not execute a primitive", True, False),
         (None, "ZeroDivisionError: division by zero", False, False),
     ],
 )

@@ -31,13 +31,32 @@ def test_assumed_watts_are_multiplied_by_the_measured_time_without_pauses(tmp_pa
     assert 0.2 <= record.measured_duration_s < 0.29
     assert record.measured_energy_j == pytest.approx(40 * record.measured_duration_s, rel=1e-3)
     assert record.phase_energy_j == pytest.approx(40 * record.duration_s, rel=1e-2)
+    assert record.pauses == 1
+    assert record.pauses_duration_s is not None
+    assert 0.3 <= record.pauses_duration_s < 0.4
+    assert record.pauses_energy_j == pytest.approx(40 * record.pauses_duration_s)
+    assert record.measured_duration_s + record.pauses_duration_s < record.duration_s - 0.05  # burn-in is in neither
+
+
+def test_only_what_lies_between_measured_steps_is_a_pause(tmp_path: Path) -> None:
+    with Session(tmp_path, CPU, assumed_power(40.0), 50.0, 0.0) as session, session.phase("train") as meter:
+        meter.pause()
+        with meter.step(measured=False, samples=1):
+            time.sleep(0.02)
+        meter.pause()
+        with meter.step(measured=True, samples=1):
+            time.sleep(0.02)
+        meter.pause()
+        record = meter.end()
+    assert (record.pauses, record.pauses_duration_s, record.pauses_energy_j) == (0, 0.0, None)
 
 
 def test_a_phase_goes_on_with_the_totals_of_its_part_before_an_interruption(tmp_path: Path) -> None:
-    with Session(tmp_path, CPU, assumed_power(10.0), 50.0, 0.0) as session:
-        with session.phase("train") as meter, meter.step(measured=True, samples=4):
-            time.sleep(0.05)
-        totals = meter.pause()
+    with Session(tmp_path, CPU, assumed_power(10.0), 50.0, 0.0) as session, session.phase("train") as meter:
+        for samples in (3, 1):
+            with meter.step(measured=True, samples=samples):
+                time.sleep(0.05)
+            totals = meter.pause()
     with Session(tmp_path, CPU, assumed_power(10.0), 50.0, 7.0) as session, session.phase("train", totals) as meter:
         with meter.step(measured=True, samples=1) as timed:
             time.sleep(0.05)
@@ -45,6 +64,8 @@ def test_a_phase_goes_on_with_the_totals_of_its_part_before_an_interruption(tmp_
     assert timed.start_s >= 7
     assert record.measured_samples == 5
     assert record.measured_energy_j == pytest.approx(10 * (record.measured_duration_s or 0), rel=1e-2)
+    assert record.pauses == 1  # the one that the interruption cut off is lost with it
+    assert record.pauses_energy_j == pytest.approx(10 * (record.pauses_duration_s or 0), rel=1e-2)
 
 
 def test_the_timeline_has_its_rate_phases_and_no_repeated_readings(tmp_path: Path) -> None:

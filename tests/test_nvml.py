@@ -105,6 +105,10 @@ def test_the_counters_joules_are_those_of_the_measured_segments(ask: Ask) -> Non
     assert abs(phase["measured_energy_j"] - known_j) <= phase["measured_energy_error_j"]
     assert phase["phase_energy_j"] == pytest.approx(250 * phase["phase_energy_duration_s"], rel=0.05)
     assert phase["phase_energy_duration_s"] > 2.1
+    assert phase["pauses"] == 1
+    assert 0.5 <= phase["pauses_duration_s"] < 0.8
+    assert abs(phase["pauses_energy_j"] - 250 * phase["pauses_duration_s"]) <= phase["pauses_energy_error_j"]
+    assert phase["pauses_energy_readings"] > 5
     assert 0.02 <= found["period_s"] < 0.05
     assert found["counter_j"] > 1000
     assert found["idle_w"] == pytest.approx(250, rel=0.05)
@@ -115,6 +119,8 @@ def test_a_slow_counter_is_found_out_and_short_windows_have_no_energy(period_ms:
     found = ask(HOWLOW_NVML_MILLIWATTS="100000", HOWLOW_NVML_PERIOD_MS=str(period_ms))
     assert found["period_s"] >= 0.6 if period_ms == 1000 else found["period_s"] >= 0.4
     assert found["phase"]["measured_energy_j"] is None
+    assert found["phase"]["pauses"] == 1
+    assert found["phase"]["pauses_energy_j"] is None
     details = [detail for kind, detail in found["warnings"] if kind == "energy_window_too_short"]
     assert details, found["warnings"]
 

@@ -46,7 +46,7 @@ class Clock:
 class Replay:
     """An instrument that answers with what a recorded timeline held at that time."""
 
-    device, range_j, may_hang = "cuda:0", None, False
+    device, range_j, may_hang, programs_cpu_s = "cuda:0", None, False, 0.0
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._readings = read_timeline(RECORDED)

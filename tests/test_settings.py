@@ -18,6 +18,15 @@ def load(**changes: Any) -> asked.Settings:
     return asked.load(None, [asked.merge(SMALL, changes)])
 
 
+def test_a_digest_is_that_of_the_settings_it_names_and_of_what_is_beside_them() -> None:
+    keys = ("task", "lora.rank")
+    one = load().digest(keys)
+    assert (len(one), one) == (16, load(training={"batch_size": 3}).digest(keys))
+    changed = [load(lora={"rank": 3}).digest(keys), load(task={"train": "other"}).digest(keys)]
+    beside = [load().digest(keys, seed=1), load().digest(keys, seed=2), load().digest(keys, beside={"seed": 1})]
+    assert len({one, *changed, *beside}) == 6
+
+
 def test_the_defaults_are_those_of_the_paper_and_the_design() -> None:
     found = load()
     assert found.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -15,9 +15,11 @@ from stand_ins import Scripted, powercap_tree
 
 from howlow.errors import UserError
 from howlow.meters import nvidia_smi, rapl, sources
+from howlow.meters.energy import no_energy
 from howlow.meters.instruments import Look
 from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, parse, smi_uuids
 from howlow.meters.rapl import RaplAbsentError, zones
+from howlow.meters.session import Session
 from howlow.meters.sources import Asked, open_energy, open_meters
 from howlow.records import WarningKind
 from howlow.settings import load
@@ -147,6 +149,8 @@ def test_devices_belong_to_a_source_that_is_read() -> None:
 
 SMI = """#!{python}
 import os, sys, time
+while time.process_time() < {busy_s}:
+    pass
 row = "GPU-11111111-aaaa, {power}, 2048, 87, 40, 61, 1410, 1593"
 if any(part.startswith("-lms") for part in sys.argv):
     for count in range({lines}):
@@ -159,7 +163,8 @@ print(row)
 
 
 def stand_in_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, **script: object) -> None:
-    values = {"python": sys.executable, "power": "250.5", "lines": 10_000, "pause_at": -1, "pause": 0.02} | script
+    usual = {"python": sys.executable, "power": "250.5", "lines": 10_000, "pause_at": -1, "pause": 0.02, "busy_s": 0}
+    values = usual | script
     program = folder / "nvidia-smi"
     program.write_text(SMI.format(**values), encoding="utf-8")
     program.chmod(0o755)
@@ -201,6 +206,20 @@ def test_nvidia_smi_is_followed_and_a_line_is_given_once(tmp_path: Path, monkeyp
     powers = looked_at(NvidiaSmi("GPU-11111111-aaaa", 10.0), 0.8)
     assert powers.count(250.5) > 5
     assert set(powers) == {None, 250.5}
+
+
+def test_the_cpu_time_of_nvidia_smi_is_the_meters_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvidia_smi, "_RESTART_AFTER_S", 0.5)
+    stand_in_smi(tmp_path, monkeypatch, lines=3, busy_s=0.4)  # it ends, and is started again
+    device = NvidiaSmi("GPU-11111111-aaaa", 20.0)
+    with Session(tmp_path, CPU, no_energy("test"), 20.0, 0.0, views=[device]) as session, session.phase("train"):
+        until = time.monotonic() + 20
+        while device.programs_cpu_s < 0.8 and time.monotonic() < until:
+            time.sleep(0.02)
+    assert device.programs_cpu_s >= 0.8
+    share = session.report(None).cpu_share
+    assert share is not None
+    assert 0.5 < share < 1  # this process did hardly anything meanwhile
 
 
 def test_idle_power_is_read_also_where_the_timeline_is_slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,6 +337,8 @@ def test_an_nvidia_smi_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.M
 
 def test_closing_does_not_wait_for_an_nvidia_smi_that_the_driver_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     class Held:
+        pid, returncode = os.getpid(), None
+
         def kill(self) -> None:
             pass
 

@@ -10,7 +10,6 @@ trial that is run again, search no more. The probes of other ranks in there tell
 """
 
 import errno
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -237,19 +236,13 @@ def _key(plan: TrialPlan, setting: Setting, place: Place) -> str:
     own: dict[str, Any] = {"rank": plan.rank}
     if setting == "training.batch_size":
         own["seed"] = plan.seed
-    return _hashed({"family": _family(plan, setting, place), **own})
+    return plan.settings.digest((), family=_family(plan, setting, place), **own)
 
 
 def _family(plan: TrialPlan, setting: Setting, place: Place) -> str:
     """What searches have in common whose probes tell of one another: everything but rank and seed."""
-    values = {key: plan.settings.get(key) for key in _DEPENDS_ON[setting]}
-    plain = {key: value.model_dump() if hasattr(value, "model_dump") else value for key, value in values.items()}
     own = {"setting": setting, "kind": plan.kind, "layout": dict(place.layout), "basis": dict(place.basis)}
-    return _hashed({**own, **plain})
-
-
-def _hashed(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return plan.settings.digest(_DEPENDS_ON[setting], **own)
 
 
 def _others(folder: Path, family: str) -> list[dict[str, Any]]:

@@ -32,15 +32,22 @@ _CAN_HOLD_BACK = hasattr(signal, "pthread_sigmask")
 Outcome = Literal["result", "user_error", "disk_full", "crashed", "stopped", "died"]
 _ENDS = ("result", "user_error", "disk_full", "crashed", "stopped")
 _NO_MEMORY = ("bad_alloc", "can't allocate memory", "out of memory", "Cannot allocate memory", "MemoryError")
-# Under a memory limit these are about it; without one they have other causes, such as a limit on threads. The last two
-# are how oneDNN says it.
+# Under a memory limit these are about it; without one they have other causes, such as a limit on threads. What "could
+# not" be done is how oneDNN says it.
 _NO_MEMORY_UNDER_A_LIMIT = (
     "can't start new thread",
     "Resource temporarily unavailable",
     "failed to map segment",
     "Out of memory",
-    "could not create a primitive",
-    "could not create a memory object",
+    "could not create",
+    "could not execute",
+    "could not make an engine",
+    "could not clone",
+    "could not construct",
+    "could not generate a kernel",
+    "failed to allocate",
+    "not enough memory",
+    "in static TLS block",
 )
 _FALLS = (signal.SIGSEGV, signal.SIGABRT, getattr(signal, "SIGBUS", None))
 

@@ -3,7 +3,6 @@
 Nothing here depends on a single trial, and what was made is kept in the run directory for the next start.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -69,18 +68,12 @@ class Preparation:
 
 def preparation_key(settings: Settings) -> str:
     """Equal for trials that share what was prepared."""
-    return _key(settings, _PREPARATION_KEYS)
+    return settings.digest(_PREPARATION_KEYS)
 
 
 def layout_key(settings: Settings) -> str:
     """Equal for trials that share a layout."""
-    return _key(settings, (*_PREPARATION_KEYS, *_LAYOUT_KEYS))
-
-
-def _key(settings: Settings, keys: Sequence[str]) -> str:
-    values = [settings.get(key) for key in keys]
-    plain = [value.model_dump() if hasattr(value, "model_dump") else value for value in values]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return settings.digest((*_PREPARATION_KEYS, *_LAYOUT_KEYS))
 
 
 def prepare(executor: LocalExecutor, plans: Sequence[TrialPlan], folder: Path) -> dict[str, Preparation]:

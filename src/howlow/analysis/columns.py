@@ -161,7 +161,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("idle_power_w", "idle power", "watts", "what the energy source read before the trial, while nothing ran"),
     Column("meter_rate_hz", "reading rate", "per_second", "readings a second of the timeline, as it turned out"),
     Column("meter_largest_gap_s", "largest gap", "seconds", "the longest time between two readings"),
-    Column("meter_cpu_share", "meters' CPU", "fraction", "CPU time of the meters / that of the process", "lower"),
+    Column(
+        "meter_cpu_share",
+        "meters' CPU",
+        "fraction",
+        "CPU time of the meters, nvidia-smi's included / the trial's",
+        "lower",
+    ),
     Column(
         "meter_step_share",
         "meters' time",

@@ -47,6 +47,10 @@ class Instrument(Protocol):
     def may_hang(self) -> bool:
         """Whether a question may take forever, so that no step may ask it itself."""
 
+    @property
+    def programs_cpu_s(self) -> float:
+        """The CPU time that programs which it started have taken, in seconds; 0 where it starts none."""
+
     def look(self) -> Look:
         """Everything that it tells; for the timeline."""
 
@@ -62,6 +66,7 @@ class ProcessView:
 
     range_j = None
     may_hang = False
+    programs_cpu_s = 0.0
 
     def __init__(self, device: str) -> None:
         self.device = device

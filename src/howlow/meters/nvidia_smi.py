@@ -12,6 +12,8 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 
+import psutil
+
 from howlow.meters import clock
 from howlow.meters.instruments import Finding, Instrument, Look
 
@@ -51,10 +53,17 @@ class NvidiaSmi:
         self._period_s = 1 / rate_hz
         self._newest: tuple[float, Look] | None = None
         self._process: subprocess.Popen[str] | None = None
+        self._ended_cpu_s = self._running_cpu_s = 0.0  # of programs that have ended, and of the one that runs
         self._started_s = -_RESTART_AFTER_S
+
+    @property
+    def programs_cpu_s(self) -> float:
+        """The CPU time of nvidia-smi up to the last look."""
+        return self._ended_cpu_s + self._running_cpu_s
 
     def look(self) -> Look:
         """The newest line, if it is fresh and was not given before; else nothing."""
+        self._note_cpu_time()
         if self._process is None or self._process.poll() is not None:
             self._start()
         newest, self._newest = self._newest, None
@@ -63,6 +72,13 @@ class NvidiaSmi:
             return Look()
         reasons = () if self._library is None else self._library.look().throttle_reasons
         return replace(newest[1], age_s=age_s, throttle_reasons=reasons)
+
+    def _note_cpu_time(self) -> None:
+        """Before the process is asked whether it has ended: after that its number may be another's."""
+        if self._process is not None and self._process.returncode is None:
+            with suppress(psutil.Error):
+                times = psutil.Process(self._process.pid).cpu_times()
+                self._running_cpu_s = times.user + times.system
 
     def counter_j(self) -> None:
         """nvidia-smi has no counter."""
@@ -75,6 +91,7 @@ class NvidiaSmi:
     def close(self) -> None:
         """End the process."""
         if self._process is not None:
+            self._note_cpu_time()
             self._process.kill()
             with suppress(subprocess.TimeoutExpired):  # one that the driver holds does not even die
                 self._process.wait(_KILLED_WITHIN_S)
@@ -89,6 +106,7 @@ class NvidiaSmi:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         except OSError:  # gone since it was found: there is nothing to read
             return
+        self._ended_cpu_s, self._running_cpu_s = self.programs_cpu_s, 0.0
         threading.Thread(target=self._follow, args=(self._process,), name="howlow-smi", daemon=True).start()
 
     def _follow(self, process: subprocess.Popen[str]) -> None:

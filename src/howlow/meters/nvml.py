@@ -57,6 +57,7 @@ class NvmlDevice:
 
     range_j = _RANGE_J
     may_hang = True
+    programs_cpu_s = 0.0
 
     def __init__(self, uuid: str, label: str | None = None) -> None:
         self.uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"

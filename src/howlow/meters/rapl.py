@@ -33,6 +33,7 @@ class RaplZone:
     device: str
     range_j: float
     may_hang: bool = False
+    programs_cpu_s: float = 0.0
 
     def counter_j(self) -> float | None:
         """The counter; None when it cannot be read."""

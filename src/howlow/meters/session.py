@@ -17,18 +17,16 @@ from typing import Any, Self
 import torch
 
 from howlow.meters import clock, memory
-from howlow.meters.energy import EnergyMeter, no_energy, window_energy
+from howlow.meters.energy import EnergyMeter, no_energy
 from howlow.meters.instruments import Finding, Instrument, ProcessView
 from howlow.meters.sampler import Reader, Timeline
+from howlow.meters.sums import EnergySum, EnergySums, Part, Window
 from howlow.meters.surroundings import Machine, look_around, machine_findings, throttling
-from howlow.meters.windows import ROUNDING, Missing
-from howlow.records import EnergyWindow, Idle, MeterRecord, PhaseName, PhaseRecord, WarningKind
+from howlow.records import Idle, MeterRecord, PhaseName, PhaseRecord, WarningKind
 
 Warn = Callable[[WarningKind, str], None]
 _FINDINGS_PATIENCE_S = 2.0
 LARGEST_OVERHEAD = 0.005
-_MOST_COVERED = 0.95  # of a part's time by energy: less is a warning
-_PARTS = {"phase": "the whole phase", "prefill": "reading prompts", "decode": "writing"}
 _LONG_ENOUGH_S = 10.0  # of steps: before, finding out a counter's pace is most of the cost
 
 
@@ -44,22 +42,11 @@ class Timed:
 
 
 @dataclass
-class EnergySum:
-    """Energy summed over windows, with the time and the samples of exactly those windows."""
-
-    energy_j: float = 0.0
-    error_j: float | None = 0.0
-    measured_duration_s: float = 0.0
-    samples: int = 0
-    readings: int = 0
-
-
-@dataclass
 class Totals:
     """What a phase has summed up so far; goes into the checkpoint, so that a resumed phase keeps it.
 
-    `energy` holds the sums by part and meter: `measured trial`, `phase cpu`, and each device of several by its name;
-    `prefill_s` and `decode_s` are the two parts of the measured steps that generate.
+    `energy` holds the sums of `EnergySums`; `prefill_s` and `decode_s` are the two parts of the measured steps that
+    generate; `pauses_s` lie between measured steps.
     """
 
     duration_s: float = 0.0
@@ -67,18 +54,13 @@ class Totals:
     samples: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    pauses: int = 0
+    pauses_s: float = 0.0
     energy: dict[str, Any] = field(default_factory=dict)
     peak_in_use_bytes: int = 0
     peak_resident_bytes: int = 0
     peak_allocated_bytes: int = 0
     peak_reserved_bytes: int = 0
-
-
-@dataclass
-class _Segment:
-    start_s: float
-    end_s: float
-    samples: int = 0
 
 
 class Session:
@@ -189,14 +171,16 @@ class Session:
 
     def _meter_record(self, after: Machine, idle: Idle | None) -> MeterRecord:
         times = [[look.time_s for look in reader.looks] for reader in self.readers]
-        own_cpu_s = after.own_s - self._before.own_s
+        programs_cpu_s = sum(reader.instrument.programs_cpu_s for reader in self.readers)
+        meters_cpu_s = sum(reader.cpu_s for reader in self.readers) + programs_cpu_s
+        all_cpu_s = after.own_s - self._before.own_s + programs_cpu_s
         waited_s = sum(reader.waited_s for reader in self.readers)
         return MeterRecord(
             rate_hz=min((_rate_hz(own) for own in times if len(own) > 1), default=None),
             largest_gap_s=max((later - sooner for own in times for sooner, later in pairwise(own)), default=None),
             readings=sum(map(len, times)),
             late=sum(reader.late for reader in self.readers),
-            cpu_share=sum(reader.cpu_s for reader in self.readers) / own_cpu_s if own_cpu_s else None,
+            cpu_share=meters_cpu_s / all_cpu_s if all_cpu_s else None,
             step_share=waited_s / self.steps_s if self.steps_s else None,
             idle=idle,
         )
@@ -230,11 +214,14 @@ class PhaseMeter:
     totals: Totals
     _started_s: float = field(init=False)
     _counted_s: float = field(init=False)
-    _segment: _Segment | None = field(init=False, default=None)
-    _missing: dict[tuple[str, str], Missing] = field(init=False, default_factory=dict)  # by part and meter
-    _generated: list[tuple[_Segment, _Segment]] = field(init=False, default_factory=list)
+    _sums: EnergySums = field(init=False)
+    _segment: Window | None = field(init=False, default=None)
+    _paused_s: float | None = field(init=False, default=None)
+    _pauses: list[Window] = field(init=False, default_factory=list)
+    _generated: list[tuple[Window, Window]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
+        self._sums = EnergySums(self.session.meters, self.session.of, self.totals.energy)
         self.session.counters_now()
         self._started_s = self._counted_s = self.session.trial_time()
 
@@ -251,6 +238,9 @@ class PhaseMeter:
         if measured and self._segment is None:
             self.session.counters_now()
         timed = Timed(start_s=self.session.trial_time())
+        if measured and self._paused_s is not None:
+            self._pauses.append(Window(self._paused_s, timed.start_s))
+            self._paused_s = None
         yield timed
         self._synchronise()
         end_s = self.session.trial_time()
@@ -258,12 +248,12 @@ class PhaseMeter:
         timed.energy_counter_j = self.session.counters_now()
         self.session.steps_s += timed.duration_s
         if measured:
-            self._segment = self._segment or _Segment(timed.start_s, end_s)
+            self._segment = self._segment or Window(timed.start_s, end_s)
             self._segment.end_s = end_s
             self._segment.samples += samples
             if timed.prefill_s is not None:
                 read_s = timed.start_s + timed.prefill_s
-                self._generated.append((_Segment(timed.start_s, read_s), _Segment(read_s, end_s)))
+                self._generated.append((Window(timed.start_s, read_s), Window(read_s, end_s)))
 
     def mark_prefill(self, timed: Timed, tokens: int) -> None:
         """Within a step that generates: the prompts are read, `tokens` were computed for it."""
@@ -277,10 +267,11 @@ class PhaseMeter:
         totals = self.totals
         if segment is not None:
             self.session.settle(segment.end_s)
-            totals.measured_duration_s += segment.end_s - segment.start_s
+            self._paused_s = segment.end_s
+            totals.measured_duration_s += segment.length_s
             totals.samples += segment.samples
-            self._add("measured", segment)
-            self._add_generated()
+            self._sums.add("measured", segment)
+            self._add_within()
         seen = memory.peaks(self.session.device)
         totals.peak_in_use_bytes = max(totals.peak_in_use_bytes, self._most_in_use() or 0)
         totals.peak_resident_bytes = max(totals.peak_resident_bytes, seen.resident_bytes or 0)
@@ -288,58 +279,33 @@ class PhaseMeter:
         totals.peak_reserved_bytes = max(totals.peak_reserved_bytes, seen.reserved_bytes or 0)
         now_s = self.session.trial_time()
         self.session.counters_now()
-        self._add("phase", _Segment(self._counted_s, now_s))
+        self._sums.add("phase", Window(self._counted_s, now_s))
         totals.duration_s += now_s - self._counted_s
         self._counted_s = now_s
         return asdict(totals)
 
-    def _add(self, part: str, window: _Segment) -> None:
-        """Add a window to the sums of every meter, and of every device where there are several."""
-        for name, meter in self.session.meters.items():
-            if meter.kind == "absent":
-                continue
-            readers = self.session.of(meter)
-            self._add_one(part, name, meter, readers, window)
-            for reader in readers if len(readers) > 1 else ():
-                self._add_one(part, reader.instrument.device, meter, [reader], window)
-
-    def _add_generated(self) -> None:
-        """Add the two parts of every step that generated to the sums of the trial's own meter."""
-        meter, parts = self.session.meters["trial"], self._generated
-        self._generated = []
-        for prefill, decode in parts:
-            self.totals.prefill_s += prefill.end_s - prefill.start_s
-            self.totals.decode_s += decode.end_s - decode.start_s
-            for part, window in (("prefill", prefill), ("decode", decode)) if meter.kind != "absent" else ():
-                self._add_one(part, "trial", meter, self.session.of(meter), window)
-
-    def _of_generated(self, part: str, whole_s: float) -> EnergySum | None:
-        """The energy of a part of the generation; None where a window was too short for its source."""
-        found = self._sum(f"{part} trial")
-        return found if found is not None and found.measured_duration_s >= (1 - ROUNDING) * whole_s else None
-
-    def _add_one(self, part: str, name: str, meter: EnergyMeter, readers: Sequence[Reader], window: _Segment) -> None:
-        found = window_energy(meter, [reader.trace for reader in readers], window.start_s, window.end_s)
-        if isinstance(found, Missing):
-            self._missing[part, name] = found
-            return
-        total = EnergySum(**self.totals.energy.get(f"{part} {name}", {}))
-        total.energy_j += found.energy_j
-        is_bounded = total.error_j is not None and found.error_j is not None
-        total.error_j = total.error_j + found.error_j if is_bounded else None  # type: ignore[operator]
-        total.measured_duration_s += window.end_s - window.start_s
-        total.samples += window.samples
-        total.readings += found.readings
-        self.totals.energy[f"{part} {name}"] = asdict(total)
+    def _add_within(self) -> None:
+        """Add the pauses before this segment, and the two parts of its steps that generated."""
+        totals = self.totals
+        for pause in self._pauses:
+            totals.pauses += 1
+            totals.pauses_s += pause.length_s
+            self._sums.add("pauses", pause)
+        for prefill, decode in self._generated:
+            totals.prefill_s += prefill.length_s
+            totals.decode_s += decode.length_s
+            self._sums.add_own("prefill", prefill)
+            self._sums.add_own("decode", decode)
+        self._pauses, self._generated = [], []
 
     def end(self) -> PhaseRecord:
         """Close the phase."""
         self.pause()
         self._warn_of_missing()
-        totals, session = self.totals, self.session
+        totals, session, sums = self.totals, self.session, self._sums
         resident = None if session.peak_problem else totals.peak_resident_bytes or None
-        measured, whole = self._sum("measured trial"), self._sum("phase trial")
-        prefill, decode = (self._of_generated(part, getattr(totals, f"{part}_s")) for part in ("prefill", "decode"))
+        measured, whole, pauses = sums.of("measured"), sums.of("phase"), sums.whole("pauses", totals.pauses_s)
+        prefill, decode = sums.whole("prefill", totals.prefill_s), sums.whole("decode", totals.decode_s)
         covered: EnergySum | Totals | None = measured
         if session.meters["trial"].kind == "absent":
             covered = totals if totals.samples else None
@@ -361,51 +327,28 @@ class PhaseMeter:
             decode_energy_j=decode.energy_j if decode else None,
             decode_energy_error_j=decode.error_j if decode else None,
             decode_energy_readings=decode.readings if decode else None,
+            pauses=totals.pauses,
+            pauses_duration_s=totals.pauses_s,
+            pauses_energy_j=pauses.energy_j if pauses else None,
+            pauses_energy_error_j=pauses.error_j if pauses else None,
+            pauses_energy_readings=pauses.readings if pauses else None,
             phase_energy_j=whole.energy_j if whole else None,
             phase_energy_error_j=whole.error_j if whole else None,
             phase_energy_readings=whole.readings if whole else None,
             phase_energy_duration_s=whole.measured_duration_s if whole else None,
-            energies=self._energies(),
+            energies=sums.beside(),
         )
 
     def _warn_of_missing(self) -> None:
-        """A warning where the measured part, or else another part, has no energy for more than is let pass."""
-        for name, meter in self.session.meters.items():
-            for part, (whole_s, least) in self._parts().items():
-                missing, found = self._missing.get((part, name)), self._sum(f"{part} {name}")
-                left_s = whole_s - (found.measured_duration_s if found else 0.0)
-                if missing is not None and left_s > (1 - least) * whole_s:
-                    where = self.name if part == "measured" else f"{self.name}, {_PARTS[part]}"
-                    detail = (
-                        f"{where}, {meter.name}: {left_s:.3g} s of {whole_s:.3g} s have no energy: {missing.detail}"
-                    )
-                    self.session.warn(missing.kind, detail)
-                    break  # what the measured part lacks its parts lack as well
-
-    def _parts(self) -> dict[str, tuple[float, float]]:
-        """The parts of a phase: their seconds, and the share that must have energy for its sum to be given."""
-        totals, whole = self.totals, 1 - ROUNDING
-        return {
-            "measured": (totals.measured_duration_s, _MOST_COVERED),
-            "phase": (totals.duration_s, _MOST_COVERED),
-            "prefill": (totals.prefill_s, whole),
-            "decode": (totals.decode_s, whole),
+        totals = self.totals
+        parts_s: dict[Part, float] = {
+            "measured": totals.measured_duration_s,
+            "phase": totals.duration_s,
+            "prefill": totals.prefill_s,
+            "decode": totals.decode_s,
         }
-
-    def _sum(self, key: str) -> EnergySum | None:
-        found = self.totals.energy.get(key)
-        return EnergySum(**found) if found else None
-
-    def _energies(self) -> tuple[EnergyWindow, ...]:
-        """The sums of the CPU beside an accelerator, and of each device of several."""
-        found = []
-        for key, total in self.totals.energy.items():
-            part, _, device = key.partition(" ")
-            if device != "trial":
-                duration_s = total["measured_duration_s"]
-                fields = {name: value for name, value in total.items() if name != "measured_duration_s"}
-                found.append(EnergyWindow(part=part, device=device, duration_s=duration_s, **fields))
-        return tuple(found)
+        for kind, detail in self._sums.lacking(parts_s):
+            self.session.warn(kind, f"{self.name}, {detail}")
 
     def _most_in_use(self) -> int | None:
         """The most memory of the trial's own device in use, as far as the timeline saw."""

@@ -29,6 +29,7 @@ class ZeusDevice:
     read_mw: Callable[[], float | None] | None = None
     range_j: float | None = None
     may_hang: bool = True
+    programs_cpu_s: float = 0.0
 
     def counter_j(self) -> float | None:
         """The counter."""

@@ -62,7 +62,7 @@ class EnergyWindow(Frozen):
     """The energy of one device beside the trial's own sum: the CPU beside an accelerator, or one device of several."""
 
     device: str
-    part: Literal["measured", "phase"]
+    part: Literal["measured", "pauses", "phase"]
     energy_j: float
     error_j: float | None = Field(None, description="how far the energy can lie from the truth; None: no bound")
     duration_s: float = Field(description="the time that energy_j covers")
@@ -90,6 +90,13 @@ class PhaseRecord(Frozen):
     decode_energy_j: float | None = Field(None, description="energy of the rest of these steps")
     decode_energy_error_j: float | None = None
     decode_energy_readings: int | None = None
+    pauses: int | None = Field(None, description="pauses between measured steps, as for a checkpoint")
+    pauses_duration_s: float | None = Field(None, description="their time, in none of the measured figures")
+    pauses_energy_j: float | None = Field(
+        None, description="their energy; None without any, or where one was too short for its source"
+    )
+    pauses_energy_error_j: float | None = None
+    pauses_energy_readings: int | None = None
     phase_energy_j: float | None = Field(None, description="energy of the whole phase, burn-in and pauses included")
     measured_energy_error_j: float | None = Field(
         None, description="how far measured_energy_j can lie from the truth, as the source's pace and gaps allow"
@@ -131,7 +138,7 @@ class MeterRecord(Frozen):
     largest_gap_s: float | None = Field(None, description="the longest time between two readings of one instrument")
     readings: int = Field(0, description="lines of the timeline of this process")
     late: int = Field(0, description="readings that did not come in time")
-    cpu_share: float | None = Field(None, description="CPU time of the meters / that of the process")
+    cpu_share: float | None = Field(None, description="CPU time of the meters (nvidia-smi's, too) / the trial's")
     step_share: float | None = Field(None, description="time the steps' readings took / time of the steps")
     idle: Idle | None = Field(None, description="the idle power before the trial; None where no source reads it")
 

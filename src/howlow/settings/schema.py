@@ -3,7 +3,10 @@
 The text beside a field is its documentation: `docs/settings.md`, the flags' help and the messages derive from it.
 """
 
+import hashlib
+import json
 import re
+from collections.abc import Iterable
 from functools import cache
 from typing import Annotated, Any, Literal, Self
 
@@ -274,6 +277,12 @@ class Settings(Section):
         for part in key.split("."):
             value = getattr(value, part)
         return value
+
+    def digest(self, keys: Iterable[str], **beside: Any) -> str:
+        """16 hex digits, equal where the settings of these dotted names, and what is given beside them, are equal."""
+        values = {key: self.get(key) for key in keys}
+        plain = {key: value.model_dump() if isinstance(value, Section) else value for key, value in values.items()}
+        return hashlib.sha256(json.dumps(plain | beside, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @cache
