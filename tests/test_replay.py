@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_ins import Scripted
 
 import howlow
 from howlow import trial
@@ -14,7 +15,7 @@ from howlow.engine import inference
 from howlow.engine.training import Trainer
 from howlow.executors import Finished
 from howlow.meters import clock
-from howlow.meters.energy import EnergyMeter, no_energy
+from howlow.meters.energy import EnergyMeter
 from howlow.meters.instruments import Finding, Look
 from howlow.meters.sources import Meters
 from howlow.records import Idle, read_record, read_timeline
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 RECORDED = Path(__file__).parent / "recorded"
 STEP_S, EVALUATE_S, GENERATE_S = 0.5, 0.3, 0.4
-IDLE_W = 60.0
+IDLE_W, CPU_W, CPU_IDLE_W = 60.0, 20.0, 5.0
 
 
 class Clock:
@@ -90,12 +91,16 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Clock:
         trial_started["s"] = moved.now_s
         instrument = Replay(lambda: moved.now_s - trial_started["s"])
         meter = EnergyMeter("nvml counter", "replayed", "counter", (instrument,), 0.05)
-        return Meters(meter, no_energy("replayed"))
+        package = Scripted(lambda: CPU_W * moved.now_s, device="package-0", may_hang=False)
+        return Meters(meter, EnergyMeter("rapl", "replayed", "counter", (package,), 0.001))
 
-    idle = Idle(power_w=IDLE_W, duration_s=3.0, measured_at="2026-11-24T00:00:00+00:00")
+    def measure_idle(meter: EnergyMeter, rate_hz: float) -> Idle:
+        power_w = CPU_IDLE_W if meter.name == "rapl" else IDLE_W
+        return Idle(power_w=power_w, duration_s=3.0, measured_at="2026-11-24T00:00:00+00:00")
+
     monkeypatch.setattr(clock, "now_s", lambda: moved.now_s)
     monkeypatch.setattr(trial, "open_meters", open_meters)
-    monkeypatch.setattr(trial, "measure_idle", lambda meter, rate_hz: idle)
+    monkeypatch.setattr(trial, "measure_idle", measure_idle)
     monkeypatch.setattr(trial, "keep_heap", lambda: False)
     monkeypatch.setattr(Trainer, "step", moved.after(Trainer.step, STEP_S))
     monkeypatch.setattr(inference, "evaluate", moved.after(inference.evaluate, EVALUATE_S))
@@ -123,6 +128,8 @@ def test_a_recorded_session_gives_exact_figures(replayed: Clock, tiny_table: dic
     assert row["train_power_w"] == pytest.approx(train_j / 2.0)
     assert row["train_energy_above_idle_per_sample_j"] == pytest.approx((train_j - 2.0 * IDLE_W) / 16)
     assert row["train_phase_energy_j"] == pytest.approx(counter_at(3.0) - counter_at(0.0))
+    assert row["train_cpu_energy_per_sample_j"] == pytest.approx(CPU_W * 2.0 / 16)
+    assert row["train_cpu_energy_above_idle_per_sample_j"] == pytest.approx((CPU_W - CPU_IDLE_W) * 2.0 / 16)
 
     # 12 test examples in batches of 4: evaluation to 3.9 s, then generation, its first batch burn-in, to 5.1 s.
     generated_j = counter_at(5.1) - counter_at(4.3)
@@ -147,6 +154,7 @@ def test_the_record_names_source_pace_error_and_readings(
         0.05,
         ("cuda:0",),
     )
+    assert (record.energy.cpu, record.energy.cpu_update_period_s) == ("rapl", 0.001)
     train = record.phase("train")
     assert train is not None
     assert train.measured_energy_readings is not None

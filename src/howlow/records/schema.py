@@ -118,6 +118,7 @@ class EnergySource(Frozen):
     update_period_s: float | None = Field(None, description="how often the source has something new")
     devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
     cpu: str | None = Field(None, description="the source of the CPU's energy beside an accelerator, or why none")
+    cpu_update_period_s: float | None = Field(None, description="how often that source has something new")
 
 
 class Idle(Frozen):

@@ -235,15 +235,21 @@ def asked_of(settings: Settings, device: torch.device) -> Asked:
 
 def _source(meters: Meters, session: Session | None = None) -> EnergySource:
     """Where energy comes from; its pace is known for sure when the session has found it out."""
-    energy = meters.energy
-    periods = [reader.update_period_s for reader in session.of(energy)] if session else []
+    energy, cpu = meters.energy, meters.cpu_energy
     return EnergySource(
         name=energy.name,
         detail=energy.detail,
-        update_period_s=max(periods, default=energy.update_period_s),
+        update_period_s=_pace_s(energy, session),
         devices=tuple(instrument.device for instrument in energy.instruments),
-        cpu=meters.cpu_energy.name or meters.cpu_energy.detail,
+        cpu=cpu.name or cpu.detail,
+        cpu_update_period_s=_pace_s(cpu, session),
     )
+
+
+def _pace_s(meter: EnergyMeter, session: Session | None) -> float | None:
+    """Of several instruments the slowest one's."""
+    periods = [reader.update_period_s for reader in session.of(meter)] if session else []
+    return max(periods, default=meter.update_period_s)
 
 
 def load(
