@@ -1,15 +1,18 @@
 """What the meters themselves cost: their share of the CPU's time and of the steps' time, and what a step loses by them.
 
-    python benchmarks/meter_overhead.py [--steps 200] [--step_s 0.1]
+    python benchmarks/meter_overhead.py [--steps 800] [--step_s 0.1]
 
 The same work (matrix products of about a tenth of a second) runs in turns with and without a session around it, in
-blocks that alternate so that drift does not line up with either. The session reads a counter at every step's end and
-keeps the timeline; the counter is RAPL's or NVML's where the machine has one, else a file that is read as RAPL's is.
+short blocks; each pair of blocks is compared by itself, and every second pair begins with the session, so that drift
+does not line up with either. The session reads a counter at every step's end and keeps the timeline; the counter is
+RAPL's or NVML's where the machine has one, else a file that is read as RAPL's is. `slower` is the median over the
+pairs of what the median step with a session takes more, `noise` the standard error of that median.
 Claim: under 0.5 % at 4 readings a second. The last line is one JSON document.
 """
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -24,7 +27,7 @@ from howlow.meters.rapl import RaplZone
 from howlow.meters.session import Session
 from howlow.meters.sources import Asked, open_energy
 
-BLOCK = 25
+BLOCK = 10
 
 
 def meter_of(folder: Path, device: torch.device) -> EnergyMeter:
@@ -75,32 +78,43 @@ def measured(work: Callable[[], None], session: Session) -> list[float]:
     return durations
 
 
+def in_session(
+    work: Callable[[], None], rate_hz: float, device: torch.device
+) -> tuple[list[float], tuple[float, float]]:
+    """The steps of a block, and the meters' shares of its CPU time and of its steps' time."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with Session(folder, device, meter_of(folder, device), rate_hz, 0.0) as session:
+            durations = measured(work, session)
+            record = session.report(None)
+    return durations, (record.cpu_share or 0.0, record.step_share or 0.0)
+
+
 def compared(rate_hz: float, device: torch.device, steps: int, step_s: float) -> dict[str, float | None]:
     work = work_of(device, step_s)
-    with_meters: list[float] = []
+    ratios: list[float] = []
     without: list[float] = []
     shares: list[tuple[float, float]] = []
-    for _ in range(max(2, steps // (2 * BLOCK))):
-        without += plain(work)
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            with Session(folder, device, meter_of(folder, device), rate_hz, 0.0) as session:
-                with_meters += measured(work, session)
-                record = session.report(None)
-        shares.append((record.cpu_share or 0.0, record.step_share or 0.0))
+    for pair in range(max(4, steps // (2 * BLOCK))):
+        own = plain(work) if pair % 2 else []
+        durations, share = in_session(work, rate_hz, device)
+        own = own or plain(work)
+        ratios.append(statistics.median(durations) / statistics.median(own))
+        without += own
+        shares.append(share)
     return {
         "rate_hz": rate_hz,
         "step_s": statistics.median(without),
         "cpu_share": statistics.mean(share for share, _ in shares),
         "step_share": statistics.mean(share for _, share in shares),
-        "slower": statistics.median(with_meters) / statistics.median(without) - 1,
-        "noise": statistics.stdev(without) / statistics.median(without) / len(without) ** 0.5,
+        "slower": statistics.median(ratios) - 1,
+        "noise": math.sqrt(math.pi / 2 / len(ratios)) * statistics.stdev(ratios),  # of a median, were they normal
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--step_s", type=float, default=0.1)
     asked = parser.parse_args()
     device = choose_device("auto")
