@@ -57,6 +57,7 @@ def imports_torch(process: psutil.Process) -> bool:
         (signal.SIGKILL, "", False, False),
         (signal.SIGTERM, "", False, False),
         (None, "RuntimeError: unable to mmap 13200 bytes from file: Cannot allocate memory (12)", True, True),
+        (None, "cannot allocate memory for thread-local data: ABORT", True, True),  # glibc, and exit code 127
         (None, "RuntimeError: can't start new thread", True, False),
         (None, "libgomp: Thread creation failed: Resource temporarily unavailable", True, False),
         (None, "RuntimeError: could not create a primitive", True, False),

@@ -31,14 +31,13 @@ _FOR_THE_SWEEP = (signal.SIGINT, signal.SIGTERM)
 _CAN_HOLD_BACK = hasattr(signal, "pthread_sigmask")
 Outcome = Literal["result", "user_error", "disk_full", "crashed", "stopped", "died"]
 _ENDS = ("result", "user_error", "disk_full", "crashed", "stopped")
-_NO_MEMORY = ("bad_alloc", "can't allocate memory", "out of memory", "Cannot allocate memory", "MemoryError")
+_NO_MEMORY = ("bad_alloc", "can't allocate memory", "out of memory", "cannot allocate memory", "memoryerror")
 # Under a memory limit these are about it; without one they have other causes, such as a limit on threads. What "could
 # not" be done is how oneDNN says it.
 _NO_MEMORY_UNDER_A_LIMIT = (
     "can't start new thread",
-    "Resource temporarily unavailable",
+    "resource temporarily unavailable",
     "failed to map segment",
-    "Out of memory",
     "could not create",
     "could not execute",
     "could not make an engine",
@@ -47,7 +46,6 @@ _NO_MEMORY_UNDER_A_LIMIT = (
     "could not generate a kernel",
     "failed to allocate",
     "not enough memory",
-    "in static TLS block",
 )
 _FALLS = (signal.SIGSEGV, signal.SIGABRT, getattr(signal, "SIGBUS", None))
 
@@ -120,7 +118,8 @@ def is_held(device: str) -> bool:
 
 def tells_of_no_memory(text: str, is_limited: bool) -> bool:
     """Whether a text is about an allocation that failed; `is_limited`: the process was held to less than there is."""
-    return any(sign in text for sign in (*_NO_MEMORY, *(_NO_MEMORY_UNDER_A_LIMIT if is_limited else ())))
+    lower = text.lower()
+    return any(sign in lower for sign in (*_NO_MEMORY, *(_NO_MEMORY_UNDER_A_LIMIT if is_limited else ())))
 
 
 def ran_out_of_memory(finished: "Finished", log: Path, killed_by_kernel: bool, is_limited: bool) -> bool:
