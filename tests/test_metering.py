@@ -6,8 +6,8 @@ import pytest
 from test_statistics import COUNTER, phase_of, steps_of, write_trial
 
 from howlow.analysis import rows
-from howlow.analysis.metering import percentile
-from howlow.records import EnergyWindow, Idle, MeterRecord, Reading
+from howlow.analysis.metering import Seen, inside, percentile
+from howlow.records import EnergyWindow, Idle, MeterRecord, Reading, Step
 
 IDLE = Idle(power_w=60.0, error_w=1.5, duration_s=3.0, measured_at="2026-11-24T00:00:00+00:00")
 
@@ -68,6 +68,13 @@ def test_percentiles_are_of_the_readings_inside_the_measured_steps(tmp_path: Pat
     assert row["train_power_p50_w"] == 150
     assert row["train_power_p05_w"] == pytest.approx(105)
     assert row["train_power_p95_w"] == pytest.approx(195)
+
+
+def test_readings_in_a_pause_between_measured_steps_are_not_the_steps_own() -> None:
+    shape = {"phase": "train", "part": "measured", "duration_s": 1.0}
+    steps = [Step.model_construct(step=at, start_s=start_s, **shape) for at, start_s in enumerate((1.0, 2.0, 4.0))]
+    seen = [Seen("train", time_s, "cuda:0", 0.5, None, 100.0) for time_s in (0.9, 1.0, 2.5, 3.0, 3.5, 4.5, 5.1)]
+    assert [reading.time_s for reading in inside("train", steps, seen)] == [1.0, 2.5, 3.0, 4.5]
 
 
 def test_the_power_of_several_devices_is_summed(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from stand_ins import Scripted
 
-from howlow.meters import memory
-from howlow.meters.energy import assumed_power, no_energy
+from howlow.meters import clock, memory
+from howlow.meters.energy import EnergyMeter, assumed_power, no_energy
 from howlow.meters.session import Session
-from howlow.records import read_timeline
+from howlow.meters.surroundings import Machine
+from howlow.records import WarningKind, read_timeline
 
 CPU = torch.device("cpu")
 
@@ -62,10 +64,56 @@ def test_a_phase_goes_on_with_the_totals_of_its_part_before_an_interruption(tmp_
             time.sleep(0.05)
         record = meter.end()
     assert timed.start_s >= 7
+    assert record.start_s < 1  # where the phase began, before the interruption
     assert record.measured_samples == 5
     assert record.measured_energy_j == pytest.approx(10 * (record.measured_duration_s or 0), rel=1e-2)
     assert record.pauses == 1  # the one that the interruption cut off is lost with it
     assert record.pauses_energy_j == pytest.approx(10 * (record.pauses_duration_s or 0), rel=1e-2)
+
+
+def test_the_whole_phase_is_one_window_however_often_it_pauses(tmp_path: Path) -> None:
+    """Each part between two pauses would be too short for a counter that is renewed ten times a second."""
+    device = Scripted(lambda: 100 * clock.now_s(), may_hang=False)
+    meter_of_device = EnergyMeter("nvml counter", "test", "counter", (device,), 0.1)
+    with Session(tmp_path, CPU, meter_of_device, 50.0, 0.0) as session, session.phase("train") as meter:
+        for _ in range(4):
+            with meter.step(measured=True, samples=1):
+                time.sleep(0.1)
+            meter.pause()
+        record = meter.end()
+    assert record.measured_energy_j is None
+    assert record.phase_energy_duration_s == pytest.approx(record.duration_s)
+    assert record.phase_energy_j == pytest.approx(100 * record.duration_s, rel=0.05)
+
+
+def test_a_phase_with_a_hole_has_no_energy_of_the_whole(tmp_path: Path) -> None:
+    answers = iter([100.0] * 12)  # then it falls silent
+    device = Scripted(power_w=lambda: next(answers, None), may_hang=False)
+    meter_of_device, found = EnergyMeter("nvml power", "test", "power", (device,), 0.02), []
+    warn = lambda kind, detail: found.append((kind, detail))  # noqa: E731
+    with Session(tmp_path, CPU, meter_of_device, 20.0, 0.0, warn=warn) as session, session.phase("train") as meter:
+        with meter.step(measured=True, samples=1):
+            time.sleep(0.4)
+        meter.pause()
+        with meter.step(measured=True, samples=1):
+            time.sleep(1.5)
+        record = meter.end()
+    assert record.phase_energy_j is None
+    assert WarningKind.ENERGY_GAP in {kind for kind, _ in found}
+
+
+@pytest.mark.parametrize(("programs_cpu_s", "is_outside"), [(0.0, True), (4.5, False)])
+def test_a_program_that_the_meters_started_is_no_outside_work(
+    programs_cpu_s: float, is_outside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = iter([Machine(0.0, 0.0, 0.0, None, 2, None, None), Machine(10.0, 0.5, 5.0, None, 2, None, None)])
+    monkeypatch.setattr("howlow.meters.session.look_around", lambda: next(moments))
+    device, found = Scripted(), []
+    device.programs_cpu_s = programs_cpu_s
+    warn = lambda kind, detail: found.append(kind)  # noqa: E731
+    with Session(tmp_path, CPU, no_energy("test"), 50.0, 0.0, views=[device], warn=warn) as session:
+        session.report(None)
+    assert (WarningKind.OTHER_WORK_ON_MACHINE in found) == is_outside
 
 
 def test_the_timeline_has_its_rate_phases_and_no_repeated_readings(tmp_path: Path) -> None:

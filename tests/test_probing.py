@@ -342,7 +342,8 @@ def wrapped():
         except UserError as error:
             return error
 texts = ("can't start new thread", "could not create a primitive")
-errors = [RuntimeError(text) for text in texts] + [RuntimeError("shapes differ"), MemoryError(), wrapped()]
+denied = OSError(13, "could not create a memory map: Permission denied")
+errors = [RuntimeError(text) for text in texts] + [denied, MemoryError(), wrapped()]
 print([is_out_of_memory(error) for error in errors])
 limit_memory(1 << 40, torch.device("cpu"))
 print([is_out_of_memory(error) for error in errors])

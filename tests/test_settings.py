@@ -60,6 +60,7 @@ def test_the_defaults_are_those_of_the_paper_and_the_design() -> None:
         ({"meters": {"energy": "assumed"}}, ["meters.assumed_power_w"]),
         ({"meters": {"rate_hz": 100.0}}, ["meters.rate_hz = 100.0", "50"]),
         ({"run": {"device": "tpu"}}, ["run.device = 'tpu'"]),
+        ({"run": {"device": "cuda:99999999999999999999"}}, ["run.device = 'cuda:99999999999999999999'"]),
         (
             {"run": {"memory_limit_bytes": 2**63}},
             ["run.memory_limit_bytes = 9223372036854775808", "9223372036854775807"],

@@ -120,6 +120,15 @@ def test_an_accelerator_has_its_cpu_beside_it(tree: Path, monkeypatch: pytest.Mo
     assert open_meters(Asked("assumed", torch.device("cuda:0"), 30.0)).cpu_energy.name is None
 
 
+def test_the_exact_name_of_a_device_is_not_the_beginning_of_anothers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zones_there = {f"intel-rapl:{n}": (f"package-{n}", 5_000_000, 262_143_328_850) for n in (0, 1, 10)}
+    monkeypatch.setattr(rapl, "POWERCAP", powercap_tree(tmp_path / "powercap", zones_there))
+    meter = open_energy(Asked("rapl", CPU, devices=("package-1",)))
+    assert [part.device for part in meter.instruments] == ["package-1"]
+
+
 @pytest.mark.parametrize("source", ["nvml", "nvidia-smi", "amd", "apple"])
 def test_a_named_source_that_is_not_there_says_why(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")

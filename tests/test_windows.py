@@ -72,6 +72,37 @@ def test_a_counters_window_has_the_true_joules_within_its_error(
     assert abs(found.energy_j - true_j) <= found.error_j + 1e-6
 
 
+@given(curves(), st.floats(0.1, 8.0), st.floats(0.5, 10.0), st.sampled_from([0.001, 0.02, 0.1]))
+def test_what_a_counter_does_not_yet_show_at_the_end_is_within_the_error(
+    curve: Curve, start: float, length: float, period_s: float
+) -> None:
+    """The last reading is that at the window's end: a rise of power in the last period is in none."""
+    end = start + length
+    moments_s = [max(0.0, start - 1e-4), end, *(t / 4 for t in range(100) if t / 4 < end)]
+    found = counter_energy(counter_points(curve, moments_s, period_s, 0.001), start, end, period_s, 0.001)
+    true_j = curve.energy_j(end) - curve.energy_j(start)
+    if isinstance(found, WindowEnergy):
+        assert found.error_j is not None
+        assert abs(found.energy_j - true_j) <= found.error_j + 1e-6
+
+
+def test_a_rise_of_power_in_a_counters_last_period_is_within_the_error() -> None:
+    curve = Curve((4.919, 4.92), (60.0, 600.0))
+    points = counter_points(curve, [0.9, 1.0, 2.0, 3.0, 4.0, 4.9, 5.0], 0.1, 0.001)
+    found = counter_energy(points, 1.0, 5.0, 0.1, 0.001)
+    assert isinstance(found, WindowEnergy)
+    assert found.error_j is not None
+    assert abs(found.energy_j - (curve.energy_j(5.0) - curve.energy_j(1.0))) <= found.error_j + 1e-6
+
+
+def test_a_reading_soon_after_the_end_encloses_it_from_below() -> None:
+    points = [Point(t, t + 1e-5, 200 * t) for t in (0.0, 1.0, 1.03, 3.0, 5.0, 5.02, 6.0)]
+    found = counter_energy(points, 1.0, 5.0 - 1e-4, 0.02, 0.001)
+    assert isinstance(found, WindowEnergy)
+    assert found.error_j is not None
+    assert found.error_j < 0.02 * found.energy_j  # not the 400 J since the reading at second 3
+
+
 @given(curves(), st.floats(0.3, 8.0), st.floats(2.0, 10.0))
 def test_missing_edge_readings_make_the_error_wider_never_the_truth_miss(
     curve: Curve, start: float, length: float

@@ -1,13 +1,13 @@
 """What the meters say of a phase beside its means: errors, energy above idle, the whole phase, percentiles of power.
 
-The readings of a phase's measured part are those inside the spans of its measured steps; a resumed phase has a burn-in,
-and so a gap, between two spans. Where the energy source has several devices, power is the sum of each one's newest
+The readings of a phase's measured part are those inside its measured steps, not those of the pauses between them.
+Where the energy source has several devices, power is the sum of each one's newest
 reading.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,18 +46,18 @@ def read_seen(folder: Path) -> list[Seen]:
 
 
 def inside(phase: PhaseName, steps: Iterable[Step], readings: Iterable[Seen]) -> list[Seen]:
-    """The readings inside the measured steps of a phase."""
-    own = (step for step in steps if step.phase == phase)
-    spans: list[tuple[float, float]] = []
-    for part, group in groupby(own, key=lambda step: step.part):
-        run = list(group)
-        if part == "measured":
-            spans.append((run[0].start_s, run[-1].start_s + run[-1].duration_s))
-    return [
-        reading
-        for reading in readings
-        if reading.phase == phase and any(start <= reading.time_s <= end for start, end in spans)
-    ]
+    """The readings inside the measured steps of a phase; not those of the pauses between them."""
+    own = sorted((step for step in steps if step.phase == phase and step.part == "measured"), key=_starts_s)
+
+    def is_inside(time_s: float) -> bool:
+        last = bisect_right(own, time_s, key=_starts_s) - 1
+        return last >= 0 and time_s <= own[last].start_s + own[last].duration_s
+
+    return [reading for reading in readings if reading.phase == phase and is_inside(reading.time_s)]
+
+
+def _starts_s(step: Step) -> float:
+    return step.start_s
 
 
 def timeline_figures(record: Record, readings: Sequence[Seen]) -> dict[str, float | None]:

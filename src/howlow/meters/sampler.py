@@ -29,6 +29,7 @@ _SLOW_READINGS, _SLOW_CHANGES = 3000, 2  # a slow counter is watched until one o
 _NOMINAL_S = 0.1
 _LONGEST_SETTLING_S = 1.5
 _FOLLOWED_S = 0.01  # a faster counter knows of a step's end at once
+_FOLLOWED_LATER_S = 0.002  # the step begins, or has ended, a moment after its reading was asked for
 
 
 class Timeline:
@@ -196,7 +197,7 @@ class Reader:
     def _read_and_follow(self) -> Point | None:
         point = self.read_counter()
         if self._follow_s == math.inf:
-            self._follow_s = clock.now_s() + self.update_period_s
+            self._follow_s = clock.now_s() + self.update_period_s + _FOLLOWED_LATER_S
         return point
 
     def look(self) -> None:

@@ -8,7 +8,7 @@ of the whole phase, pauses and burn-in included, stands beside it.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,7 @@ class Totals:
     generate; `pauses_s` lie between measured steps.
     """
 
+    start_s: float | None = None
     duration_s: float = 0.0
     measured_duration_s: float = 0.0
     samples: int = 0
@@ -167,7 +168,9 @@ class Session:
 
     def _findings(self, after: Machine, record: MeterRecord) -> list[Finding]:
         slowed = [throttling(reader.looks) for reader in self.readers]
-        return [*machine_findings(self._before, after), *(one for one in slowed if one), *self._of_meters(record)]
+        programs_cpu_s = sum(reader.instrument.programs_cpu_s for reader in self.readers)
+        own = replace(after, own_s=after.own_s + programs_cpu_s)  # what the meters started is no outside work
+        return [*machine_findings(self._before, own), *(one for one in slowed if one), *self._of_meters(record)]
 
     def _meter_record(self, after: Machine, idle: Idle | None) -> MeterRecord:
         times = [[look.time_s for look in reader.looks] for reader in self.readers]
@@ -213,7 +216,7 @@ class PhaseMeter:
     name: PhaseName
     totals: Totals
     _started_s: float = field(init=False)
-    _counted_s: float = field(init=False)
+    _before_s: float = field(init=False)
     _sums: EnergySums = field(init=False)
     _segment: Window | None = field(init=False, default=None)
     _paused_s: float | None = field(init=False, default=None)
@@ -223,7 +226,9 @@ class PhaseMeter:
     def __post_init__(self) -> None:
         self._sums = EnergySums(self.session.meters, self.session.of, self.totals.energy)
         self.session.counters_now()
-        self._started_s = self._counted_s = self.session.trial_time()
+        self._started_s, self._before_s = self.session.trial_time(), self.totals.duration_s
+        if self.totals.start_s is None:
+            self.totals.start_s = self._started_s
 
     def _synchronise(self) -> None:
         if self.session.device.type == "cuda":
@@ -265,8 +270,10 @@ class PhaseMeter:
         """Close the running segment before a checkpoint; returns the totals to keep in it."""
         segment, self._segment = self._segment, None
         totals = self.totals
+        self.session.counters_now()
+        until_s = self.session.trial_time() if segment is None else segment.end_s
+        self.session.settle(until_s)
         if segment is not None:
-            self.session.settle(segment.end_s)
             self._paused_s = segment.end_s
             totals.measured_duration_s += segment.length_s
             totals.samples += segment.samples
@@ -277,11 +284,8 @@ class PhaseMeter:
         totals.peak_resident_bytes = max(totals.peak_resident_bytes, seen.resident_bytes or 0)
         totals.peak_allocated_bytes = max(totals.peak_allocated_bytes, seen.allocated_bytes or 0)
         totals.peak_reserved_bytes = max(totals.peak_reserved_bytes, seen.reserved_bytes or 0)
-        now_s = self.session.trial_time()
-        self.session.counters_now()
-        self._sums.add("phase", Window(self._counted_s, now_s))
-        totals.duration_s += now_s - self._counted_s
-        self._counted_s = now_s
+        self._sums.renew("phase", Window(self._started_s, until_s))
+        totals.duration_s = self._before_s + until_s - self._started_s
         return asdict(totals)
 
     def _add_within(self) -> None:
@@ -304,14 +308,15 @@ class PhaseMeter:
         self._warn_of_missing()
         totals, session, sums = self.totals, self.session, self._sums
         resident = None if session.peak_problem else totals.peak_resident_bytes or None
-        measured, whole, pauses = sums.of("measured"), sums.of("phase"), sums.whole("pauses", totals.pauses_s)
+        measured, whole = sums.of("measured"), sums.whole("phase", totals.duration_s)
+        pauses = sums.whole("pauses", totals.pauses_s)
         prefill, decode = sums.whole("prefill", totals.prefill_s), sums.whole("decode", totals.decode_s)
         covered: EnergySum | Totals | None = measured
         if session.meters["trial"].kind == "absent":
             covered = totals if totals.samples else None
         return PhaseRecord(
             phase=self.name,
-            start_s=self._started_s,
+            start_s=totals.start_s or 0.0,
             duration_s=totals.duration_s,
             peak_memory_bytes=resident if session.device.type == "cpu" else totals.peak_in_use_bytes or None,
             peak_allocated_bytes=totals.peak_allocated_bytes or None,

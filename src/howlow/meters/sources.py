@@ -185,7 +185,8 @@ def _has_another(chosen: Sequence[tuple[str, str]], asked: Asked) -> bool:
 
 
 def _named(name: str, there: Sequence[str]) -> str:
-    found = [device for device in there if device == name or device.startswith((name, f"GPU-{name}"))]
+    same = [device for device in there if device == name]
+    found = same or [device for device in there if device.startswith((name, f"GPU-{name}"))]
     if len(found) != 1:
         raise UserError(f"meters.devices {name!r} is none, or more than one, of the source's: {', '.join(there)}")
     return found[0]

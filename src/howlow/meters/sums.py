@@ -12,15 +12,17 @@ from typing import Any, Literal
 from howlow.meters.energy import EnergyMeter, window_energy
 from howlow.meters.instruments import Finding
 from howlow.meters.sampler import Reader
-from howlow.meters.windows import ROUNDING, Missing
+from howlow.meters.windows import Missing
 from howlow.records import EnergyWindow
 
 Part = Literal["measured", "pauses", "phase", "prefill", "decode"]
+NEGLIGIBLE = 1e-3
+"""Of a part's time: a window so short, as of a batch whose rows all end at once, may lack energy."""
 _MISSED: Mapping[Part, tuple[str, float]] = {
     "measured": ("", 0.05),
-    "phase": ("the whole phase, ", 0.05),
-    "prefill": ("reading prompts, ", ROUNDING),
-    "decode": ("writing, ", ROUNDING),
+    "phase": ("the whole phase, ", NEGLIGIBLE),
+    "prefill": ("reading prompts, ", NEGLIGIBLE),
+    "decode": ("writing, ", NEGLIGIBLE),
 }
 """How a warning of a part begins, and the share of its time that may lack energy without one.
 
@@ -64,6 +66,10 @@ class EnergySums:
     readers_of: Callable[[EnergyMeter], Sequence[Reader]]
     kept: dict[str, Any]
     _missing: dict[tuple[Part, str], Missing] = field(init=False, default_factory=dict)
+    _before: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._before = {key: dict(value) for key, value in self.kept.items()}
 
     def add(self, part: Part, window: Window) -> None:
         """Add a window to the sums of every meter, and of every device where there are several."""
@@ -74,6 +80,14 @@ class EnergySums:
             self._add_one(part, name, meter, readers, window)
             for reader in readers if len(readers) > 1 else ():
                 self._add_one(part, reader.instrument.device, meter, [reader], window)
+
+    def renew(self, part: Part, window: Window) -> None:
+        """Let a part consist of what it had before an interruption, and of one window instead of those added since."""
+        for key in [key for key in self.kept if key.startswith(f"{part} ")]:
+            del self.kept[key]
+        self.kept.update({key: dict(value) for key, value in self._before.items() if key.startswith(f"{part} ")})
+        self._missing = {place: missing for place, missing in self._missing.items() if place[0] != part}
+        self.add(part, window)
 
     def add_own(self, part: Part, window: Window) -> None:
         """Add a window to the sum of the trial's own meter alone."""
@@ -101,9 +115,9 @@ class EnergySums:
         return EnergySum(**found) if found else None
 
     def whole(self, part: Part, whole_s: float) -> EnergySum | None:
-        """The same of the trial's own meter, but None as soon as one of the windows was too short for its source."""
+        """The same of the trial's own meter, but None where more than a negligible part has no energy."""
         found = self.of(part)
-        return found if found is not None and found.measured_duration_s >= (1 - ROUNDING) * whole_s else None
+        return found if found is not None and found.measured_duration_s >= (1 - NEGLIGIBLE) * whole_s else None
 
     def beside(self) -> tuple[EnergyWindow, ...]:
         """The sums of the CPU beside an accelerator, and of each device of several."""

@@ -2,19 +2,24 @@
 
 **Counters.** A counter c that is renewed every U seconds shows, at any moment, the energy E of at most U seconds ago:
 E(t - U) - g <= c(t) <= E(t), where g is the size of its steps. It never falls, so readings around a moment enclose E
-there: E(t) is at least the last reading before t, and at most the first reading that was asked for U or more after t,
-plus g; or the first one after t, plus g and what the largest device draws in U, where that is less. The energy of a
-window is the difference of the readings at its edges; the bound is the farthest that E(end) - E(start) can lie from it.
-Readings that are missing only move the enclosing ones apart.
+there. E(t) is at least the last reading before t, or the first one after t less what the largest device draws in the
+time between, where that is more; and at most the first reading that was asked for U or more after t, plus g, or the
+first one after t, plus g and what the largest device draws in U, where that is less. The energy of a window is the
+difference of the readings at its edges; the bound is the farthest that E(end) - E(start) can lie from it. Readings that
+are missing only move the enclosing ones apart.
 
 **Power.** Polled power is integrated by the trapezoidal rule. Between two readings the power is taken to stay between
 their values: then an interval dt with the difference dP is wrong by at most dt * |dP| / 2. A reading that is up to U
 late adds at most U times the sum of all |dP|, up to the first reading U after the window, which knows of its end; an
-edge or a hole without readings adds its length times the range of the readings.
+edge or a hole without readings adds its length times the range of the readings. What swings between two readings as a
+whole, as steps in time with the polling do, is not seen and not in the bound.
+
+No bound holds the sensor's own tolerance, which few makers state.
 
 A window that is too short for its source, or that has a hole, has no energy: `Missing` says why.
 """
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,32 +97,19 @@ def _interpolated(read: Sequence[Point], moment_s: float) -> float:
 
 
 def _enclosed(read: Sequence[Point], moment_s: float, update_period_s: float, step_j: float) -> tuple[float, float]:
-    """What the energy at a moment is at least and at most."""
+    """What the energy at a moment is at least and at most; a reading has been asked for at that moment or after it."""
     before = bisect_right(read, moment_s, key=lambda point: point.time_s) - 1
-    low = read[max(0, before)]
+    after = bisect_left(read, moment_s, key=lambda point: point.asked_s)
     known = bisect_left(read, moment_s + update_period_s, key=lambda point: point.asked_s)
-    if known < len(read) and read[known].epoch == low.epoch:
-        highest_j = _counter(read[known])
-    else:  # nothing has been read since: the steepest rise so far goes on
-        newest = read[-1]
-        highest_j = _counter(newest) + _steepest_w(read) * (moment_s + update_period_s - newest.asked_s)
-    beyond = bisect_left(read, moment_s, key=lambda point: point.asked_s)
-    if beyond < len(read) and read[beyond].epoch == low.epoch:
-        highest_j = min(highest_j, _counter(read[beyond]) + MOST_W * update_period_s)
-    return _counter(low), highest_j + step_j
-
-
-def _steepest_w(read: Sequence[Point]) -> float:
-    """The highest mean power between readings at least 50 ms apart: closer ones say more about the counter's steps."""
-    highest = 0.0
-    anchor = read[0]
-    for point in read:
-        if point.time_s - anchor.time_s >= 0.05:
-            if point.epoch == anchor.epoch:
-                rise = (_counter(point) - _counter(anchor)) / (point.time_s - anchor.time_s)
-                highest = max(highest, rise)
-            anchor = point
-    return highest
+    last, next_one = read[max(0, before)], read[after]
+    lowest_j = _counter(last)
+    highest_j = math.inf
+    if next_one.epoch == last.epoch:
+        lowest_j = max(lowest_j, _counter(next_one) - MOST_W * (next_one.time_s - moment_s))
+        highest_j = _counter(next_one) + MOST_W * update_period_s
+    if known < len(read) and read[known].epoch == last.epoch:
+        highest_j = min(highest_j, _counter(read[known]))
+    return lowest_j, highest_j + step_j
 
 
 def _counter(point: Point) -> float:

@@ -64,7 +64,7 @@ class EnergyWindow(Frozen):
     device: str
     part: Literal["measured", "pauses", "phase"]
     energy_j: float
-    error_j: float | None = Field(None, description="how far the energy can lie from the truth; None: no bound")
+    error_j: float | None = Field(None, description="how far the energy can lie from what the sensor saw")
     duration_s: float = Field(description="the time that energy_j covers")
     samples: int = Field(description="the samples that energy_j covers (of the measured part)")
     readings: int
@@ -99,7 +99,7 @@ class PhaseRecord(Frozen):
     pauses_energy_readings: int | None = None
     phase_energy_j: float | None = Field(None, description="energy of the whole phase, burn-in and pauses included")
     measured_energy_error_j: float | None = Field(
-        None, description="how far measured_energy_j can lie from the truth, as the source's pace and gaps allow"
+        None, description="how far measured_energy_j can lie from what the sensor saw, as its pace and gaps allow"
     )
     measured_energy_readings: int | None = Field(None, description="the readings that measured_energy_j rests on")
     phase_energy_error_j: float | None = Field(None, description="the same for phase_energy_j")

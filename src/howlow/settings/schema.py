@@ -217,7 +217,9 @@ class MeterSettings(Section):
 class RunSettings(Section):
     """Where and in which order trials run."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: CUDA, then MPS, then CPU")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$", description="auto: CUDA, then MPS, then CPU"
+    )
     executor: Literal["local"] = Field("local", description="local: each trial in a process of this machine")
     order_seed: Seed = Field(0, description="shuffles the trials, so that heat does not line up with rank")
     cooldown_s: float = Field(

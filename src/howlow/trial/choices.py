@@ -1,5 +1,6 @@
 """What a trial decides before it starts: precision, base model, memory limit, and when memory has run out."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -84,5 +85,7 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 def _is_failed_allocation(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM, errno.EAGAIN):
+        return False
     could_be = isinstance(error, RuntimeError | OSError | ImportError)
     return could_be and tells_of_no_memory(str(error), is_memory_limited())
