@@ -178,6 +178,20 @@ def test_the_pace_of_a_counter_is_found_out(tmp_path: Path) -> None:
         assert reader.trace.step_j == pytest.approx(3.0, rel=0.5)
 
 
+def test_of_several_devices_the_one_without_energy_is_named(tmp_path: Path) -> None:
+    found: list[tuple[WarningKind, str]] = []
+    package, dead = counter(100), Scripted(lambda: 7.0, device="dram-0")
+    with session_of(tmp_path, package, dead, found=found) as session, session.phase("train") as phase:
+        with phase.step(measured=True, samples=1):
+            time.sleep(0.5)
+        record = phase.end()
+    assert record.measured_energy_j is None
+    (of_package,) = [window for window in record.energies if window.device == "scripted" and window.part == "measured"]
+    assert of_package.energy_j == pytest.approx(100 * of_package.duration_s, rel=0.1)
+    (detail,) = [text for kind, text in found if kind == WarningKind.ENERGY_GAP and "nvml counter" in text]
+    assert "the counter stood still over the window (dram-0; meters.devices can leave it out)" in detail
+
+
 def test_several_devices_are_summed_and_each_has_its_rows(tmp_path: Path) -> None:
     one, other = counter(100), counter(50)
     other.device = "other"

@@ -55,6 +55,7 @@ class Trace:
     period_s: float
     update_period_s: float
     step_j: float = 0.0
+    device: str = ""
 
 
 def window_energy(meter: EnergyMeter, traces: Sequence[Trace], start_s: float, end_s: float) -> WindowEnergy | Missing:
@@ -62,13 +63,18 @@ def window_energy(meter: EnergyMeter, traces: Sequence[Trace], start_s: float, e
     if meter.kind == "assumed":
         assert meter.watts is not None, "assumed energy comes with watts"
         return WindowEnergy(meter.watts * (end_s - start_s), None, 0)
-    found = [_instrument_energy(meter, trace, start_s, end_s) for trace in traces]
-    energies = [part for part in found if isinstance(part, WindowEnergy)]
-    missing = next((part for part in found if isinstance(part, Missing)), None)
-    if missing is not None:
-        return missing
+    energies = []
+    for trace in traces:
+        found = _instrument_energy(meter, trace, start_s, end_s)
+        if isinstance(found, Missing):
+            return found if len(traces) == 1 else _of_one(found, trace)
+        energies.append(found)
     error_j = sum(part.error_j or 0.0 for part in energies)
     return WindowEnergy(sum(part.energy_j for part in energies), error_j, sum(part.readings for part in energies))
+
+
+def _of_one(missing: Missing, trace: Trace) -> Missing:
+    return Missing(missing.kind, f"{missing.detail} ({trace.device}; meters.devices can leave it out)")
 
 
 def _instrument_energy(meter: EnergyMeter, trace: Trace, start_s: float, end_s: float) -> WindowEnergy | Missing:

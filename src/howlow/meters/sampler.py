@@ -152,7 +152,8 @@ class Reader:
     @property
     def trace(self) -> Trace:
         """The readings so far."""
-        return Trace(self._counters, self._powers, self._period_s, self.update_period_s, self._pace.step_j)
+        pace, device = self._pace, self.instrument.device
+        return Trace(self._counters, self._powers, self._period_s, self.update_period_s, pace.step_j, device)
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
