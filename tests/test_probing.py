@@ -140,7 +140,7 @@ def test_the_batch_found_is_the_largest_that_fits(
         assert sum(one.fits and one.computed_tokens >= load for one in search.probes) >= 2  # confirmed
         assert record.rank is not None
         jitter = 0.002 * limit_bytes  # by which the same probe differs from process to process
-        # A process differs from another, and a peak is looked for every millisecond and can be missed: up to three looks.
+        # Processes differ, and a peak is looked for every millisecond and can be missed: up to three looks.
         found = (probe(record.rank, layout, search.batch, data, unbounded())["peak_bytes"] for _ in range(3))
         assert any(one <= search.budget_bytes + jitter for one in found)
         more = (probe(record.rank, layout, search.batch + 1, data, unbounded())["peak_bytes"] for _ in range(3))
