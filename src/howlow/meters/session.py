@@ -168,13 +168,15 @@ class Session:
 
     def _findings(self, after: Machine, record: MeterRecord) -> list[Finding]:
         slowed = [throttling(reader.looks) for reader in self.readers]
-        programs_cpu_s = sum(reader.instrument.programs_cpu_s for reader in self.readers)
-        own = replace(after, own_s=after.own_s + programs_cpu_s)  # what the meters started is no outside work
+        own = replace(after, own_s=after.own_s + self._programs_cpu_s())  # what the meters started is no outside work
         return [*machine_findings(self._before, own), *(one for one in slowed if one), *self._of_meters(record)]
+
+    def _programs_cpu_s(self) -> float:
+        return sum(reader.instrument.programs_cpu_s for reader in self.readers)
 
     def _meter_record(self, after: Machine, idle: Idle | None) -> MeterRecord:
         times = [[look.time_s for look in reader.looks] for reader in self.readers]
-        programs_cpu_s = sum(reader.instrument.programs_cpu_s for reader in self.readers)
+        programs_cpu_s = self._programs_cpu_s()
         meters_cpu_s = sum(reader.cpu_s for reader in self.readers) + programs_cpu_s
         all_cpu_s = after.own_s - self._before.own_s + programs_cpu_s
         waited_s = sum(reader.waited_s for reader in self.readers)

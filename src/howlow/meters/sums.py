@@ -16,13 +16,13 @@ from howlow.meters.windows import Missing
 from howlow.records import EnergyWindow
 
 Part = Literal["measured", "pauses", "phase", "prefill", "decode"]
-NEGLIGIBLE = 1e-3
+_NEGLIGIBLE = 1e-3
 """Of a part's time: a window so short, as of a batch whose rows all end at once, may lack energy."""
 _MISSED: Mapping[Part, tuple[str, float]] = {
     "measured": ("", 0.05),
-    "phase": ("the whole phase, ", NEGLIGIBLE),
-    "prefill": ("reading prompts, ", NEGLIGIBLE),
-    "decode": ("writing, ", NEGLIGIBLE),
+    "phase": ("the whole phase, ", _NEGLIGIBLE),
+    "prefill": ("reading prompts, ", _NEGLIGIBLE),
+    "decode": ("writing, ", _NEGLIGIBLE),
 }
 """How a warning of a part begins, and the share of its time that may lack energy without one.
 
@@ -117,7 +117,7 @@ class EnergySums:
     def whole(self, part: Part, whole_s: float) -> EnergySum | None:
         """The same of the trial's own meter, but None where more than a negligible part has no energy."""
         found = self.of(part)
-        return found if found is not None and found.measured_duration_s >= (1 - NEGLIGIBLE) * whole_s else None
+        return found if found is not None and found.measured_duration_s >= (1 - _NEGLIGIBLE) * whole_s else None
 
     def beside(self) -> tuple[EnergyWindow, ...]:
         """The sums of the CPU beside an accelerator, and of each device of several."""
