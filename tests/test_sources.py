@@ -106,6 +106,14 @@ def test_devices_choose_among_the_sources_own(tree: Path) -> None:
         open_energy(Asked("rapl", CPU, devices=("package-7",)))
 
 
+def test_a_zone_that_cannot_be_read_takes_the_sum_away_but_not_the_zones_asked_for(tree: Path) -> None:
+    (tree / "intel-rapl:0:1" / "energy_uj").write_text("nonsense")
+    assert "intel-rapl:0:1" in open_energy(Asked("auto", CPU)).detail
+    assert open_energy(Asked("auto", CPU)).kind == "absent"
+    meter = open_energy(Asked("auto", CPU, devices=("package-0", "package-1")))
+    assert [part.counter_j() for part in meter.instruments] == [5.0, 6.0]
+
+
 def test_a_source_asked_for_by_name_is_used_for_another_device(tree: Path) -> None:
     assert open_energy(Asked("rapl", torch.device("cuda:0"))).of_another_device
     assert not open_energy(Asked("rapl", CPU)).of_another_device

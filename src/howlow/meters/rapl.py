@@ -53,22 +53,32 @@ class RaplZone:
         return []
 
 
-def zones(root: Path | None = None) -> list[RaplZone]:
-    """All package and memory zones.
+def folders(root: Path | None = None) -> dict[str, Path]:
+    """Where each package and memory zone lies, by its name; whether it may be read is seen by `zone`.
 
     Raises:
-        RaplAbsentError: there is none, or they may not be read.
+        RaplAbsentError: there is none.
     """
     root = root or POWERCAP
-    found = [(zone, _text(zone / "name")) for zone in sorted(root.glob("intel-rapl:*"))]
-    chosen = [(zone, name) for zone, name in found if name.startswith(("package", "dram"))]
-    if not chosen:
+    found = {folder: _text(folder / "name") for folder in sorted(root.glob("intel-rapl:*"))}
+    named = {_device(folder, name): folder for folder, name in found.items() if name.startswith(("package", "dram"))}
+    if not named:
         remedy = "none in a virtual machine; on bare metal load the module intel_rapl_common"
         raise RaplAbsentError(f"no package zone in {root}", remedy)
-    return [_zone(zone, name) for zone, name in chosen]
+    return named
 
 
-def _zone(folder: Path, name: str) -> RaplZone:
+def _device(folder: Path, name: str) -> str:
+    """A package's own name, which holds its number; a memory zone's with that of its package."""
+    return name if name.startswith("package") else f"{name}-{folder.name.split(':')[1]}"
+
+
+def zone(folder: Path, device: str) -> RaplZone:
+    """The zone in a folder.
+
+    Raises:
+        RaplAbsentError: it cannot be read, or must not be.
+    """
     energy = folder / "energy_uj"
     try:
         int(energy.read_text())
@@ -78,8 +88,16 @@ def _zone(folder: Path, name: str) -> RaplZone:
         raise RaplAbsentError(f"{energy}: permission denied", remedy) from None
     except (OSError, ValueError) as error:
         raise RaplAbsentError(f"{energy}: {error}", "see the kernel's log for intel_rapl") from None
-    package = folder.name.split(":")[1]
-    return RaplZone(folder, name if name.startswith("package") else f"{name}-{package}", range_j)
+    return RaplZone(folder, device, range_j)
+
+
+def zones(root: Path | None = None) -> list[RaplZone]:
+    """All package and memory zones.
+
+    Raises:
+        RaplAbsentError: there is none, or one cannot be read: the others' sum would pass for the whole.
+    """
+    return [zone(folder, device) for device, folder in folders(root).items()]
 
 
 def _text(path: Path) -> str:

@@ -193,10 +193,11 @@ def _named(name: str, there: Sequence[str]) -> str:
 
 
 def _rapl(asked: Asked) -> EnergyMeter:
-    zones = rapl.zones()
+    folders = rapl.folders()
     if asked.devices and (asked.source == "rapl" or asked.device.type == "cpu"):
-        names = [_named(name, [zone.device for zone in zones]) for name in asked.devices]
-        zones = [zone for zone in zones if zone.device in names]
+        names = [_named(name, list(folders)) for name in asked.devices]
+        folders = {device: folder for device, folder in folders.items() if device in names}
+    zones = [rapl.zone(folder, device) for device, folder in folders.items()]
     detail = f"RAPL: {_listed([zone.device for zone in zones])}"
     other = asked.source == "rapl" and asked.device.type != "cpu"
     return EnergyMeter("rapl", detail, "counter", tuple(zones), rapl.UPDATE_PERIOD_S, of_another_device=other)
