@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import squad_document, tiny_config
 
@@ -200,6 +201,28 @@ def test_two_legs_beside_each_other_and_a_search_that_is_not_repeated(
     (tmp_path / "out/trials" / leg.trial / "record.json").unlink()
     swept(table, tmp_path / "out", on_event=listen)
     assert probed == []
+
+
+def test_a_trial_that_is_killed_leaves_the_batch_that_was_found_for_it(
+    limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {
+        "grid": {"lora.rank": [16]},
+        "training": {"layout": "padded", "max_steps": 50, "effective_batch_size": 2},
+        "run": {"memory_limit_bytes": limit_bytes},
+    }
+
+    def kill(event: Event) -> None:
+        if event.kind == "progress":
+            for server in psutil.Process().children():
+                for trial in server.children():
+                    trial.kill()
+
+    (record,) = swept(merge(wide_table, changes), tmp_path / "out", on_event=kill)
+    assert record.status == "failed"
+    assert "killed by signal 9" in (record.error or "")
+    assert [search.batch for search in record.batch_search] == [2]
+    assert record.settings.training.batch_size == 2
 
 
 def test_a_search_that_was_interrupted_goes_on_with_its_probes(

@@ -52,7 +52,14 @@ _DEPENDS_ON: Mapping[Setting, tuple[str, ...]] = {
         "training.gradient_checkpointing",
         "training.compile",
     ),
-    "inference.batch_size": (*_BOTH, "inference.adapter", "inference.max_new_tokens"),
+    "inference.batch_size": (
+        *_BOTH,
+        "inference.adapter",
+        "inference.max_new_tokens",
+        "training.loss_on",
+        "training.gradient_checkpointing",
+        "training.compile",
+    ),
 }
 
 
@@ -123,10 +130,8 @@ def largest_batch(executor: LocalExecutor, plan: TrialPlan, setting: Setting, pl
     key = _key(plan, setting, place)
     path, kept = place.folder / f"batch-{key}.json", place.folder / f"probes-{key}.json"
     earlier = BatchSearch(**json.loads(path.read_text(encoding="utf-8"))["search"]) if path.exists() else None
-    if (
-        earlier is not None and earlier.batch is not None
-    ):  # in vain: whoever asks again wants to know whether it still is
-        return earlier
+    if earlier is not None and earlier.batch is not None:
+        return earlier  # after one in vain, whoever asks again wants to know whether it still is
     told, family = _told_before(kept), _family(plan, setting, place)
     others = _others(place.folder, family)
     found: dict[str, Any] | None = None

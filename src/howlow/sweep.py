@@ -368,7 +368,7 @@ def _run_one(
         if finished.outcome != "result":
             limited = plan.settings.run.memory_limit_bytes is not None and is_held(preparation.environment.device)
             memory = ran_out_of_memory(finished, trial / "log.txt", kernel_kills() > kills_before, limited)
-            write_record(trial, _record_death(plan, trial, finished, memory))
+            write_record(trial, _record_death(plan, searches, trial, finished, memory))
     except OSError as error:
         if is_disk_full(error):
             raise DiskFullError(f"{trial}: {error.strerror}") from None
@@ -378,7 +378,9 @@ def _run_one(
     return record
 
 
-def _record_death(plan: TrialPlan, trial: Path, finished: Finished, memory: bool) -> Record:
+def _record_death(
+    plan: TrialPlan, searches: Sequence[BatchSearch], trial: Path, finished: Finished, memory: bool
+) -> Record:
     """The record of a trial whose process died without leaving one."""
     cause = str(finished.value)
     if finished.exit_signal is not None:
@@ -386,10 +388,10 @@ def _record_death(plan: TrialPlan, trial: Path, finished: Finished, memory: bool
     if memory:
         cause += " (the kernel was out of memory)" if finished.exit_signal == 9 else " (an allocation failed)"
     error = f"the trial's process ended: {cause}; see {trial / 'log.txt'}"
-    return _record_without_trial(plan, "out_of_memory" if memory else "failed", error)
+    return _record_without_trial(plan, "out_of_memory" if memory else "failed", error, searches)
 
 
-def _record_without_trial(plan: TrialPlan, status: Status, error: str, searches: Sequence[BatchSearch] = ()) -> Record:
+def _record_without_trial(plan: TrialPlan, status: Status, error: str, searches: Sequence[BatchSearch]) -> Record:
     """The record of a trial that cannot write its own."""
     return Record(
         trial=plan.name,

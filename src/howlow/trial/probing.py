@@ -1,10 +1,7 @@
 """Probing: a batch's heaviest part run for real, and the memory's peak read, to find the largest batch that fits.
 
 The process is a trial's in everything that takes memory: the same meters, model, adapter and optimizer with its
-moments. What is run is the heaviest micro-batch of the trial's own seeded schedule: the one with the most computed
-tokens, and the one with the most targets where that is another. For inference it is the heaviest batch of each phase,
-generating all of the new tokens that the settings allow, with the adapter attached and then, where the trial merges
-it, merged.
+moments. What is run is the heaviest part of what the trial will run (`howlow.trial.heaviest`).
 
 On a CPU the process is held to what may be used (`RLIMIT_DATA` at the limit less the margin), so whether a batch fits
 is not a matter of how often VmData is looked at; the peak, from those looks, serves the record and the prediction.
@@ -14,20 +11,15 @@ to confirm, a fresh one is taken there too.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
-from howlow.engine import inference, layouts
-from howlow.engine import model as models
 from howlow.engine.batch_size import Found, Known, Line, Other, Probe, Question, expected_line, next_step
-from howlow.engine.model import Precision
-from howlow.engine.tokens import TokenizedExample
-from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Trainer
 from howlow.errors import UserError
 from howlow.executors import StoppedError
 from howlow.meters import memory
@@ -39,17 +31,12 @@ from howlow.records import LayoutChoice, clear_temporaries
 from howlow.settings import Settings
 from howlow.trial import asked_of, load, settle
 from howlow.trial.choices import choose_precision, is_out_of_memory, limit_memory, unlimit_memory
-from howlow.trial.fine_tuning import as_it_trains, lay_out, make_trainer, schedule_of
-from howlow.trial.scoring import Scorer
-from howlow.trial.state import SweepLink, TrialState, split
+from howlow.trial.heaviest import Bench, InferenceWork, TrainingWork, Work
+from howlow.trial.state import SweepLink, TrialState
 
 T = TypeVar("T")
 _LOOKED_AT = 200_000
 """Examples that are laid out in thought, at most, to look for lighter schedules among batches that lie side by side."""
-_SHAPES = 8
-"""Light steps of so many shapes fill the cache of compiled kernels (`memory.bound_heap`)."""
-_ROWS = 12
-"""Likewise light evaluations of so many numbers of rows, each with half a dozen shapes of products."""
 
 
 def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | None:
@@ -66,7 +53,7 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     limit = payload["limit"] or _limit(payload["setting"], state.settings, device)
     link.report("limit", limit)
     prepared = read_prepared(state.data_folder)
-    work = (_Training if payload["setting"] == "training.batch_size" else _Inference)(state, prepared)
+    work = (TrainingWork if payload["setting"] == "training.batch_size" else InferenceWork)(state, prepared)
     probes = [Probe(**probe) for probe in payload["probes"]]
     if payload["limit"] is None and probes:
         probes = judged(probes, payload["earlier_limit"], limit)
@@ -90,8 +77,8 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
 def _within_limit(
     question: Question,
     begun: Probe,
-    work: "_Work",
-    opened: Callable[[], AbstractContextManager["_Bench"]],
+    work: Work,
+    opened: Callable[[], AbstractContextManager[Bench]],
     payload: Mapping[str, Any],
     link: SweepLink,
 ) -> dict[str, Any] | None:
@@ -173,9 +160,9 @@ def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
         return None
 
 
-def _probe_on(question: Question, work: "_Work", bench: "_Bench") -> dict[str, Any] | None:
+def _probe_on(question: Question, work: Work, bench: Bench) -> dict[str, Any] | None:
     """Probe as long as this process may."""
-    link, last = bench.state.link, 0
+    link, last, is_first = bench.state.link, 0, True
     while not isinstance(step := next_step(question), Found):
         if last and (bench.device.type == "cpu" or work.merges or step.confirms or step.batch <= last):
             return None
@@ -183,7 +170,8 @@ def _probe_on(question: Question, work: "_Work", bench: "_Bench") -> dict[str, A
             raise StoppedError
         last, load = step.batch, question.load(step.batch)
         link.report("probing", {"batch": last, "load": load})
-        peak = _unless_out_of_memory(partial(_peak_bytes, work, bench, last))
+        peak = _unless_out_of_memory(partial(_peak_bytes, work, bench, last, is_first))
+        is_first = False
         probe = Probe(last, load, peak, peak is not None and peak <= question.budget_bytes)
         question.probes.append(probe)
         link.report("probe", asdict(probe))
@@ -192,41 +180,16 @@ def _probe_on(question: Question, work: "_Work", bench: "_Bench") -> dict[str, A
     return {"batch": step.batch, "largest": question.largest}
 
 
-def _peak_bytes(work: "_Work", bench: "_Bench", batch: int) -> int:
+def _peak_bytes(work: Work, bench: Bench, batch: int, is_first: bool) -> int:
+    if is_first:
+        work.prepare(bench)
     with memory.Taken(bench.device) as taken:
         work.run(bench, batch)
     return taken.highest_bytes
 
 
-# -- a trial's process ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Bench:
-    """A loaded model, and the meters of a trial."""
-
-    state: TrialState
-    device: torch.device
-    prepared: Prepared
-    session: Session
-    model: Any
-    tokenizer: Any
-    precision: Precision
-    pad_id: int
-
-    def known(self, setting: str) -> Known:
-        """What is certain of the rank: what its weights take (with gradients and two moments) and its activations."""
-        trained = models.trainable(self.model)
-        size = 4 * sum(parameter.numel() for parameter in trained.values())
-        rank = self.state.settings.lora.rank if self.state.kind == "lora" else 0
-        if setting == "inference.batch_size":
-            return Known(rank, Line(size, 0))
-        places = sum(".lora_A." in name for name in trained)
-        return Known(rank, Line(4 * size, places * rank * (4 if self.precision == "fp32" else 2)))
-
-
 @contextmanager
-def _bench(state: TrialState, device: torch.device, prepared: Prepared) -> Iterator[_Bench]:
+def _bench(state: TrialState, device: torch.device, prepared: Prepared) -> Iterator[Bench]:
     meters, precision = open_meters(asked_of(state.settings, device)), choose_precision(state.settings, device)
     rate_hz = state.settings.meters.rate_hz
     with Session(
@@ -234,178 +197,4 @@ def _bench(state: TrialState, device: torch.device, prepared: Prepared) -> Itera
     ) as session:
         with session.phase("load"):
             model, tokenizer, eos = load(state, device, precision, prepared.tokenizer_name)
-        yield _Bench(state, device, prepared, session, model, tokenizer, precision, min(eos, default=0))
-
-
-# -- what is run ----------------------------------------------------------------------------------------------------
-
-
-class _Work(Protocol):
-    """What a batch is for."""
-
-    @property
-    def largest(self) -> int:
-        """The largest batch that makes sense."""
-
-    @property
-    def examples(self) -> int:
-        """Of the whole schedule, which is laid out in thought to know a batch's load."""
-
-    @property
-    def merges(self) -> bool:
-        """Whether a probe merges the adapter, after which the process cannot probe again."""
-
-    def load(self, batch: int) -> int:
-        """The computed tokens of the heaviest part of the schedule."""
-
-    def run(self, bench: _Bench, batch: int) -> None:
-        """Run the heaviest parts."""
-
-
-@dataclass(frozen=True)
-class _Training:
-    """Steps of the fine-tuning."""
-
-    state: TrialState
-    prepared: Prepared
-
-    @property
-    def largest(self) -> int:
-        """All examples, or those of an optimizer step."""
-        examples = len(self.prepared.train)
-        return min(examples, self.state.settings.training.effective_batch_size or examples)
-
-    @property
-    def examples(self) -> int:
-        """In all epochs, though a number of steps may end them sooner."""
-        return len(self.prepared.train) * self.state.settings.training.epochs
-
-    @property
-    def merges(self) -> bool:
-        """Never."""
-        return False
-
-    def load(self, batch: int) -> int:
-        """Of the heaviest micro-batch."""
-        return max(map(self._computed, self._micro_batches(batch)))
-
-    def _micro_batches(self, batch: int) -> list[list[TokenizedExample]]:
-        examples = self.prepared.train
-        schedule = schedule_of(self.state.settings, examples, batch)
-        return [[examples[index] for index in part] for step in schedule for part in split(step, batch)]
-
-    def _computed(self, part: Sequence[TokenizedExample]) -> int:
-        return layouts.computed_tokens(part, self.state.choice.layout, self.state.settings.training.sequence_length)
-
-    def _targets(self, part: Sequence[TokenizedExample]) -> int:
-        return sum(layouts.count_targets(example, self.state.settings.training.loss_on) for example in part)
-
-    def _heaviest(self, batch: int) -> list[list[TokenizedExample]]:
-        """The micro-batch with the most computed tokens, and the one with the most targets where that is another."""
-        parts = self._micro_batches(batch)
-        most = max(parts, key=lambda part: (self._computed(part), self._targets(part)))
-        most_targets = max(parts, key=lambda part: (self._targets(part), self._computed(part)))
-        return [most] if self._targets(most) == self._targets(most_targets) else [most, most_targets]
-
-    def run(self, bench: _Bench, batch: int) -> None:
-        """A step of each heaviest micro-batch, with moments, and with gradients where a step has several."""
-        state, training = self.state, self.state.settings.training
-        chosen = self._heaviest(batch)
-        times = 2 if (training.effective_batch_size or 0) > batch else 1
-        trainer = make_trainer(state, bench.session, bench.model, bench.precision, 1)
-        trainer.optimization = replace(trainer.optimization, learning_rate=0.0)
-        # What matters is the memory that a step takes, not whether its loss is finite.
-        with (
-            as_it_trains(state, bench.model, bench.precision),
-            bench.session.phase("train"),
-            suppress(DivergedError),
-        ):
-            self._make_moments_and_kernels(trainer, bench)
-            for part in chosen:
-                trainer.step([lay_out(state, part, bench.pad_id)] * times)
-
-    def _make_moments_and_kernels(self, trainer: Trainer, bench: _Bench) -> None:
-        """Steps of the lightest examples make the optimizer's moments (fp16 may skip the first) and the kernels.
-
-        On a CPU they differ in shape, padded ones by being as short as they are: as many kernels are compiled as may be
-        kept, which in the course of a trial its last micro-batches, or all of them, would add. torch's own compiler
-        has to see the trial's shapes alone, or it compiles another graph.
-        """
-        by_length = {example.length: example for example in self.prepared.train}
-        lightest = [by_length[length] for length in sorted(by_length)]
-        layout, training = self.state.choice.layout, self.state.settings.training
-        is_varied = bench.device.type == "cpu" and (layout != "padded" or not training.compile)
-        for example in lightest[: _SHAPES if is_varied else 1]:
-            length = example.length if is_varied else training.sequence_length
-            batch = layouts.lay_out([example], layout, length, bench.pad_id, training.loss_on)
-            for _ in range(MAX_SKIPPED_STEPS):
-                if not trainer.step([batch]).skipped:
-                    break
-
-
-@dataclass(frozen=True)
-class _Inference:
-    """Batches of evaluation and, where the task has answers, of generation."""
-
-    state: TrialState
-    prepared: Prepared
-
-    @property
-    def largest(self) -> int:
-        """All test examples."""
-        return len(self.prepared.test)
-
-    @property
-    def examples(self) -> int:
-        """The test's."""
-        return len(self.prepared.test)
-
-    @property
-    def merges(self) -> bool:
-        """As the trial does, when the test has run with the adapter attached."""
-        return self.state.kind == "lora" and self.state.settings.inference.adapter == "merged"
-
-    def load(self, batch: int) -> int:
-        """Of the heaviest batch, prompts with all their new tokens or prompts with completions."""
-        return max(max(self._read(part), self._written(part)) for part in self._parts(batch))
-
-    def _parts(self, batch: int) -> list[list[TokenizedExample]]:
-        test = self.prepared.test
-        return [[test[index] for index in part] for part in split(range(len(test)), batch)]
-
-    def _read(self, part: Sequence[TokenizedExample]) -> int:
-        return layouts.computed_tokens(part, self.state.choice.layout, self.state.settings.training.sequence_length)
-
-    def _written(self, part: Sequence[TokenizedExample]) -> int:
-        new = self.state.settings.inference.max_new_tokens
-        prompts = [replace(example, completion=()) for example in part]
-        length = self.state.settings.training.sequence_length - new
-        return layouts.computed_tokens(prompts, self.state.choice.layout, length) + new * len(part)
-
-    def run(self, bench: _Bench, batch: int) -> None:
-        """The heaviest batch of each phase, to the last of its new tokens."""
-        settings = self.state.settings
-        endless = settings.model_copy(update={"task": settings.task.model_copy(update={"stop": None})})
-        state, parts = replace(self.state, settings=endless), self._parts(batch)
-        bench.model.eval()
-        given = (bench.tokenizer, self.prepared, bench.precision, bench.pad_id)
-        scorer = Scorer(state, bench.session, bench.model, *given, eos=frozenset())
-        if bench.device.type == "cpu":
-            self._fill_kernels(scorer, bench)
-        self._run_heaviest(scorer, parts)
-        if self.merges:
-            self._run_heaviest(replace(scorer, model=models.merged(bench.model)), parts)
-
-    def _fill_kernels(self, scorer: Scorer, bench: _Bench) -> None:
-        """Let oneDNN compile as many kernels as it keeps, as in the course of a test, whose batches differ in shape."""
-        lightest, head = min(self.prepared.train, key=lambda example: example.length), self.state.settings.training.head
-        with scorer.frozen_layers():
-            for rows in range(1, _ROWS + 1):
-                batch = layouts.lay_out([lightest] * rows, "padded", lightest.length, bench.pad_id, "completion")
-                inference.evaluate(bench.model, batch, precision=bench.precision, head=head)
-        memory.release(bench.device)
-
-    def _run_heaviest(self, scorer: Scorer, parts: Sequence[list[TokenizedExample]]) -> None:
-        for phase, prepare in scorer.phases.items():
-            with scorer.frozen_layers(), scorer.session.phase(phase):
-                prepare(max(parts, key=self._written if phase == "generate" else self._read))(lambda _: None)
+        yield Bench(state, device, prepared, session, model, tokenizer, precision, min(eos, default=0))
