@@ -12,12 +12,15 @@
  * HOWLOW_NVML_UNSUPPORTED  if set, energy and power answer "not supported"
  * HOWLOW_NVML_NO_COUNTER   if set, only the counter does
  * HOWLOW_NVML_DENIED       if set, the counter answers "no permission"
+ * HOWLOW_NVML_MUTE         the index of a device that answers "not supported" to energy and power
+ * HOWLOW_NVML_GONE         the index of a device that answers "GPU is lost" to all, from the beginning
  * HOWLOW_NVML_LOST_AFTER   seconds after which every question is answered with "GPU is lost"
  * HOWLOW_NVML_HANG_AFTER   seconds after which every question hangs, for HOWLOW_NVML_HANG_S (default 3600) in all
  * HOWLOW_NVML_MIG, _VGPU   if set, the devices are partitioned, virtual
  * HOWLOW_NVML_LIMIT        the enforced power limit in milliwatts (default 300000, the default limit)
  * HOWLOW_NVML_THROTTLE     clocks event reasons (default 0)
  * HOWLOW_NVML_OTHERS       the number of other processes on each device (default 0)
+ * Built with -DOLD_DRIVER it lacks what drivers before version 510 lack: the third form of the questions for processes.
  */
 #include <math.h>
 #include <stdio.h>
@@ -95,6 +98,8 @@ static double energy_mj(double t) {
     return from < t ? sum + (t - from) * power_mw(t) : sum;
 }
 
+static int is_mute(nvmlDevice_t device) { return (double)(size_t)device - 1 == number("HOWLOW_NVML_MUTE", -1); }
+
 /* Every question passes here: it may hang, or the device may be gone. */
 static nvmlReturn_t asked(void) {
     double hang = number("HOWLOW_NVML_HANG_AFTER", -1), lost = number("HOWLOW_NVML_LOST_AFTER", -1);
@@ -120,6 +125,7 @@ nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) { *count = 2; return SUC
 
 nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *device) {
     if (index > 1) return NOT_FOUND; /* a partition is found by its UUID only */
+    if (index == number("HOWLOW_NVML_GONE", -1)) return LOST;
     *device = (nvmlDevice_t)(size_t)(index + 1);
     return SUCCESS;
 }
@@ -160,7 +166,7 @@ nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned l
     nvmlReturn_t result = asked();
     if (result) return result;
     if (getenv("HOWLOW_NVML_UNSUPPORTED") || getenv("HOWLOW_NVML_NO_COUNTER")) return NOT_SUPPORTED;
-    if ((size_t)device == 3) return NOT_SUPPORTED;
+    if ((size_t)device == 3 || is_mute(device)) return NOT_SUPPORTED;
     if (getenv("HOWLOW_NVML_DENIED")) return NO_PERMISSION;
     t = now_s();
     if (period > 0) t = floor(t / period) * period;
@@ -173,7 +179,7 @@ nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned l
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *power) {
     nvmlReturn_t result = asked();
     if (result) return result;
-    if (getenv("HOWLOW_NVML_UNSUPPORTED") || (size_t)device == 3) return NOT_SUPPORTED;
+    if (getenv("HOWLOW_NVML_UNSUPPORTED") || (size_t)device == 3 || is_mute(device)) return NOT_SUPPORTED;
     *power = (unsigned int)power_mw(now_s());
     return SUCCESS;
 }
@@ -181,7 +187,7 @@ nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *power) {
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, nvmlFieldValue_t *values) {
     nvmlReturn_t result = asked();
     if (result) return result;
-    if ((size_t)device == 3) return NOT_SUPPORTED;
+    if ((size_t)device == 3 || is_mute(device)) return NOT_SUPPORTED;
     for (int i = 0; i < count; i++) {
         int is_told = values[i].field == POWER_INSTANT && getenv("HOWLOW_NVML_INSTANT");
         values[i].result = is_told ? SUCCESS : NOT_SUPPORTED;
@@ -248,6 +254,11 @@ nvmlReturn_t nvmlDeviceGetVirtualizationMode(nvmlDevice_t device, unsigned int *
     *mode = getenv("HOWLOW_NVML_VGPU") ? 2 : 0;
     return asked();
 }
+
+#ifdef OLD_DRIVER
+#define nvmlDeviceGetComputeRunningProcesses_v3 nvmlDeviceGetComputeRunningProcesses_v2
+#define nvmlDeviceGetGraphicsRunningProcesses_v3 nvmlDeviceGetGraphicsRunningProcesses_v2
+#endif
 
 nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, nvmlProcess_t *found) {
     unsigned int there = (unsigned int)number("HOWLOW_NVML_OTHERS", 0), room = *count;

@@ -17,13 +17,15 @@ from howlow.meters.instruments import Finding, Look
 HERE = Path(__file__).parent
 
 
-def build_nvml(folder: Path) -> Path:
+def build_nvml(folder: Path, *options: str) -> Path:
     """Compile the stand-in library; gives the folder for LD_LIBRARY_PATH."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler for the stand-in library")
     source, library = HERE / "nvml_stand_in.c", folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-Wall", "-o", str(library), str(source), "-lm"], check=True)
+    subprocess.run(
+        [compiler, *options, "-shared", "-fPIC", "-Wall", "-o", str(library), str(source), "-lm"], check=True
+    )
     return folder
 
 
@@ -75,6 +77,7 @@ class Scripted:
         self.range_j = range_j
         self.may_hang = may_hang
         self.programs_cpu_s = 0.0
+        self.problem: str | None = None
         self._counter_j, self._power_w = counter_j, power_w
         self._findings = findings or []
         self._temperature_c = temperature_c

@@ -102,6 +102,21 @@ def test_a_phase_with_a_hole_has_no_energy_of_the_whole(tmp_path: Path) -> None:
     assert WarningKind.ENERGY_GAP in {kind for kind, _ in found}
 
 
+def test_loading_is_not_warned_of_for_being_short(tmp_path: Path) -> None:
+    found: list[tuple[WarningKind, str]] = []
+    device = Scripted(power_w=lambda: 50.0, may_hang=False)
+    polled = EnergyMeter("nvidia-smi", "test", "power", (device,), 1.0)
+    warn = lambda kind, detail: found.append((kind, detail))  # noqa: E731
+    with Session(tmp_path, CPU, polled, 20.0, 0.0, warn=warn) as session:
+        for name in ("load", "train"):
+            with session.phase(name) as meter:  # type: ignore[arg-type]
+                with meter.step(measured=True, samples=1):
+                    time.sleep(0.1)
+                meter.end()
+    assert [kind for kind, detail in found] == [WarningKind.ENERGY_WINDOW_TOO_SHORT]
+    assert found[0][1].startswith("train, ")
+
+
 @pytest.mark.parametrize(("programs_cpu_s", "is_outside"), [(0.0, True), (4.5, False)])
 def test_a_program_that_the_meters_started_is_no_outside_work(
     programs_cpu_s: float, is_outside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

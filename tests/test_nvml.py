@@ -159,7 +159,7 @@ def test_a_device_without_a_counter_has_no_energy_rather_than_zero(why: str, ask
 
 
 def test_an_unknown_device_is_absent_with_the_librarys_reason(ask: Ask) -> None:
-    found = ask(uuid="33333333-cccc")
+    found = ask(uuid="99999999-dddd")
     assert found["source"] is None
     assert found["detail"].startswith("no nvml: NVML: ")
 
@@ -168,8 +168,9 @@ def test_a_device_lost_in_mid_run_leaves_a_gap_and_a_warning(ask: Ask) -> None:
     found = ask(HOWLOW_NVML_LOST_AFTER="2.0")
     assert "energy_gap" in kinds(found)
     assert found["phase"]["measured_energy_j"] is None or found["phase"]["measured_duration_s"] < 0.9
-    late = found["readings"][-1]
-    assert (late["power_w"], late["energy_counter_j"], late["utilization"]) == (None, None, None)
+    assert any("the GPU is lost" in detail for kind, detail in found["warnings"] if kind == "energy_gap")
+    assert found["readings"][-1]["time_s"] < 2.1  # what tells nothing is no reading, and no line
+    assert found["meters"]["largest_gap_s"] > 0.5
 
 
 def test_a_sensor_that_hangs_blocks_no_step(ask: Ask) -> None:
@@ -186,6 +187,48 @@ def test_a_partitions_energy_is_that_of_the_whole_card_and_says_so(ask: Ask) -> 
     assert abs(phase["measured_energy_j"] - 250 * phase["measured_duration_s"]) <= phase["measured_energy_error_j"]
     assert found["readings"][-1]["memory_bytes"] == 3 << 30
     assert "device_partitioned" in kinds(found)
+
+
+def test_a_partition_is_found_by_the_uuid_that_cuda_tells(ask: Ask) -> None:
+    found = ask(uuid="GPU-33333333-cccc")
+    assert found["detail"].endswith("MIG-33333333-cccc")
+    assert "device_partitioned" in kinds(found)
+
+
+def test_an_older_drivers_missing_questions_cost_no_energy(library: Path, tmp_path: Path) -> None:
+    old = build_nvml(tmp_path, "-DOLD_DRIVER")
+    command = ["-c", QUESTIONS, "GPU-11111111-aaaa", str(tmp_path)]
+    found = json.loads(run_with_nvml(old, command, HOWLOW_NVML_OTHERS="2", HOWLOW_NVML_MILLIWATTS="100000"))
+    phase = found["phase"]
+    assert phase["measured_energy_j"] == pytest.approx(100 * phase["measured_duration_s"], rel=0.1)
+    assert "other_process_on_device" in kinds(found)
+    assert "sensor_late" not in kinds(found)
+
+
+def test_a_device_that_is_gone_takes_none_of_the_others_with_it(library: Path, tmp_path: Path) -> None:
+    whole, named = 'Asked("nvml", torch.device("cpu"))', 'Asked("nvml", torch.device("cpu"), devices=("GPU-2",))'
+    for asked in (whole, named):
+        code = QUESTIONS.replace('Asked("nvml", torch.device("cuda:0"))', asked)
+        found = json.loads(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], HOWLOW_NVML_GONE="0"))
+        assert (found["phase"]["measured_energy_j"] is None) == (asked is whole)
+        told = "no nvml: NVML: the GPU is lost (device 0); meters.devices can name the others"
+        assert found["detail"] == (told if asked is whole else "total energy consumption of GPU-22222222-bbbb")
+
+
+def test_a_device_without_a_sensor_takes_the_sum_away_and_not_the_others_rows(library: Path, tmp_path: Path) -> None:
+    code = QUESTIONS.replace('Asked("nvml", torch.device("cuda:0"))', 'Asked("nvml", torch.device("cpu"))')
+    found = json.loads(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], HOWLOW_NVML_MUTE="1"))
+    assert found["phase"]["measured_energy_j"] is None
+    assert {window["device"] for window in found["phase"]["energies"]} == {"GPU-11111111-aaaa"}
+    (why,) = [detail for kind, detail in found["warnings"] if kind == "energy_gap"]
+    assert "(GPU-22222222-bbbb; meters.devices can leave it out)" in why
+
+
+@pytest.mark.parametrize("counter", [{}, {"HOWLOW_NVML_INSTANT": "1"}])
+def test_a_power_of_0_is_no_reading(counter: dict[str, str], ask: Ask) -> None:
+    found = ask(HOWLOW_NVML_NO_COUNTER="1", HOWLOW_NVML_MILLIWATTS="0", **counter)
+    assert found["source"] is None
+    assert found["phase"]["measured_energy_j"] is None
 
 
 def test_a_wrap_around_is_no_loss(ask: Ask) -> None:

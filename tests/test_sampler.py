@@ -128,13 +128,56 @@ def test_an_instrument_that_never_answers_does_not_keep_the_session_from_ending(
     forever.set()
 
 
-def test_missing_answers_leave_lines_without_values_never_zeros(tmp_path: Path) -> None:
-    with reading(tmp_path, Scripted(power_w=lambda: None)):
+def test_missing_answers_leave_no_values_and_looks_that_tell_nothing_no_lines(tmp_path: Path) -> None:
+    with reading(tmp_path, Scripted(power_w=lambda: None)) as silent:
+        time.sleep(0.15)
+    assert (read_timeline(tmp_path), silent.looks) == ([], [])
+    with reading(tmp_path, Scripted(power_w=lambda: None, temperature_c=50.0)):
         time.sleep(0.15)
     lines = read_timeline(tmp_path)
     assert len(lines) > 3
     assert all(line.power_w is None and line.energy_counter_j is None for line in lines)
     assert "power_w" not in (tmp_path / "timeline.jsonl").read_text()
+
+
+def test_an_instrument_that_fails_costs_a_reading_and_not_the_thread(tmp_path: Path) -> None:
+    fails = threading.Event()
+
+    def counter_j() -> float:
+        if fails.is_set():
+            raise LookupError("the binding is too old")
+        return 1000 + 100 * clock.now_s()
+
+    found: list[tuple[WarningKind, str]] = []
+    with session_of(tmp_path, Scripted(counter_j), found=found) as session, session.phase("train") as phase:
+        (reader,) = [one for one in session.readers if one.instrument.device == "scripted"]
+        fails.set()
+        assert reader.ask(counter_j) is None
+        time.sleep(0.3)
+        fails.clear()
+        with phase.step(measured=True, samples=1):
+            time.sleep(0.3)
+        fails.set()
+        with phase.step(measured=True, samples=1):
+            time.sleep(0.3)
+        record = phase.end()
+        meters = session.report(None)
+    assert record.measured_energy_j is None
+    assert any("LookupError: the binding is too old" in detail for _, detail in found), found
+    assert meters.largest_gap_s is not None
+    assert meters.largest_gap_s > 0.25  # to the session's end, where nothing was read any more
+
+
+def test_a_sensor_that_dies_shows_in_the_rate_and_the_gap(tmp_path: Path) -> None:
+    born_s, found = clock.now_s(), list[tuple[WarningKind, str]]()
+    dying = Scripted(power_w=lambda: 50.0 if clock.now_s() < born_s + 0.5 else None)
+    with session_of(tmp_path, dying, found=found) as session:
+        time.sleep(2)
+        meters = session.report(None)
+    assert meters.largest_gap_s == pytest.approx(1.5, abs=0.3)
+    assert meters.rate_hz is not None
+    assert meters.rate_hz < 10  # of 20
+    assert WarningKind.TIMELINE_GAP in {kind for kind, _ in found}
 
 
 def read_all(raw_j: list[float], range_j: float | None, apart_s: float = 1.0) -> Reader:

@@ -17,7 +17,7 @@ from howlow.errors import UserError
 from howlow.meters import nvidia_smi, rapl, sources
 from howlow.meters.energy import no_energy
 from howlow.meters.instruments import Look
-from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, parse, smi_uuids
+from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, parse, smi_devices
 from howlow.meters.rapl import RaplAbsentError, zones
 from howlow.meters.session import Session
 from howlow.meters.sources import Asked, open_energy, open_meters
@@ -67,6 +67,14 @@ def test_devices_are_heeded_where_the_source_is_looked_for(tree: Path) -> None:
     assert [part.device for part in meter.instruments] == ["package-0"]
     with pytest.raises(UserError, match=r"meters.devices 'nonsense' is none"):
         open_energy(Asked("auto", CPU, devices=("nonsense",)))
+
+
+def test_a_tree_without_its_flat_links_is_read_as_deep_as_it_is(tmp_path: Path) -> None:
+    nested = {
+        f"intel-rapl:{key}" if ":" not in key else f"intel-rapl:0/intel-rapl:{key}": value
+        for key, value in {"0": ("package-0", 1, 10), "0:0": ("core", 1, 10), "0:1": ("dram", 1, 10)}.items()
+    }
+    assert [zone.device for zone in zones(powercap_tree(tmp_path, nested))] == ["package-0", "dram-0"]
 
 
 def test_a_zone_that_vanishes_or_is_torn_is_a_gap(tree: Path) -> None:
@@ -158,6 +166,8 @@ def test_devices_belong_to_a_source_that_is_read() -> None:
     table = {"model": "m", "task": {"name": "completion", "train": "a.jsonl", "test": "b.jsonl"}}
     found = load(None, [table | {"meters": {"energy": "rapl", "devices": ["package-0"]}}])
     assert found.meters.devices == ("package-0",)
+    with pytest.raises(UserError, match=r"meters.devices"):
+        load(None, [table | {"meters": {"energy": "rapl", "devices": [""]}}])
     with pytest.raises(UserError, match="does not apply"):
         load(None, [table | {"meters": {"energy": "none", "devices": ["package-0"]}}])
 
@@ -211,18 +221,34 @@ def test_a_line_of_nvidia_smi_is_read_in_si_units_and_na_is_absent() -> None:
     absent = parse("GPU-1, [N/A], 2048, [Not Supported], [Unknown Error], 61, 1410, 1593")
     assert absent is not None
     assert (absent.power_w, absent.utilization, absent.memory_utilization) == (None, None, None)
+    for power in ("0.00", "nan", "inf", "-5"):
+        odd = parse(f"GPU-1, {power}, 2048, nan, 3, 61, 1410, 1593")
+        assert odd is not None
+        assert (odd.power_w, odd.utilization) == (None, None)
     assert parse("uuid, power.draw [W]") is None
     assert parse("GPU-1, 250.5, 20") is None
 
 
 def test_nvidia_smi_is_followed_and_a_line_is_given_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in_smi(tmp_path, monkeypatch)
-    assert smi_uuids() == ["GPU-11111111-aaaa"]
+    assert smi_devices() == {"GPU-11111111-aaaa": True}
     meter = open_energy(Asked("nvidia-smi", CPU))
     assert (meter.name, meter.kind, meter.of_another_device) == ("nvidia-smi", "power", True)
     powers = looked_at(NvidiaSmi("GPU-11111111-aaaa", 10.0), 0.8)
     assert powers.count(250.5) > 5
     assert set(powers) == {None, 250.5}
+
+
+def test_a_device_that_nvidia_smi_has_no_power_of_is_told_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "GPU-1, 250.5, 2048, 87, 40, 61, 1410, 1593\nGPU-2, [N/A], 2048, 87, 40, 61, 1410, 1593"
+    shell_smi(tmp_path, monkeypatch, f"echo '{rows}'")
+    assert smi_devices() == {"GPU-1": True, "GPU-2": False}
+    assert open_energy(Asked("nvidia-smi", CPU, devices=("GPU-2",))).detail == (
+        "no nvidia-smi: nvidia-smi reads no power of GPU-2"
+    )
+    assert [part.device for part in open_energy(Asked("nvidia-smi", CPU)).instruments] == ["GPU-1", "GPU-2"]
 
 
 def test_the_cpu_time_of_nvidia_smi_is_the_meters_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +285,7 @@ def test_why_there_is_no_idle_power_is_told(tmp_path: Path, monkeypatch: pytest.
     table = {"model": "m", "task": {"name": "question_answering", "train": "t", "test": "t"}}
     settings = load(None, [{**table, "meters": {"energy": "nvidia-smi", "rate_hz": 20.0}}])
     found = idle_entry({"settings": settings.model_dump_json(), "rest_s": 0.0}, SimpleNamespace(stop_requested=False))
-    assert found == {"absent": "readings of power are missing inside the window"}
+    assert found == {"absent": "readings of power are missing inside the window: nvidia-smi ended with 9"}
 
 
 @pytest.mark.parametrize(
@@ -271,7 +297,7 @@ def test_energy_that_is_not_the_trials_own_cards_alone_is_told(
 ) -> None:
     there = ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
     monkeypatch.setattr(sources, "own_uuid", lambda _: there[0])
-    monkeypatch.setattr(sources, "smi_uuids", lambda: there)
+    monkeypatch.setattr(sources, "smi_devices", lambda: dict.fromkeys(there, True))
     meter = open_energy(Asked("nvidia-smi", torch.device("cuda:0"), None, devices, 4.0))
     assert (meter.name, meter.of_another_device) == ("nvidia-smi", is_another)
 
@@ -329,7 +355,7 @@ def test_an_nvidia_smi_of_no_use_says_why(
 ) -> None:
     stand_in_smi(tmp_path, monkeypatch, **script)
     with pytest.raises(SmiAbsentError, match=why):
-        smi_uuids()
+        smi_devices()
 
 
 @pytest.mark.parametrize(
@@ -340,7 +366,7 @@ def test_an_nvidia_smi_that_fails_is_told_in_its_own_words(
 ) -> None:
     shell_smi(tmp_path, monkeypatch, f"echo 'NVIDIA-SMI has failed:'; echo 'no driver.'; exit {code}")
     with pytest.raises(SmiAbsentError) as caught:
-        smi_uuids()
+        smi_devices()
     assert str(caught.value) == f"nvidia-smi ended with {code}: NVIDIA-SMI has failed: no driver."
     assert remedy in (caught.value.remedy or "")
 
@@ -348,7 +374,7 @@ def test_an_nvidia_smi_that_fails_is_told_in_its_own_words(
 def test_an_nvidia_smi_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shell_smi(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
     with pytest.raises(SmiAbsentError, match=r"did not answer within 1 s"):
-        smi_uuids(1.0)
+        smi_devices(1.0)
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
 
 

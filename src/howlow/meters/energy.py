@@ -11,6 +11,7 @@ from typing import Literal
 
 from howlow.meters.instruments import Instrument
 from howlow.meters.windows import Missing, Point, WindowEnergy, counter_energy, power_energy
+from howlow.records import WarningKind
 
 MeterKind = Literal["counter", "power", "assumed", "absent"]
 
@@ -56,6 +57,7 @@ class Trace:
     update_period_s: float
     step_j: float = 0.0
     device: str = ""
+    problem: str | None = None
 
 
 def window_energy(meter: EnergyMeter, traces: Sequence[Trace], start_s: float, end_s: float) -> WindowEnergy | Missing:
@@ -69,7 +71,8 @@ def window_energy(meter: EnergyMeter, traces: Sequence[Trace], start_s: float, e
         if isinstance(found, Missing):
             return found if len(traces) == 1 else _of_one(found, trace)
         energies.append(found)
-    error_j = sum(part.error_j or 0.0 for part in energies)
+    errors = [part.error_j for part in energies if part.error_j is not None]
+    error_j = sum(errors) if len(errors) == len(energies) else None
     return WindowEnergy(sum(part.energy_j for part in energies), error_j, sum(part.readings for part in energies))
 
 
@@ -79,5 +82,9 @@ def _of_one(missing: Missing, trace: Trace) -> Missing:
 
 def _instrument_energy(meter: EnergyMeter, trace: Trace, start_s: float, end_s: float) -> WindowEnergy | Missing:
     if meter.kind == "counter":
-        return counter_energy(trace.counters, start_s, end_s, trace.update_period_s, trace.step_j)
-    return power_energy(trace.powers, start_s, end_s, trace.period_s, trace.update_period_s)
+        found = counter_energy(trace.counters, start_s, end_s, trace.update_period_s, trace.step_j)
+    else:
+        found = power_energy(trace.powers, start_s, end_s, trace.period_s, trace.update_period_s)
+    if isinstance(found, Missing) and found.kind == WarningKind.ENERGY_GAP and trace.problem:
+        return Missing(found.kind, f"{found.detail}: {trace.problem}")
+    return found

@@ -39,6 +39,8 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     start_s = clock.now_s() - origin_s + _SETTLING_S
     end_s = start_s + duration_s
     Event().wait(end_s + 0.5 - (clock.now_s() - origin_s))
+    for reader in readers:
+        reader.settle(end_s)
     found = window_energy(meter, [reader.trace for reader in readers], start_s, end_s)
     for reader in readers:
         reader.stop()

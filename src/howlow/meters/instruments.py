@@ -4,6 +4,7 @@ One that may hang is called by the sampler's threads only (`howlow.meters.sample
 A value that the instrument does not give is absent, never 0.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +52,10 @@ class Instrument(Protocol):
     def programs_cpu_s(self) -> float:
         """The CPU time that programs which it started have taken, in seconds; 0 where it starts none."""
 
+    @property
+    def problem(self) -> str | None:
+        """What kept it from telling energy or power when it last could not, in its own words; None where nothing."""
+
     def look(self) -> Look:
         """Everything that it tells; for the timeline."""
 
@@ -67,6 +72,7 @@ class ProcessView:
     range_j = None
     may_hang = False
     programs_cpu_s = 0.0
+    problem = None
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -87,6 +93,11 @@ class ProcessView:
     def findings(self) -> list[Finding]:
         """Nothing."""
         return []
+
+
+def positive(value: float | None) -> float | None:
+    """A power or a counter as it may be told: 0 and less, infinity and NaN are no reading of a device that runs."""
+    return value if value is not None and math.isfinite(value) and value > 0 else None
 
 
 def cores() -> int:

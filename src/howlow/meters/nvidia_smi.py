@@ -6,6 +6,7 @@ started again; when it falls silent, there is a gap.
 """
 
 import csv
+import math
 import shutil
 import subprocess
 import threading
@@ -15,7 +16,7 @@ from dataclasses import replace
 import psutil
 
 from howlow.meters import clock
-from howlow.meters.instruments import Finding, Instrument, Look
+from howlow.meters.instruments import Finding, Instrument, Look, positive
 
 UPDATE_PERIOD_S = 1.0  # power.draw is an average over the last second on most devices
 _FIELDS = "uuid,power.draw,memory.used,utilization.gpu,utilization.memory,temperature.gpu,clocks.sm,clocks.mem"
@@ -50,6 +51,7 @@ class NvidiaSmi:
         self.uuid = uuid
         self._library = library
         self.device = label or uuid
+        self.problem: str | None = None
         self._period_s = 1 / rate_hz
         self._newest: tuple[float, Look] | None = None
         self._process: subprocess.Popen[str] | None = None
@@ -65,6 +67,8 @@ class NvidiaSmi:
         """The newest line, if it is fresh and was not given before; else nothing."""
         self._note_cpu_time()
         if self._process is None or self._process.poll() is not None:
+            if self._process is not None:
+                self.problem = f"nvidia-smi ended with {self._process.returncode}"
             self._start()
         newest, self._newest = self._newest, None
         age_s = 0.0 if newest is None else clock.now_s() - newest[0]
@@ -125,7 +129,7 @@ def parse(line: str) -> Look | None:
         return None
     power, memory, busy, memory_busy, temperature, sm, memory_clock = map(_number, cells[1:])
     return Look(
-        power_w=power,
+        power_w=positive(power),
         memory_bytes=None if memory is None else int(memory * 2**20),
         utilization=None if busy is None else busy / 100,
         memory_utilization=None if memory_busy is None else memory_busy / 100,
@@ -137,13 +141,14 @@ def parse(line: str) -> Look | None:
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell.split()[0])
+        number = float(cell.split()[0])
     except (ValueError, IndexError):  # [N/A], [Not Supported], Unknown Error
         return None
+    return number if math.isfinite(number) else None
 
 
-def smi_uuids(patience_s: float = _PATIENCE_S) -> list[str]:
-    """The UUIDs that nvidia-smi lists and has power of; it is ended when it does not answer in time.
+def smi_devices(patience_s: float = _PATIENCE_S) -> dict[str, bool]:
+    """The UUIDs that nvidia-smi lists, and whether it has power of each; it is ended when it does not answer in time.
 
     Raises:
         SmiAbsentError: it is not there, fails, or is silent.
@@ -162,7 +167,7 @@ def smi_uuids(patience_s: float = _PATIENCE_S) -> list[str]:
         remedy = _FAILURES.get(done.returncode, _FAILED)
         raise SmiAbsentError(f"nvidia-smi ended with {done.returncode}: {said}", remedy)
     lines = done.stdout.splitlines()
-    found = [line.split(",")[0].strip() for line in lines if (look := parse(line)) and look.power_w is not None]
-    if not found:
+    found = {line.split(",")[0].strip(): look.power_w is not None for line in lines if (look := parse(line))}
+    if not any(found.values()):
         raise SmiAbsentError("nvidia-smi reads no power on any device", _POWERLESS)
     return found

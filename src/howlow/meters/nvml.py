@@ -11,7 +11,7 @@ from typing import Any
 import pynvml
 import torch
 
-from howlow.meters.instruments import Finding, Look
+from howlow.meters.instruments import Finding, Look, positive
 from howlow.records import WarningKind
 
 INSTANT_PERIOD_S, AVERAGED_PERIOD_S = 0.1, 1.0  # NVML's documentation of nvmlDeviceGetPowerUsage; the first as seen
@@ -24,7 +24,12 @@ _THROTTLES = {
     "hw_power_brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
 }
 _VGPU = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU
-
+_ERRORS = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError)  # the second: the driver is older than a question
+_PROCESSES = (
+    (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
+    (pynvml.nvmlDeviceGetGraphicsRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2),
+)
+"""Each with its form for older drivers."""
 
 _TOLD = {
     pynvml.NVML_ERROR_NO_PERMISSION: (
@@ -48,8 +53,11 @@ class NvmlAbsentError(Exception):
 
 
 def _absent(error: pynvml.NVMLError) -> NvmlAbsentError:
-    reason, remedy = _TOLD.get(error.value, (str(error), None))
-    return NvmlAbsentError(f"NVML: {reason}", remedy)
+    return NvmlAbsentError(f"NVML: {_said(error)}", _TOLD.get(error.value, (None, None))[1])
+
+
+def _said(error: Exception) -> str:
+    return _TOLD.get(getattr(error, "value", None), (str(error), None))[0]
 
 
 class NvmlDevice:
@@ -61,14 +69,25 @@ class NvmlDevice:
 
     def __init__(self, uuid: str, label: str | None = None) -> None:
         self.uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-        self.device = label or self.uuid
+        self.problem: str | None = None
         try:
             pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
+            self._handle = self._opened()
         except pynvml.NVMLError as error:
             raise _absent(error) from None
+        self.device = label or self.uuid
         self._card = self._whole_card()
         self.reads_instant_power = self._instant_power_w() is not None
+
+    def _opened(self) -> Any:
+        try:
+            return pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
+        except pynvml.NVMLError_NotFound:
+            # Of a partition CUDA tells the UUID as of a card, without what it begins with (cuDeviceGetUuid_v2).
+            partition = self.uuid.replace("GPU-", "MIG-")
+            handle = pynvml.nvmlDeviceGetHandleByUUID(partition)
+            self.uuid = partition
+            return handle
 
     def _whole_card(self) -> Any:
         """What power and energy are asked of: a partition (MIG) has none of its own."""
@@ -92,8 +111,7 @@ class NvmlDevice:
 
         0 is no reading of a counter that has run since the driver was loaded.
         """
-        millijoules = _value(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._card)
-        return millijoules / 1000 if millijoules else None
+        return self._thousandth(pynvml.nvmlDeviceGetTotalEnergyConsumption)
 
     def counter_problem(self) -> tuple[str, str] | None:
         """Why the counter is not read, and what to do; None where it is read, or the device has none."""
@@ -101,14 +119,23 @@ class NvmlDevice:
             pynvml.nvmlDeviceGetTotalEnergyConsumption(self._card)
         except pynvml.NVMLError as error:
             return _TOLD.get(error.value)
+        except pynvml.NVMLLibraryMismatchError:
+            return None
         return None
 
     def power_w(self) -> float | None:
         """The power of this moment where the device tells it, else the averaged one."""
         if self.reads_instant_power:
             return self._instant_power_w()
-        milliwatts = _value(pynvml.nvmlDeviceGetPowerUsage, self._card)
-        return None if milliwatts is None else milliwatts / 1000
+        return self._thousandth(pynvml.nvmlDeviceGetPowerUsage)
+
+    def _thousandth(self, query: Callable[[Any], int]) -> float | None:
+        try:
+            thousandths = positive(query(self._card))
+        except _ERRORS as error:
+            self.problem = _said(error)
+            return None
+        return None if thousandths is None else thousandths / 1000
 
     def _instant_power_w(self) -> float | None:
         fields = _value(pynvml.nvmlDeviceGetFieldValues, self._card, [pynvml.NVML_FI_DEV_POWER_INSTANT])
@@ -156,8 +183,9 @@ class NvmlDevice:
     def _others(self) -> Finding | None:
         """Processes beside this one; in a container NVML may give this process another number."""
         seen: set[int] = set()
-        for query in (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses):
-            seen.update(process.pid for process in _value(query, self._handle) or ())
+        for forms in _PROCESSES:
+            answers = (_value(query, self._handle) for query in forms)
+            seen.update(process.pid for process in next((one for one in answers if one is not None), ()))
         is_in_namespace = os.getpid() not in seen and _in_namespace()
         others = len(seen - {os.getpid()}) - (is_in_namespace and _uses_cuda())
         if others <= 0:
@@ -185,24 +213,31 @@ class NvmlDevice:
         return WarningKind.POWER_CAPPED, detail
 
 
-def device_uuids() -> list[str]:
-    """The UUIDs of all devices, in NVML's order.
+def device_uuids() -> list[str | NvmlAbsentError]:
+    """Of every device its UUID, or why it does not tell it; in NVML's order.
 
     Raises:
         NvmlAbsentError: NVML cannot be used here.
     """
     try:
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+        return [_uuid_or_problem(index) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
         raise _absent(error) from None
+
+
+def _uuid_or_problem(index: int) -> str | NvmlAbsentError:
+    try:
+        return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))
+    except pynvml.NVMLError as error:
+        absent = _absent(error)
+        return NvmlAbsentError(f"{absent} (device {index})", absent.remedy)
 
 
 def _value(query: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return query(*arguments)
-    except pynvml.NVMLError:
+    except _ERRORS:
         return None
 
 

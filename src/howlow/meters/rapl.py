@@ -8,13 +8,14 @@ zeus reads the same files, but starts a process for each zone to count the wrap-
 notice one and would itself run on the processor that is measured; here the sampler's own readings notice them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from howlow.meters.instruments import Finding, Look
 
 POWERCAP = Path("/sys/class/powercap")
 UPDATE_PERIOD_S = 0.001
+_FORMS = ("intel-rapl:*/intel-rapl:*:*", "intel-rapl:*")  # a container may pass the tree on without its flat links
 
 
 class RaplAbsentError(Exception):
@@ -25,7 +26,7 @@ class RaplAbsentError(Exception):
         self.remedy = remedy
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class RaplZone:
     """A package or its memory; an instrument."""
 
@@ -34,6 +35,7 @@ class RaplZone:
     range_j: float
     may_hang: bool = False
     programs_cpu_s: float = 0.0
+    problem: str | None = field(default=None, compare=False)
 
     def counter_j(self) -> float | None:
         """The counter; None when it cannot be read."""
@@ -41,7 +43,8 @@ class RaplZone:
             # Between steps the caches are cold: `Path.read_text` takes 2.5 times as long.
             with (self.folder / "energy_uj").open("rb", buffering=0) as file:
                 return int(file.read()) / 1e6
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            self.problem = str(error)
             return None
 
     def look(self) -> Look:
@@ -60,7 +63,8 @@ def folders(root: Path | None = None) -> dict[str, Path]:
         RaplAbsentError: there is none.
     """
     root = root or POWERCAP
-    found = {folder: _text(folder / "name") for folder in sorted(root.glob("intel-rapl:*"))}
+    everything = {folder.name: folder for form in _FORMS for folder in sorted(root.glob(form))}
+    found = {folder: _text(folder / "name") for _, folder in sorted(everything.items())}
     named = {_device(folder, name): folder for folder, name in found.items() if name.startswith(("package", "dram"))}
     if not named:
         remedy = "none in a virtual machine; on bare metal load the module intel_rapl_common"

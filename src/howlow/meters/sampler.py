@@ -13,9 +13,9 @@ import math
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from howlow.meters import clock
 from howlow.meters.energy import Trace
@@ -23,11 +23,12 @@ from howlow.meters.instruments import Instrument, Look
 from howlow.meters.windows import MOST_W, Point
 from howlow.records import LineWriter, PhaseName, Reading
 
+T = TypeVar("T")
 PATIENCE_S = 0.05
 _FAST_S, _FAST_READINGS, _CHANGES = 0.001, 600, 5
 _SLOW_READINGS, _SLOW_CHANGES = 3000, 2  # a slow counter is watched until one of its periods has been seen whole
 _NOMINAL_S = 0.1
-_LONGEST_SETTLING_S = 1.5
+_LOOK_FOR_S = 0.02
 _FOLLOWED_S = 0.01  # a faster counter knows of a step's end at once
 _FOLLOWED_LATER_S = 0.002  # the step begins, or has ended, a moment after its reading was asked for
 
@@ -83,6 +84,7 @@ class Reader:
         self.cpu_s = 0.0
         self.waited_s = 0.0
         self.asked, self.late = 0, 0
+        self._failure: str | None = None
         self._period_s = 1 / rate_hz
         self._timeline = timeline
         self._now = now
@@ -126,7 +128,7 @@ class Reader:
         """A fresh reading of the counter."""
         asked_s = clock.now_s()
         read = self._read_and_follow if self.update_period_s > _FOLLOWED_S else self.read_counter
-        point: Point | None = self.ask(read) if self.instrument.may_hang else read()
+        point: Point | None = self.ask(read) if self.instrument.may_hang else self._unless_it_fails(read)
         self.waited_s += clock.now_s() - asked_s
         return point
 
@@ -136,8 +138,10 @@ class Reader:
         if 0 < wait_s < 0.5 and self.points and self.points[-1].counter_j is not None:
             threading.Event().wait(wait_s)
             self.counter_now()
-        elif self._powers and not self._counters:  # the next reading of power, which the reader takes by itself
-            threading.Event().wait(max(0.0, min(wait_s + self._period_s, _LONGEST_SETTLING_S)))
+        elif self._powers and not self._counters:  # the reader takes them by itself; a program prints at its own time
+            until_s = moment_s + self.update_period_s + 2 * self._period_s
+            while self._powers[-1].time_s < moment_s + self.update_period_s and self._now() < until_s:
+                threading.Event().wait(_LOOK_FOR_S)
 
     @property
     def update_period_s(self) -> float:
@@ -152,8 +156,8 @@ class Reader:
     @property
     def trace(self) -> Trace:
         """The readings so far."""
-        pace, device = self._pace, self.instrument.device
-        return Trace(self._counters, self._powers, self._period_s, self.update_period_s, pace.step_j, device)
+        pace, device, problem = self._pace, self.instrument.device, self._failure or self.instrument.problem
+        return Trace(self._counters, self._powers, self._period_s, self.update_period_s, pace.step_j, device, problem)
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -166,23 +170,33 @@ class Reader:
                 job = self._jobs.get(timeout=max(0.0, wait_s))
             except queue.Empty:
                 if is_pacing:
-                    self.find_pace()
-                self._read_what_is_due()
+                    self._unless_it_fails(self.find_pace)
+                self._unless_it_fails(self._read_what_is_due)
             else:
                 if job is None:
                     return
-                job.result = job.call()
+                job.result = self._unless_it_fails(job.call)
                 job.done.set()
             self.cpu_s = clock.thread_cpu_s()
+
+    def _unless_it_fails(self, call: Callable[[], T]) -> T | None:
+        """An instrument that fails in a way it should not costs a reading, not the thread."""
+        try:
+            return call()
+        except Exception as error:  # drivers and their bindings fail in ways of their own
+            self._failure = f"{type(error).__name__}: {error}"
+            return None
 
     def _read_what_is_due(self) -> None:
         """The timeline's reading; or one that follows a step's, as soon as the counter knows of that step's end."""
         if clock.now_s() >= self._due_s:
-            self.look()
-            self._due_s = max(self._due_s + self._period_s, clock.now_s())  # a late one does not make the next hurry
+            try:
+                self.look()
+            finally:  # a late one does not make the next hurry
+                self._due_s = max(self._due_s + self._period_s, clock.now_s())
         elif clock.now_s() >= self._follow_s:
-            self.read_counter()
             self._follow_s = math.inf
+            self.read_counter()
 
     def find_pace(self) -> None:
         """One fast reading, until the counter's pace is known."""
@@ -202,10 +216,12 @@ class Reader:
         return point
 
     def look(self) -> None:
-        """One reading of everything, for the timeline too."""
+        """One reading of everything, for the timeline too; one that tells nothing is none."""
         with self._lock:
             asked_s = self._now()
             look = self.instrument.look()
+            if replace(look, age_s=0.0) == Look():
+                return
             before = self.points[-1] if self.points else None
             point = self._keep(asked_s, look.counter_j, look.power_w, look.age_s)
         power_w = look.power_w

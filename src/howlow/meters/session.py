@@ -91,6 +91,7 @@ class Session:
         self.readers = self._readers([*own, *views])
         self._before = look_around()
         self._is_open = False
+        self._began_s = self._ended_s = 0.0
 
     def _readers(self, views: Sequence[Instrument]) -> list[Reader]:
         periods: dict[Instrument, float | None] = dict.fromkeys(views, 0.0)
@@ -107,6 +108,7 @@ class Session:
         return clock.now_s() - self._origin_s
 
     def __enter__(self) -> Self:
+        self._began_s = self.trial_time()
         for reader in self.readers:
             reader.start()
         self._is_open = True
@@ -115,7 +117,7 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if isinstance(error, Exception):
             self.look_for_outside_work()  # which may be why
-        self._is_open = False
+        self._is_open, self._ended_s = False, self.trial_time()
         for reader in self.readers:
             reader.stop()
         problem = self.timeline.problem
@@ -176,13 +178,15 @@ class Session:
 
     def _meter_record(self, after: Machine, idle: Idle | None) -> MeterRecord:
         times = [[look.time_s for look in reader.looks] for reader in self.readers]
+        ends_s = self._began_s, self.trial_time() if self._is_open else self._ended_s
+        gaps_s = [later - sooner for own in times for sooner, later in pairwise((ends_s[0], *own, ends_s[1]))]
         programs_cpu_s = self._programs_cpu_s()
         meters_cpu_s = sum(reader.cpu_s for reader in self.readers) + programs_cpu_s
         all_cpu_s = after.own_s - self._before.own_s + programs_cpu_s
         waited_s = sum(reader.waited_s for reader in self.readers)
         return MeterRecord(
-            rate_hz=min((_rate_hz(own) for own in times if len(own) > 1), default=None),
-            largest_gap_s=max((later - sooner for own in times for sooner, later in pairwise(own)), default=None),
+            rate_hz=min((_rate_hz(own, ends_s) for own in times if len(own) > 1), default=None),
+            largest_gap_s=max(gaps_s, default=None),
             readings=sum(map(len, times)),
             late=sum(reader.late for reader in self.readers),
             cpu_share=meters_cpu_s / all_cpu_s if all_cpu_s else None,
@@ -347,6 +351,8 @@ class PhaseMeter:
         )
 
     def _warn_of_missing(self) -> None:
+        if self.name == "load":  # no figure rests on its energy, and nobody can make it longer
+            return
         totals = self.totals
         parts_s: dict[Part, float] = {
             "measured": totals.measured_duration_s,
@@ -364,5 +370,7 @@ class PhaseMeter:
         return max((look.memory_bytes for look in looks if look.phase == self.name and look.memory_bytes), default=None)
 
 
-def _rate_hz(times_s: Sequence[float]) -> float:
-    return (len(times_s) - 1) / max(1e-9, times_s[-1] - times_s[0])
+def _rate_hz(times_s: Sequence[float], ends_s: tuple[float, float]) -> float:
+    """Readings a second from the first to the last; where they ended early, over the whole time."""
+    whole_s = max(1e-9, ends_s[1] - ends_s[0])
+    return min((len(times_s) - 1) / max(1e-9, times_s[-1] - times_s[0]), len(times_s) / whole_s)

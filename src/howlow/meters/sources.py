@@ -15,7 +15,7 @@ from howlow.errors import UserError
 from howlow.meters import nvidia_smi, rapl
 from howlow.meters.energy import EnergyMeter, assumed_power, no_energy
 from howlow.meters.instruments import Instrument
-from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, smi_uuids
+from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, smi_devices
 from howlow.meters.nvml import AVERAGED_PERIOD_S, INSTANT_PERIOD_S, NvmlAbsentError, NvmlDevice, device_uuids
 from howlow.meters.patience import answered
 from howlow.meters.rapl import RaplAbsentError
@@ -135,17 +135,25 @@ def own_uuid(device: torch.device) -> str:
 
 
 def _nvml(asked: Asked) -> EnergyMeter:
-    chosen = _chosen(asked, device_uuids())
+    told = device_uuids()
+    lost = [one for one in told if isinstance(one, NvmlAbsentError)]
+    if lost and not asked.devices and asked.device.type != "cuda":
+        raise NvmlAbsentError(f"{lost[0]}; meters.devices can name the others", lost[0].remedy)
+    partitions = [name for name in asked.devices if name.startswith("MIG-")]
+    chosen = _chosen(asked, [*(one for one in told if isinstance(one, str)), *partitions])
     devices = [NvmlDevice(uuid, label) for uuid, label in chosen]
     names = _listed([device.uuid for device in devices])
     other = _has_another(chosen, asked)
-    if all(device.counter_j() is not None for device in devices):
+    have_counters = [device.counter_j() is not None for device in devices]
+    have_power = [device.power_w() is not None for device in devices]
+    # Where one of several has neither, the sum is absent and says so; the others have their own rows.
+    if all(have_counters) or (any(have_counters) and not all(have_power)):
         detail = f"total energy consumption of {names}"
         return EnergyMeter("nvml counter", detail, "counter", tuple(devices), None, of_another_device=other)
     reason, remedy = next(filter(None, (device.counter_problem() for device in devices)), (None, None))
-    if any(device.power_w() is None for device in devices):
-        told = f": {reason}" if reason else ""
-        raise NvmlAbsentError(f"NVML reads neither energy nor power on {names}{told}", remedy)
+    if not any(have_power):
+        why = f": {reason}" if reason else ""
+        raise NvmlAbsentError(f"NVML reads neither energy nor power on {names}{why}", remedy)
     instant = all(device.reads_instant_power for device in devices)
     period_s = INSTANT_PERIOD_S if instant else AVERAGED_PERIOD_S
     why = f"energy counter: {reason}" if reason else "no energy counter"
@@ -154,10 +162,10 @@ def _nvml(asked: Asked) -> EnergyMeter:
 
 
 def _nvidia_smi(asked: Asked) -> EnergyMeter:
-    there = smi_uuids()
-    chosen = _chosen(asked, there)
-    if unknown := [uuid for uuid, _ in chosen if uuid not in there]:
-        raise SmiAbsentError(f"nvidia-smi reads no power of {unknown[0]}")
+    there = smi_devices()
+    chosen = _chosen(asked, list(there))
+    if not any(there.get(uuid) for uuid, _ in chosen):
+        raise SmiAbsentError(f"nvidia-smi reads no power of {_listed([uuid for uuid, _ in chosen])}")
     instruments = tuple(NvidiaSmi(uuid, asked.rate_hz, label, _through_nvml(uuid)) for uuid, label in chosen)
     detail = f"power.draw of {_listed([uuid for uuid, _ in chosen])}, integrated"
     other = _has_another(chosen, asked)

@@ -14,7 +14,7 @@ from howlow.meters import memory, rapl
 from howlow.meters.idle import measure_idle
 from howlow.meters.instruments import Instrument
 from howlow.meters.machine import environment
-from howlow.meters.nvidia_smi import smi_uuids
+from howlow.meters.nvidia_smi import smi_devices
 from howlow.meters.nvml import NvmlAbsentError, NvmlDevice, device_uuids
 from howlow.meters.patience import answered
 from howlow.meters.sources import AbsentErrors, Asked, open_energy
@@ -80,14 +80,17 @@ def survey(device: torch.device) -> Survey:
 
 
 def _nvml() -> str:
-    devices = [NvmlDevice(uuid) for uuid in device_uuids()]
+    told = device_uuids()
+    lost = [one for one in told if isinstance(one, NvmlAbsentError)]
+    devices = [NvmlDevice(uuid) for uuid in told if isinstance(uuid, str)]
     given = {device: _given(device) for device in devices}
     problems = {device: problem for device in devices if (problem := device.counter_problem())}
     if not any(given.values()):
-        told = [f"{_named(device)}: {problems.get(device, ('neither energy nor power',))[0]}" for device in devices]
-        remedy = next((remedy for _, remedy in problems.values()), None)
-        raise NvmlAbsentError("; ".join(told) or "no device", remedy)
-    return "; ".join(_nvml_device(device, given[device], problems.get(device)) for device in devices)
+        reasons = [f"{_named(device)}: {problems.get(device, ('neither energy nor power',))[0]}" for device in devices]
+        remedies = [*(remedy for _, remedy in problems.values()), *(one.remedy for one in lost)]
+        raise NvmlAbsentError("; ".join([*reasons, *map(str, lost)]) or "no device", next(iter(remedies), None))
+    found = [_nvml_device(device, given[device], problems.get(device)) for device in devices]
+    return "; ".join([*found, *(f"{one} ({one.remedy})" if one.remedy else str(one) for one in lost)])
 
 
 def _named(device: NvmlDevice) -> str:
@@ -112,13 +115,18 @@ def _nvml_device(device: NvmlDevice, gives: str | None, problem: tuple[str, str]
     return f"{_named(device)}: {gives + ', energy counter: ' if gives else ''}{reason} ({remedy})"
 
 
+def _nvidia_smi() -> str:
+    devices = smi_devices(_SMI_PATIENCE_S)
+    return ", ".join(uuid if has_power else f"{uuid} (no power)" for uuid, has_power in devices.items())
+
+
 def _listed(find: Callable[[], Sequence[Instrument]]) -> Callable[[], str]:
     return lambda: ", ".join(instrument.device for instrument in find())
 
 
 _SOURCES: dict[str, Callable[[], str]] = {
     "nvml": _nvml,
-    "nvidia-smi": lambda: ", ".join(smi_uuids(_SMI_PATIENCE_S)),
+    "nvidia-smi": _nvidia_smi,
     "rapl": _listed(rapl.zones),
     "amd": _listed(amd_devices),
     "apple": _listed(apple_devices),

@@ -11,8 +11,9 @@ are missing only move the enclosing ones apart.
 **Power.** Polled power is integrated by the trapezoidal rule. Between two readings the power is taken to stay between
 their values: then an interval dt with the difference dP is wrong by at most dt * |dP| / 2. A reading that is up to U
 late adds at most U times the sum of all |dP|, up to the first reading U after the window, which knows of its end; an
-edge or a hole without readings adds its length times the range of the readings. What swings between two readings as a
-whole, as steps in time with the polling do, is not seen and not in the bound.
+edge or a hole without readings adds its length times the range of the readings. Readings are rounded, to a hundredth of
+a watt by the coarsest source. Without a reading U after the window nothing bounds its end, and there is no bound. What
+swings between two readings as a whole, as steps in time with the polling do, is not seen and not in the bound.
 
 No bound holds the sensor's own tolerance, which few makers state.
 
@@ -31,6 +32,7 @@ UPDATES_IN_WINDOW = 5  # a counter's two edges are then at most two fifths of th
 MOST_W = 5000.0  # no device draws more, whatever its counter says
 ROUNDING = 1e-9  # of a window's length, taken as the difference of two moments
 LARGEST_HOLE = 0.05  # of a window; what happens in a hole is not known
+RESOLUTION_W = 0.01  # nvidia-smi's print; the library's milliwatts are finer
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,11 @@ def power_energy(
     holes_s = end_s - start_s if energy_j is None else _holes_s(near, start_s, end_s, period_s)
     if energy_j is None or holes_s > LARGEST_HOLE * (end_s - start_s):
         return Missing(WarningKind.ENERGY_GAP, "readings of power are missing inside the window")
-    blind_s = holes_s + max(0.0, end_s + update_period_s - (near + later)[-1][0])
-    return WindowEnergy(energy_j, _power_error_j(near, later, (start_s, end_s), update_period_s, blind_s), len(near))
+    if energy_j <= 0:
+        return Missing(WarningKind.ENERGY_GAP, "the power read is 0 over the whole window")
+    if (near + later)[-1][0] < end_s + update_period_s:
+        return WindowEnergy(energy_j, None, len(near))
+    return WindowEnergy(energy_j, _power_error_j(near, later, (start_s, end_s), update_period_s, holes_s), len(near))
 
 
 def _too_short(length_s: float, shortest_s: float, reason: str) -> Missing:
@@ -163,14 +168,14 @@ def _power_error_j(
     later: Sequence[tuple[float, float]],
     window: tuple[float, float],
     update_period_s: float,
-    blind_s: float,
+    holes_s: float,
 ) -> float:
-    """See the module; `later` readings tell of the window's end, `blind_s` is what no reading tells of."""
+    """See the module; `later` readings tell of the window's end."""
     start_s, end_s = window
     seen = [*near, *later]
     powers = [power_w for _, power_w in seen]
     edge_s = max(0.0, near[0][0] - start_s)
-    error_j = (edge_s + blind_s) * (max(powers) - min(powers))
+    error_j = RESOLUTION_W * (end_s - start_s) + (edge_s + holes_s) * (max(powers) - min(powers))
     error_j += update_period_s * sum(abs(p1 - p0) for (_, p0), (_, p1) in pairwise(seen))
     for (t0, p0), (t1, p1) in pairwise(near):
         inside_s = min(t1, end_s) - max(t0, start_s)

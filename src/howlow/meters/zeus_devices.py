@@ -6,10 +6,10 @@ not used, as the trial synchronises its own device.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from howlow.meters.instruments import Finding, Look
+from howlow.meters.instruments import Finding, Look, positive
 
 
 class ZeusAbsentError(Exception):
@@ -20,7 +20,7 @@ class ZeusAbsentError(Exception):
         self.remedy = remedy
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class ZeusDevice:
     """A device whose counter or power zeus reads in millijoules or milliwatts; an instrument."""
 
@@ -30,28 +30,29 @@ class ZeusDevice:
     range_j: float | None = None
     may_hang: bool = True
     programs_cpu_s: float = 0.0
+    problem: str | None = field(default=None, compare=False)
 
     def counter_j(self) -> float | None:
         """The counter."""
-        return _thousandth(self.read_mj)
+        return self._thousandth(self.read_mj)
 
     def look(self) -> Look:
         """Counter and power."""
-        return Look(counter_j=self.counter_j(), power_w=_thousandth(self.read_mw))
+        return Look(counter_j=self.counter_j(), power_w=self._thousandth(self.read_mw))
 
     def findings(self) -> list[Finding]:
         """Nothing."""
         return []
 
+    def _thousandth(self, read: Callable[[], float | None] | None) -> float | None:
+        from zeus.exception import ZeusBaseError
 
-def _thousandth(read: Callable[[], float | None] | None) -> float | None:
-    from zeus.exception import ZeusBaseError
-
-    try:
-        thousandths = read() if read else None
-    except ZeusBaseError:
-        return None
-    return None if thousandths is None else thousandths / 1000
+        try:
+            thousandths = positive(read() if read else None)
+        except ZeusBaseError as error:
+            self.problem = str(error)
+            return None
+        return None if thousandths is None else thousandths / 1000
 
 
 def amd_devices() -> list[ZeusDevice]:

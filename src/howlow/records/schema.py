@@ -136,7 +136,9 @@ class MeterRecord(Frozen):
     """How the meters themselves did."""
 
     rate_hz: float | None = Field(None, description="readings a second of the slowest instrument, as it turned out")
-    largest_gap_s: float | None = Field(None, description="the longest time between two readings of one instrument")
+    largest_gap_s: float | None = Field(
+        None, description="the longest time without a reading of one instrument, from the trial's start to its end"
+    )
     readings: int = Field(0, description="lines of the timeline of this process")
     late: int = Field(0, description="readings that did not come in time")
     cpu_share: float | None = Field(None, description="CPU time of the meters (nvidia-smi's, too) / the trial's")

@@ -17,7 +17,8 @@ NonNegative = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # torch and TOML take no more
 BatchSize = Positive | Literal["max"]
 Text = Annotated[str, Field(min_length=1)]
-Names = Annotated[tuple[StrictStr, ...], Field(strict=False, min_length=1)]
+Name = Annotated[StrictStr, Field(min_length=1)]
+Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
 
 
 class Section(BaseModel):
@@ -234,8 +235,8 @@ class RunSettings(Section):
         0.03,
         ge=0.0,
         lt=1.0,
-        description="batch_size = max leaves this share of the limit free; without a limit, of the device's memory. Two "
-        "processes that do the same differ by up to 0.5 %: with less room than that a trial may run out of memory",
+        description="batch_size = max leaves this share of the limit free; without a limit, of the device's memory. "
+        "Two processes that do the same differ by up to 0.5 %: with less room a trial may run out of memory",
     )
 
 
