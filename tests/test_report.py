@@ -156,6 +156,20 @@ def test_the_table_names_the_reference_and_the_larger_rank_that_was_asked_for(re
     assert "leave this rank out" in text
 
 
+def test_a_warning_stands_beside_the_numbers_that_it_touches(tmp_path: Path) -> None:
+    lost = RecordWarning(kind="energy_gap", detail="train, nvml counter: 1 s of 9 s have no energy")
+    trial_of(tmp_path, 4, 1.0, 0.5, warnings=(lost,))
+    trial_of(tmp_path, 8, 1.0, 0.5)
+    report = write_report([tmp_path])
+    (line,) = [line for line in report.table_text(120).splitlines() if line.startswith("   4")]
+    assert line.count("ᵃ") == 1
+    assert "Jᵃ" in line
+    assert "ᵃ warning: energy_gap, 1 trial (r0004-s0): train, nvml counter" in report.table_text(120)
+    marked = re.findall(r"<td>([^<]*)<sup>", (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert marked
+    assert all(cell.endswith(("J", "W")) for cell in marked)
+
+
 def test_absent_columns_are_dropped_and_named_once_with_the_reason(tmp_path: Path) -> None:
     warning = RecordWarning(kind="energy_absent", detail=NO_ENERGY.detail)
     trial_of(tmp_path, 4, 1.0, 0.5, energy=False, warnings=(warning,))

@@ -15,6 +15,7 @@ from typing import Any
 
 from howlow.analysis.columns import COLUMNS, Column, columns_of
 from howlow.analysis.metering import Seen, energy_figures, inside, meter_figures, ratio, read_seen, timeline_figures
+from howlow.analysis.qualified import qualified
 from howlow.errors import UserError
 from howlow.records import (
     PhaseName,
@@ -67,14 +68,15 @@ class Results:
         return columns_of(self.axes)
 
     @cached_property
-    def warnings(self) -> list[dict[str, str]]:
-        """Every warning of every trial, with its remedy."""
+    def warnings(self) -> list[dict[str, Any]]:
+        """Every warning of every trial, with its remedy and the columns that it qualifies."""
         return [
             {
                 "trial": trial.record.trial,
                 "kind": warning.kind.value,
                 "detail": warning.detail,
                 "remedy": warning.remedy,
+                "columns": qualified(warning, inference_phase(trial.record)),
             }
             for trial in self.trials
             for warning in trial.record.warnings

@@ -37,7 +37,6 @@ from howlow.records.schema import (
     MeterRecord,
     ModelRecord,
     Part,
-    PhaseName,
     PhaseRecord,
     Reading,
     Record,
@@ -45,7 +44,7 @@ from howlow.records.schema import (
     Status,
     Step,
 )
-from howlow.records.warnings import REMEDIES, RecordWarning, WarningKind
+from howlow.records.warnings import REMEDIES, PhaseName, RecordWarning, WarningKind
 
 __all__ = [
     "BatchProbe",

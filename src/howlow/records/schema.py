@@ -4,12 +4,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from howlow.records.warnings import Frozen, RecordWarning
+from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
 SCHEMA_VERSION = 1
 
-PhaseName = Literal["load", "train", "evaluate", "generate"]
 Part = Literal["burn_in", "measured"]
 Status = Literal["done", "out_of_memory", "diverged", "failed"]
 

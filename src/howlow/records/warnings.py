@@ -1,9 +1,13 @@
 """The closed list of reasons to distrust or to qualify a trial's numbers, each with what the user can do about it."""
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
+
+PhaseName = Literal["load", "train", "evaluate", "generate"]
 
 
 class WarningKind(StrEnum):
@@ -89,7 +93,10 @@ class Frozen(BaseModel):
 
 
 class RecordWarning(Frozen):
-    """One reason to distrust or qualify a number, with what it is about."""
+    """One reason to distrust or qualify a number, with what it is about.
+
+    The detail of a warning about one phase begins with that phase's name and a colon or a comma.
+    """
 
     kind: WarningKind
     detail: str
@@ -98,3 +105,9 @@ class RecordWarning(Frozen):
     def remedy(self) -> str:
         """What the user can do about it."""
         return REMEDIES[self.kind]
+
+    @property
+    def phase(self) -> PhaseName | None:
+        """The phase that it is about, None where it is about more."""
+        found = re.match(r"(\w+)[:,]", self.detail)
+        return next((name for name in get_args(PhaseName) if found is not None and found[1] == name), None)

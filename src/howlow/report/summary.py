@@ -4,7 +4,7 @@ One row for trials that differ only in their seed; each value stands with its ra
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from howlow.analysis.columns import QUALITY, Column, column_named
 from howlow.analysis.comparison import Comparison, Group, Reference
@@ -85,15 +85,16 @@ class Heading:
 
 @dataclass(frozen=True)
 class Cell:
-    """A value as text, and its ratio to the reference's where both are there."""
+    """A value as text, its ratio to the reference's where both are there, and the numbers of the warnings of it."""
 
     value: str
     relative: str | None = None
+    notes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Line:
-    """One row: what it is about, how its trials ended, its cells, and the notes that touch it."""
+    """One row: what it is about, how its trials ended, its cells, and the warnings that touch none of the cells."""
 
     label: str
     axes: tuple[str, ...]
@@ -106,13 +107,14 @@ class Line:
 
 @dataclass(frozen=True)
 class WarningNote:
-    """A warning with the trials that it touches, numbered for the table."""
+    """A warning with the trials and the columns that it touches, numbered for the table."""
 
     number: int
     kind: str
     detail: str
     remedy: str
     trials: tuple[str, ...]
+    columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -188,14 +190,22 @@ def assumed_words(results: Results) -> str | None:
 
 def _line(comparison: Comparison, group: Group, headings: Sequence[Heading], warnings: Sequence[WarningNote]) -> Line:
     names = {trial.record.trial for trial in group.trials}
+    own = [note for note in warnings if names & set(note.trials)]
+    shown = {heading.column.name for heading in headings}
     counts = group.status_counts
     return Line(
         label=label_of(group),
         axes=tuple(formatting.plain(value) if value is not None else "-" for value in group.axes.values()),
         seeds=len(group.trials),
         status=next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {status}" for status, n in counts.items()),
-        cells=tuple(_cell(comparison, group, heading.column) for heading in headings),
-        notes=tuple(note.number for note in warnings if names & set(note.trials)),
+        cells=tuple(
+            replace(
+                _cell(comparison, group, heading.column),
+                notes=tuple(note.number for note in own if heading.column.name in note.columns),
+            )
+            for heading in headings
+        ),
+        notes=tuple(note.number for note in own if not shown & set(note.columns)),
         is_reference=any(reference.group is group for reference in comparison.references),
     )
 
@@ -300,10 +310,13 @@ def _failures(results: Results) -> tuple[Failure, ...]:
 
 def _warnings(results: Results) -> tuple[WarningNote, ...]:
     touched: dict[tuple[str, str, str], list[str]] = {}
+    columns: dict[tuple[str, str, str], dict[str, None]] = {}
     for warning in results.warnings:
-        touched.setdefault((warning["kind"], warning["detail"], warning["remedy"]), []).append(warning["trial"])
+        key = warning["kind"], warning["detail"], warning["remedy"]
+        touched.setdefault(key, []).append(warning["trial"])
+        columns.setdefault(key, {}).update(dict.fromkeys(warning["columns"]))
     ordered = sorted(touched.items(), key=lambda item: item[0][0])
     return tuple(
-        WarningNote(number, kind, detail, remedy, tuple(dict.fromkeys(trials)))
+        WarningNote(number, kind, detail, remedy, tuple(dict.fromkeys(trials)), tuple(columns[kind, detail, remedy]))
         for number, ((kind, detail, remedy), trials) in enumerate(ordered, 1)
     )

@@ -4,12 +4,12 @@ Every text that comes from outside is a `Text` or printed without markup, so tha
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from howlow.report import formatting
-from howlow.report.summary import Cell, Heading, Summary, WarningNote
+from howlow.report.summary import Cell, Heading, Line, Summary, WarningNote
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 _SECTIONS = {"fine-tuning": "train", "inference": "infer", "quality": "test", "adapter": ""}
 _GAP = 2
 _MOST = 10
+_MOST_TRIALS = 4
+_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ¹²³⁴⁵⁶⁷⁸⁹"
+"""One character a kind of warning, as several stand beside one number; digits, which look like powers, at last."""
 
 
 def render(summary: Summary, width: int = 100) -> "RenderableType":
@@ -52,15 +55,32 @@ def plain(summary: Summary, width: int = 100) -> str:
 
 
 def warning_lines(warnings: Iterable[WarningNote]) -> list[str]:
-    """One line a kind: what it is about, how many trials it touches, and the remedy."""
+    """One line a kind: what it is about, which trials it touches, and the remedy."""
     lines = []
-    for kind, group in groupby(warnings, key=lambda note: note.kind):
-        notes = list(group)
-        trials = {trial for note in notes for trial in note.trials}
+    notes_of = {kind: list(notes) for kind, notes in groupby(warnings, key=lambda note: note.kind)}
+    for mark, (kind, notes) in zip(_MARKS, notes_of.items(), strict=False):
+        trials = list(dict.fromkeys(trial for note in notes for trial in note.trials))
         others = f" (and {len(notes) - 1} more like it)" if len(notes) > 1 else ""
-        touched = formatting.counted(len(trials), "trial")
-        lines.append(f"warning: {kind}, {touched}: {notes[0].detail}{others}; {notes[0].remedy}")
+        touched = f"{formatting.counted(len(trials), 'trial')} ({formatting.listed(trials, _MOST_TRIALS)})"
+        lines.append(f"{mark} warning: {kind}, {touched}: {notes[0].detail}{others}; {notes[0].remedy}")
     return lines
+
+
+def _marks(summary: Summary) -> dict[int, str]:
+    """The mark of every warning, by its number."""
+    kinds = dict.fromkeys(note.kind for note in summary.warnings)
+    of_kind = dict(zip(kinds, _MARKS, strict=False))
+    return {note.number: of_kind[note.kind] for note in summary.warnings}
+
+
+def _label(line: Line, marks: Mapping[int, str]) -> str:
+    """The rank with the marks of what touches the whole trial, less those that stand beside one of its figures."""
+    beside = {marks[note] for cell in line.cells for note in cell.notes}
+    return _marked(line.label, [note for note in line.notes if marks[note] not in beside], marks)
+
+
+def _marked(text: str, notes: Iterable[int], marks: Mapping[int, str]) -> str:
+    return text + "".join(dict.fromkeys(marks[note] for note in notes))
 
 
 # -- widths ---------------------------------------------------------------------------------------------------------
@@ -69,7 +89,8 @@ def warning_lines(warnings: Iterable[WarningNote]) -> list[str]:
 def _chunks(summary: Summary, width: int) -> list[list[int]]:
     """Which columns stand in one table: all, else one table for fine-tuning and one for the rest, else what fits."""
     cells = [[line.cells[index] for line in summary.lines] for index in range(len(summary.headings))]
-    widths = [_width(*pair) for pair in zip(summary.headings, cells, strict=True)]
+    marks = _marks(summary)
+    widths = [_width(*pair, marks) for pair in zip(summary.headings, cells, strict=True)]
     fixed = _fixed_width(summary)
     everything = list(range(len(widths)))
     if not everything or fixed + sum(widths) <= width:
@@ -87,14 +108,16 @@ def _chunks(summary: Summary, width: int) -> list[list[int]]:
     return chunks
 
 
-def _width(heading: Heading, cells: Sequence[Cell]) -> int:
-    texts = [text for cell in cells for text in (cell.value, cell.relative or "")]
+def _width(heading: Heading, cells: Sequence[Cell], marks: Mapping[int, str]) -> int:
+    texts = [text for cell in cells for text in (_marked(cell.value, cell.notes, marks), cell.relative or "")]
     return max(map(len, [*_header(heading).splitlines(), *texts])) + _GAP
 
 
 def _fixed_width(summary: Summary) -> int:
     statuses = [part for line in summary.lines for part in _status(line.status).splitlines()]
-    width = max(len("rank"), *(len(line.label) for line in summary.lines)) + max(map(len, ["status", *statuses])) + _GAP
+    marks = _marks(summary)
+    labels = [_label(line, marks) for line in summary.lines]
+    width = max(map(len, ["rank", *labels])) + max(map(len, ["status", *statuses])) + _GAP
     for index, axis in enumerate(summary.axes):
         width += max(map(len, [*_axis(axis).splitlines(), *(line.axes[index] for line in summary.lines)])) + _GAP
     return width + (len("seeds") + _GAP if summary.has_seeds else 0)
@@ -128,20 +151,23 @@ def _table(summary: Summary, chunk: Sequence[int]) -> "RenderableType":
         table.add_column(Text("seeds"), justify="right", no_wrap=True)
     for index in chunk:
         table.add_column(Text(_header(summary.headings[index])), justify="right", no_wrap=True)
+    marks = _marks(summary)
     for line in summary.lines:
         if line.status == "done" and all(line.cells[index].value == formatting.ABSENT for index in chunk):
             continue  # the base model has nothing to say about fine-tuning
         style = "bold" if line.is_reference else ""
         status = Text(_status(line.status), style="" if line.status == "done" else "red")
-        cells = [_text(line.cells[index]) for index in chunk]
+        cells = [_text(line.cells[index], marks) for index in chunk]
+        label = _label(line, marks)
         seeds = [Text(str(line.seeds))] if summary.has_seeds else []
-        table.add_row(Text(line.label, style=style), status, *map(Text, line.axes), *seeds, *cells)
+        table.add_row(Text(label, style=style), status, *map(Text, line.axes), *seeds, *cells)
     return table
 
 
-def _text(cell: Cell) -> "RenderableType":
+def _text(cell: Cell, marks: Mapping[int, str]) -> "RenderableType":
     from rich.text import Text
 
+    value = _marked(cell.value, cell.notes, marks)
     if cell.relative is None:
-        return Text(cell.value, style="dim" if cell.value == formatting.ABSENT else "")
-    return Text.assemble(cell.value, "\n", (cell.relative, "dim"))
+        return Text(value, style="dim" if cell.value == formatting.ABSENT else "")
+    return Text.assemble(value, "\n", (cell.relative, "dim"))
