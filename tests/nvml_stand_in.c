@@ -131,6 +131,7 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
 }
 
 nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device) {
+    if (number("HOWLOW_NVML_GONE", -1) >= 0) return LOST; /* as the library does where any has fallen off the bus */
     for (size_t i = 0; i < 3; i++)
         if (!strcmp(uuid, uuids[i])) { *device = (nvmlDevice_t)(i + 1); return SUCCESS; }
     return NOT_FOUND;

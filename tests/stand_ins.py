@@ -77,7 +77,7 @@ class Scripted:
         self.range_j = range_j
         self.may_hang = may_hang
         self.programs_cpu_s = 0.0
-        self.problem: str | None = None
+        self.problems: dict[str, str] = {}
         self._counter_j, self._power_w = counter_j, power_w
         self._findings = findings or []
         self._temperature_c = temperature_c

@@ -90,7 +90,7 @@ def test_a_phase_with_a_hole_has_no_energy_of_the_whole(tmp_path: Path) -> None:
     answers = iter([100.0] * 12)  # then it falls silent
     device = Scripted(power_w=lambda: next(answers, None), may_hang=False)
     meter_of_device, found = EnergyMeter("nvml power", "test", "power", (device,), 0.02), []
-    warn = lambda kind, detail: found.append((kind, detail))  # noqa: E731
+    warn = lambda warning: found.append((warning.kind, warning.detail))  # noqa: E731
     with Session(tmp_path, CPU, meter_of_device, 20.0, 0.0, warn=warn) as session, session.phase("train") as meter:
         with meter.step(measured=True, samples=1):
             time.sleep(0.4)
@@ -106,7 +106,7 @@ def test_loading_is_not_warned_of_for_being_short(tmp_path: Path) -> None:
     found: list[tuple[WarningKind, str]] = []
     device = Scripted(power_w=lambda: 50.0, may_hang=False)
     polled = EnergyMeter("nvidia-smi", "test", "power", (device,), 1.0)
-    warn = lambda kind, detail: found.append((kind, detail))  # noqa: E731
+    warn = lambda warning: found.append((warning.kind, warning.detail))  # noqa: E731
     with Session(tmp_path, CPU, polled, 20.0, 0.0, warn=warn) as session:
         for name in ("load", "train"):
             with session.phase(name) as meter:  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def test_a_program_that_the_meters_started_is_no_outside_work(
     monkeypatch.setattr("howlow.meters.session.look_around", lambda: next(moments))
     device, found = Scripted(), []
     device.programs_cpu_s = programs_cpu_s
-    warn = lambda kind, detail: found.append(kind)  # noqa: E731
+    warn = lambda warning: found.append(warning.kind)  # noqa: E731
     with Session(tmp_path, CPU, no_energy("test"), 50.0, 0.0, views=[device], warn=warn) as session:
         session.report(None)
     assert (WarningKind.OTHER_WORK_ON_MACHINE in found) == is_outside

@@ -27,7 +27,7 @@ from howlow.records import read_timeline
 sources.own_uuid = lambda device: sys.argv[1]  # there is no CUDA device whose UUID could be asked for
 meter = open_energy(Asked("nvml", torch.device("cuda:0")))
 found = {"source": meter.name, "detail": meter.detail, "other": meter.of_another_device, "warnings": []}
-warn = lambda kind, detail: found["warnings"].append([kind, detail])
+warn = lambda warning: found["warnings"].append([warning.kind, warning.detail])
 with Session(Path(sys.argv[2]), torch.device("cpu"), meter, 20.0, 0.0, warn=warn) as session:
     time.sleep(0.7)
     with session.phase("train") as phase:
@@ -195,7 +195,7 @@ def test_a_partition_is_found_by_the_uuid_that_cuda_tells(ask: Ask) -> None:
     assert "device_partitioned" in kinds(found)
 
 
-def test_an_older_drivers_missing_questions_cost_no_energy(library: Path, tmp_path: Path) -> None:
+def test_an_older_drivers_missing_questions_cost_no_energy(tmp_path: Path) -> None:
     old = build_nvml(tmp_path, "-DOLD_DRIVER")
     command = ["-c", QUESTIONS, "GPU-11111111-aaaa", str(tmp_path)]
     found = json.loads(run_with_nvml(old, command, HOWLOW_NVML_OTHERS="2", HOWLOW_NVML_MILLIWATTS="100000"))
@@ -222,6 +222,43 @@ def test_a_device_without_a_sensor_takes_the_sum_away_and_not_the_others_rows(li
     assert {window["device"] for window in found["phase"]["energies"]} == {"GPU-11111111-aaaa"}
     (why,) = [detail for kind, detail in found["warnings"] if kind == "energy_gap"]
     assert "(GPU-22222222-bbbb; meters.devices can leave it out)" in why
+
+
+CHOOSE = """
+import json, sys
+import torch
+from howlow.errors import UserError
+from howlow.meters import sources
+from howlow.meters.sources import Asked, open_energy
+
+sources.own_uuid = lambda device: "GPU-33333333-cccc"
+try:
+    meter = open_energy(Asked("nvml", torch.device(sys.argv[1]), devices=tuple(sys.argv[2:])))
+    print(json.dumps([meter.name, meter.of_another_device, [part.device for part in meter.instruments]]))
+except UserError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("device", "names", "script", "told"),
+    [
+        ("cpu", ["MIG-typo"], {}, "meters.devices 'MIG-typo' is none, or more than one, of the source's: GPU-1"),
+        ("cpu", ["GPU-1"], {"HOWLOW_NVML_GONE": "0"}, "of the source's: GPU-22222222-bbbb; NVML: the GPU is lost (dev"),
+        ("cpu", ["MIG-33333333-cccc"], {}, ["nvml counter", True, ["MIG-33333333-cccc"]]),
+        ("cuda:0", ["MIG-33333333-cccc"], {}, ["nvml counter", False, ["cuda:0"]]),  # CUDA tells it as a card's
+        ("cpu", [], {"HOWLOW_NVML_MUTE": "1", "HOWLOW_NVML_NO_COUNTER": "1"}, ["nvml power", True, None]),
+    ],
+)
+def test_what_is_named_is_taken_or_refused_with_the_reason(
+    library: Path, device: str, names: list[str], script: dict[str, str], told: Any
+) -> None:
+    found = json.loads(run_with_nvml(library, ["-c", CHOOSE, device, *names], **script))
+    if isinstance(told, str):
+        assert told in found
+    else:
+        assert found[:2] == told[:2]
+        assert told[2] is None or found[2] == told[2]
 
 
 @pytest.mark.parametrize("counter", [{}, {"HOWLOW_NVML_INSTANT": "1"}])

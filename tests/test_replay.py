@@ -47,7 +47,7 @@ class Clock:
 class Replay:
     """An instrument that answers with what a recorded timeline held at that time."""
 
-    device, range_j, may_hang, programs_cpu_s, problem = "cuda:0", None, False, 0.0, None
+    device, range_j, may_hang, programs_cpu_s, problems = "cuda:0", None, False, 0.0, dict[str, str]()
 
     def __init__(self, now: Callable[[], float]) -> None:
         self._readings = read_timeline(RECORDED)

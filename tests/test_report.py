@@ -157,7 +157,7 @@ def test_the_table_names_the_reference_and_the_larger_rank_that_was_asked_for(re
 
 
 def test_a_warning_stands_beside_the_numbers_that_it_touches(tmp_path: Path) -> None:
-    lost = RecordWarning(kind="energy_gap", detail="train, nvml counter: 1 s of 9 s have no energy")
+    lost = RecordWarning(kind="energy_gap", detail="train, nvml counter: 1 s of 9 s have no energy", phase="train")
     trial_of(tmp_path, 4, 1.0, 0.5, warnings=(lost,))
     trial_of(tmp_path, 8, 1.0, 0.5)
     report = write_report([tmp_path])

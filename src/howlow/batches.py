@@ -39,26 +39,28 @@ _BOTH = (
     "run.memory_limit_bytes",
     "run.memory_margin",
 )
+_LIGHT_STEPS = (
+    "lora.dropout",
+    "training.max_grad_norm",
+    "training.loss_on",
+    "training.gradient_checkpointing",
+    "training.compile",
+)
+"""Of the fine-tuning that a probe for inference has behind it, too."""
 _DEPENDS_ON: Mapping[Setting, tuple[str, ...]] = {
     "training.batch_size": (
         *_BOTH,
-        "lora.dropout",
         "training.shuffle",
         "training.effective_batch_size",
         "training.epochs",
         "training.max_steps",
-        "training.max_grad_norm",
-        "training.loss_on",
-        "training.gradient_checkpointing",
-        "training.compile",
+        *_LIGHT_STEPS,
     ),
     "inference.batch_size": (
         *_BOTH,
         "inference.adapter",
         "inference.max_new_tokens",
-        "training.loss_on",
-        "training.gradient_checkpointing",
-        "training.compile",
+        *_LIGHT_STEPS,
     ),
 }
 
@@ -226,7 +228,8 @@ def _as_record(probe: Mapping[str, Any]) -> BatchProbe:
 def nothing_fits(search: BatchSearch) -> str:
     """Says of a search in vain what a batch of one example took."""
     one = next(probe for probe in search.probes if probe.batch == 1)
-    took = "more than that" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.3f} GB"
+    beside = ", or the fine-tuning before it does" if search.setting == "inference.batch_size" else ""
+    took = f"more than that{beside}" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.3f} GB"
     return (
         f'{search.setting} = "max": not even one example fits: its heaviest batch has {one.computed_tokens} tokens and '
         f"takes {took}; {search.budget_bytes / 1e9:.3f} GB may be taken ({search.limit}, less run.memory_margin)"

@@ -160,7 +160,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("idle_power_w", "idle power", "watts", "what the energy source read before the trial, while nothing ran"),
     Column("meter_rate_hz", "reading rate", "per_second", "readings a second of the timeline, as it turned out"),
-    Column("meter_largest_gap_s", "largest gap", "seconds", "the longest time between two readings"),
+    Column("meter_largest_gap_s", "largest gap", "seconds", "the longest time without a reading of one instrument"),
     Column(
         "meter_cpu_share",
         "meters' CPU",

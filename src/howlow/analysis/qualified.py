@@ -11,10 +11,13 @@ from howlow.records import PhaseName, RecordWarning, WarningKind
 
 _SPEED = ("samples_per_s", "tokens_per_s", "time_per_sample_s")
 _ENERGY = ("energy", "power")
+_CPU = "cpu_energy"
 _MEMORY = ("peak_",)
 _USE = ("utilization",)
 _PERCENTILES = ("power_p05_w", "power_p50_w", "power_p95_w")
-_COSTS = (*_SPEED, *_ENERGY)
+_COSTS = (*_SPEED, *_ENERGY, _CPU)
+_OF_PART = {"phase": ("phase_energy", "phase_power"), "prefill": ("prefill_energy",), "decode": ("decode_energy",)}
+_OF_CPU = {"measured": (_CPU,)}
 
 _WORDS: Mapping[WarningKind, tuple[str, ...]] = {
     WarningKind.TRAIN_TEST_OVERLAP: QUALITY,
@@ -33,19 +36,20 @@ _WORDS: Mapping[WarningKind, tuple[str, ...]] = {
     WarningKind.RESUMED: (),
     WarningKind.RANDOM_WEIGHTS: QUALITY,
     WarningKind.LONGER_THAN_MODEL: QUALITY,
-    WarningKind.LAYOUT_FELL_BACK: _SPEED,
+    WarningKind.LAYOUT_FELL_BACK: (*_COSTS, *_MEMORY),
     WarningKind.NEAR_TIES: ("exact_match", "f1", "rouge1", "rouge2", "rougeL"),
     WarningKind.WEIGHTS_LEFT_OUT: QUALITY,
     WarningKind.ENERGY_WINDOW_TOO_SHORT: _ENERGY,
     WarningKind.ENERGY_GAP: _ENERGY,
     WarningKind.SENSOR_LATE: (*_ENERGY, *_USE),
+    WarningKind.SENSOR_FAILED: (*_ENERGY, *_USE),
     WarningKind.TIMELINE_GAP: (*_PERCENTILES, *_USE),
     WarningKind.METER_OVERHEAD: _COSTS,
     WarningKind.NOT_STEADY: _COSTS,
     WarningKind.STEADINESS_UNKNOWN: _COSTS,
     WarningKind.OTHER_PROCESS_ON_DEVICE: (*_COSTS, *_MEMORY, *_USE),
     WarningKind.OTHER_WORK_ON_MACHINE: _COSTS,
-    WarningKind.SWAPPING: _COSTS,
+    WarningKind.SWAPPING: (*_COSTS, *_MEMORY),
     WarningKind.DEVICE_PARTITIONED: _ENERGY,
     WarningKind.DEVICE_VIRTUAL: _COSTS,
     WarningKind.POWER_CAPPED: _COSTS,
@@ -56,7 +60,7 @@ _WORDS: Mapping[WarningKind, tuple[str, ...]] = {
 
 def qualified(warning: RecordWarning, inference: PhaseName | None) -> tuple[str, ...]:
     """The columns that a warning qualifies, in their order; `inference`: the phase that these columns are of."""
-    words = _WORDS[warning.kind]
+    words = _words(warning)
     if warning.phase is None:
         prefixes: tuple[str, ...] = ("train_", "inference_")
     elif warning.phase == "train":
@@ -70,6 +74,15 @@ def qualified(warning: RecordWarning, inference: PhaseName | None) -> tuple[str,
     )
 
 
+def _words(warning: RecordWarning) -> tuple[str, ...]:
+    """Energy that is missing: what the measured steps lack their parts lack as well, another part lacks it alone."""
+    if warning.meter == "cpu":
+        return _OF_CPU.get(warning.part or "measured", ())
+    return _OF_PART.get(warning.part or "measured", _WORDS[warning.kind])
+
+
 def _holds(name: str, words: tuple[str, ...]) -> bool:
     """Whether a cost's name holds one of these; an error is itself a reason for distrust, and needs no other."""
+    if _CPU in name:
+        return _CPU in words
     return "error" not in name and any(word in name for word in words if word not in QUALITY)

@@ -5,8 +5,8 @@ counter's readings, or of polled power integrated (`howlow.meters.windows`). Wat
 time and named `assumed` wherever they show.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from howlow.meters.instruments import Instrument
@@ -57,7 +57,7 @@ class Trace:
     update_period_s: float
     step_j: float = 0.0
     device: str = ""
-    problem: str | None = None
+    problems: Mapping[str, str] = field(default_factory=dict)
 
 
 def window_energy(meter: EnergyMeter, traces: Sequence[Trace], start_s: float, end_s: float) -> WindowEnergy | Missing:
@@ -85,6 +85,7 @@ def _instrument_energy(meter: EnergyMeter, trace: Trace, start_s: float, end_s: 
         found = counter_energy(trace.counters, start_s, end_s, trace.update_period_s, trace.step_j)
     else:
         found = power_energy(trace.powers, start_s, end_s, trace.period_s, trace.update_period_s)
-    if isinstance(found, Missing) and found.kind == WarningKind.ENERGY_GAP and trace.problem:
-        return Missing(found.kind, f"{found.detail}: {trace.problem}")
+    problem = trace.problems.get(meter.kind)
+    if isinstance(found, Missing) and found.kind == WarningKind.ENERGY_GAP and problem is not None:
+        return Missing(found.kind, f"{found.detail}: {problem}")
     return found

@@ -40,7 +40,7 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     end_s = start_s + duration_s
     Event().wait(end_s + 0.5 - (clock.now_s() - origin_s))
     for reader in readers:
-        reader.settle(end_s)
+        reader.settle(end_s, meter.kind)
     found = window_energy(meter, [reader.trace for reader in readers], start_s, end_s)
     for reader in readers:
         reader.stop()

@@ -5,6 +5,7 @@ A value that the instrument does not give is absent, never 0.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,8 +54,8 @@ class Instrument(Protocol):
         """The CPU time that programs which it started have taken, in seconds; 0 where it starts none."""
 
     @property
-    def problem(self) -> str | None:
-        """What kept it from telling energy or power when it last could not, in its own words; None where nothing."""
+    def problems(self) -> Mapping[str, str]:
+        """By what was asked, `counter` or `power`: why it did not tell it when it was last asked."""
 
     def look(self) -> Look:
         """Everything that it tells; for the timeline."""
@@ -72,7 +73,7 @@ class ProcessView:
     range_j = None
     may_hang = False
     programs_cpu_s = 0.0
-    problem = None
+    problems: Mapping[str, str] = {}
 
     def __init__(self, device: str) -> None:
         self.device = device

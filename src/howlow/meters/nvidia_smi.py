@@ -51,7 +51,7 @@ class NvidiaSmi:
         self.uuid = uuid
         self._library = library
         self.device = label or uuid
-        self.problem: str | None = None
+        self.problems: dict[str, str] = {}
         self._period_s = 1 / rate_hz
         self._newest: tuple[float, Look] | None = None
         self._process: subprocess.Popen[str] | None = None
@@ -68,12 +68,13 @@ class NvidiaSmi:
         self._note_cpu_time()
         if self._process is None or self._process.poll() is not None:
             if self._process is not None:
-                self.problem = f"nvidia-smi ended with {self._process.returncode}"
+                self.problems["power"] = f"nvidia-smi ended with {self._process.returncode}"
             self._start()
         newest, self._newest = self._newest, None
         age_s = 0.0 if newest is None else clock.now_s() - newest[0]
         if newest is None or age_s > 2 * self._period_s + 0.1:
             return Look()
+        self.problems.clear()
         reasons = () if self._library is None else self._library.look().throttle_reasons
         return replace(newest[1], age_s=age_s, throttle_reasons=reasons)
 

@@ -69,7 +69,7 @@ class NvmlDevice:
 
     def __init__(self, uuid: str, label: str | None = None) -> None:
         self.uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-        self.problem: str | None = None
+        self.problems: dict[str, str] = {}
         try:
             pynvml.nvmlInit()
             self._handle = self._opened()
@@ -80,14 +80,19 @@ class NvmlDevice:
         self.reads_instant_power = self._instant_power_w() is not None
 
     def _opened(self) -> Any:
+        # Where any card has fallen off the bus, none is found by its UUID (nvml.h, nvmlDeviceGetHandleByUUID).
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            card = _value(pynvml.nvmlDeviceGetHandleByIndex, index)
+            if card is not None and _value(pynvml.nvmlDeviceGetUUID, card) == self.uuid:
+                return card
         try:
             return pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
         except pynvml.NVMLError_NotFound:
-            # Of a partition CUDA tells the UUID as of a card, without what it begins with (cuDeviceGetUuid_v2).
-            partition = self.uuid.replace("GPU-", "MIG-")
-            handle = pynvml.nvmlDeviceGetHandleByUUID(partition)
-            self.uuid = partition
-            return handle
+            if self.uuid.startswith("MIG-"):
+                raise
+        # Of a partition CUDA tells the UUID as of a card, without what it begins with (cuDeviceGetUuid_v2).
+        self.uuid = f"MIG-{self.uuid.removeprefix('GPU-')}"
+        return pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
 
     def _whole_card(self) -> Any:
         """What power and energy are asked of: a partition (MIG) has none of its own."""
@@ -111,7 +116,7 @@ class NvmlDevice:
 
         0 is no reading of a counter that has run since the driver was loaded.
         """
-        return self._thousandth(pynvml.nvmlDeviceGetTotalEnergyConsumption)
+        return self._thousandth("counter", pynvml.nvmlDeviceGetTotalEnergyConsumption)
 
     def counter_problem(self) -> tuple[str, str] | None:
         """Why the counter is not read, and what to do; None where it is read, or the device has none."""
@@ -127,21 +132,19 @@ class NvmlDevice:
         """The power of this moment where the device tells it, else the averaged one."""
         if self.reads_instant_power:
             return self._instant_power_w()
-        return self._thousandth(pynvml.nvmlDeviceGetPowerUsage)
+        return self._thousandth("power", pynvml.nvmlDeviceGetPowerUsage)
 
-    def _thousandth(self, query: Callable[[Any], int]) -> float | None:
+    def _thousandth(self, what: str, query: Callable[[Any], int]) -> float | None:
         try:
             thousandths = positive(query(self._card))
         except _ERRORS as error:
-            self.problem = _said(error)
+            self.problems[what] = _said(error)
             return None
+        self.problems.pop(what, None)
         return None if thousandths is None else thousandths / 1000
 
     def _instant_power_w(self) -> float | None:
-        fields = _value(pynvml.nvmlDeviceGetFieldValues, self._card, [pynvml.NVML_FI_DEV_POWER_INSTANT])
-        if not fields or fields[0].nvmlReturn != pynvml.NVML_SUCCESS or not fields[0].value.uiVal:
-            return None
-        return float(fields[0].value.uiVal) / 1000
+        return self._thousandth("power", _instant_power_mw)
 
     def look(self) -> Look:
         """Everything for the timeline."""
@@ -232,6 +235,13 @@ def _uuid_or_problem(index: int) -> str | NvmlAbsentError:
     except pynvml.NVMLError as error:
         absent = _absent(error)
         return NvmlAbsentError(f"{absent} (device {index})", absent.remedy)
+
+
+def _instant_power_mw(card: Any) -> int:
+    (told,) = pynvml.nvmlDeviceGetFieldValues(card, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+    if told.nvmlReturn != pynvml.NVML_SUCCESS:
+        raise pynvml.NVMLError(told.nvmlReturn)
+    return int(told.value.uiVal)
 
 
 def _value(query: Callable[..., Any], *arguments: Any) -> Any:

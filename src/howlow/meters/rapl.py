@@ -26,7 +26,7 @@ class RaplAbsentError(Exception):
         self.remedy = remedy
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(frozen=True)
 class RaplZone:
     """A package or its memory; an instrument."""
 
@@ -35,17 +35,19 @@ class RaplZone:
     range_j: float
     may_hang: bool = False
     programs_cpu_s: float = 0.0
-    problem: str | None = field(default=None, compare=False)
+    problems: dict[str, str] = field(default_factory=dict, compare=False)
 
     def counter_j(self) -> float | None:
         """The counter; None when it cannot be read."""
         try:
             # Between steps the caches are cold: `Path.read_text` takes 2.5 times as long.
             with (self.folder / "energy_uj").open("rb", buffering=0) as file:
-                return int(file.read()) / 1e6
+                found = int(file.read()) / 1e6
         except (OSError, ValueError) as error:
-            self.problem = str(error)
+            self.problems["counter"] = str(error)
             return None
+        self.problems.clear()
+        return found
 
     def look(self) -> Look:
         """The counter; the sampler makes power of two of them."""
@@ -65,7 +67,11 @@ def folders(root: Path | None = None) -> dict[str, Path]:
     root = root or POWERCAP
     everything = {folder.name: folder for form in _FORMS for folder in sorted(root.glob(form))}
     found = {folder: _text(folder / "name") for _, folder in sorted(everything.items())}
-    named = {_device(folder, name): folder for folder, name in found.items() if name.startswith(("package", "dram"))}
+    named: dict[str, Path] = {}
+    for folder, name in found.items():
+        if name.startswith(("package", "dram")):
+            device = _device(folder, name)
+            named[f"{device} ({folder.name})" if device in named else device] = folder
     if not named:
         remedy = "none in a virtual machine; on bare metal load the module intel_rapl_common"
         raise RaplAbsentError(f"no package zone in {root}", remedy)

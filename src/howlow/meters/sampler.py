@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from howlow.meters import clock
-from howlow.meters.energy import Trace
-from howlow.meters.instruments import Instrument, Look
+from howlow.meters.energy import MeterKind, Trace
+from howlow.meters.instruments import Finding, Instrument, Look
 from howlow.meters.windows import MOST_W, Point
 from howlow.records import LineWriter, PhaseName, Reading
 
@@ -84,7 +84,8 @@ class Reader:
         self.cpu_s = 0.0
         self.waited_s = 0.0
         self.asked, self.late = 0, 0
-        self._failure: str | None = None
+        self.failures = 0
+        self.failure: str | None = None
         self._period_s = 1 / rate_hz
         self._timeline = timeline
         self._now = now
@@ -128,17 +129,25 @@ class Reader:
         """A fresh reading of the counter."""
         asked_s = clock.now_s()
         read = self._read_and_follow if self.update_period_s > _FOLLOWED_S else self.read_counter
-        point: Point | None = self.ask(read) if self.instrument.may_hang else self._unless_it_fails(read)
+        point: Point | None = self.ask(read) if self.instrument.may_hang else read()
         self.waited_s += clock.now_s() - asked_s
         return point
 
-    def settle(self, moment_s: float) -> None:
-        """Wait until a reading has been taken that knows all of what happened before a moment; not longer than that."""
+    def findings(self, patience_s: float) -> list[Finding]:
+        """What the instrument knows of outside work; nothing where it does not answer in time."""
+        found: list[Finding] | None = self.ask(lambda: self._told(self.instrument.findings), patience_s)
+        return found or []
+
+    def settle(self, moment_s: float, kind: MeterKind) -> None:
+        """Wait until a reading has been taken that knows all of what happened before a moment; not longer than that.
+
+        kind: what is read of it.
+        """
         wait_s = moment_s + self.update_period_s - self._now()
-        if 0 < wait_s < 0.5 and self.points and self.points[-1].counter_j is not None:
+        if kind == "counter" and 0 < wait_s < 0.5 and self._counters and self.points[-1].counter_j is not None:
             threading.Event().wait(wait_s)
             self.counter_now()
-        elif self._powers and not self._counters:  # the reader takes them by itself; a program prints at its own time
+        elif kind == "power" and self._powers:  # the reader takes them by itself; a program prints at its own time
             until_s = moment_s + self.update_period_s + 2 * self._period_s
             while self._powers[-1].time_s < moment_s + self.update_period_s and self._now() < until_s:
                 threading.Event().wait(_LOOK_FOR_S)
@@ -156,8 +165,9 @@ class Reader:
     @property
     def trace(self) -> Trace:
         """The readings so far."""
-        pace, device, problem = self._pace, self.instrument.device, self._failure or self.instrument.problem
-        return Trace(self._counters, self._powers, self._period_s, self.update_period_s, pace.step_j, device, problem)
+        period_s, update_s, step_j = self._period_s, self.update_period_s, self._pace.step_j
+        told = self.instrument.device, self.instrument.problems
+        return Trace(self._counters, self._powers, period_s, update_s, step_j, *told)
 
     # -- the thread -------------------------------------------------------------------------------------------------
 
@@ -170,43 +180,42 @@ class Reader:
                 job = self._jobs.get(timeout=max(0.0, wait_s))
             except queue.Empty:
                 if is_pacing:
-                    self._unless_it_fails(self.find_pace)
-                self._unless_it_fails(self._read_what_is_due)
+                    self.find_pace()
+                self._read_what_is_due()
             else:
                 if job is None:
                     return
-                job.result = self._unless_it_fails(job.call)
+                job.result = job.call()
                 job.done.set()
             self.cpu_s = clock.thread_cpu_s()
 
-    def _unless_it_fails(self, call: Callable[[], T]) -> T | None:
-        """An instrument that fails in a way it should not costs a reading, not the thread."""
+    def _told(self, ask: Callable[[], T]) -> T | None:
+        """What the instrument tells; where it fails in a way that it should not, that is a gap and a warning."""
         try:
-            return call()
+            return ask()
         except Exception as error:  # drivers and their bindings fail in ways of their own
-            self._failure = f"{type(error).__name__}: {error}"
+            self.failures += 1
+            self.failure = f"{type(error).__name__}: {error}"
             return None
 
     def _read_what_is_due(self) -> None:
         """The timeline's reading; or one that follows a step's, as soon as the counter knows of that step's end."""
         if clock.now_s() >= self._due_s:
-            try:
-                self.look()
-            finally:  # a late one does not make the next hurry
-                self._due_s = max(self._due_s + self._period_s, clock.now_s())
+            self.look()
+            self._due_s = max(self._due_s + self._period_s, clock.now_s())  # a late one does not make the next hurry
         elif clock.now_s() >= self._follow_s:
-            self._follow_s = math.inf
             self.read_counter()
+            self._follow_s = math.inf
 
     def find_pace(self) -> None:
         """One fast reading, until the counter's pace is known."""
-        self._pace.see(self._now(), self.instrument.counter_j())
+        self._pace.see(self._now(), self._told(self.instrument.counter_j))
 
     def read_counter(self) -> Point | None:
         """One reading of the counter alone."""
         with self._lock:
             asked_s = self._now()
-            counter_j = self.instrument.counter_j()
+            counter_j = self._told(self.instrument.counter_j)
             return None if counter_j is None else self._keep(asked_s, counter_j, None)
 
     def _read_and_follow(self) -> Point | None:
@@ -219,8 +228,8 @@ class Reader:
         """One reading of everything, for the timeline too; one that tells nothing is none."""
         with self._lock:
             asked_s = self._now()
-            look = self.instrument.look()
-            if replace(look, age_s=0.0) == Look():
+            look = self._told(self.instrument.look)
+            if look is None or replace(look, age_s=0.0) == Look():
                 return
             before = self.points[-1] if self.points else None
             point = self._keep(asked_s, look.counter_j, look.power_w, look.age_s)

@@ -22,11 +22,12 @@ from howlow.meters.instruments import Finding, Instrument, ProcessView
 from howlow.meters.sampler import Reader, Timeline
 from howlow.meters.sums import EnergySum, EnergySums, Part, Window
 from howlow.meters.surroundings import Machine, look_around, machine_findings, throttling
-from howlow.records import Idle, MeterRecord, PhaseName, PhaseRecord, WarningKind
+from howlow.records import Idle, MeterRecord, PhaseName, PhaseRecord, RecordWarning, WarningKind
 
-Warn = Callable[[WarningKind, str], None]
+Warn = Callable[[RecordWarning], None]
 _FINDINGS_PATIENCE_S = 2.0
 LARGEST_OVERHEAD = 0.005
+_STARTING_S = 5.0  # a program beside the trial, as nvidia-smi, takes seconds to its first line
 _LONG_ENOUGH_S = 10.0  # of steps: before, finding out a counter's pace is most of the cost
 
 
@@ -77,7 +78,7 @@ class Session:
         *,
         cpu_energy: EnergyMeter | None = None,
         views: Sequence[Instrument] = (),
-        warn: Warn = lambda kind, detail: None,
+        warn: Warn = lambda warning: None,
     ) -> None:
         self._origin_s = clock.now_s() - time_offset_s
         self.device = device
@@ -143,15 +144,15 @@ class Session:
         """Let every source come to know what happened before a moment."""
         for meter in self.meters.values():
             for reader in self.of(meter):
-                reader.settle(moment_s)
+                reader.settle(moment_s, meter.kind)
 
     # -- how the meters did, and what else happened -------------------------------------------------------------------
 
     def look_for_outside_work(self) -> None:
         """Warn of what others do on the device; called when the trial has begun to work, and at its end."""
         for reader in self.readers:
-            for kind, detail in reader.ask(reader.instrument.findings, _FINDINGS_PATIENCE_S) or ():
-                self.warn(kind, detail)
+            for kind, detail in reader.findings(_FINDINGS_PATIENCE_S):
+                self.warn(RecordWarning(kind=kind, detail=detail))
 
     def report(self, idle: Idle | None) -> MeterRecord:
         """How the meters did; with its warnings, and those of what else happened. The session may have ended."""
@@ -160,7 +161,7 @@ class Session:
         after = look_around()
         record = self._meter_record(after, idle)
         for kind, detail in self._findings(after, record):
-            self.warn(kind, detail)
+            self.warn(RecordWarning(kind=kind, detail=detail))
         return record
 
     def observed(self) -> list[Finding]:
@@ -177,29 +178,49 @@ class Session:
         return sum(reader.instrument.programs_cpu_s for reader in self.readers)
 
     def _meter_record(self, after: Machine, idle: Idle | None) -> MeterRecord:
-        times = [[look.time_s for look in reader.looks] for reader in self.readers]
-        ends_s = self._began_s, self.trial_time() if self._is_open else self._ended_s
-        gaps_s = [later - sooner for own in times for sooner, later in pairwise((ends_s[0], *own, ends_s[1]))]
         programs_cpu_s = self._programs_cpu_s()
         meters_cpu_s = sum(reader.cpu_s for reader in self.readers) + programs_cpu_s
         all_cpu_s = after.own_s - self._before.own_s + programs_cpu_s
         waited_s = sum(reader.waited_s for reader in self.readers)
         return MeterRecord(
-            rate_hz=min((_rate_hz(own, ends_s) for own in times if len(own) > 1), default=None),
-            largest_gap_s=max(gaps_s, default=None),
-            readings=sum(map(len, times)),
+            rate_hz=min((_rate_hz(times, self._length_s) for times in self._times_s), default=None),
+            largest_gap_s=self._largest_gap_s(),
+            readings=sum(map(len, self._times_s)),
             late=sum(reader.late for reader in self.readers),
             cpu_share=meters_cpu_s / all_cpu_s if all_cpu_s else None,
             step_share=waited_s / self.steps_s if self.steps_s else None,
             idle=idle,
         )
 
+    @property
+    def _times_s(self) -> list[list[float]]:
+        """The moments of each reader's readings."""
+        return [[look.time_s for look in reader.looks] for reader in self.readers]
+
+    @property
+    def _until_s(self) -> float:
+        return self.trial_time() if self._is_open else self._ended_s
+
+    @property
+    def _length_s(self) -> float:
+        return max(1e-9, self._until_s - self._began_s)
+
+    def _largest_gap_s(self, starting_s: float = 0.0) -> float | None:
+        """The longest time without a reading of one reader, its first `starting_s` left out."""
+        edges = [(self._began_s + starting_s, *times, self._until_s) for times in self._times_s]
+        return max((later - sooner for times in edges for sooner, later in pairwise(times)), default=None)
+
     def _of_meters(self, record: MeterRecord) -> Iterator[Finding]:
         asked = sum(reader.asked for reader in self.readers)
         if record.late > max(1, asked // 50):
             yield WarningKind.SENSOR_LATE, f"{record.late} of {asked} readings did not come in time"
-        if record.largest_gap_s is not None and record.largest_gap_s > max(1.0, 4 / self.rate_hz):
-            yield WarningKind.TIMELINE_GAP, f"{record.largest_gap_s:.2f} s without a reading"
+        gap_s = self._largest_gap_s(_STARTING_S)
+        if gap_s is not None and gap_s > max(1.0, 4 / self.rate_hz):
+            yield WarningKind.TIMELINE_GAP, f"{gap_s:.2f} s without a reading"
+        for reader in self.readers:
+            if reader.failures:
+                detail = f"{reader.instrument.device}: {reader.failures} times, the last one: {reader.failure}"
+                yield WarningKind.SENSOR_FAILED, detail
         shares = (record.cpu_share or 0.0, record.step_share or 0.0)
         if self.steps_s > _LONG_ENOUGH_S and max(shares) > LARGEST_OVERHEAD:
             detail = f"the meters took {shares[0]:.2%} of the CPU time and {shares[1]:.2%} of the steps' time"
@@ -360,8 +381,8 @@ class PhaseMeter:
             "prefill": totals.prefill_s,
             "decode": totals.decode_s,
         }
-        for kind, detail in self._sums.lacking(parts_s):
-            self.session.warn(kind, f"{self.name}, {detail}")
+        for found in self._sums.lacking(parts_s):
+            self.session.warn(found.model_copy(update={"phase": self.name, "detail": f"{self.name}, {found.detail}"}))
 
     def _most_in_use(self) -> int | None:
         """The most memory of the trial's own device in use, as far as the timeline saw."""
@@ -370,7 +391,7 @@ class PhaseMeter:
         return max((look.memory_bytes for look in looks if look.phase == self.name and look.memory_bytes), default=None)
 
 
-def _rate_hz(times_s: Sequence[float], ends_s: tuple[float, float]) -> float:
-    """Readings a second from the first to the last; where they ended early, over the whole time."""
-    whole_s = max(1e-9, ends_s[1] - ends_s[0])
-    return min((len(times_s) - 1) / max(1e-9, times_s[-1] - times_s[0]), len(times_s) / whole_s)
+def _rate_hz(times_s: Sequence[float], whole_s: float) -> float:
+    """Readings a second from the first to the last; over the whole time where that is less, as they ended early."""
+    over_all = len(times_s) / whole_s
+    return over_all if len(times_s) < 2 else min((len(times_s) - 1) / max(1e-9, times_s[-1] - times_s[0]), over_all)

@@ -136,25 +136,28 @@ def own_uuid(device: torch.device) -> str:
 
 def _nvml(asked: Asked) -> EnergyMeter:
     told = device_uuids()
-    lost = [one for one in told if isinstance(one, NvmlAbsentError)]
-    if lost and not asked.devices and asked.device.type != "cuda":
-        raise NvmlAbsentError(f"{lost[0]}; meters.devices can name the others", lost[0].remedy)
-    partitions = [name for name in asked.devices if name.startswith("MIG-")]
-    chosen = _chosen(asked, [*(one for one in told if isinstance(one, str)), *partitions])
+    unreadable = [one for one in told if isinstance(one, NvmlAbsentError)]
+    if unreadable and not asked.devices and asked.device.type != "cuda":
+        raise NvmlAbsentError(f"{unreadable[0]}; meters.devices can name the others", unreadable[0].remedy)
+    partitions = [name for name in asked.devices if name.startswith("MIG-") and _through_nvml(name) is not None]
+    try:
+        chosen = _chosen(asked, [*(one for one in told if isinstance(one, str)), *partitions])
+    except UserError as error:
+        raise UserError("; ".join(map(str, [error, *unreadable]))) from None
     devices = [NvmlDevice(uuid, label) for uuid, label in chosen]
     names = _listed([device.uuid for device in devices])
     other = _has_another(chosen, asked)
-    have_counters = [device.counter_j() is not None for device in devices]
-    have_power = [device.power_w() is not None for device in devices]
-    # Where one of several has neither, the sum is absent and says so; the others have their own rows.
-    if all(have_counters) or (any(have_counters) and not all(have_power)):
+    with_counter = [device for device in devices if device.counter_j() is not None]
+    with_power = [device for device in devices if device.power_w() is not None]
+    # Where one of several has no such sensor, the sum is absent and says so; the others have their own rows.
+    if with_counter and len(with_counter) >= len(with_power):
         detail = f"total energy consumption of {names}"
         return EnergyMeter("nvml counter", detail, "counter", tuple(devices), None, of_another_device=other)
     reason, remedy = next(filter(None, (device.counter_problem() for device in devices)), (None, None))
-    if not any(have_power):
+    if not with_power:
         why = f": {reason}" if reason else ""
         raise NvmlAbsentError(f"NVML reads neither energy nor power on {names}{why}", remedy)
-    instant = all(device.reads_instant_power for device in devices)
+    instant = all(device.reads_instant_power for device in with_power)
     period_s = INSTANT_PERIOD_S if instant else AVERAGED_PERIOD_S
     why = f"energy counter: {reason}" if reason else "no energy counter"
     detail = f"{'instantaneous' if instant else 'averaged'} power of {names}, integrated ({why})"
@@ -184,7 +187,12 @@ def _chosen(asked: Asked, uuids: Sequence[str]) -> list[tuple[str, str]]:
         wanted = list(uuids)
     if not wanted:
         raise NvmlAbsentError("NVML: no device")
-    return [(uuid, str(asked.device) if uuid == own else uuid) for uuid in wanted]
+    return [(uuid, str(asked.device) if _bare(uuid) == _bare(own) else uuid) for uuid in wanted]
+
+
+def _bare(uuid: str | None) -> str | None:
+    """Without what it begins with: CUDA does not tell a partition's UUID from a card's."""
+    return None if uuid is None else uuid.removeprefix("GPU-").removeprefix("MIG-")
 
 
 def _has_another(chosen: Sequence[tuple[str, str]], asked: Asked) -> bool:

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from howlow.meters.energy import EnergyMeter, window_energy
-from howlow.meters.instruments import Finding
 from howlow.meters.sampler import Reader
 from howlow.meters.windows import Missing
-from howlow.records import EnergyWindow
+from howlow.records import EnergyWindow, RecordWarning
 
 Part = Literal["measured", "pauses", "phase", "prefill", "decode"]
 _NEGLIGIBLE = 1e-3
@@ -130,7 +129,7 @@ class EnergySums:
                 found.append(EnergyWindow(part=part, device=device, duration_s=duration_s, **fields))
         return tuple(found)
 
-    def lacking(self, parts_s: Mapping[Part, float]) -> Iterator[Finding]:
+    def lacking(self, parts_s: Mapping[Part, float]) -> Iterator[RecordWarning]:
         """Warnings of the measured part, or else of another one, that has no energy for more than is let pass.
 
         parts_s: the seconds of each part.
@@ -141,5 +140,6 @@ class EnergySums:
                 left_s = whole_s - (found.measured_duration_s if found else 0.0)
                 if missing is not None and left_s > let_pass * whole_s:
                     lack = f"{left_s:.3g} s of {whole_s:.3g} s have no energy: {missing.detail}"
-                    yield missing.kind, f"{said}{meter.name}: {lack}"
+                    detail = f"{said}{meter.name}: {lack}"
+                    yield RecordWarning(kind=missing.kind, detail=detail, part=part, meter=name)
                     break  # what the measured part lacks its parts lack as well

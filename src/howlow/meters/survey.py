@@ -81,16 +81,16 @@ def survey(device: torch.device) -> Survey:
 
 def _nvml() -> str:
     told = device_uuids()
-    lost = [one for one in told if isinstance(one, NvmlAbsentError)]
+    unreadable = [one for one in told if isinstance(one, NvmlAbsentError)]
     devices = [NvmlDevice(uuid) for uuid in told if isinstance(uuid, str)]
     given = {device: _given(device) for device in devices}
     problems = {device: problem for device in devices if (problem := device.counter_problem())}
     if not any(given.values()):
         reasons = [f"{_named(device)}: {problems.get(device, ('neither energy nor power',))[0]}" for device in devices]
-        remedies = [*(remedy for _, remedy in problems.values()), *(one.remedy for one in lost)]
-        raise NvmlAbsentError("; ".join([*reasons, *map(str, lost)]) or "no device", next(iter(remedies), None))
+        remedies = [*(remedy for _, remedy in problems.values()), *(one.remedy for one in unreadable)]
+        raise NvmlAbsentError("; ".join([*reasons, *map(str, unreadable)]) or "no device", next(iter(remedies), None))
     found = [_nvml_device(device, given[device], problems.get(device)) for device in devices]
-    return "; ".join([*found, *(f"{one} ({one.remedy})" if one.remedy else str(one) for one in lost)])
+    return "; ".join([*found, *(f"{one} ({one.remedy})" if one.remedy else str(one) for one in unreadable)])
 
 
 def _named(device: NvmlDevice) -> str:

@@ -20,7 +20,7 @@ class ZeusAbsentError(Exception):
         self.remedy = remedy
 
 
-@dataclass(unsafe_hash=True)
+@dataclass(frozen=True)
 class ZeusDevice:
     """A device whose counter or power zeus reads in millijoules or milliwatts; an instrument."""
 
@@ -30,28 +30,29 @@ class ZeusDevice:
     range_j: float | None = None
     may_hang: bool = True
     programs_cpu_s: float = 0.0
-    problem: str | None = field(default=None, compare=False)
+    problems: dict[str, str] = field(default_factory=dict, compare=False)
 
     def counter_j(self) -> float | None:
         """The counter."""
-        return self._thousandth(self.read_mj)
+        return self._thousandth("counter", self.read_mj)
 
     def look(self) -> Look:
         """Counter and power."""
-        return Look(counter_j=self.counter_j(), power_w=self._thousandth(self.read_mw))
+        return Look(counter_j=self.counter_j(), power_w=self._thousandth("power", self.read_mw))
 
     def findings(self) -> list[Finding]:
         """Nothing."""
         return []
 
-    def _thousandth(self, read: Callable[[], float | None] | None) -> float | None:
+    def _thousandth(self, what: str, read: Callable[[], float | None] | None) -> float | None:
         from zeus.exception import ZeusBaseError
 
         try:
             thousandths = positive(read() if read else None)
         except ZeusBaseError as error:
-            self.problem = str(error)
+            self.problems[what] = str(error)
             return None
+        self.problems.pop(what, None)
         return None if thousandths is None else thousandths / 1000
 
 

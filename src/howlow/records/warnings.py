@@ -1,11 +1,10 @@
 """The closed list of reasons to distrust or to qualify a trial's numbers, each with what the user can do about it."""
 
-import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import Literal, get_args
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 PhaseName = Literal["load", "train", "evaluate", "generate"]
 
@@ -35,6 +34,7 @@ class WarningKind(StrEnum):
     ENERGY_WINDOW_TOO_SHORT = "energy_window_too_short"
     ENERGY_GAP = "energy_gap"
     SENSOR_LATE = "sensor_late"
+    SENSOR_FAILED = "sensor_failed"
     TIMELINE_GAP = "timeline_gap"
     METER_OVERHEAD = "meter_overhead"
     NOT_STEADY = "not_steady"
@@ -71,6 +71,7 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples, so that the measured part lasts that long",
     WarningKind.ENERGY_GAP: "see what kept the sensor from answering; the figures cover only what it saw",
     WarningKind.SENSOR_LATE: "no step waited for it; see what kept the sensor from answering (howlow env tries it)",
+    WarningKind.SENSOR_FAILED: "see whether driver and libraries fit each other; what was not read is a gap",
     WarningKind.TIMELINE_GAP: "leave the meters a core of their own, or lower meters.rate_hz",
     WarningKind.METER_OVERHEAD: "lower meters.rate_hz, or use more examples in a step",
     WarningKind.NOT_STEADY: 'raise meters.burn_in_steps, or set it to "auto", and use more examples; look for heat and '
@@ -93,21 +94,19 @@ class Frozen(BaseModel):
 
 
 class RecordWarning(Frozen):
-    """One reason to distrust or qualify a number, with what it is about.
-
-    The detail of a warning about one phase begins with that phase's name and a colon or a comma.
-    """
+    """One reason to distrust or qualify a number, with what it is about."""
 
     kind: WarningKind
     detail: str
+    phase: PhaseName | None = Field(None, description="the phase that it is about; None: more than one, or the trial")
+    part: Literal["measured", "phase", "prefill", "decode"] | None = Field(
+        None, description="what of the phase has no energy: its measured steps and all in them, or this alone"
+    )
+    meter: Literal["trial", "cpu"] | None = Field(
+        None, description="whose energy is missing: the trial's own device's, or the CPU's beside it"
+    )
 
     @property
     def remedy(self) -> str:
         """What the user can do about it."""
         return REMEDIES[self.kind]
-
-    @property
-    def phase(self) -> PhaseName | None:
-        """The phase that it is about, None where it is about more."""
-        found = re.match(r"(\w+)[:,]", self.detail)
-        return next((name for name in get_args(PhaseName) if found is not None and found[1] == name), None)

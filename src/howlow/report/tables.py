@@ -54,23 +54,25 @@ def plain(summary: Summary, width: int = 100) -> str:
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
-def warning_lines(warnings: Iterable[WarningNote]) -> list[str]:
+def warning_lines(warnings: Sequence[WarningNote]) -> list[str]:
     """One line a kind: what it is about, which trials it touches, and the remedy."""
     lines = []
     notes_of = {kind: list(notes) for kind, notes in groupby(warnings, key=lambda note: note.kind)}
-    for mark, (kind, notes) in zip(_MARKS, notes_of.items(), strict=False):
+    marks = _marks(warnings)
+    for kind, notes in notes_of.items():
         trials = list(dict.fromkeys(trial for note in notes for trial in note.trials))
         others = f" (and {len(notes) - 1} more like it)" if len(notes) > 1 else ""
         touched = f"{formatting.counted(len(trials), 'trial')} ({formatting.listed(trials, _MOST_TRIALS)})"
-        lines.append(f"{mark} warning: {kind}, {touched}: {notes[0].detail}{others}; {notes[0].remedy}")
+        lines.append(
+            f"{marks[notes[0].number]} warning: {kind}, {touched}: {notes[0].detail}{others}; {notes[0].remedy}"
+        )
     return lines
 
 
-def _marks(summary: Summary) -> dict[int, str]:
+def _marks(warnings: Sequence[WarningNote]) -> dict[int, str]:
     """The mark of every warning, by its number."""
-    kinds = dict.fromkeys(note.kind for note in summary.warnings)
-    of_kind = dict(zip(kinds, _MARKS, strict=False))
-    return {note.number: of_kind[note.kind] for note in summary.warnings}
+    kinds = list(dict.fromkeys(note.kind for note in warnings))
+    return {note.number: _MARKS[kinds.index(note.kind)] for note in warnings}
 
 
 def _label(line: Line, marks: Mapping[int, str]) -> str:
@@ -89,7 +91,7 @@ def _marked(text: str, notes: Iterable[int], marks: Mapping[int, str]) -> str:
 def _chunks(summary: Summary, width: int) -> list[list[int]]:
     """Which columns stand in one table: all, else one table for fine-tuning and one for the rest, else what fits."""
     cells = [[line.cells[index] for line in summary.lines] for index in range(len(summary.headings))]
-    marks = _marks(summary)
+    marks = _marks(summary.warnings)
     widths = [_width(*pair, marks) for pair in zip(summary.headings, cells, strict=True)]
     fixed = _fixed_width(summary)
     everything = list(range(len(widths)))
@@ -115,7 +117,7 @@ def _width(heading: Heading, cells: Sequence[Cell], marks: Mapping[int, str]) ->
 
 def _fixed_width(summary: Summary) -> int:
     statuses = [part for line in summary.lines for part in _status(line.status).splitlines()]
-    marks = _marks(summary)
+    marks = _marks(summary.warnings)
     labels = [_label(line, marks) for line in summary.lines]
     width = max(map(len, ["rank", *labels])) + max(map(len, ["status", *statuses])) + _GAP
     for index, axis in enumerate(summary.axes):
@@ -151,7 +153,7 @@ def _table(summary: Summary, chunk: Sequence[int]) -> "RenderableType":
         table.add_column(Text("seeds"), justify="right", no_wrap=True)
     for index in chunk:
         table.add_column(Text(_header(summary.headings[index])), justify="right", no_wrap=True)
-    marks = _marks(summary)
+    marks = _marks(summary.warnings)
     for line in summary.lines:
         if line.status == "done" and all(line.cells[index].value == formatting.ABSENT for index in chunk):
             continue  # the base model has nothing to say about fine-tuning

@@ -196,7 +196,7 @@ def _method(state: TrialState) -> Scores:
         saved.time_s if saved else 0.0,
         cpu_energy=meters.cpu_energy,
         views=meters.views,
-        warn=state.warn,
+        warn=state.keep,
     ) as session:
         state.session = session
         with session.phase("load") as meter:
@@ -328,7 +328,7 @@ def _card(state: TrialState) -> str:
 
 def _warn_about(state: TrialState, prepared: Prepared, energy: EnergyMeter) -> None:
     for warning in prepared.warnings:
-        state.warn(warning.kind, warning.detail)
+        state.keep(warning)
     if energy.name is None and state.settings.meters.energy != "none":
         state.warn(WarningKind.ENERGY_ABSENT, energy.detail)
     if energy.of_another_device:

@@ -76,7 +76,7 @@ class Work(Protocol):
         """The computed tokens of the heaviest part of the schedule."""
 
     def prepare(self, bench: Bench) -> None:
-        """What a trial's process has behind it when this begins; once a process, and not looked at."""
+        """Run what a trial's process has behind it when this begins; its peak does not count."""
 
     def run(self, bench: Bench, batch: int) -> None:
         """Run the heaviest parts."""
@@ -138,7 +138,10 @@ class TrainingWork:
 
 
 def _train(bench: Bench, steps: Sequence[Sequence[Batch]] = ()) -> None:
-    """Light steps, which make the optimizer's moments and the kernels, and then these; no weight changes."""
+    """Light steps, which make the optimizer's moments and the kernels, and then these.
+
+    What becomes of the weights does not matter for the memory; no gradient is left.
+    """
     trainer = make_trainer(bench.state, bench.session, bench.model, bench.precision, 1)
     trainer.optimization = replace(trainer.optimization, learning_rate=0.0)
     # What matters is the memory that a step takes, not whether its loss is finite.
@@ -153,6 +156,7 @@ def _train(bench: Bench, steps: Sequence[Sequence[Batch]] = ()) -> None:
                     break
         for micro_batches in steps:
             trainer.step(micro_batches)
+    bench.model.zero_grad(set_to_none=True)
 
 
 def _light_batches(bench: Bench) -> Iterator[Batch]:

@@ -69,7 +69,9 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     link.report("probing", {"batch": begun.batch, "load": begun.load})
     limit_memory(limit["enforced_bytes"], device)
     try:
-        return _within_limit(question, begun, work, partial(_bench, state, device, prepared), payload, link)
+        return _within_limit(
+            question, begun, work, partial(_bench, work, state, device, prepared, limit), payload, link
+        )
     finally:
         unlimit_memory()
 
@@ -162,7 +164,7 @@ def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
 
 def _probe_on(question: Question, work: Work, bench: Bench) -> dict[str, Any] | None:
     """Probe as long as this process may."""
-    link, last, is_first = bench.state.link, 0, True
+    link, last = bench.state.link, 0
     while not isinstance(step := next_step(question), Found):
         if last and (bench.device.type == "cpu" or work.merges or step.confirms or step.batch <= last):
             return None
@@ -170,8 +172,7 @@ def _probe_on(question: Question, work: Work, bench: Bench) -> dict[str, Any] | 
             raise StoppedError
         last, load = step.batch, question.load(step.batch)
         link.report("probing", {"batch": last, "load": load})
-        peak = _unless_out_of_memory(partial(_peak_bytes, work, bench, last, is_first))
-        is_first = False
+        peak = _unless_out_of_memory(partial(_peak_bytes, work, bench, last))
         probe = Probe(last, load, peak, peak is not None and peak <= question.budget_bytes)
         question.probes.append(probe)
         link.report("probe", asdict(probe))
@@ -180,16 +181,17 @@ def _probe_on(question: Question, work: Work, bench: Bench) -> dict[str, Any] | 
     return {"batch": step.batch, "largest": question.largest}
 
 
-def _peak_bytes(work: Work, bench: Bench, batch: int, is_first: bool) -> int:
-    if is_first:
-        work.prepare(bench)
+def _peak_bytes(work: Work, bench: Bench, batch: int) -> int:
     with memory.Taken(bench.device) as taken:
         work.run(bench, batch)
     return taken.highest_bytes
 
 
 @contextmanager
-def _bench(state: TrialState, device: torch.device, prepared: Prepared) -> Iterator[Bench]:
+def _bench(
+    work: Work, state: TrialState, device: torch.device, prepared: Prepared, limit: Mapping[str, Any]
+) -> Iterator[Bench]:
+    """All that a trial's process has before what is probed."""
     meters, precision = open_meters(asked_of(state.settings, device)), choose_precision(state.settings, device)
     rate_hz = state.settings.meters.rate_hz
     with Session(
@@ -197,4 +199,9 @@ def _bench(state: TrialState, device: torch.device, prepared: Prepared) -> Itera
     ) as session:
         with session.phase("load"):
             model, tokenizer, eos = load(state, device, precision, prepared.tokenizer_name)
-        yield Bench(state, device, prepared, session, model, tokenizer, precision, min(eos, default=0))
+        bench = Bench(state, device, prepared, session, model, tokenizer, precision, min(eos, default=0))
+        # What comes before may use the margin, as in the trial.
+        limit_memory(None if limit["enforced_bytes"] is None else limit["limit_bytes"], device)
+        work.prepare(bench)
+        limit_memory(limit["enforced_bytes"], device)
+        yield bench

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from howlow.engine import checkpoint
 from howlow.engine.training import Trainer
 from howlow.meters.session import PhaseMeter, Session
-from howlow.records import PhaseRecord, WarningKind, clear_temporaries, cut_lines, read_lines, write_atomically
+from howlow.records import (
+    PhaseRecord,
+    RecordWarning,
+    WarningKind,
+    clear_temporaries,
+    cut_lines,
+    read_lines,
+    write_atomically,
+)
 from howlow.tasks import task_named
 from howlow.trial.state import TrialState
 
@@ -148,7 +156,7 @@ def resume(state: TrialState) -> Saved | None:
     state.found.preparation_s = document["preparation_s"]
     for warning in document["warnings"]:
         if warning["kind"] != WarningKind.RESUMED:
-            state.warn(WarningKind(warning["kind"]), warning["detail"])
+            state.keep(RecordWarning(**warning))
     for kind, detail in document.get("observed", ()):
         state.warn(WarningKind(kind), f"{detail} (before an interruption)")
     state.warn(WarningKind.RESUMED, f"interrupted and resumed, {state.found.resumed} time(s)")

@@ -103,9 +103,12 @@ class TrialState:
         """Test examples in one batch."""
         return number(self.settings.inference.batch_size)
 
-    def warn(self, kind: WarningKind, detail: str) -> None:
+    def warn(self, kind: WarningKind, detail: str, phase: PhaseName | None = None) -> None:
         """Put a warning into the record, once."""
-        warning = RecordWarning(kind=kind, detail=detail)
+        self.keep(RecordWarning(kind=kind, detail=detail, phase=phase))
+
+    def keep(self, warning: RecordWarning) -> None:
+        """Put it into the record, once."""
         if warning not in self.found.warnings:
             self.found.warnings.append(warning)
 
@@ -157,12 +160,12 @@ def warn_unsteady(state: TrialState) -> None:
         found = drift(speeds)
         if found is None:
             detail = f"{phase.phase}: only {len(speeds)} measured steps"
-            state.warn(WarningKind.STEADINESS_UNKNOWN, detail)
+            state.warn(WarningKind.STEADINESS_UNKNOWN, detail, phase.phase)
         elif not found.is_steady:
             later = steady_from(speeds)
             advice = "" if later is None else f"; it is steady from {later} steps later on"
             detail = f"{phase.phase}: the second half of the measured steps ran {found.relative:+.1%} in speed{advice}"
-            state.warn(WarningKind.NOT_STEADY, detail)
+            state.warn(WarningKind.NOT_STEADY, detail, phase.phase)
 
 
 class PhaseParts:
@@ -191,14 +194,14 @@ class PhaseParts:
     def _warn(self) -> None:
         asked, found = self._state.settings.meters.burn_in_steps, self._burn_in.steps
         there = f"burn-in steps in a phase of {self._steps}"
+        kind = WarningKind.SHORT_BURN_IN
         if asked != "auto":
-            self._state.warn(WarningKind.SHORT_BURN_IN, f"{self._phase}: {found} instead of {asked} {there}")
+            told = f"{found} instead of {asked} {there}"
         elif found < FEWEST_STEPS:
-            self._state.warn(
-                WarningKind.SHORT_BURN_IN, f"{self._phase}: {found} {there}, too few to tell a steady speed"
-            )
+            told = f"{found} {there}, too few to tell a steady speed"
         else:
-            self._state.warn(WarningKind.NOT_STEADY, f"{self._phase}: {found} {there} did not come to one speed")
+            kind, told = WarningKind.NOT_STEADY, f"{found} {there} did not come to one speed"
+        self._state.warn(kind, f"{self._phase}: {told}", self._phase)
 
 
 def write_step(writer: LineWriter, timed: Timed, **fields: Any) -> None:
