@@ -115,7 +115,7 @@ def test_zeus_reads_the_same_joules(stand_in: StandIn) -> None:
     stand_in.set_curve([0.0, 5.0, 10.0], [100.0, 400.0, 50.0])
     stand_in.set_time(1.0)
     monitor = ZeusMonitor(gpu_indices=[0], cpu_indices=[])
-    device = NvmlDevice(device_uuids()[0])
+    device = NvmlDevice(device_uuids()[0][0])
     before_j = device.counter_j()
     monitor.begin_window("window", sync_execution=False)
     stand_in.set_time(9.0)

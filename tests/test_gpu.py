@@ -128,7 +128,7 @@ def test_the_trials_own_device_is_found_by_its_uuid(tmp_path: Path) -> None:
     from howlow.meters.sources import Asked, open_energy, own_uuid
 
     device = torch.device("cuda:0")
-    assert own_uuid(device) in device_uuids()
+    assert own_uuid(device) in device_uuids()[0]
     meter = open_energy(Asked("auto", device))
     assert [instrument.device for instrument in meter.instruments] == ["cuda:0"]
 

@@ -17,7 +17,6 @@ _USE = ("utilization",)
 _PERCENTILES = ("power_p05_w", "power_p50_w", "power_p95_w")
 _COSTS = (*_SPEED, *_ENERGY, _CPU)
 _OF_PART = {"phase": ("phase_energy", "phase_power"), "prefill": ("prefill_energy",), "decode": ("decode_energy",)}
-_OF_CPU = {"measured": (_CPU,)}
 
 _WORDS: Mapping[WarningKind, tuple[str, ...]] = {
     WarningKind.TRAIN_TEST_OVERLAP: QUALITY,
@@ -77,7 +76,7 @@ def qualified(warning: RecordWarning, inference: PhaseName | None) -> tuple[str,
 def _words(warning: RecordWarning) -> tuple[str, ...]:
     """Energy that is missing: what the measured steps lack their parts lack as well, another part lacks it alone."""
     if warning.meter == "cpu":
-        return _OF_CPU.get(warning.part or "measured", ())
+        return (_CPU,) if warning.part == "measured" else ()
     return _OF_PART.get(warning.part or "measured", _WORDS[warning.kind])
 
 

@@ -5,7 +5,7 @@ A value that the instrument does not give is absent, never 0.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,6 +99,26 @@ class ProcessView:
 def positive(value: float | None) -> float | None:
     """A power or a counter as it may be told: 0 and less, infinity and NaN are no reading of a device that runs."""
     return value if value is not None and math.isfinite(value) and value > 0 else None
+
+
+def thousandth(
+    ask: Callable[[], float | None],
+    problems: dict[str, str],
+    what: str,
+    errors: tuple[type[Exception], ...],
+    said: Callable[[Exception], str] = str,
+) -> float | None:
+    """Millijoules or milliwatts that are asked for, in SI; None where there are none, with the reason in `problems`.
+
+    what: `counter` or `power`.
+    """
+    try:
+        found = positive(ask())
+    except errors as error:
+        problems[what] = said(error)
+        return None
+    problems.pop(what, None)
+    return None if found is None else found / 1000
 
 
 def cores() -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pynvml
 import torch
 
-from howlow.meters.instruments import Finding, Look, positive
+from howlow.meters.instruments import Finding, Look, thousandth
 from howlow.records import WarningKind
 
 INSTANT_PERIOD_S, AVERAGED_PERIOD_S = 0.1, 1.0  # NVML's documentation of nvmlDeviceGetPowerUsage; the first as seen
@@ -135,13 +135,7 @@ class NvmlDevice:
         return self._thousandth("power", pynvml.nvmlDeviceGetPowerUsage)
 
     def _thousandth(self, what: str, query: Callable[[Any], int]) -> float | None:
-        try:
-            thousandths = positive(query(self._card))
-        except _ERRORS as error:
-            self.problems[what] = _said(error)
-            return None
-        self.problems.pop(what, None)
-        return None if thousandths is None else thousandths / 1000
+        return thousandth(lambda: query(self._card), self.problems, what, _ERRORS, _said)
 
     def _instant_power_w(self) -> float | None:
         return self._thousandth("power", _instant_power_mw)
@@ -216,17 +210,19 @@ class NvmlDevice:
         return WarningKind.POWER_CAPPED, detail
 
 
-def device_uuids() -> list[str | NvmlAbsentError]:
-    """Of every device its UUID, or why it does not tell it; in NVML's order.
+def device_uuids() -> tuple[list[str], list[NvmlAbsentError]]:
+    """The UUIDs of all devices in NVML's order, and of those that do not tell theirs why not.
 
     Raises:
         NvmlAbsentError: NVML cannot be used here.
     """
     try:
         pynvml.nvmlInit()
-        return [_uuid_or_problem(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        told = [_uuid_or_problem(index) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
         raise _absent(error) from None
+    uuids = [one for one in told if isinstance(one, str)]
+    return uuids, [one for one in told if isinstance(one, NvmlAbsentError)]
 
 
 def _uuid_or_problem(index: int) -> str | NvmlAbsentError:

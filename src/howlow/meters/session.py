@@ -183,9 +183,9 @@ class Session:
         all_cpu_s = after.own_s - self._before.own_s + programs_cpu_s
         waited_s = sum(reader.waited_s for reader in self.readers)
         return MeterRecord(
-            rate_hz=min((_rate_hz(times, self._length_s) for times in self._times_s), default=None),
+            rate_hz=min((_rate_hz(times, self._until_s - self._began_s) for times in self._times_s), default=None),
             largest_gap_s=self._largest_gap_s(),
-            readings=sum(map(len, self._times_s)),
+            readings=sum(len(reader.looks) for reader in self.readers),
             late=sum(reader.late for reader in self.readers),
             cpu_share=meters_cpu_s / all_cpu_s if all_cpu_s else None,
             step_share=waited_s / self.steps_s if self.steps_s else None,
@@ -200,10 +200,6 @@ class Session:
     @property
     def _until_s(self) -> float:
         return self.trial_time() if self._is_open else self._ended_s
-
-    @property
-    def _length_s(self) -> float:
-        return max(1e-9, self._until_s - self._began_s)
 
     def _largest_gap_s(self, starting_s: float = 0.0) -> float | None:
         """The longest time without a reading of one reader, its first `starting_s` left out."""
@@ -393,5 +389,5 @@ class PhaseMeter:
 
 def _rate_hz(times_s: Sequence[float], whole_s: float) -> float:
     """Readings a second from the first to the last; over the whole time where that is less, as they ended early."""
-    over_all = len(times_s) / whole_s
+    over_all = len(times_s) / max(1e-9, whole_s)
     return over_all if len(times_s) < 2 else min((len(times_s) - 1) / max(1e-9, times_s[-1] - times_s[0]), over_all)

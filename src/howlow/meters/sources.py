@@ -135,13 +135,12 @@ def own_uuid(device: torch.device) -> str:
 
 
 def _nvml(asked: Asked) -> EnergyMeter:
-    told = device_uuids()
-    unreadable = [one for one in told if isinstance(one, NvmlAbsentError)]
+    uuids, unreadable = device_uuids()
     if unreadable and not asked.devices and asked.device.type != "cuda":
         raise NvmlAbsentError(f"{unreadable[0]}; meters.devices can name the others", unreadable[0].remedy)
     partitions = [name for name in asked.devices if name.startswith("MIG-") and _through_nvml(name) is not None]
     try:
-        chosen = _chosen(asked, [*(one for one in told if isinstance(one, str)), *partitions])
+        chosen = _chosen(asked, [*uuids, *partitions])
     except UserError as error:
         raise UserError("; ".join(map(str, [error, *unreadable]))) from None
     devices = [NvmlDevice(uuid, label) for uuid, label in chosen]

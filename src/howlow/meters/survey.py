@@ -80,9 +80,8 @@ def survey(device: torch.device) -> Survey:
 
 
 def _nvml() -> str:
-    told = device_uuids()
-    unreadable = [one for one in told if isinstance(one, NvmlAbsentError)]
-    devices = [NvmlDevice(uuid) for uuid in told if isinstance(uuid, str)]
+    uuids, unreadable = device_uuids()
+    devices = [NvmlDevice(uuid) for uuid in uuids]
     given = {device: _given(device) for device in devices}
     problems = {device: problem for device in devices if (problem := device.counter_problem())}
     if not any(given.values()):

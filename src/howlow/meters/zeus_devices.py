@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from howlow.meters.instruments import Finding, Look, positive
+from howlow.meters.instruments import Finding, Look, thousandth
 
 
 class ZeusAbsentError(Exception):
@@ -47,13 +47,7 @@ class ZeusDevice:
     def _thousandth(self, what: str, read: Callable[[], float | None] | None) -> float | None:
         from zeus.exception import ZeusBaseError
 
-        try:
-            thousandths = positive(read() if read else None)
-        except ZeusBaseError as error:
-            self.problems[what] = str(error)
-            return None
-        self.problems.pop(what, None)
-        return None if thousandths is None else thousandths / 1000
+        return None if read is None else thousandth(read, self.problems, what, (ZeusBaseError,))
 
 
 def amd_devices() -> list[ZeusDevice]:

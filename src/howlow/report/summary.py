@@ -5,6 +5,7 @@ One row for trials that differ only in their seed; each value stands with its ra
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from howlow.analysis.columns import QUALITY, Column, column_named
 from howlow.analysis.comparison import Comparison, Group, Reference
@@ -309,14 +310,16 @@ def _failures(results: Results) -> tuple[Failure, ...]:
 
 
 def _warnings(results: Results) -> tuple[WarningNote, ...]:
-    touched: dict[tuple[str, str, str], list[str]] = {}
-    columns: dict[tuple[str, str, str], dict[str, None]] = {}
+    alike: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for warning in results.warnings:
-        key = warning["kind"], warning["detail"], warning["remedy"]
-        touched.setdefault(key, []).append(warning["trial"])
-        columns.setdefault(key, {}).update(dict.fromkeys(warning["columns"]))
-    ordered = sorted(touched.items(), key=lambda item: item[0][0])
+        alike.setdefault((warning["kind"], warning["detail"], warning["remedy"]), []).append(warning)
+    ordered = sorted(alike.items(), key=lambda item: item[0][0])
     return tuple(
-        WarningNote(number, kind, detail, remedy, tuple(dict.fromkeys(trials)), tuple(columns[kind, detail, remedy]))
-        for number, ((kind, detail, remedy), trials) in enumerate(ordered, 1)
+        WarningNote(
+            number,
+            *said,
+            trials=tuple(dict.fromkeys(warning["trial"] for warning in found)),
+            columns=tuple(dict.fromkeys(name for warning in found for name in warning["columns"])),
+        )
+        for number, (said, found) in enumerate(ordered, 1)
     )

@@ -28,8 +28,9 @@ def render(summary: Summary, width: int = 100) -> "RenderableType":
     from rich.text import Text
 
     parts: list[RenderableType] = []
-    for chunk in _chunks(summary, width):
-        parts += [_table(summary, chunk), Text("")]
+    marks = _marks(summary.warnings)
+    for chunk in _chunks(summary, width, marks):
+        parts += [_table(summary, chunk, marks), Text("")]
     notes = [Text(note) for note in summary.references]
     if summary.has_seeds:
         notes.append(Text("means over seeds; ± is their standard deviation"))
@@ -88,12 +89,11 @@ def _marked(text: str, notes: Iterable[int], marks: Mapping[int, str]) -> str:
 # -- widths ---------------------------------------------------------------------------------------------------------
 
 
-def _chunks(summary: Summary, width: int) -> list[list[int]]:
+def _chunks(summary: Summary, width: int, marks: Mapping[int, str]) -> list[list[int]]:
     """Which columns stand in one table: all, else one table for fine-tuning and one for the rest, else what fits."""
     cells = [[line.cells[index] for line in summary.lines] for index in range(len(summary.headings))]
-    marks = _marks(summary.warnings)
     widths = [_width(*pair, marks) for pair in zip(summary.headings, cells, strict=True)]
-    fixed = _fixed_width(summary)
+    fixed = _fixed_width(summary, marks)
     everything = list(range(len(widths)))
     if not everything or fixed + sum(widths) <= width:
         return [everything]
@@ -115,9 +115,8 @@ def _width(heading: Heading, cells: Sequence[Cell], marks: Mapping[int, str]) ->
     return max(map(len, [*_header(heading).splitlines(), *texts])) + _GAP
 
 
-def _fixed_width(summary: Summary) -> int:
+def _fixed_width(summary: Summary, marks: Mapping[int, str]) -> int:
     statuses = [part for line in summary.lines for part in _status(line.status).splitlines()]
-    marks = _marks(summary.warnings)
     labels = [_label(line, marks) for line in summary.lines]
     width = max(map(len, ["rank", *labels])) + max(map(len, ["status", *statuses])) + _GAP
     for index, axis in enumerate(summary.axes):
@@ -138,7 +137,7 @@ def _status(status: str) -> str:
     return status.replace("out_of_memory", "out_of_\nmemory").replace(", ", ",\n")
 
 
-def _table(summary: Summary, chunk: Sequence[int]) -> "RenderableType":
+def _table(summary: Summary, chunk: Sequence[int], marks: Mapping[int, str]) -> "RenderableType":
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -153,7 +152,6 @@ def _table(summary: Summary, chunk: Sequence[int]) -> "RenderableType":
         table.add_column(Text("seeds"), justify="right", no_wrap=True)
     for index in chunk:
         table.add_column(Text(_header(summary.headings[index])), justify="right", no_wrap=True)
-    marks = _marks(summary.warnings)
     for line in summary.lines:
         if line.status == "done" and all(line.cells[index].value == formatting.ABSENT for index in chunk):
             continue  # the base model has nothing to say about fine-tuning

@@ -57,6 +57,11 @@ class Bench:
         return Known(rank, Line(4 * size, places * rank * (4 if self.precision == "fp32" else 2)))
 
 
+def _read_tokens(state: TrialState, part: Sequence[TokenizedExample]) -> int:
+    """The tokens that the model runs on to read these examples, as the trial lays them out."""
+    return layouts.computed_tokens(part, state.choice.layout, state.settings.training.sequence_length)
+
+
 class Work(Protocol):
     """What a batch is for."""
 
@@ -115,7 +120,7 @@ class TrainingWork:
         return [[examples[index] for index in part] for step in schedule for part in split(step, batch)]
 
     def _computed(self, part: Sequence[TokenizedExample]) -> int:
-        return layouts.computed_tokens(part, self.state.choice.layout, self.state.settings.training.sequence_length)
+        return _read_tokens(self.state, part)
 
     def _targets(self, part: Sequence[TokenizedExample]) -> int:
         return sum(layouts.count_targets(example, self.state.settings.training.loss_on) for example in part)
@@ -206,7 +211,7 @@ class InferenceWork:
         return [[test[index] for index in part] for part in split(range(len(test)), batch)]
 
     def _read(self, part: Sequence[TokenizedExample]) -> int:
-        return layouts.computed_tokens(part, self.state.choice.layout, self.state.settings.training.sequence_length)
+        return _read_tokens(self.state, part)
 
     def _written(self, part: Sequence[TokenizedExample]) -> int:
         new = self.state.settings.inference.max_new_tokens
