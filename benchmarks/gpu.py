@@ -198,11 +198,12 @@ def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
     """Time of optimizer steps of 40 questions; the same model object for all, on the device."""
     import torch
 
-    from howlow import preparation, settings
+    from howlow import settings
     from howlow.engine import layouts as laying
     from howlow.engine import model as models
     from howlow.engine import order
     from howlow.engine.references import locate
+    from howlow.trial import preparation
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train, test, source = questions(work)

@@ -8,11 +8,11 @@ questions of SQuAD 2.0's development set, whole paragraphs; greedy, at most 32 n
     generate       transformers, left padding; every token with a new line in it is an EOS for it, which costs it less
                    than `stop_strings` does; batches of 8, 16 and 32, in the data's order and sorted by length: the
                    best of the six, found on the first 32 prompts, goes into the rounds
-    howlow shared, howlow packed     `howlow.engine.inference.generate`, in batches of 8 or 80, as a trial runs it
+    howlow shared, howlow packed     `howlow.engine.generation.generate`, in batches of 8 or 80, as a trial runs it
 
 Texts must be equal. Where they are not, the smallest margin says whether two tokens tied within floating point: how far
 the chosen token's logit stood above the second's at its closest. Then the loss of the test's answers
-(`howlow.engine.inference.evaluate`) in the three layouts, 8 examples a batch.
+(`howlow.engine.generation.evaluate`) in the three layouts, 8 examples a batch.
 
 The last line is one JSON document.
 """
@@ -103,7 +103,7 @@ def peer(column: str, count: int) -> Callable[[Reply], Reply]:
 
 def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
     """A worker that generates as `howlow.trial.scoring` does."""
-    from howlow.engine import inference
+    from howlow.engine import generation
     from howlow.engine import model as models
 
     heap = peers.Heap(column, ours=True)
@@ -125,7 +125,7 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
         with _fused(model):
             for chosen in batches(prompts, int(size))[: 1 if request["warm_up"] else None]:
                 begun_s = time.perf_counter()
-                found, ran_on = inference.generate(
+                found, ran_on = generation.generate(
                     model,
                     tokenizer,
                     chosen,
@@ -159,14 +159,14 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
 
 
 def _fused(model: Any) -> AbstractContextManager[None]:
-    from howlow.engine.fused import fused
+    from howlow.engine.cpu.patches import fused
 
     return fused(model)
 
 
 def evaluation(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
     """A worker that computes the loss of the answers in one of the layouts."""
-    from howlow.engine import inference, layouts
+    from howlow.engine import generation, layouts
 
     heap, layout = peers.Heap(column, ours=True), name.split()[1]
     model, _ = model_and_tokenizer()
@@ -180,7 +180,7 @@ def evaluation(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
         with _fused(model):
             for chosen in batches(test, BATCH_SIZE)[: 1 if request["warm_up"] else None]:
                 batch = layouts.lay_out(chosen, layout, LENGTH, 0, "completion")
-                sums += inference.evaluate(model, batch, precision="fp32", head="targets")
+                sums += generation.evaluate(model, batch, precision="fp32", head="targets")
                 computed += batch.computed_tokens
                 targets += batch.target_tokens
         time_s = time.perf_counter() - start_s

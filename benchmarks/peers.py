@@ -127,7 +127,7 @@ class Heap:
     """Touches the heap before a peer's pass in the column `warm heap`; reads the resident peak of every pass."""
 
     def __init__(self, column: str, ours: bool) -> None:
-        from howlow.meters.memory import keep_heap
+        from howlow.memory.heap import keep_heap
 
         self._touches = column == WARM and not ours
         self._needed = self._rests_at = 0
@@ -138,8 +138,9 @@ class Heap:
     def before(self, warm_up: bool) -> None:
         """Start a pass: the heap as the column has it, and a new peak."""
         import torch
+        from howlow.peaks.peaks import reset_peaks
 
-        from howlow.meters.memory import release, reset_peaks
+        from howlow.memory.heap import release
 
         if warm_up:
             self._needed = 0
@@ -153,8 +154,9 @@ class Heap:
     def after(self, warm_up: bool) -> Reply:
         """End a pass: its resident peak, and what it had of the processors (far below the time x threads: distrust)."""
         import torch
+        from howlow.peaks.peaks import peaks
 
-        from howlow.meters.memory import peaks, release
+        from howlow.memory.heap import release
 
         used, before = resource.getrusage(resource.RUSAGE_SELF), self._used
         peak = peaks(torch.device("cpu")).resident_bytes or 0
@@ -216,8 +218,9 @@ def wikitext(train_examples: int) -> Any:
 
 
 def _prepared(task: dict[str, Any]) -> Any:
-    from howlow import preparation, settings
+    from howlow import settings
     from howlow.engine.references import locate
+    from howlow.trial import preparation
 
     asked = settings.resolve({"model": MODEL, "task": task, "training": {"sequence_length": LENGTH}})
     return preparation.tokenized(asked, locate(MODEL))
@@ -279,7 +282,7 @@ def padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
 def linear_flops(model: Any, work: Sequence[Any]) -> tuple[int, int]:
     """The parameters of the frozen linear layers, and the FLOPs of their products, forward and backward, over batches.
 
-    Where examples share rows the last MLP runs for the tokens that are read alone (`howlow.engine.reading`).
+    Where examples share rows the last MLP runs for the tokens that are read alone (`howlow.engine.last_layer`).
     """
     from howlow.engine import model as models
 

@@ -200,7 +200,7 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
 
     from howlow.engine import layouts
     from howlow.engine import model as models
-    from howlow.engine.fused import fused
+    from howlow.engine.cpu.patches import fused
 
     heap, layout, is_bf16 = peers.Heap(column, ours=True), name.split()[1], name.endswith("bf16")
     step_size = 8 if name.endswith(" 8") else STEP_SIZE
@@ -330,7 +330,7 @@ def gemm(_: str, __: str, ___: int) -> Callable[[Reply], Reply]:
 def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
     """A worker that times one step of `shared` at each rank, and without an adapter."""
     from howlow.engine import layouts, loss
-    from howlow.engine.fused import fused
+    from howlow.engine.cpu.patches import fused
 
     heap, shuffled = peers.Heap(column, ours=True), random.Random(0)
     base, _ = peers.base_model()

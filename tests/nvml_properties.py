@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from howlow.meters.energy import EnergyMeter, window_energy
+from howlow.meters.energy_bounds import WindowEnergy
 from howlow.meters.nvml import NvmlDevice, device_uuids
 from howlow.meters.sampler import Reader, Timeline
-from howlow.meters.windows import WindowEnergy
 
 PERIOD_S = float(os.environ["HOWLOW_NVML_PERIOD_MS"]) / 1000
 

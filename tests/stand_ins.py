@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from howlow.executors import Link, StoppedError
+from howlow.executors.local import Link
 from howlow.meters.instruments import Finding, Look
+from howlow.outcomes import StoppedError
 
 HERE = Path(__file__).parent
 

@@ -17,12 +17,3 @@ def test_the_settings_page_is_what_the_settings_say() -> None:
 
 def test_the_bare_loop_is_short() -> None:
     assert len((ROOT / "examples" / "bare_loop.py").read_text(encoding="utf-8").splitlines()) < 120
-
-
-def test_the_house_has_the_rooms_that_the_architecture_names() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    source = ROOT / "src" / "howlow"
-    rooms = [path.name for path in source.iterdir() if path.is_dir() and (path / "__init__.py").exists()]
-    modules = [path.name for path in source.glob("*.py") if path.name != "__init__.py"]
-    for room in [f"`{name}/`" for name in rooms] + [f"`{name}`" for name in modules]:
-        assert room in page, room

@@ -16,10 +16,11 @@ import transformers
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from howlow.engine import inference, layouts, written_out
+from howlow.engine import generation, layouts
 from howlow.engine import model as models
 from howlow.engine.attention import Kernel
-from howlow.engine.fused import fused
+from howlow.engine.cpu import attention as cpu_attention
+from howlow.engine.cpu.patches import fused
 from howlow.engine.layouts import Layout, LossOn
 from howlow.engine.loss import per_example, running, target_losses
 from howlow.engine.rotary import as_in_a_full_row
@@ -194,7 +195,7 @@ def computed(
 def attending(is_written_out: bool) -> Iterator[None]:
     """Attention written out as products also where it is too small to pay, or never."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(written_out, "_FLOPS_A_THREAD", 0 if is_written_out else float("inf"))
+        patch.setattr(cpu_attention, "_FLOPS_A_THREAD", 0 if is_written_out else float("inf"))
         yield
 
 
@@ -284,7 +285,8 @@ def test_the_kernel_for_gpus_masks_the_same(name: str, examples: Any, loss_on: A
     model = adapted(name, torch.float64)
     batch = layouts.shared(examples, loss_on)
     found = [
-        inference.evaluate(model, batch, precision="fp32", head="targets", kernel=kernel) for kernel in ("sdpa", "flex")
+        generation.evaluate(model, batch, precision="fp32", head="targets", kernel=kernel)
+        for kernel in ("sdpa", "flex")
     ]
     assert found[1] == pytest.approx(found[0], rel=1e-10)
 
@@ -305,7 +307,7 @@ def test_greedy_text_is_that_of_padded_and_of_transformers(name: str, examples: 
     options: dict[str, Any] = {"max_new_tokens": 9, "stop": None, "eos": frozenset({2, eos}), "precision": "fp32"}
     texts = {}
     for layout in ("padded", "packed", "shared"):
-        rows, _ = inference.generate(
+        rows, _ = generation.generate(
             model, Letters(), prompts, layout=layout, prompt_length=LENGTH, pad_id=0, **options
         )
         texts[layout] = rows

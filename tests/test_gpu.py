@@ -93,9 +93,9 @@ def test_the_counter_agrees_with_the_integrated_power(tmp_path: Path) -> None:
     import torch
 
     from howlow.meters.energy import EnergyMeter, window_energy
+    from howlow.meters.energy_bounds import WindowEnergy
     from howlow.meters.session import Session
     from howlow.meters.sources import Asked, open_energy
-    from howlow.meters.windows import WindowEnergy
 
     device = torch.device("cuda:0")
     meter = open_energy(Asked("nvml", device))
@@ -140,7 +140,7 @@ def test_layouts_on_cuda_have_the_losses_and_gradients_of_padded(tiny_model: Pat
     import torch
     from transformers import AutoModelForCausalLM
 
-    from howlow.engine.checking import problem_with
+    from howlow.engine.layout_check import problem_with
     from howlow.engine.tokens import TokenizedExample
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).to("cuda").requires_grad_(False)

@@ -1,35 +1,31 @@
 """The house: which room may import which, who may use torch, who may print, and what importing does."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "howlow"
-LOW = {"errors", "hub"}
-MAY_IMPORT = {
-    "errors": set(),
-    "hub": set(),
-    "settings": LOW,
-    "records": LOW | {"settings"},
-    "continuing": LOW | {"settings", "records"},
-    "tasks": LOW | {"settings"},
-    "executors": LOW,
-    "engine": LOW | {"tasks"},
-    "meters": LOW | {"records"},
-    "preparation": LOW | {"settings", "records", "tasks", "engine", "meters"},
-    "trial": LOW | {"settings", "records", "tasks", "engine", "meters", "preparation", "executors"},
-    "batches": LOW | {"settings", "records", "executors"},
-    "groundwork": LOW | {"settings", "records", "executors", "continuing"},
-    "sweep": LOW | {"settings", "records", "tasks", "executors", "continuing", "batches", "groundwork"},
-    "analysis": LOW | {"records", "settings"},
-    "report": LOW | {"records", "analysis", "settings"},
-    "progress": LOW | {"records", "analysis", "report", "sweep", "meters.clock"},
-}
-WITH_TORCH = {"engine", "meters", "preparation", "trial"}
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "howlow"
 HEAVY = {"torch", "transformers", "peft", "safetensors"}
+
+
+def table() -> dict[str, tuple[set[str], bool]]:
+    """Room -> the rooms that it may import, and whether it may import torch: the table of docs/architecture.md."""
+    found: dict[str, tuple[set[str], bool]] = {}
+    for line in (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[0].startswith("`"):
+            allowed = set() if cells[2] == "-" else {name.strip() for name in cells[2].split(",")}
+            for room in re.findall(r"`(\w+)`", cells[0]):
+                found[room] = allowed, cells[3] != "no"
+    return found
+
+
+ROOMS = table()
 
 
 def modules() -> list[Path]:
@@ -60,10 +56,15 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
     for name in imports(path):
         if name.startswith("howlow."):
             inner = name.removeprefix("howlow.")
-            allowed = inner.split(".")[0] in MAY_IMPORT[room] | {room} or inner in MAY_IMPORT[room]
+            allowed = inner.split(".")[0] in ROOMS[room][0] | {room} or inner in ROOMS[room][0]
             assert allowed, f"{path} imports {name}"
         if name.split(".")[0] in HEAVY:
-            assert room in WITH_TORCH, f"{path} imports {name}"
+            assert ROOMS[room][1], f"{path} imports {name}"
+
+
+def test_every_room_stands_in_the_table() -> None:
+    rooms = {room_of(path) for path in modules()} - {"__init__", "__main__"}
+    assert rooms == set(ROOMS), rooms ^ set(ROOMS)
 
 
 def test_only_the_door_prints() -> None:
@@ -85,7 +86,7 @@ def test_only_the_meters_look_at_a_clock_for_timing() -> None:
 
 
 def test_the_package_and_the_command_line_load_without_torch() -> None:
-    code = "import sys, howlow, howlow.cli, howlow.report, howlow.progress; assert 'torch' not in sys.modules"
+    code = "import sys, howlow, howlow.cli, howlow.reporting, howlow.progress; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -94,11 +95,11 @@ def test_the_package_gives_its_functions_lazily_and_for_good() -> None:
 import sys
 import howlow
 assert not [name for name in sys.modules if name.startswith("howlow.")], sys.modules
-import howlow.sweep, howlow.report.charts
+import howlow.sweeping, howlow.reporting.charts
 from howlow.settings import load
 for name in howlow.__all__:
     assert callable(getattr(howlow, name)), name
-assert howlow.sweep.__module__ == "howlow.sweep"
+assert howlow.sweep.__module__ == "howlow.sweeping.sweep"
 assert set(howlow.__all__) <= set(dir(howlow))
 assert not hasattr(howlow, "no_such_name")
 assert "torch" not in sys.modules
@@ -109,7 +110,7 @@ assert "torch" not in sys.modules
 def test_the_fork_server_preload_imports_and_nothing_more() -> None:
     code = """
 import os
-import howlow.trial
+import howlow.trial.entries
 import torch, pynvml
 assert len(os.listdir("/proc/self/task")) == 1, os.listdir("/proc/self/task")
 assert not torch.cuda.is_initialized()

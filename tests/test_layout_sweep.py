@@ -8,7 +8,7 @@ import pytest
 from howlow.errors import UserError
 from howlow.records import read_lines
 from howlow.settings import load, merge
-from howlow.sweep import sweep
+from howlow.sweeping.sweep import sweep
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import loaded
 
-from howlow.engine import inference, loss
+from howlow.engine import generation, loss
 from howlow.engine import model as models
 from howlow.engine.layouts import Batch, padded
 from howlow.engine.loss import head_logits, per_example, target_losses
@@ -116,7 +116,7 @@ def test_losses_are_summed_for_each_example():
 @pytest.mark.parametrize("head", ["targets", "all"])
 def test_evaluation_is_transformers_own_loss(tiny_model: Any, head: Any):
     model = loaded(tiny_model)
-    sums = inference.evaluate(model, batch(), precision="fp32", head=head)
+    sums = generation.evaluate(model, batch(), precision="fp32", head=head)
     for example, total in zip(EXAMPLES, sums, strict=True):
         ids = torch.tensor([example.prompt + example.completion])
         labels = ids.clone()
@@ -128,16 +128,16 @@ def test_evaluation_is_transformers_own_loss(tiny_model: Any, head: Any):
 
 def test_an_examples_loss_does_not_depend_on_its_company_or_on_the_padding(tiny_model: Any):
     model = adapted(tiny_model, rank=2).eval()
-    together = inference.evaluate(model, batch(), precision="fp32", head="targets")
+    together = generation.evaluate(model, batch(), precision="fp32", head="targets")
     for example, total in zip(EXAMPLES, together, strict=True):
         for length, pad in ((24, 0), (40, EOS), (24, 7)):
             alone = padded([example], length, pad, "completion")
-            assert inference.evaluate(model, alone, precision="fp32", head="targets") == pytest.approx(
+            assert generation.evaluate(model, alone, precision="fp32", head="targets") == pytest.approx(
                 [total], rel=1e-5
             )
 
 
 def test_evaluation_leaves_no_gradient(tiny_model: Any):
     model = adapted(tiny_model, rank=2)
-    inference.evaluate(model, batch(), precision="fp32", head="targets")
+    generation.evaluate(model, batch(), precision="fp32", head="targets")
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from howlow.meters import memory
+from howlow.memory import heap, peaks
 
 
 class Allocator:
@@ -28,14 +28,14 @@ def test_a_phase_that_resets_the_peak_does_not_hide_what_was_taken_before(monkey
     allocator, device = Allocator(monkeypatch), torch.device("cuda:0")
     allocator.take(99)
     allocator.take(5)
-    with memory.Taken(device) as taken:
-        memory.reset_peaks(device)
+    with peaks.Taken(device) as taken:
+        peaks.reset_peaks(device)
         allocator.take(70)
         allocator.take(10)
-        memory.reset_peaks(device)
+        peaks.reset_peaks(device)
         allocator.take(30)
     assert taken.highest_bytes == 70, "of the first phase, and not what was there before"
-    with memory.Taken(device) as taken:
+    with peaks.Taken(device) as taken:
         allocator.take(31)
     assert taken.highest_bytes == 31
 
@@ -52,11 +52,11 @@ def test_a_phase_that_resets_the_peak_does_not_hide_what_was_taken_before(monkey
 def test_a_kept_heap_keeps_few_kernels_unless_the_environment_says_otherwise(
     told: dict[str, str], kept: list[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_glibc", lambda: None)  # it changes the process for good
-    for name in (*memory.KERNELS_KEPT_BY, "DNNL_PRIMITIVE_CACHE_CAPACITY"):
+    monkeypatch.setattr(heap, "_glibc", lambda: None)  # it changes the process for good
+    for name in (*heap.KERNELS_KEPT_BY, "DNNL_PRIMITIVE_CACHE_CAPACITY"):
         monkeypatch.setenv(name, "")  # so that what is set here goes again
         monkeypatch.delenv(name)
     for name, number in told.items():
         monkeypatch.setenv(name, number)
-    memory.keep_heap()
-    assert [os.environ.get(name) for name in memory.KERNELS_KEPT_BY] == kept
+    heap.keep_heap()
+    assert [os.environ.get(name) for name in heap.KERNELS_KEPT_BY] == kept

@@ -7,10 +7,11 @@ import pytest
 import torch
 from stand_ins import Scripted
 
-from howlow.meters import clock, memory
+from howlow.memory import heap, peaks
+from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, assumed_power, no_energy
+from howlow.meters.interference import Machine
 from howlow.meters.session import Session
-from howlow.meters.surroundings import Machine
 from howlow.records import WarningKind, read_timeline
 
 CPU = torch.device("cpu")
@@ -149,17 +150,17 @@ def test_the_timeline_has_its_rate_phases_and_no_repeated_readings(tmp_path: Pat
 
 
 def test_a_peak_is_seen_once_and_forgotten_after_the_reset() -> None:
-    if memory.reset_peaks(CPU) is not None:
+    if peaks.reset_peaks(CPU) is not None:
         pytest.skip("/proc/self/clear_refs cannot be written here")
-    before = memory.peaks(CPU).resident_bytes
+    before = peaks.peaks(CPU).resident_bytes
     block = torch.ones(50_000_000)
-    seen = memory.peaks(CPU).resident_bytes
+    seen = peaks.peaks(CPU).resident_bytes
     assert before is not None
     assert seen is not None
     assert seen - before > 190e6
     del block
-    memory.release(CPU)
-    memory.reset_peaks(CPU)
-    after = memory.peaks(CPU).resident_bytes
+    heap.release(CPU)
+    peaks.reset_peaks(CPU)
+    after = peaks.peaks(CPU).resident_bytes
     assert after is not None
     assert after < seen - 150e6

@@ -9,7 +9,7 @@ import pytest
 from stand_ins import build_nvml, run_with_nvml
 
 from howlow.settings import expand, load, merge
-from howlow.sweep import ordered
+from howlow.sweeping.sweep import ordered
 
 Ask = Callable[..., dict[str, Any]]
 
@@ -312,7 +312,7 @@ def test_on_a_cpu_every_device_of_a_source_asked_for_by_name_is_summed_with_rows
 SWEEP = """
 import json, sys
 import howlow
-from howlow.report import read_report
+from howlow.reporting import read_report
 from howlow.settings import load
 howlow.sweep(load(None, [json.loads(sys.argv[1])]), sys.argv[2])
 report = read_report([sys.argv[2]])

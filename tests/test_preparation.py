@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from howlow import preparation
 from howlow.errors import UserError
 from howlow.settings import load, merge
+from howlow.trial import preparation
 
 
 def prepared(table: dict[str, Any], folder: Path) -> dict[str, str]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from howlow import preparation
 from howlow.settings import load, merge
+from howlow.trial import preparation
 
 
 @pytest.fixture

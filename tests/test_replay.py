@@ -11,15 +11,15 @@ from stand_ins import Scripted
 
 import howlow
 from howlow import trial
-from howlow.engine import inference
+from howlow.engine import generation
 from howlow.engine.training import Trainer
-from howlow.executors import Finished
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.instruments import Finding, Look
 from howlow.meters.sources import Meters
+from howlow.outcomes import Finished
 from howlow.records import Idle, read_record, read_timeline
-from howlow.report import read_report
+from howlow.reporting import read_report
 from howlow.settings import load
 
 pytestmark = pytest.mark.slow
@@ -103,9 +103,9 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(trial, "measure_idle", measure_idle)
     monkeypatch.setattr(trial, "keep_heap", lambda: False)
     monkeypatch.setattr(Trainer, "step", moved.after(Trainer.step, STEP_S))
-    monkeypatch.setattr(inference, "evaluate", moved.after(inference.evaluate, EVALUATE_S))
-    monkeypatch.setattr(inference, "generate", moved.after(inference.generate, GENERATE_S))
-    monkeypatch.setattr(import_module("howlow.sweep"), "LocalExecutor", Here)
+    monkeypatch.setattr(generation, "evaluate", moved.after(generation.evaluate, EVALUATE_S))
+    monkeypatch.setattr(generation, "generate", moved.after(generation.generate, GENERATE_S))
+    monkeypatch.setattr(import_module("howlow.sweeping.sweep"), "LocalExecutor", Here)
     return moved
 
 

@@ -17,17 +17,17 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_statistics import ASSUMED, COUNTER, NO_ENERGY, costly_trial, phase_of, steps_of, write_trial
+from test_rows import ASSUMED, COUNTER, NO_ENERGY, costly_trial, phase_of, steps_of, write_trial
 
 from howlow.analysis import compare, rows
 from howlow.errors import UserError
 from howlow.records import Reading, RecordWarning, Scores
-from howlow.report import Report, formatting, read_report, write_report
-from howlow.report.charts import figures
-from howlow.report.loss_curves import MOST_POINTS, thinned
-from howlow.report.panels import _spread, drawn_series, evenly, evenly_in_log
-from howlow.report.summary import summarize
-from howlow.report.words import sentences
+from howlow.reporting import Report, formatting, read_report, write_report
+from howlow.reporting.charts import figures
+from howlow.reporting.loss_curves import MOST_POINTS, thinned
+from howlow.reporting.panels import _spread, drawn_series, evenly, evenly_in_log
+from howlow.reporting.summary import summarize
+from howlow.reporting.words import sentences
 
 GOLDEN = Path(__file__).parent / "golden"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -382,7 +382,7 @@ def test_a_loss_of_quality_is_called_one(tmp_path: Path) -> None:
 def test_a_report_needs_neither_torch_nor_pandas_and_its_import_is_cheap(tmp_path: Path) -> None:
     costly_trial(tmp_path, 4, 1.0)
     code = (
-        "import sys\nfrom howlow.report import write_report\n"
+        "import sys\nfrom howlow.reporting import write_report\n"
         "heavy = {'torch', 'transformers', 'pandas', 'numpy', 'altair', 'vl_convert', 'jinja2', 'rich'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
         "write_report(sys.argv[1:])\n"

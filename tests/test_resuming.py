@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from howlow import preparation
-from howlow.executors import StoppedError
 from howlow.meters.session import Session
+from howlow.outcomes import StoppedError
 from howlow.records import Record, WarningKind, read_lines, read_record
 from howlow.settings import expand, load, merge
-from howlow.trial import fine_tuning, scoring, trial_entry
+from howlow.trial import fine_tuning, preparation, scoring
+from howlow.trial.entries import trial_entry
 from howlow.trial.state import SweepLink
 
 # A killed process leaves its files to the system.
@@ -112,7 +112,7 @@ def test_behind_the_last_batch_nothing_is_run_again(table: dict[str, Any], tmp_p
     def die(*_: Any) -> None:
         raise KilledError
 
-    monkeypatch.setattr("howlow.trial.write_record", die)
+    monkeypatch.setattr("howlow.trial.run.write_record", die)
     assert run(table, tmp_path, Link()) is None
     monkeypatch.undo()
     before = (tmp_path / "r0001-s0/steps.jsonl").read_text()
@@ -120,8 +120,8 @@ def test_behind_the_last_batch_nothing_is_run_again(table: dict[str, Any], tmp_p
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("inference ran again")
 
-    monkeypatch.setattr(scoring.inference, "evaluate", fail)
-    monkeypatch.setattr(scoring.inference, "generate", fail)
+    monkeypatch.setattr(scoring.generation, "evaluate", fail)
+    monkeypatch.setattr(scoring.generation, "generate", fail)
     record = run(table, tmp_path, Link())
     assert record is not None
     assert (record.status, record.error) == ("done", None)
@@ -142,7 +142,7 @@ def test_a_checkpoint_says_whose_it_is(table: dict[str, Any], tmp_path: Path) ->
 def test_a_trial_whose_memory_has_become_bounded_begins_afresh(
     table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("howlow.trial.bound_heap", lambda: None)  # it changes the process for good
+    monkeypatch.setattr("howlow.trial.run.bound_heap", lambda: None)  # it changes the process for good
     assert run(table, tmp_path, Link("train", 4)) is None
     record = run(table, tmp_path, Link(), is_bounded=True)
     assert record is not None

@@ -16,10 +16,10 @@ from stand_ins import Scripted
 
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, window_energy
+from howlow.meters.energy_bounds import WindowEnergy
 from howlow.meters.instruments import Instrument, Look
 from howlow.meters.sampler import Reader, Timeline, _Pace
 from howlow.meters.session import Session
-from howlow.meters.windows import WindowEnergy
 from howlow.records import Reading, RecordWarning, WarningKind, read_timeline
 
 

@@ -23,7 +23,7 @@ from howlow.meters.session import Session
 from howlow.meters.sources import Asked, open_energy, open_meters
 from howlow.records import WarningKind
 from howlow.settings import load
-from howlow.trial import idle_entry
+from howlow.trial.entries import idle_entry
 
 CPU = torch.device("cpu")
 TREE = {

@@ -12,8 +12,8 @@ from stand_ins import build_nvml, powercap_tree, run_with_nvml
 from test_sources import TREE, shell_smi
 
 from howlow.meters import rapl, survey
-from howlow.meters.patience import answered
-from howlow.report.machine import survey_text
+from howlow.meters.timeouts import answered
+from howlow.reporting.machine import survey_text
 
 ENV = ["-c", "import sys; sys.argv = ['howlow', 'env', '--json']; from howlow.cli import main; main()"]
 

@@ -10,7 +10,7 @@ import torch
 from conftest import loaded
 from torch.nn import functional as F
 
-from howlow.engine import checkpoint, inference, layouts, loss
+from howlow.engine import checkpoint, generation, layouts, loss
 from howlow.engine import model as models
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Optimization, Trainer
@@ -85,7 +85,7 @@ def test_the_head_at_targets_only_gives_the_same_losses_and_gradients(make_model
 def test_the_loss_is_transformers_own_with_padding_told_by_place(make_model: Make) -> None:
     model = make_model(None)
     examples = some_examples()
-    sums = inference.evaluate(model, batch_of(examples), precision="fp32", head="targets")
+    sums = generation.evaluate(model, batch_of(examples), precision="fp32", head="targets")
     for example, total in zip(examples, sums, strict=True):
         ids = torch.tensor([example.prompt + example.completion])
         labels = torch.tensor([[-100] * len(example.prompt) + list(example.completion)])
@@ -240,10 +240,10 @@ def test_a_checkpoint_holds_no_pickle(make_model: Make, tmp_path: Path) -> None:
 # -- generation -----------------------------------------------------------------------------------------------------
 
 
-def continued(model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], **options: Any) -> list[inference.Generated]:
+def continued(model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], **options: Any) -> list[generation.Generated]:
     chosen: dict[str, Any] = {"max_new_tokens": 8, "stop": None, "eos": frozenset({257})} | options
     plain: dict[str, Any] = {"layout": "padded", "prompt_length": 16, "pad_id": 257, "precision": "fp32"}
-    return inference.generate(model, tokenizer, prompts, **(chosen | plain))[0]
+    return generation.generate(model, tokenizer, prompts, **(chosen | plain))[0]
 
 
 def test_greedy_text_is_that_of_transformers_batched_or_alone(make_model: Make, tiny_tokenizer: Any) -> None:

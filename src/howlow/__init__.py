@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from howlow.analysis import load
     from howlow.errors import UserError
-    from howlow.report import write_report as report
+    from howlow.reporting import write_report as report
     from howlow.settings import Settings
     from howlow.settings import load as load_settings
-    from howlow.sweep import dry_run, sweep
+    from howlow.sweeping import dry_run, sweep
 
 __all__ = ["Settings", "UserError", "dry_run", "load", "load_settings", "report", "sweep"]
 __version__ = "0.1.0"
@@ -27,11 +27,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Settings": ("howlow.settings", "Settings"),
     "UserError": ("howlow.errors", "UserError"),
-    "dry_run": ("howlow.sweep", "dry_run"),
+    "dry_run": ("howlow.sweeping", "dry_run"),
     "load": ("howlow.analysis", "load"),
     "load_settings": ("howlow.settings", "load"),
-    "report": ("howlow.report", "write_report"),
-    "sweep": ("howlow.sweep", "sweep"),
+    "report": ("howlow.reporting", "write_report"),
+    "sweep": ("howlow.sweeping", "sweep"),
 }
 
 

@@ -68,8 +68,8 @@ def sweep_command(
 ) -> None:
     """Run a sweep, or go on with it: one fine-tuning per rank, measured and scored; ends with the report."""
     from howlow import settings as asked
+    from howlow.outcomes import DiskFullError
     from howlow.progress import Progress
-    from howlow.sweep import DiskFullError
 
     flags: dict[str, Any] = {}
     for key, value in {"model": model, "task.name": task, "task.train": train, "task.test": test}.items():
@@ -97,7 +97,7 @@ def sweep_command(
     if out is None:
         raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
 
-    from howlow.sweep import sweep
+    from howlow.sweeping.sweep import sweep
 
     progress = Progress()
     try:
@@ -126,7 +126,7 @@ def _is_int(text: str) -> bool:
 
 
 def _statuses(text: str | None) -> list[Any]:
-    from howlow.sweep import RETRYABLE
+    from howlow.sweeping.sweep import RETRYABLE
 
     asked = [part.strip() for part in (text or "").split(",") if part.strip()]
     for status in asked:
@@ -136,7 +136,7 @@ def _statuses(text: str | None) -> list[Any]:
 
 
 def _print_dry_run(settings: Any, out: str | None, retry: list[Any]) -> None:
-    from howlow.sweep import dry_run
+    from howlow.sweeping.sweep import dry_run
 
     plan = dry_run(settings, out, retry=retry)
     finished = sum(status == "done" for status in plan.ended.values())
@@ -176,7 +176,7 @@ def report_command(
 def _print_report(folders: list[Path], as_json: bool = False) -> None:
     import shutil
 
-    from howlow.report import write_report
+    from howlow.reporting import write_report
 
     report = write_report(folders)
     print(report.json_text() if as_json else report.table_text(shutil.get_terminal_size((100, 24)).columns))
@@ -191,7 +191,7 @@ def env_command(
     """Say what this machine can measure, what not, why, and what to do about it."""
     from howlow.meters.machine import choose_device
     from howlow.meters.survey import survey
-    from howlow.report.machine import survey_text
+    from howlow.reporting.machine import survey_text
 
     found = survey(choose_device("auto"))
     print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found.document()))

@@ -13,8 +13,8 @@ from rich.text import Text
 from howlow.analysis import COLUMNS
 from howlow.meters.clock import now_s
 from howlow.records import Record
-from howlow.report import formatting
-from howlow.sweep import Event
+from howlow.reporting import formatting
+from howlow.sweeping.sweep import Event
 
 
 class Progress:

@@ -6,7 +6,7 @@ the rows of run directories, `comparison` puts them in relation.
 
 from howlow.analysis.columns import COLUMNS, Column, columns_of
 from howlow.analysis.comparison import Comparison, Distances, Group, Reference, Statistic, compare, distances, statistic
-from howlow.analysis.statistics import Results, Row, Trial, load, rows
+from howlow.analysis.rows import Results, Row, Trial, load, rows
 
 __all__ = [
     "COLUMNS",

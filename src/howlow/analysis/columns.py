@@ -1,7 +1,7 @@
 """The columns of results.csv: each once, with its name, label, unit and meaning.
 
 Their order is the file's. Names and meanings never change; further columns may be appended, and the further axes of a
-grid follow under their dotted names. Units are kinds of quantity in SI; only `howlow.report` turns them into text.
+grid follow under their dotted names. Units are kinds of quantity in SI; only `howlow.reporting` turns them into text.
 """
 
 from collections.abc import Iterable

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from howlow.analysis.columns import column_named
-from howlow.analysis.statistics import Results, Row, Trial
+from howlow.analysis.rows import Results, Row, Trial
 
 _METRICS = {"language_modeling": ("perplexity", "loss")}
 _ANSWER_METRICS = ("f1", "exact_match", "rougeL", "perplexity", "loss")

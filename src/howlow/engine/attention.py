@@ -5,9 +5,9 @@ looks at the structure that `among` has set for the batch at hand: who sees whom
 a sliding window or a chunk is measured along an example and not along the row.
 
 On a CPU every block of the row attends to the keys that it can see, so that masked blocks cost nothing: written out as
-products where that is faster (`howlow.engine.written_out`), else through torch's SDPA. On CUDA one FlexAttention call
-skips them (`howlow.engine.flex`). What a model asks of its attention beyond that is refused here, and found by the
-check of the loaded model (`howlow.engine.checking`).
+products where that is faster (`howlow.engine.cpu.attention`), else through torch's SDPA. On CUDA one FlexAttention call
+skips them (`howlow.engine.cuda.attention`). What a model asks of its attention beyond that is refused here, and found
+by the check of the loaded model (`howlow.engine.layout_check`).
 """
 
 import inspect
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from howlow.engine import written_out
-from howlow.engine.forest import Forest
-from howlow.engine.written_out import Pieces
+from howlow.engine.cpu import attention as cpu_attention
+from howlow.engine.cpu.attention import Pieces
+from howlow.engine.prefix_tree import Forest
 
 Kernel = Literal["sdpa", "flex"]
 IMPLEMENTATION = "howlow"
@@ -34,7 +34,7 @@ class UnsupportedError(Exception):
 
 
 class Company(Protocol):
-    """The tokens that attend together: those of a forest, or of a generation (`howlow.engine.prefixes`)."""
+    """The tokens that attend together: those of a forest, or of a generation (`howlow.engine.tree_generation`)."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: "Limits") -> Tensor:
         """Attention of one layer: (1, heads, queries, dimension) from keys and values of (1, key heads, keys, ...)."""
@@ -121,7 +121,7 @@ def company(forest: Forest, kernel: Kernel) -> Company:
     """A forest's tokens, attending through one of the kernels."""
     if kernel == "sdpa":
         return BlockForest(forest)
-    from howlow.engine.flex import FlexForest
+    from howlow.engine.cuda.attention import FlexForest
 
     return FlexForest(forest)
 
@@ -135,17 +135,17 @@ class BlockForest:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
         """See `Company`."""
-        if limits.softcap is None and not limits.dropout and written_out.suits(query, key, value):
+        if limits.softcap is None and not limits.dropout and cpu_attention.suits(query, key, value):
             pieces = self._cut(limits)
-            if written_out.pays(query, key, value, pieces):
-                return written_out.attend(query, key, value, pieces, limits.scale)
+            if cpu_attention.pays(query, key, value, pieces):
+                return cpu_attention.attend(query, key, value, pieces, limits.scale)
         return self._through_sdpa(query, key, value, limits)
 
     def _cut(self, limits: Limits) -> Pieces:
         """The row in pieces, made once for all layers with the same limits."""
         key = (limits.window, limits.chunk)
         if key not in self._pieces:
-            self._pieces[key] = written_out.cut(self.forest, *key)
+            self._pieces[key] = cpu_attention.cut(self.forest, *key)
         return self._pieces[key]
 
     def _through_sdpa(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:

@@ -6,7 +6,7 @@
 * `packed`: the examples stand one after the other in a single row without a token of padding, kept apart by the
   attention mask, each with positions from 0.
 * `shared`: as packed, but tokens that several examples begin with (an instruction, a paragraph) stand there once, and
-  what continues them follows (`howlow.engine.forest`).
+  what continues them follows (`howlow.engine.prefix_tree`).
 
 All three hold the same targets of the same examples, so their loss and gradients are equal up to floating point: the
 hidden states of a prefix do not depend on what follows it, and its gradient is the sum over its continuations.
@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from howlow.engine.forest import Forest, length_of, plant
+from howlow.engine.prefix_tree import Forest, length_of, plant
 from howlow.engine.tokens import TokenizedExample
 
 Layout = Literal["padded", "packed", "shared"]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from howlow.engine.attention import Kernel, among, company
+from howlow.engine.last_layer import reading
 from howlow.engine.layouts import Batch
 from howlow.engine.model import base_of, decoder_of
-from howlow.engine.reading import reading
 
 Head = Literal["targets", "all"]
 ROWS_AT_ONCE = 256

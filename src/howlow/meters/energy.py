@@ -1,16 +1,16 @@
 """Where energy comes from: counters, polled power, watts that the user gave, or nowhere.
 
 A meter is a name for the record and the instruments that are read for it. Energy is always a difference: of a
-counter's readings, or of polled power integrated (`howlow.meters.windows`). Watts that the user gave are multiplied by
-time and named `assumed` wherever they show.
+counter's readings, or of polled power integrated (`howlow.meters.energy_bounds`). Watts that the user gave are
+multiplied by time and named `assumed` wherever they show.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from howlow.meters.energy_bounds import Missing, Point, WindowEnergy, counter_energy, power_energy
 from howlow.meters.instruments import Instrument
-from howlow.meters.windows import Missing, Point, WindowEnergy, counter_energy, power_energy
 from howlow.records import WarningKind
 
 MeterKind = Literal["counter", "power", "assumed", "absent"]

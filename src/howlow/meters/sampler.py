@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from howlow.meters import clock
 from howlow.meters.energy import MeterKind, Trace
+from howlow.meters.energy_bounds import MOST_W, Point
 from howlow.meters.instruments import Finding, Instrument, Look
-from howlow.meters.windows import MOST_W, Point
 from howlow.records import LineWriter, PhaseName, Reading
 
 T = TypeVar("T")

@@ -16,12 +16,13 @@ from typing import Any, Self
 
 import torch
 
-from howlow.meters import clock, memory
+from howlow.memory import heap, peaks
+from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, no_energy
+from howlow.meters.energy_sums import EnergySum, EnergySums, Part, Window
 from howlow.meters.instruments import Finding, Instrument, ProcessView
+from howlow.meters.interference import Machine, look_around, machine_findings, throttling
 from howlow.meters.sampler import Reader, Timeline
-from howlow.meters.sums import EnergySum, EnergySums, Part, Window
-from howlow.meters.surroundings import Machine, look_around, machine_findings, throttling
 from howlow.records import Idle, MeterRecord, PhaseName, PhaseRecord, RecordWarning, WarningKind
 
 Warn = Callable[[RecordWarning], None]
@@ -225,8 +226,8 @@ class Session:
     @contextmanager
     def phase(self, name: PhaseName, totals: dict[str, Any] | None = None) -> Iterator["PhaseMeter"]:
         """A phase with peaks of its own; `totals` are those of its part before an interruption."""
-        memory.release(self.device)
-        self.peak_problem = memory.reset_peaks(self.device)
+        heap.release(self.device)
+        self.peak_problem = peaks.reset_peaks(self.device)
         self.timeline.phase = name
         yield PhaseMeter(self, name, Totals(**totals) if totals else Totals())
 
@@ -302,7 +303,7 @@ class PhaseMeter:
             totals.samples += segment.samples
             self._sums.add("measured", segment)
             self._add_within()
-        seen = memory.peaks(self.session.device)
+        seen = peaks.peaks(self.session.device)
         totals.peak_in_use_bytes = max(totals.peak_in_use_bytes, self._most_in_use() or 0)
         totals.peak_resident_bytes = max(totals.peak_resident_bytes, seen.resident_bytes or 0)
         totals.peak_allocated_bytes = max(totals.peak_allocated_bytes, seen.allocated_bytes or 0)

@@ -17,8 +17,8 @@ from howlow.meters.energy import EnergyMeter, assumed_power, no_energy
 from howlow.meters.instruments import Instrument
 from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, smi_devices
 from howlow.meters.nvml import AVERAGED_PERIOD_S, INSTANT_PERIOD_S, NvmlAbsentError, NvmlDevice, device_uuids
-from howlow.meters.patience import answered
 from howlow.meters.rapl import RaplAbsentError
+from howlow.meters.timeouts import answered
 from howlow.meters.zeus_devices import ZeusAbsentError, ZeusDevice, amd_devices, apple_devices, jetson_devices
 
 PATIENCE_S = 10.0

@@ -10,15 +10,16 @@ from typing import Any
 
 import torch
 
-from howlow.meters import memory, rapl
+from howlow.memory import peaks
+from howlow.meters import rapl
 from howlow.meters.idle import measure_idle
 from howlow.meters.instruments import Instrument
+from howlow.meters.interference import look_around
 from howlow.meters.machine import environment
 from howlow.meters.nvidia_smi import smi_devices
 from howlow.meters.nvml import NvmlAbsentError, NvmlDevice, device_uuids
-from howlow.meters.patience import answered
 from howlow.meters.sources import AbsentErrors, Asked, open_energy
-from howlow.meters.surroundings import look_around
+from howlow.meters.timeouts import answered
 from howlow.meters.zeus_devices import amd_devices, apple_devices, jetson_devices
 from howlow.records import REMEDIES, Idle
 
@@ -168,7 +169,7 @@ def _measures(device: torch.device) -> list[Tried]:
 def _peaks(device: torch.device) -> Tried:
     if device.type == "cuda":
         return Tried("peak memory", True, "torch's allocator, and the device's memory in use")
-    problem = memory.reset_peaks(device)
+    problem = peaks.reset_peaks(device)
     if problem is None:
         return Tried("peak memory", True, "resident memory's high-water mark")
     return Tried("peak memory", False, problem, "run where /proc/self/clear_refs can be written")

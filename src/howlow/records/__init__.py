@@ -8,6 +8,7 @@ relative figures and the like are computed when records are read (`howlow.analys
 Absent is `None`, never 0, -1 or NaN.
 """
 
+from howlow.records.comparability import refuse_to_mix
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -20,7 +21,6 @@ from howlow.records.files import (
     write_atomically,
     write_record,
 )
-from howlow.records.mixing import refuse_to_mix
 from howlow.records.schema import (
     SCHEMA_VERSION,
     BatchProbe,

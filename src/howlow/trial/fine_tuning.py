@@ -7,7 +7,7 @@ from torch import nn
 
 from howlow.engine import layouts, order
 from howlow.engine import model as models
-from howlow.engine.fused import fused
+from howlow.engine.cpu.patches import fused
 from howlow.engine.layouts import Batch
 from howlow.engine.model import Precision
 from howlow.engine.rotary import as_in_a_full_row
@@ -15,10 +15,10 @@ from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
-from howlow.preparation import Prepared
 from howlow.records import LineWriter, WarningKind
 from howlow.settings import Settings
-from howlow.trial.resuming import Saved, save_training
+from howlow.trial.checkpointing import Saved, save_training
+from howlow.trial.preparation import Prepared
 from howlow.trial.state import TrialState, split, write_step
 
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from howlow.engine import inference, layouts
-from howlow.engine.fused import fused
+from howlow.engine import generation, layouts
+from howlow.engine.cpu.patches import fused
 from howlow.engine.layouts import Layout
 from howlow.engine.model import Precision
 from howlow.engine.rotary import as_in_a_full_row
 from howlow.engine.tokens import TokenizedExample
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
-from howlow.preparation import Prepared
 from howlow.records import LineWriter, PhaseName, Scores, WarningKind, read_lines
 from howlow.tasks import Example, Task, task_named
-from howlow.trial.attached import Attached, agreement, beside, summed_loss
-from howlow.trial.resuming import Saved, save_inference
+from howlow.trial.checkpointing import Saved, save_inference
+from howlow.trial.merged_check import Attached, agreement, beside, summed_loss
+from howlow.trial.preparation import Prepared
 from howlow.trial.state import TrialState, split, write_step
 
 NEAR_TIE: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 0.125, "fp16-autocast": 0.02}
@@ -177,7 +177,7 @@ class Scorer:
 
         def work(_: Callable[[int], None]) -> BatchResult:
             with as_in_a_full_row(self.model, length):
-                sums = inference.evaluate(self.model, batch, **options)
+                sums = generation.evaluate(self.model, batch, **options)
             loss = _finite(math.fsum(sums) / batch.target_tokens)
             lines = list[str] if self.task.generates else partial(_text_lines, chosen, sums)
             return BatchResult(batch.tokens, batch.target_tokens, batch.computed_tokens, loss, lines)
@@ -211,7 +211,7 @@ class Scorer:
         layout: Layout = choice.generation or choice.layout
 
         def work(on_prompts_read: Callable[[int], None]) -> BatchResult:
-            rows, computed = inference.generate(
+            rows, computed = generation.generate(
                 self.model,
                 self.tokenizer,
                 prompts,
@@ -231,14 +231,14 @@ class Scorer:
 
         return work
 
-    def _answer_lines(self, chosen: list[TokenizedExample], rows: list[inference.Generated]) -> list[str]:
+    def _answer_lines(self, chosen: list[TokenizedExample], rows: list[generation.Generated]) -> list[str]:
         return [self._answer_line(*pair) for pair in zip(chosen, rows, strict=True)]
 
     @cached_property
     def _examples(self) -> dict[str, Example]:
         return {example.id: example for example in self.prepared.test_examples}
 
-    def _answer_line(self, tokenized: TokenizedExample, row: inference.Generated) -> str:
+    def _answer_line(self, tokenized: TokenizedExample, row: generation.Generated) -> str:
         prediction, example = self.task.prediction(row.text), self._examples[tokenized.id]
         scores = self.task.score([example], {example.id: prediction}).per_example[example.id]
         return _line(

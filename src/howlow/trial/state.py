@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from howlow.executors import StoppedError
 from howlow.meters.clock import now_s, utc
 from howlow.meters.machine import process_age_s
 from howlow.meters.session import Session, Timed
 from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
+from howlow.outcomes import StoppedError
 from howlow.records import (
     BatchSearch,
     DataRecord,

@@ -1,0 +1,313 @@
+"""One row a trial: raw steps, readings and records -> the figures of results.csv.
+
+Throughput is the sum of samples over the sum of time of the same, measured steps; steps that the optimizer skipped
+count, for they cost. Energy and power are the measured part's energy over its samples and its time. A figure that was
+not measured is None. The figures of a phase that a trial did not finish are absent: half a phase is no measurement.
+"""
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from howlow.analysis.caveats import qualified
+from howlow.analysis.columns import COLUMNS, Column, columns_of
+from howlow.analysis.energy import Seen, energy_figures, inside, meter_figures, ratio, read_seen, timeline_figures
+from howlow.errors import UserError
+from howlow.records import (
+    PhaseName,
+    Record,
+    Scores,
+    Step,
+    read_records,
+    read_steps,
+    refuse_to_mix,
+)
+from howlow.settings import Settings
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A finished trial: its record, its row, its training losses and how many steps each phase had."""
+
+    record: Record
+    folder: Path
+    row: Row
+    losses: tuple[tuple[int, float], ...]
+    burn_in_steps: Mapping[str, int]
+    measured_steps: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The trials of one or several run directories that may stand in one table."""
+
+    folders: tuple[Path, ...]
+    trials: tuple[Trial, ...]
+    axes: tuple[str, ...]
+    asked_ranks: tuple[int, ...]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """One row a trial: the baselines, then by rank, further axes and seed."""
+        return [trial.row for trial in self.trials]
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """The records, in the order of the rows."""
+        return [trial.record for trial in self.trials]
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """The columns of every row, in order."""
+        return columns_of(self.axes)
+
+    @cached_property
+    def warnings(self) -> list[dict[str, Any]]:
+        """Every warning of every trial, with its remedy and the columns that it qualifies."""
+        return [
+            {
+                "trial": trial.record.trial,
+                "kind": warning.kind.value,
+                "detail": warning.detail,
+                "remedy": warning.remedy,
+                "columns": qualified(warning, inference_phase(trial.record)),
+            }
+            for trial in self.trials
+            for warning in trial.record.warnings
+        ]
+
+
+def load(*folders: Path | str) -> Results:
+    """The records and rows of a run directory, or of several that may stand in one table.
+
+    `howlow.load("runs/demo").rows` are the rows of results.csv, `.records` the records that they come from, `.trials`
+    both with the raw losses. Only records are read, torch is not needed.
+
+    Raises:
+        UserError: as `rows`.
+    """
+    return rows([Path(folder) for folder in folders])
+
+
+def rows(folders: Sequence[Path]) -> Results:
+    """Read run directories and compute the row of every record.
+
+    Raises:
+        UserError: a folder is no run directory or has no record; records were not measured alike; two directories
+            hold a trial of the same name.
+    """
+    found: list[tuple[Path, Record]] = []
+    for folder in dict.fromkeys(path.resolve() for path in folders):
+        records = read_records(folder)
+        if not records:
+            raise UserError(f"{folder}: no trial has ended yet; let `howlow sweep` finish at least one")
+        _refuse_to_mix(records)
+        found.extend((folder, record) for record in records)
+    _refuse_collisions(found)
+    _refuse_to_mix([record for _, record in found])
+
+    axes = tuple(sorted({axis for _, record in found for axis in record.axes}))
+    trials = [_trial(record, folder / "trials" / record.trial, axes) for folder, record in found]
+    trials.sort(key=_order)
+    asked = {record.rank for _, record in found if record.rank is not None}
+    for folder in {folder for folder, _ in found}:
+        asked.update(_grid_ranks(folder))
+    return Results(tuple(folders), tuple(trials), axes, tuple(sorted(asked)))
+
+
+def _refuse_to_mix(records: Sequence[Record]) -> None:
+    # The first record is what the others are held against, so it should be one that knows all there is to compare.
+    refuse_to_mix(sorted(records, key=lambda record: (record.model is None, record.environment is None)))
+
+
+def _refuse_collisions(found: Iterable[tuple[Path, Record]]) -> None:
+    homes: dict[str, Path] = {}
+    for folder, record in found:
+        if record.trial in homes:
+            raise UserError(
+                f"trial {record.trial} is in {homes[record.trial]} and in {folder}; report them one at a time, or give "
+                "run directories whose trials differ in rank, seed or a grid axis"
+            )
+        homes[record.trial] = folder
+
+
+def _grid_ranks(folder: Path) -> list[int]:
+    """The ranks that the sweep was asked for, some of which may not have run; none where sweep.toml is missing."""
+    try:
+        table = tomllib.loads((folder / "sweep.toml").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    grid = table.get("grid", {})
+    ranks = grid.get("lora.rank", []) if isinstance(grid, dict) else []
+    return [rank for rank in ranks if isinstance(rank, int)]
+
+
+def _order(trial: Trial) -> tuple[Any, ...]:
+    record = trial.record
+    axes = [_sortable(record.axes.get(axis)) for axis in sorted(record.axes)]
+    return ("base", "full", "lora").index(record.kind), record.rank or 0, axes, record.seed
+
+
+def _sortable(value: Any) -> tuple[int, float, str]:
+    """Numbers by their size, then everything else by its text."""
+    is_number = isinstance(value, int | float)
+    return (0, float(value), "") if is_number else (1, 0.0, str(value))
+
+
+# -- one trial ------------------------------------------------------------------------------------------------------
+
+
+def _trial(record: Record, folder: Path, axes: Sequence[str]) -> Trial:
+    steps, readings = read_steps(folder), read_seen(folder)
+    by_part = {
+        part: {
+            phase: sum(step.phase == phase and step.part == part for step in steps)
+            for phase in ("train", "evaluate", "generate")
+        }
+        for part in ("burn_in", "measured")
+    }
+    losses = [(step.step, loss) for step in steps if step.phase == "train" and (loss := _loss(step)) is not None]
+    row = _row(record, steps, readings, axes)
+    return Trial(record, folder, row, tuple(losses), by_part["burn_in"], by_part["measured"])
+
+
+def layout_of(record: Record) -> str:
+    """The layout that a trial was measured with, generation's too where it is another."""
+    layout, generation = record.settings.training.layout, record.layout.generation if record.layout else None
+    return f"{layout}, generation {generation}" if generation else layout
+
+
+def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: Sequence[str]) -> Row:
+    row: Row = dict.fromkeys(column.name for column in COLUMNS)
+    settings, model = record.settings, record.model
+    row.update(
+        trial=record.trial,
+        kind=record.kind,
+        rank=record.rank,
+        seed=record.seed,
+        status=record.status,
+        layout=layout_of(record),
+        inference_batch_size=_known(settings.inference.batch_size),
+        energy_source=record.energy.name if record.energy else None,
+    )
+    if model is not None:
+        for name in ("alpha", "scaling_factor", "precision", "total_parameters", "trainable_parameters"):
+            row[name] = getattr(model, name)
+        row["adapter_bytes"] = model.adapter_bytes
+    if record.kind != "base":
+        row["train_batch_size"] = _known(settings.training.batch_size)
+        if _ended(record, "train"):
+            row.update({f"train_{name}": value for name, value in _figures(record, "train", steps, readings).items()})
+            row["train_final_loss"] = _final_loss(steps)
+    phase = inference_phase(record)
+    if phase is not None:
+        row.update({f"inference_{name}": value for name, value in _figures(record, phase, steps, readings).items()})
+        if phase == "generate":
+            row["inference_new_tokens_per_sample"] = _new_tokens_per_sample(steps)
+            row.update({f"inference_{name}": value for name, value in _prefill_and_decode(record, steps).items()})
+    row.update({name: _finite(getattr(record.scores, name)) for name in Scores.model_fields if name in row})
+    row.update(meter_figures(record))
+    row.update({axis: axis_value(record, axis) for axis in axes})
+    return row
+
+
+def axis_value(record: Record, axis: str) -> Any:
+    """The value of a further grid axis; where the trial's own grid has no such axis, its setting's.
+
+    The zero-shot `base` has none of the axes that cannot change it.
+    """
+    if axis in record.axes or record.kind == "base":
+        return record.axes.get(axis)
+    if record.kind == "full" and axis.startswith("lora."):
+        return None
+    settings: Settings = record.settings
+    return settings.get(axis)
+
+
+def inference_phase(record: Record) -> PhaseName | None:
+    """The phase that the inference columns are about: generation if it ran, else the loss over the text.
+
+    Absent where the trial ended before it was through; a task with answers never falls back to its loss phase then.
+    """
+    if record.phase("generate") is not None:
+        return "generate"
+    may_fall_back = record.status == "done" or record.settings.task.name == "language_modeling"
+    return "evaluate" if may_fall_back and _ended(record, "evaluate") else None
+
+
+def _ended(record: Record, phase: PhaseName) -> bool:
+    return record.phase(phase) is not None
+
+
+def _figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: Sequence[Seen]) -> Row:
+    phase = record.phase(name)
+    assert phase is not None, "only phases that ended have figures"
+    measured = [step for step in steps if step.phase == name and step.part == "measured"]
+    time_s = math.fsum(step.duration_s for step in measured)
+    samples, tokens = sum(step.samples for step in measured), sum(step.tokens for step in measured)
+    return {
+        "samples_per_s": ratio(samples, time_s),
+        "tokens_per_s": ratio(tokens, time_s),
+        "time_per_sample_s": ratio(time_s, samples),
+        "peak_memory_bytes": phase.peak_memory_bytes,
+        "peak_allocated_bytes": phase.peak_allocated_bytes,
+        "peak_reserved_bytes": phase.peak_reserved_bytes,
+        **energy_figures(record, phase),
+        **timeline_figures(record, inside(name, steps, readings)),
+    }
+
+
+def _new_tokens_per_sample(steps: Sequence[Step]) -> float | None:
+    measured = [step for step in steps if step.phase == "generate" and step.part == "measured"]
+    return ratio(sum(step.target_tokens for step in measured), sum(step.samples for step in measured))
+
+
+def _known(batch_size: int | str) -> int | None:
+    """A batch size; None where the largest was searched for in vain."""
+    return batch_size if isinstance(batch_size, int) else None
+
+
+def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
+    """Generation in its two parts, told apart when every prompt is read and has its first new token.
+
+    Their energies are there where every step's parts were long enough for the source.
+    """
+    measured = [
+        step
+        for step in steps
+        if (step.phase, step.part) == ("generate", "measured") and None not in (step.prefill_s, step.prefill_tokens)
+    ]
+    samples = sum(step.samples for step in measured)
+    prefill_s = math.fsum(step.prefill_s or 0.0 for step in measured)
+    decode_s = math.fsum(step.duration_s - (step.prefill_s or 0.0) for step in measured)
+    read = sum(step.tokens - step.target_tokens for step in measured)  # real ones, however many were computed
+    written = sum(step.target_tokens - step.samples for step in measured)
+    phase = record.phase("generate")
+    assert phase is not None, "only phases that ended have figures"
+    return {
+        "prefill_time_per_sample_s": ratio(prefill_s, samples),
+        "decode_time_per_sample_s": ratio(decode_s, samples),
+        "prefill_tokens_per_s": ratio(read, prefill_s),
+        "decode_tokens_per_s": ratio(written or None, decode_s),
+        "prefill_energy_per_token_j": ratio(phase.prefill_energy_j, read),
+        "decode_energy_per_token_j": ratio(phase.decode_energy_j, written),
+    }
+
+
+def _final_loss(steps: Sequence[Step]) -> float | None:
+    last = next((step for step in reversed(steps) if step.phase == "train"), None)
+    return None if last is None else _loss(last)
+
+
+def _loss(step: Step) -> float | None:
+    return _finite(getattr(step, "loss", None))  # a raw line without a loss has no such field
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""What is special to a CPU: products through oneDNN, attention as products, fused frozen parts."""

@@ -1,0 +1,1 @@
+"""Where workers run. `local`: on this machine, from a fork server."""

@@ -1,0 +1,1 @@
+"""The heap, the limits and the peaks of a process: `heap`, `limits`, `peaks`."""

@@ -1,0 +1,63 @@
+"""The bound on a process's memory, and whether an error means that memory ran out."""
+
+import errno
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from howlow.outcomes import tells_of_no_memory
+
+
+def limit_memory(limit_bytes: int | None, device: torch.device) -> None:
+    """Bound what this process may take: the allocator's cap on CUDA, `RLIMIT_DATA` on a CPU."""
+    if limit_bytes is None:
+        return
+    if device.type == "cuda":
+        fraction = limit_bytes / torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, fraction), device)
+    else:
+        import resource
+
+        _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+        bounded = limit_bytes if highest == resource.RLIM_INFINITY else min(limit_bytes, highest)
+        resource.setrlimit(resource.RLIMIT_DATA, (bounded, highest))
+
+
+def unlimit_memory() -> None:
+    """Take the bound of a CPU's process off: a traceback, a record and an answer through the pipe take memory, too."""
+    if sys.platform != "win32":
+        import resource
+
+        _, highest = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (highest, highest))
+
+
+def is_memory_limited() -> bool:
+    """Whether this process is held to less memory than the machine has, by us or by the user's `ulimit`."""
+    if sys.platform == "win32":
+        return False
+    import resource
+
+    limits = (resource.getrlimit(resource.RLIMIT_DATA), resource.getrlimit(resource.RLIMIT_AS))
+    return any(bound != resource.RLIM_INFINITY for bound, _ in limits)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is an allocation that failed, on a GPU or a CPU, or comes of one (in an import, in a loader)."""
+    return any(map(_is_failed_allocation, _with_causes(error)))
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__  # also one that is kept from users (`from None`)
+
+
+def _is_failed_allocation(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM, errno.EAGAIN):
+        return False
+    could_be = isinstance(error, RuntimeError | OSError | ImportError)
+    return could_be and tells_of_no_memory(str(error), is_memory_limited())

@@ -1,0 +1,115 @@
+"""Peak memory of a phase, and what a memory limit counts.
+
+On CUDA the peaks are those of torch's allocator; the device's own memory in use comes with the timeline. On a CPU the
+peak is the resident set's high-water mark (`VmHWM` in `/proc/self/status`), which Linux resets when "5" is written to
+`/proc/self/clear_refs` (proc(5)). Freed heap is trimmed first, or the mark would start where the last phase left it.
+
+What a limit counts is another figure (`Taken`): on CUDA what torch's allocator has reserved, on a CPU `VmData`, the
+private writable memory that `RLIMIT_DATA` bounds. VmData has no high-water mark, so a thread reads it every
+millisecond.
+"""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import torch
+
+_LOOK_EVERY_S = 0.001
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The highest values since the last reset; None where this device or system does not tell."""
+
+    resident_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+
+
+def reset_peaks(device: torch.device) -> str | None:
+    """Start a new peak; returns why the resident peak cannot be reset, None if it was."""
+    if device.type == "cuda":
+        for taken in _watching:
+            taken.note()
+        torch.cuda.reset_peak_memory_stats(device)
+        return None
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError as error:
+        return f"/proc/self/clear_refs: {error.strerror}"
+    return None
+
+
+def peaks(device: torch.device) -> Peaks:
+    """The peaks since the last reset."""
+    if device.type == "cuda":
+        return Peaks(
+            allocated_bytes=torch.cuda.max_memory_allocated(device),
+            reserved_bytes=torch.cuda.max_memory_reserved(device),
+        )
+    return Peaks(resident_bytes=_status_bytes("VmHWM"))
+
+
+class Taken:
+    """What a memory limit counts, at its highest while this context is entered (`highest_bytes`)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.highest_bytes = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="howlow-taken", daemon=True)
+
+    @staticmethod
+    def is_known(device: torch.device) -> bool:
+        """Whether this system tells what was taken."""
+        return device.type == "cuda" or (device.type == "cpu" and _status_bytes("VmData") is not None)
+
+    def __enter__(self) -> Self:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            _watching.append(self)
+        else:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.device.type == "cuda":
+            self.note()
+            _watching.remove(self)
+            return
+        self._done.set()
+        self._thread.join()
+
+    def note(self) -> None:
+        """The allocator's peak up to now; before it is reset, as each phase does."""
+        self.highest_bytes = max(self.highest_bytes, torch.cuda.max_memory_reserved(self.device))
+
+    def _watch(self) -> None:
+        while not self._done.is_set():
+            self.highest_bytes = max(self.highest_bytes, _status_bytes("VmData") or 0)
+            self._done.wait(_LOOK_EVERY_S)
+
+
+_watching: list[Taken] = []  # those entered on CUDA, whose allocator has one peak for all
+
+
+def available_bytes(device: torch.device) -> tuple[int, int]:
+    """What this process could still take on the device (its own allocator's cache included), and all of its memory."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device), total
+    machine = psutil.virtual_memory()
+    return machine.available, machine.total
+
+
+def _status_bytes(key: str) -> int | None:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    line = next((line for line in status.splitlines() if line.startswith(f"{key}:")), None)
+    return int(line.split()[1]) * 1024 if line else None

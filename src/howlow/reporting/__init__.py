@@ -1,0 +1,108 @@
+"""Records -> table, results.csv, figures and page; the only place that formats numbers.
+
+`write_report` reads run directories and writes what people look at; everything can be rebuilt from the records alone.
+Importing this package is cheap: rich, altair, vl_convert and jinja2 are imported where they are used.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from howlow.analysis import Comparison, compare, rows
+from howlow.errors import UserError
+from howlow.records import write_atomically
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["Report", "read_report", "write_report"]
+
+_FIGURE_NAMES = ("fine_tuning", "inference", "loss")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says, and the files that it wrote."""
+
+    comparison: Comparison
+    files: tuple[Path, ...] = ()
+
+    def table(self, width: int = 100) -> "RenderableType":
+        """The table with its notes and warnings, for a terminal of that width."""
+        from howlow.reporting.summary import summarize
+        from howlow.reporting.tables import render
+
+        return render(summarize(self.comparison), width)
+
+    def table_text(self, width: int = 100) -> str:
+        """The same as plain text."""
+        from howlow.reporting.summary import summarize
+        from howlow.reporting.tables import plain
+
+        return plain(summarize(self.comparison), width)
+
+    def json_text(self) -> str:
+        """The document that `howlow report --json` prints."""
+        from howlow.reporting.results import json_text
+
+        return json_text(self.comparison)
+
+
+def read_report(folders: Sequence[Path | str]) -> Report:
+    """Read run directories; nothing is written.
+
+    Raises:
+        UserError: a folder is no run directory, or its records cannot stand in one table.
+    """
+    return Report(compare(rows([Path(folder) for folder in folders])))
+
+
+def write_report(folders: Sequence[Path | str], into: Path | str | None = None) -> Report:
+    """Read run directories and write results.csv, report.html and figures/ into the first of them, or `into`.
+
+    Raises:
+        UserError: as `read_report`, or the files cannot be written.
+    """
+    from howlow.reporting.charts import figures, render_png, render_svg
+    from howlow.reporting.page import page
+    from howlow.reporting.results import csv_text
+
+    comparison = read_report(folders).comparison
+    out = Path(folders[0] if into is None else into)
+    drawn = [(figure, render_svg(figure)) for figure in figures(comparison)]
+    files: list[Path] = []
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for figure, svg in drawn:
+            files += [out / "figures" / f"{figure.name}.svg", out / "figures" / f"{figure.name}.png"]
+            write_atomically(files[-2], svg)
+            _write_bytes_atomically(files[-1], render_png(svg))
+        _remove_stale(out / "figures", [figure.name for figure, _ in drawn])
+        files += [out / "results.csv", out / "report.html"]
+        write_atomically(files[-2], csv_text(comparison.results))
+        write_atomically(files[-1], page(comparison, drawn))
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: the report cannot be written: {error.strerror}") from None
+    return Report(comparison, tuple(files))
+
+
+def _remove_stale(folder: Path, drawn: Sequence[str]) -> None:
+    """A figure of an earlier report that there is no data for any more would mislead."""
+    for name in _FIGURE_NAMES:
+        if name not in drawn:
+            (folder / f"{name}.svg").unlink(missing_ok=True)
+            (folder / f"{name}.png").unlink(missing_ok=True)
+
+
+def _write_bytes_atomically(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,133 @@
+"""Which layout a sweep's trials take: what was asked for, as far as the model can take it.
+
+Chosen once for trials that share model, data and schedule, on the loaded model, before the first of them starts.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from torch import nn
+
+from howlow.engine import order
+from howlow.engine.attention import Kernel
+from howlow.engine.layout_check import draws_at_random, problem_with
+from howlow.engine.layouts import Layout
+from howlow.engine.prefix_tree import plant
+from howlow.engine.rotary import depends_on_length
+from howlow.engine.tokens import TokenizedExample
+from howlow.errors import UserError
+from howlow.meters.machine import choose_device
+from howlow.records import LayoutChoice, LayoutRecord, LayoutTokens, read_lines
+from howlow.settings import Settings
+from howlow.trial.loading import choose_precision, load_base
+from howlow.trial.state import TrialState
+
+_SMALLEST_SAVING = 0.05
+_STEPS_LOOKED_AT = 50
+_SUPPOSED_BATCH = 8
+"""The largest batch is searched for in the layout, so the layout is chosen before it is known."""
+
+
+def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence[TokenizedExample]) -> LayoutChoice:
+    """The layout for these trials.
+
+    Raises:
+        UserError: a layout was asked for by name, and the model cannot take it.
+    """
+    asked = settings.training.layout
+    if asked == "padded":
+        return LayoutChoice(layout="padded")
+    device = choose_device(settings.run.device)
+    precision = choose_precision(settings, device)
+    model = load_base(settings, device, precision)
+    dropout = _dropout(settings, model)
+    if asked == "shared" and dropout:
+        raise UserError(
+            f'training.layout = "shared": {dropout}, which examples with a prefix would share; take "packed"'
+        )
+    wanted: Layout = (
+        asked if asked != "auto" else "packed" if dropout or not _prefixes_pay(settings, train) else "shared"
+    )
+    problem = _router_losses(model)
+    kernels: tuple[Kernel, ...] = ("flex", "sdpa") if device.type == "cuda" and not dropout else ("sdpa",)
+    for kernel in kernels if problem is None else ():
+        problem = problem_with(
+            model,
+            wanted,
+            [*train, *test],
+            kernel=kernel,
+            precision=precision,
+            head=settings.training.head,
+            sequence_length=settings.training.sequence_length,
+            pad_id=0,
+        )
+        if problem is None:
+            # Frequencies that follow the longest row would differ from those of a batch that is padded.
+            generation = "padded" if depends_on_length(model, settings.training.sequence_length) else None
+            return LayoutChoice(layout=wanted, kernel=kernel, generation=generation)
+    if asked != "auto":
+        raise UserError(f'training.layout = "{asked}": {settings.model} cannot take it ({problem}); use auto or padded')
+    return LayoutChoice(layout="padded", problem=f"{settings.model} cannot take {wanted}: {problem}")
+
+
+def layout_record(state: TrialState) -> LayoutRecord:
+    """The layout of a trial, and what it saved."""
+    length = state.settings.training.sequence_length
+    lines = list(read_lines(state.steps_path))
+    found = {}
+    for phase in ("train", "evaluate"):
+        steps = [line for line in lines if line["phase"] == phase]
+        if steps:
+            found[phase] = _tokens(steps, length, state.choice.layout)
+    generated = [line for line in lines if line["phase"] == "generate"]
+    if generated:
+        tokens, computed = (sum(step[key] for step in generated) for key in ("tokens", "computed_tokens"))
+        found["generate"] = LayoutTokens(tokens=tokens, computed_tokens=computed)
+    return LayoutRecord(**state.choice.model_dump(), **found)
+
+
+def _tokens(steps: Sequence[Mapping[str, Any]], length: int, layout: Layout) -> LayoutTokens:
+    tokens, computed, samples = (sum(step[key] for step in steps) for key in ("tokens", "computed_tokens", "samples"))
+    padded = samples * length
+    return LayoutTokens(
+        tokens=tokens,
+        computed_tokens=computed,
+        padded_tokens=padded,
+        padding_share=1 - tokens / computed if layout == "padded" else 0.0,
+        saved_share=1 - computed / padded,
+    )
+
+
+def _dropout(settings: Settings, model: nn.Module) -> str | None:
+    """What drops activations while training, in a few words."""
+    if settings.lora.dropout:
+        return "lora.dropout is above 0"
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return "the model has dropout of its own"
+    config: Any = model.config
+    if getattr(config, "attention_dropout", 0.0):
+        return "the model's attention has dropout"
+    return "the model draws at random while it trains" if draws_at_random(model) else None
+
+
+def _router_losses(model: nn.Module) -> str | None:
+    config: Any = model.config
+    return "its router losses depend on the rows" if getattr(config, "output_router_logits", False) else None
+
+
+def _prefixes_pay(settings: Settings, examples: Sequence[TokenizedExample]) -> bool:
+    """Whether sharing saves tokens in the first steps of the training as it would run with seed 0."""
+    training = settings.training
+    batch = _SUPPOSED_BATCH if training.batch_size == "max" else training.batch_size
+    schedule = order.steps(
+        [example.group for example in examples],
+        training.shuffle,
+        0,
+        1,
+        min(batch, training.effective_batch_size or batch),
+        _STEPS_LOOKED_AT,
+    )
+    steps = [[examples[index].prompt + examples[index].completion for index in step] for step in schedule]
+    computed = sum(plant(step, share=True)[1].numel() for step in steps)
+    return computed <= (1 - _SMALLEST_SAVING) * sum(map(len, chain.from_iterable(steps)))

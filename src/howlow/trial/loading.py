@@ -1,0 +1,85 @@
+"""What a trial loads: the model with what trains in it, its tokenizer, and the precision it runs in."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from howlow.engine import model as models
+from howlow.engine.model import Precision
+from howlow.engine.references import locate
+from howlow.records import ModelRecord, WarningKind
+from howlow.settings import Settings
+from howlow.trial.state import TrialState
+
+
+def choose_precision(settings: Settings, device: torch.device) -> Precision:
+    """The precision asked for; `auto` is bf16 on CUDA and fp32 elsewhere."""
+    asked = settings.training.precision
+    if asked == "auto":
+        return "bf16" if device.type == "cuda" else "fp32"
+    return asked
+
+
+def load_base(settings: Settings, device: torch.device, precision: Precision, *, trains: bool = False) -> Any:
+    """The base model on the device, frozen unless it `trains`: then its weights stay in fp32 under bf16 autocast."""
+    reference = locate(settings.model, settings.random_weights)
+    model = models.load_model(
+        reference,
+        models.load_config(reference, settings.revision, settings.trust_remote_code),
+        random_weights=settings.random_weights,
+        dtype=torch.bfloat16 if precision == "bf16" and not trains else torch.float32,
+        device=device,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return model.requires_grad_(trains)
+
+
+def load(
+    state: TrialState, device: torch.device, precision: Precision, tokenizer_name: str
+) -> tuple[Any, Any, frozenset[int]]:
+    """The model with what trains in it, its tokenizer, and the tokens that end a generation."""
+    settings, lora = state.settings, state.settings.lora
+    reference = locate(settings.model, settings.random_weights)
+    named = settings.tokenizer, settings.revision, settings.trust_remote_code
+    tokenizer, _, _ = models.load_tokenizer(reference, *named)
+    model = load_base(settings, device, precision, trains=state.kind == "full")
+    eos = models.stop_tokens(model, tokenizer)
+    architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    if state.kind == "lora":
+        _warn_about_rank(state, model)
+        model = models.attach_lora(
+            model,
+            rank=lora.rank,
+            alpha=lora.alpha_value,
+            scaling=lora.scaling,
+            target_modules=lora.target_modules,
+            dropout=lora.dropout,
+            seed=settings.seed,
+        )
+    torch.manual_seed(settings.seed)
+    is_lora = state.kind == "lora"
+    state.found.model = ModelRecord(
+        reference=settings.model,
+        architecture=architecture,
+        total_parameters=total,
+        trainable_parameters=sum(parameter.numel() for parameter in models.trainable(model).values()),
+        scaling_factor=lora.scaling_factor if is_lora else None,
+        alpha=lora.alpha_value if is_lora else None,
+        precision=precision,
+        tokenizer=tokenizer_name,
+        weights="random" if settings.random_weights else "pretrained",
+    )
+    return model, tokenizer, eos
+
+
+def _warn_about_rank(state: TrialState, model: nn.Module) -> None:
+    shapes, rank = models.linear_shapes(model), state.settings.lora.rank
+    small = [
+        name for name in models.matched_layers(shapes, state.settings.lora.target_modules) if min(shapes[name]) < rank
+    ]
+    if small:
+        ends = sorted({f"{name.rpartition('.')[2]} ({min(shapes[name])})" for name in small})
+        detail = f"rank {rank} is above the smaller side of {len(small)} layers: {', '.join(ends)}"
+        state.warn(WarningKind.RANK_ABOVE_MATRIX, detail)

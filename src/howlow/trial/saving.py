@@ -1,0 +1,50 @@
+"""What a trial saves when it has trained: the adapter with its card, then the checkpoint that says so."""
+
+from typing import Any
+
+from howlow.engine import model as models
+from howlow.engine.references import locate
+from howlow.meters.session import Session
+from howlow.records import (
+    ModelRecord,
+)
+from howlow.trial.card import model_card
+from howlow.trial.checkpointing import save_trained
+from howlow.trial.state import TrialState
+
+
+def save_trained_model(state: TrialState, session: Session, model: Any) -> None:
+    """Save the adapter, then the checkpoint that says so: a finished phase is never run again."""
+    if state.kind == "lora":
+        reference = locate(state.settings.model, state.settings.random_weights)
+        size = models.save_adapter(model, state.folder / "adapter", reference.location, _card(state))
+        state.found.model = with_adapter_bytes(state.found.model, size)
+    save_trained(state, session, models.trainable(model))
+
+
+def with_adapter_bytes(model: ModelRecord | None, size: int | None) -> ModelRecord:
+    """The model's record once the adapter is saved."""
+    assert model is not None, "the model is loaded"
+    return model.model_copy(update={"adapter_bytes": size})
+
+
+def _card(state: TrialState) -> str:
+    lora, training, found = state.settings.lora, state.settings.training, state.found
+    assert found.data is not None, "the data is read before training"
+    assert found.environment is not None, "the environment is looked at before training"
+    facts = {
+        "rank": lora.rank,
+        "alpha": lora.alpha_value,
+        "scaling": f"{lora.scaling}, factor {lora.scaling_factor:g}",
+        "target modules": ", ".join(lora.target_modules),
+        "task": state.settings.task.name,
+        "training examples": f"{found.data.train_examples}, {training.epochs} epoch(s)",
+        "learning rate": training.learning_rate,
+        "batch size": training.effective_batch_size or state.training_batch_size,
+        "sequence length": training.sequence_length,
+        "seed": state.settings.seed,
+        "howlow": found.environment.versions["howlow"],
+    }
+    settings = state.settings
+    reference = locate(settings.model, settings.random_weights)
+    return model_card(reference, facts, revision=settings.revision, random=settings.random_weights)

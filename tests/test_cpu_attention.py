@@ -1,0 +1,199 @@
+"""Attention written out as products: SDPA's values and gradients, and where it is not for a batch."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from howlow.engine.attention import BlockForest, Limits
+from howlow.engine.cpu import attention as cpu_attention
+from howlow.engine.cpu.linear import product
+from howlow.engine.prefix_tree import plant
+from howlow.memory.heap import KERNELS_KEPT_BY
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PLAIN = Limits(scale=0.3, window=None, chunk=None, softcap=None)
+
+
+@pytest.fixture(autouse=True)
+def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KERNELS_KEPT_BY:
+        monkeypatch.delenv(name, raising=False)
+
+
+def forest(lengths: list[int], prefix: int, share: bool, seed: int = 0) -> BlockForest:
+    """A row of random sequences of these lengths behind a common prefix, and one without it."""
+    chance = random.Random(seed)
+
+    def tokens(count: int) -> list[int]:
+        return [chance.randrange(9) for _ in range(count)]
+
+    common = tokens(prefix)
+    return BlockForest(plant([*(common + tokens(length) for length in lengths), tokens(5)], share=share)[0])
+
+
+def tensors(row: BlockForest, heads: tuple[int, int], width: int = 8, value_width: int | None = None) -> list[Tensor]:
+    """Query, key, value and the gradient of the result, laid out in memory as projections leave them.
+
+    heads: query heads of a key head, and key heads.
+    """
+    chance, length = torch.Generator().manual_seed(0), row.forest.positions.numel()
+    group, count = heads
+    value_width = value_width or width
+    shapes = [(group * count, width), (count, width), (count, value_width), (group * count, value_width)]
+    return [torch.randn((1, length, *shape), generator=chance).transpose(1, 2) for shape in shapes]
+
+
+def with_gradients(attend: Callable[..., Tensor], given: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    inputs = [part.detach().to(dtype).requires_grad_() for part in given[:3]]
+    found = attend(*inputs)
+    found.backward(given[3].to(dtype))
+    return [found.detach(), *(part.grad for part in inputs if part.grad is not None)]
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    prefix=st.sampled_from([0, 9, 60]),
+    share=st.booleans(),
+    heads=st.sampled_from([(1, 1), (3, 2), (1, 4), (4, 1)]),
+    limit=st.sampled_from([(None, None), (7, None), (None, 16)]),
+    longest_piece=st.sampled_from([16, 256]),
+    value_width=st.sampled_from([8, 5]),
+)
+@settings(max_examples=30, deadline=None)
+def test_values_and_gradients_are_those_of_sdpa(
+    lengths: list[int],
+    prefix: int,
+    share: bool,
+    heads: tuple[int, int],
+    limit: tuple[int | None, int | None],
+    longest_piece: int,
+    value_width: int,
+):
+    limits = Limits(0.3, *limit, softcap=None)
+    row = forest(lengths, prefix, share)
+    given_ = tensors(row, heads, 8, value_width)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_attention, "_FLOPS_A_THREAD", 0)
+        patch.setattr(cpu_attention, "MOST_QUERIES", longest_piece)
+        found = with_gradients(lambda *parts: row.attend(*parts, limits), given_, torch.float32)
+    expected = with_gradients(lambda *parts: row._through_sdpa(*parts, limits), given_, torch.float64)
+    assert len(found) == 4
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        assert float((one - other).norm()) <= 2e-6 * float(other.norm()) + 1e-6
+
+
+def test_the_pieces_of_a_chain_see_every_pair_once_and_little_more():
+    row = forest([300], 0, False)
+    pieces = row._cut(PLAIN).every
+    assert sorted(piece.end - piece.start for piece in pieces) == [5, 150, 150]
+    unmasked = sum(int((piece.mask == 0).sum()) for piece in pieces)
+    assert unmasked == 300 * 301 // 2 + 5 * 6 // 2
+    assert sum(piece.mask.numel() for piece in pieces) < 0.8 * 300**2
+
+
+def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which way attention goes, call by call."""
+    seen: list[str] = []
+
+    def noting(name: str, own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def attend(*args: Any, **options: Any) -> Tensor:
+            seen.append(name)
+            return own(*args, **options)
+
+        return attend
+
+    monkeypatch.setattr(cpu_attention, "attend", noting("written out", cpu_attention.attend))
+    monkeypatch.setattr(BlockForest, "_through_sdpa", noting("sdpa", BlockForest._through_sdpa))
+    return seen
+
+
+def test_only_short_plain_fp32_blocks_with_enough_to_do_are_written_out(monkeypatch: pytest.MonkeyPatch):
+    seen = ways(monkeypatch)
+    row = forest([100, 90], 100, True)
+    query, key, value, _ = tensors(row, (3, 2), 64)
+    row.attend(query, key, value, PLAIN)
+    row.attend(query.double(), key.double(), value.double(), PLAIN)
+    row.attend(query, key, value, Limits(0.3, None, None, softcap=5.0))
+    row.attend(query, key, value, Limits(0.3, None, None, None, dropout=0.1))
+    assert seen == ["written out", "sdpa", "sdpa", "sdpa"]
+    row.attend(query, key, value.bfloat16().float(), PLAIN)
+    with pytest.raises(RuntimeError):
+        row.attend(query, key, value.bfloat16(), PLAIN)  # SDPA refuses it as well
+    with torch.autocast("cpu", torch.bfloat16):
+        assert row.attend(query, key, value.bfloat16(), PLAIN).dtype == torch.bfloat16
+    assert seen[4:] == ["written out", "sdpa", "sdpa"]
+    small = forest([3, 4], 10, True)
+    small.attend(*tensors(small, (3, 2), 64)[:3], PLAIN)
+    long = forest([100], cpu_attention.MOST_KEYS, True)
+    long.attend(*tensors(long, (3, 2), 64)[:3], PLAIN)
+    assert seen[7:] == ["sdpa", "sdpa"]
+
+
+def test_without_a_gradient_no_probabilities_are_kept(monkeypatch: pytest.MonkeyPatch):
+    import gc
+    import weakref
+
+    made: list[Any] = []
+    own = torch.softmax
+
+    def softmax(*given_: Any) -> Tensor:
+        gc.collect()
+        assert sum(one() is not None for one in made) <= 1
+        found = own(*given_)
+        made.append(weakref.ref(found))
+        return found
+
+    row = forest([100, 90, 80], 100, True)
+    given_ = tensors(row, (3, 2), 64)[:3]
+    expected = row._through_sdpa(*given_, PLAIN)
+    monkeypatch.setattr(torch, "softmax", softmax)
+    with torch.inference_mode():
+        assert torch.allclose(row.attend(*given_, PLAIN), expected, atol=1e-5)
+    assert len(made) > 2
+    row.attend(*given_, PLAIN).mul_(2)  # a model may change it in place
+
+
+def test_a_product_whose_weight_has_rows_that_lie_apart_is_no_slower_path():
+    x, wide = torch.randn(300, 64), torch.randn(200, 192)
+    assert torch.equal(product(x, wide[:, 64:128]), product(x, wide[:, 64:128].contiguous()))
+
+
+def test_rows_of_more_shapes_than_compiled_kernels_are_kept_go_through_sdpa(monkeypatch: pytest.MonkeyPatch):
+    seen = ways(monkeypatch)
+    row = forest([100, 90], 100, True)
+    given_ = tensors(row, (3, 2), 64)[:3]
+    shapes = row._cut(PLAIN).shapes
+    monkeypatch.setattr(cpu_attention, "_KERNELS_KEPT", 1)
+    monkeypatch.setattr(cpu_attention, "_FEWEST_KEPT", 1)
+    for capacity in (6 * shapes, 6 * shapes - 1, "many"):
+        for name in KERNELS_KEPT_BY:
+            monkeypatch.setenv(name, str(capacity))
+        row.attend(*given_, PLAIN)
+    assert seen == ["written out", "sdpa", "sdpa"]
+
+
+@pytest.mark.parametrize("name", KERNELS_KEPT_BY)
+def test_a_process_that_is_bounded_in_memory_has_one_form_for_all_batches(name: str, monkeypatch: pytest.MonkeyPatch):
+    seen = ways(monkeypatch)
+    monkeypatch.setenv(name, "64")
+    row = forest([200], 0, False)
+    row.attend(*tensors(row, (3, 2), 64)[:3], PLAIN)
+    assert seen == ["sdpa"]
+
+
+def test_masks_are_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch):
+    made: list[Any] = []
+    own = cpu_attention.cut
+    monkeypatch.setattr(cpu_attention, "cut", lambda *given_: made.append(given_) or own(*given_))
+    row = forest([100, 90], 100, True)
+    for _ in range(3):
+        row.attend(*tensors(row, (3, 2), 64)[:3], PLAIN)
+    assert len(made) == 1
