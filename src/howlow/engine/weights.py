@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from howlow.errors import UserError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SETTLED_S = 2.0
-"""A file that was written less than this ago may be written again within one tick of its file system's clock."""
+"""A file that was hashed sooner after it was written may have been written again within a tick of the disk's clock."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -68,12 +67,11 @@ def file_sha256(path: Path) -> str:
     seen = path.stat()
     known = json.dumps([str(path.resolve()), seen.st_size, seen.st_mtime_ns, seen.st_ino])
     kept = user_cache_path("howlow") / "hashes" / hashlib.sha256(known.encode()).hexdigest()
-    if kept.is_file():
+    if kept.is_file() and kept.stat().st_mtime - seen.st_mtime > _SETTLED_S:
         return kept.read_text(encoding="ascii")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time() - seen.st_mtime > _SETTLED_S:
-        _keep(kept, found)
+    _keep(kept, found)
     return found
 
 
