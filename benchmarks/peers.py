@@ -138,9 +138,9 @@ class Heap:
     def before(self, warm_up: bool) -> None:
         """Start a pass: prepare the heap for the column, and reset the peak."""
         import torch
-        from howlow.peaks.peaks import reset_peaks
 
         from howlow.memory.heap import release
+        from howlow.memory.peaks import reset_peaks
 
         if warm_up:
             self._needed = 0
@@ -154,9 +154,9 @@ class Heap:
     def after(self, warm_up: bool) -> Reply:
         """End a pass; return its peak and its CPU time (distrust the pass if that is far below time x threads)."""
         import torch
-        from howlow.peaks.peaks import peaks
 
         from howlow.memory.heap import release
+        from howlow.memory.peaks import peaks
 
         used, before = resource.getrusage(resource.RUSAGE_SELF), self._used
         peak = peaks(torch.device("cpu")).resident_bytes or 0
