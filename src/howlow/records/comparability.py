@@ -154,10 +154,13 @@ def refuse_to_mix(trials: Sequence[Identified], accept_different: Sequence[str] 
     found = differences(trials, axes.union(_MAY_DIFFER_IN_A_TABLE))
     left = not_accepted(found, accept_different)
     if left:
-        first = left[0]
+        first, is_of_costs = left[0], all(one.is_of_costs_alone for one in left)
+        what = "costs" if is_of_costs else "figures"
+        then = "compares their quality alone" if is_of_costs else "compares them all the same"
         raise UserError(
             f"records differ in {first.key}: {first.other} has {shown(first.other_value)}, {first.trial} has "
-            f"{shown(first.value)}{_further(left)}; figures measured differently are not compared; {remedy(left)}"
+            f"{shown(first.value)}{_further(left)}; {what} measured differently are not compared; "
+            f"{flags(left)} {then}, and marks the {what}"
         )
     return found
 
@@ -172,10 +175,18 @@ def refuse_changed(then: Identified, now: Identified, accept_different: Sequence
     if left:
         first = left[0]
         raise UserError(
-            f"{where}: something has changed since {then.trial} was measured: {first.key} was "
+            f"{where}: {_what(first.key)} has changed since {then.trial} was measured: {first.key} was "
             f"{shown(first.other_value)}, is {shown(first.value)}{_further(left)}; "
-            f"give another folder, or {remedy(left)}"
+            f"give another folder, {advice(left)}"
         )
+
+
+def _what(key: str) -> str:
+    """What a key is about, in a word."""
+    if key.startswith(("model.", "data.model_")):
+        return "the model"
+    named = {"data.": "the data", "environment.code": "howlow's code", "environment.": "the machine"}
+    return next((what for prefix, what in named.items() if key.startswith(prefix)), "what is measured")
 
 
 def refuse_other_machine(then: Environment, now: Environment, accept_different: Sequence[str], where: str) -> None:
@@ -193,7 +204,7 @@ def refuse_other_machine(then: Environment, now: Environment, accept_different: 
         first = left[0]
         raise UserError(
             f"{where}: this machine cannot join: {first.key} is {shown(first.value)} here, "
-            f"{shown(first.other_value)} in the sweep{_further(left)}; {remedy(left)}"
+            f"{shown(first.other_value)} in the sweep{_further(left)}; run it elsewhere, {advice(left)}"
         )
 
 
@@ -259,13 +270,18 @@ def _keys_that_differ(key: str, found: Sequence[Difference]) -> str:
     return f"did you mean {near[0]}?" if near else f"{COSTS} accepts every difference that matters to costs alone"
 
 
-def remedy(left: Sequence[Difference]) -> str:
-    """Which flags compare in spite of these differences."""
+def flags(left: Sequence[Difference]) -> str:
+    """The flags that accept these differences."""
     keys = list(dict.fromkeys(one.key for one in left if not one.is_of_costs_alone))
-    if not keys:
-        return f"their quality can be compared: --accept-different {COSTS} does so, and marks the costs"
     accepted = [*keys, *([COSTS] if any(one.is_of_costs_alone for one in left) else [])]
-    return f"{' '.join(f'--accept-different {key}' for key in accepted)} compares them all the same, and marks them"
+    return " ".join(f"--accept-different {key}" for key in accepted)
+
+
+def advice(left: Sequence[Difference]) -> str:
+    """How a folder's sweep can be continued in spite of these differences."""
+    if all(one.is_of_costs_alone for one in left):
+        return f"or {flags(left)}: quality is compared as ever, and the costs are marked"
+    return f"or {flags(left)}: the figures are marked"
 
 
 def _further(left: Sequence[Difference]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from howlow.errors import UserError
-from howlow.records.comparability import differing_settings, not_accepted, refuse_changed, remedy, shown
+from howlow.records.comparability import advice, differing_settings, not_accepted, refuse_changed, shown
 from howlow.records.identity import Provenance
 from howlow.records.schema import SCHEMA_VERSION, DataRecord, Environment, Heap, Record, Resolved
 from howlow.settings import Settings, load, united
@@ -60,14 +60,14 @@ def joined(folder: Path, settings: Settings, accept_different: Sequence[str] = (
     if not (folder / "sweep.toml").exists():
         return settings
     there = load(str(folder / "sweep.toml"))
-    advice = f"give another folder, or the same settings (howlow sweep {folder / 'sweep.toml'} --out {folder})"
+    same = f"give another folder, or the same settings (howlow sweep {folder / 'sweep.toml'} --out {folder})"
     for axis in sorted(set(there.grid) ^ set(settings.grid)):
         values = f"{there.grid.get(axis)!r} there and {settings.grid.get(axis)!r} now"
-        raise UserError(f"--out {folder}: holds another sweep: grid axis {axis} is {values}; {advice}")
+        raise UserError(f"--out {folder}: holds another sweep: grid axis {axis} is {values}; {same}")
     left = not_accepted(differing_settings(there, settings, there.grid), accept_different)
     if left:
         values = f"{left[0].key} is {shown(left[0].other_value)} there and {shown(left[0].value)} now"
-        raise UserError(f"--out {folder}: holds another sweep: {values}; {advice}; or {remedy(left)}")
+        raise UserError(f"--out {folder}: holds another sweep: {values}; {same}; {advice(left)}")
     return united(there, settings)
 
 

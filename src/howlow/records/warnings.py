@@ -54,7 +54,7 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.TRAIN_TEST_OVERLAP: "nothing to do; task.overlap = keep would train on them",
     WarningKind.EXAMPLES_DROPPED: "raise training.sequence_length to keep them",
     WarningKind.TEXT_CUT: "raise training.sequence_length, or lower inference.max_new_tokens to leave room for prompts",
-    WarningKind.RANK_ABOVE_MATRIX: "leave this rank out: it adds cost, but the product of the two matrices cannot use it",
+    WarningKind.RANK_ABOVE_MATRIX: "leave this rank out: it adds cost, and the product of the matrices cannot use it",
     WarningKind.TOKENIZER_SUBSTITUTED: "give the model's own tokenizer with the setting tokenizer",
     WarningKind.ENERGY_ABSENT: "run on a device with a sensor, or set meters.assumed_power_w",
     WarningKind.ENERGY_ASSUMED: "the user gave the watts and nothing was measured; use a device with a sensor",
@@ -67,8 +67,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.RESUMED: "run the trial again for a measurement without interruption",
     WarningKind.RANDOM_WEIGHTS: "use the real weights to measure quality; the costs are those of the architecture",
     WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to the length that the model was made for",
-    WarningKind.LAYOUT_FELL_BACK: "training is slower, the results are the same; set training.layout = padded to choose "
-    "this layout yourself",
+    WarningKind.LAYOUT_FELL_BACK: "training is slower, the results are the same; set training.layout = padded to "
+    "choose this layout yourself",
     WarningKind.NEAR_TIES: "another layout or batch size may write other tokens there (smallest_margin in "
     "predictions.jsonl)",
     WarningKind.WEIGHTS_LEFT_OUT: "check that config.json and the weights belong to the same model",
