@@ -46,7 +46,7 @@ def document() -> str:
         "table, or on the command line as `--set KEY=VALUE` with a TOML value (a bare word is a string). Relative",
         "paths are relative to the folder in which the command runs.",
         "",
-        "The column *affects* says what changes with a setting. What is prepared once, what a sweep may change when it is",
+        "The column *affects* says what changes with a setting. What is prepared once, what may differ when a sweep is",
         "continued, and which trials may be compared all follow from it:",
         "",
         *[f"* {effect}: {meaning}" for effect, meaning in EFFECTS.items()],

@@ -117,10 +117,10 @@ class EnergySource(Frozen):
         description="nvml counter, nvml power, nvidia-smi, rapl, amd, apple, jetson, assumed; None: no source"
     )
     detail: str = Field(description="the device, or the reason for the absence")
-    update_period_s: float | None = Field(None, description="how often the source has something new")
+    update_period_s: float | None = Field(None, description="how often the source has a new value")
     devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
-    cpu: str | None = Field(None, description="the source of the CPU's energy beside an accelerator, or why none")
-    cpu_update_period_s: float | None = Field(None, description="how often that source has something new")
+    cpu: str | None = Field(None, description="where the trial has an accelerator: the source of the CPU's energy, or why there is none")
+    cpu_update_period_s: float | None = Field(None, description="how often that source has a new value")
 
 
 class Idle(Frozen):
@@ -128,16 +128,16 @@ class Idle(Frozen):
 
     power_w: float
     error_w: float | None = None
-    cpu_power_w: float | None = Field(None, description="the same of the CPU beside an accelerator")
+    cpu_power_w: float | None = Field(None, description="the CPU's, where an accelerator is the trial's device")
     duration_s: float
     temperature_c: float | None = None
     measured_at: str = Field(description="UTC, ISO 8601")
 
 
 class MeterRecord(Frozen):
-    """How the meters themselves did."""
+    """How well the meters did."""
 
-    rate_hz: float | None = Field(None, description="readings a second of the slowest instrument, as it turned out")
+    rate_hz: float | None = Field(None, description="readings a second that the slowest instrument made")
     largest_gap_s: float | None = Field(
         None, description="the longest time without a reading of one instrument, from the trial's start to its end"
     )
@@ -263,7 +263,7 @@ class BatchSearch(Frozen):
     """The search for the largest batch that fits, for a batch size of "max"."""
 
     setting: Literal["training.batch_size", "inference.batch_size"]
-    batch: int | None = Field(description="the largest that fits; None where not even one example does")
+    batch: int | None = Field(description="the largest that fits; None where not even one example fits")
     largest: int = Field(description="the largest that was allowed: the examples, or training.effective_batch_size")
     limit_bytes: int
     budget_bytes: int = Field(description="the limit less the margin; a peak of at most this fits")
