@@ -11,8 +11,9 @@ from stand_ins import Scripted
 
 import howlow
 from howlow import trial
-from howlow.engine import generation
+from howlow.engine import evaluation, generation
 from howlow.engine.training import Trainer
+from howlow.memory.heap import Heap
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.instruments import Finding, Look
@@ -101,9 +102,9 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(clock, "now_s", lambda: moved.now_s)
     monkeypatch.setattr(trial, "open_meters", open_meters)
     monkeypatch.setattr(trial, "measure_idle", measure_idle)
-    monkeypatch.setattr(trial, "keep_heap", lambda: False)
+    monkeypatch.setattr(trial, "keep_heap", lambda: Heap("default", 1024))
     monkeypatch.setattr(Trainer, "step", moved.after(Trainer.step, STEP_S))
-    monkeypatch.setattr(generation, "evaluate", moved.after(generation.evaluate, EVALUATE_S))
+    monkeypatch.setattr(evaluation, "evaluate", moved.after(evaluation.evaluate, EVALUATE_S))
     monkeypatch.setattr(generation, "generate", moved.after(generation.generate, GENERATE_S))
     monkeypatch.setattr(import_module("howlow.sweeping.sweep"), "LocalExecutor", Here)
     return moved

@@ -14,15 +14,15 @@ from typing import Any, Protocol
 import torch
 
 from howlow.batch_search.search import Known, Line
-from howlow.engine import generation, layouts
+from howlow.engine import evaluation, layouts
 from howlow.engine import model as models
+from howlow.engine.execution import Execution, running
 from howlow.engine.layouts import Batch
-from howlow.engine.model import Precision
 from howlow.engine.tokens import TokenizedExample
-from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError
+from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Trainer
 from howlow.memory import heap
 from howlow.meters.session import Session
-from howlow.trial.fine_tuning import as_it_trains, lay_out, make_trainer, schedule_of
+from howlow.trial.fine_tuning import lay_out, optimization_of, schedule_of, set_to_training
 from howlow.trial.preparation import Prepared
 from howlow.trial.scoring import Scorer
 from howlow.trial.state import TrialState, split
@@ -43,7 +43,7 @@ class Bench:
     session: Session
     model: Any
     tokenizer: Any
-    precision: Precision
+    execution: Execution
     pad_id: int
 
     def known(self, setting: str) -> Known:
@@ -54,7 +54,7 @@ class Bench:
         if setting == "inference.batch_size":
             return Known(rank, Line(size, 0))
         places = sum(".lora_A." in name for name in trained)
-        return Known(rank, Line(4 * size, places * rank * (4 if self.precision == "fp32" else 2)))
+        return Known(rank, Line(4 * size, places * rank * (4 if self.execution.precision == "fp32" else 2)))
 
 
 def _read_tokens(state: TrialState, part: Sequence[TokenizedExample]) -> int:
@@ -147,20 +147,18 @@ def _train(bench: Bench, steps: Sequence[Sequence[Batch]] = ()) -> None:
 
     What becomes of the weights does not matter for the memory; no gradient is left.
     """
-    trainer = make_trainer(bench.state, bench.session, bench.model, bench.precision, 1)
-    trainer.optimization = replace(trainer.optimization, learning_rate=0.0)
+    settings = bench.state.settings
+    set_to_training(settings, bench.model)
+    optimization = replace(optimization_of(settings, 1), learning_rate=0.0)
     # What matters is the memory that a step takes, not whether its loss is finite.
-    with (
-        as_it_trains(bench.state, bench.model, bench.precision),
-        bench.session.phase("train"),
-        suppress(DivergedError),
-    ):
+    with running(bench.model, bench.execution) as run, bench.session.phase("train"), suppress(DivergedError):
+        trainer = Trainer(run, optimization)
         for batch in _light_batches(bench):
             for _ in range(MAX_SKIPPED_STEPS):  # fp16 may skip the first
-                if not trainer.step([batch]).skipped:
+                if not trainer.outcome(trainer.step([batch])).skipped:
                     break
         for micro_batches in steps:
-            trainer.step(micro_batches)
+            trainer.outcome(trainer.step(micro_batches))
     bench.model.zero_grad(set_to_none=True)
 
 
@@ -231,7 +229,7 @@ class InferenceWork:
         endless = settings.model_copy(update={"task": settings.task.model_copy(update={"stop": None})})
         state, parts = replace(self.state, settings=endless), self._parts(batch)
         bench.model.eval()
-        given = (bench.tokenizer, self.prepared, bench.precision, bench.pad_id)
+        given = (bench.tokenizer, self.prepared, bench.execution, bench.pad_id)
         scorer = Scorer(state, bench.session, bench.model, *given, eos=frozenset())
         if bench.device.type == "cpu":
             self._fill_kernels(scorer, bench)
@@ -241,14 +239,14 @@ class InferenceWork:
 
     def _fill_kernels(self, scorer: Scorer, bench: Bench) -> None:
         """Let oneDNN compile as many kernels as it keeps, as in the course of a test, whose batches differ in shape."""
-        lightest, head = min(self.prepared.train, key=lambda example: example.length), self.state.settings.training.head
-        with scorer.frozen_layers():
+        lightest = min(self.prepared.train, key=lambda example: example.length)
+        with scorer.running("evaluate") as run:
             for rows in range(1, _ROWS + 1):
                 batch = layouts.lay_out([lightest] * rows, "padded", lightest.length, bench.pad_id, "completion")
-                generation.evaluate(bench.model, batch, precision=bench.precision, head=head)
+                evaluation.evaluate(run, batch)
         heap.release(bench.device)
 
     def _run_heaviest(self, scorer: Scorer, parts: Sequence[list[TokenizedExample]]) -> None:
         for phase, prepare in scorer.phases.items():
-            with scorer.frozen_layers(), scorer.session.phase(phase):
-                prepare(max(parts, key=self._written if phase == "generate" else self._read))(lambda _: None)
+            with scorer.running(phase) as run, scorer.session.phase(phase):
+                prepare(max(parts, key=self._written if phase == "generate" else self._read))(run, lambda _: None)

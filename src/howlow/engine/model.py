@@ -4,6 +4,7 @@ LoRA (Hu et al. 2021, section 4.1; the paper, section II): h = W x + s B A x. PE
 (out, rank), the other way round than the paper writes them.
 """
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
@@ -22,9 +24,9 @@ from howlow import hub
 from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate, locate_tokenizer
 from howlow.errors import UserError
 
-Precision = Literal["fp32", "bf16", "fp16-autocast"]
 REFUSALS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError, AssertionError)
-"""What a model's own code raises where it is given something that it was not written for."""
+"""What a model's own code raises when it is given something that it was not written for."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,27 @@ def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._compiled_call_impl = None
+
+
+def with_values(parts: _T) -> _T:
+    """Modules (or functions of them) whose code can be probed: the very same where their weights have values.
+
+    A model that is built from its config alone has none. Then this is a copy with random values on the CPU.
+    """
+    memo: dict[int, Any] = {}
+    for module in parts if isinstance(parts, tuple) else (parts,):
+        for tensor in _tensors(module):
+            if tensor.is_meta or isinstance(tensor, FakeTensor):
+                values = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor.dtype)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
+    return copy.deepcopy(parts, memo) if memo else parts
+
+
+def _tensors(module: Any) -> Iterator[Tensor]:
+    if isinstance(module, nn.Module):
+        yield from module.parameters()
+        yield from module.buffers()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
