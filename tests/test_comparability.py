@@ -7,7 +7,6 @@ import pytest
 from test_records import ENVIRONMENT, record, refusal
 
 from howlow import cli
-
 from howlow.records import (
     EnergySource,
     Environment,

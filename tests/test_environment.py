@@ -17,7 +17,13 @@ def test_variables_that_change_speed_are_kept_and_no_others() -> None:
         **dict.fromkeys(("PYTORCH_CUDA_ALLOC_CONF", "TORCH_CUDNN_V8_API_DISABLED", "NVIDIA_TF32_OVERRIDE"), "1"),
         "LRU_CACHE_CAPACITY": "1",
     }
-    others = {"HOME": "/root", "PATH": "", "CUDA_VISIBLE_DEVICES": "1", "CUDA_MODULE_LOADING": "LAZY", "HF_TOKEN": "secret"}
+    others = {
+        "HOME": "/root",
+        "PATH": "",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "CUDA_MODULE_LOADING": "LAZY",
+        "HF_TOKEN": "secret",
+    }
     assert variables_of_speed(of_speed | others) == of_speed
     assert variables_of_speed({"CUDA_MODULE_LOADING": "EAGER"}) == {"CUDA_MODULE_LOADING": "EAGER"}
 

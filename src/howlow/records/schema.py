@@ -119,7 +119,9 @@ class EnergySource(Frozen):
     detail: str = Field(description="the device, or the reason for the absence")
     update_period_s: float | None = Field(None, description="how often the source has a new value")
     devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
-    cpu: str | None = Field(None, description="where the trial has an accelerator: the source of the CPU's energy, or why there is none")
+    cpu: str | None = Field(
+        None, description="where the trial has an accelerator: the source of the CPU's energy, or why there is none"
+    )
     cpu_update_period_s: float | None = Field(None, description="how often that source has a new value")
 
 
