@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from howlow.meters.energy import EnergyMeter, window_energy
 from howlow.meters.energy_bounds import WindowEnergy
 from howlow.meters.nvml import NvmlDevice, device_uuids
-from howlow.meters.sampler import Reader, Timeline
+from howlow.meters.sampler import Reader
+from howlow.meters.timeline import Timeline
 
 PERIOD_S = float(os.environ["HOWLOW_NVML_PERIOD_MS"]) / 1000
 
@@ -83,7 +84,7 @@ def test_known_joules_in_the_same_joules_out(
     for tick in range(600):  # the fast readings at the start
         stand_in.set_time(tick / 1000)
         if reader._pace.is_open:
-            reader.find_pace()
+            reader.read_fast()
     end_s = start_s + length_s
     timeline_s = [0.6 + tick / 4 for tick in range(90) if tick not in lost]
     for moment_s in sorted([*timeline_s, start_s, end_s, end_s + PERIOD_S]):

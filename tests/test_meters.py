@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from stand_ins import Scripted
+from stand_ins import Scripted, energy
 
 from howlow.memory import heap, peaks
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, assumed_power, no_energy
-from howlow.meters.interference import Machine
+from howlow.meters.interference import MachineCounters
 from howlow.meters.session import Session
 from howlow.records import WarningKind, read_timeline
 
@@ -29,16 +29,17 @@ def test_assumed_watts_are_multiplied_by_the_measured_time_without_pauses(tmp_pa
             time.sleep(0.1)
         record = meter.end()
     assert timed.energy_counter_j is None  # watts that the user gave are no counter
-    assert record.measured_samples == 5
-    assert record.measured_duration_s is not None
-    assert 0.2 <= record.measured_duration_s < 0.29
-    assert record.measured_energy_j == pytest.approx(40 * record.measured_duration_s, rel=1e-3)
-    assert record.phase_energy_j == pytest.approx(40 * record.duration_s, rel=1e-2)
+    measured = energy(record)
+    assert measured.samples == record.measured_samples == 5
+    assert measured.duration_s == record.measured_duration_s
+    assert 0.2 <= measured.duration_s < 0.29
+    assert measured.energy_j == pytest.approx(40 * measured.duration_s, rel=1e-3)
+    assert energy(record, "phase").energy_j == pytest.approx(40 * record.duration_s, rel=1e-2)
     assert record.pauses == 1
     assert record.pauses_duration_s is not None
     assert 0.3 <= record.pauses_duration_s < 0.4
-    assert record.pauses_energy_j == pytest.approx(40 * record.pauses_duration_s)
-    assert record.measured_duration_s + record.pauses_duration_s < record.duration_s - 0.05  # burn-in is in neither
+    assert energy(record, "pauses").energy_j == pytest.approx(40 * record.pauses_duration_s)
+    assert measured.duration_s + record.pauses_duration_s < record.duration_s - 0.05  # burn-in is in neither
 
 
 def test_only_what_lies_between_measured_steps_is_a_pause(tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_only_what_lies_between_measured_steps_is_a_pause(tmp_path: Path) -> Non
             time.sleep(0.02)
         meter.pause()
         record = meter.end()
-    assert (record.pauses, record.pauses_duration_s, record.pauses_energy_j) == (0, 0.0, None)
+    assert (record.pauses, record.pauses_duration_s, record.window("pauses")) == (0, 0.0, None)
 
 
 def test_a_phase_goes_on_with_the_totals_of_its_part_before_an_interruption(tmp_path: Path) -> None:
@@ -66,10 +67,13 @@ def test_a_phase_goes_on_with_the_totals_of_its_part_before_an_interruption(tmp_
         record = meter.end()
     assert timed.start_s >= 7
     assert record.start_s < 1  # where the phase began, before the interruption
-    assert record.measured_samples == 5
-    assert record.measured_energy_j == pytest.approx(10 * (record.measured_duration_s or 0), rel=1e-2)
+    measured, pauses = energy(record), energy(record, "pauses")
+    assert measured.samples == record.measured_samples == 5
+    assert measured.duration_s == record.measured_duration_s
+    assert measured.energy_j == pytest.approx(10 * measured.duration_s, rel=1e-2)
     assert record.pauses == 1  # the one that the interruption cut off is lost with it
-    assert record.pauses_energy_j == pytest.approx(10 * (record.pauses_duration_s or 0), rel=1e-2)
+    assert pauses.duration_s == record.pauses_duration_s
+    assert pauses.energy_j == pytest.approx(10 * pauses.duration_s, rel=1e-2)
 
 
 def test_the_whole_phase_is_one_window_however_often_it_pauses(tmp_path: Path) -> None:
@@ -82,9 +86,9 @@ def test_the_whole_phase_is_one_window_however_often_it_pauses(tmp_path: Path) -
                 time.sleep(0.1)
             meter.pause()
         record = meter.end()
-    assert record.measured_energy_j is None
-    assert record.phase_energy_duration_s == pytest.approx(record.duration_s)
-    assert record.phase_energy_j == pytest.approx(100 * record.duration_s, rel=0.05)
+    assert record.window("measured") is None
+    assert energy(record, "phase").duration_s == pytest.approx(record.duration_s)
+    assert energy(record, "phase").energy_j == pytest.approx(100 * record.duration_s, rel=0.05)
 
 
 def test_a_phase_with_a_hole_has_no_energy_of_the_whole(tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_a_phase_with_a_hole_has_no_energy_of_the_whole(tmp_path: Path) -> None:
         with meter.step(measured=True, samples=1):
             time.sleep(1.5)
         record = meter.end()
-    assert record.phase_energy_j is None
+    assert record.window("phase") is None
     assert WarningKind.ENERGY_GAP in {kind for kind, _ in found}
 
 
@@ -122,8 +126,10 @@ def test_loading_is_not_warned_of_for_being_short(tmp_path: Path) -> None:
 def test_a_program_that_the_meters_started_is_no_outside_work(
     programs_cpu_s: float, is_outside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moments = iter([Machine(0.0, 0.0, 0.0, None, 2, None, None), Machine(10.0, 0.5, 5.0, None, 2, None, None)])
-    monkeypatch.setattr("howlow.meters.session.look_around", lambda: next(moments))
+    moments = iter(
+        [MachineCounters(0.0, 0.0, 0.0, None, 2, None, None), MachineCounters(10.0, 0.5, 5.0, None, 2, None, None)]
+    )
+    monkeypatch.setattr("howlow.meters.session.machine_counters", lambda: next(moments))
     device, found = Scripted(), []
     device.programs_cpu_s = programs_cpu_s
     warn = lambda warning: found.append(warning.kind)  # noqa: E731

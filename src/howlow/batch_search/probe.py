@@ -24,6 +24,7 @@ from howlow.batch_search.workload import Bench, InferenceWork, TrainingWork, Wor
 from howlow.errors import UserError
 from howlow.memory import heap, peaks
 from howlow.memory.limits import is_out_of_memory, limit_memory, unlimit_memory
+from howlow.memory.phases import ProcessMemory
 from howlow.meters.machine import choose_device
 from howlow.meters.session import Session
 from howlow.meters.sources import open_meters
@@ -197,7 +198,14 @@ def _bench(
     meters, precision = open_meters(asked_of(state.settings, device)), choose_precision(state.settings, device)
     rate_hz = state.settings.meters.rate_hz
     with Session(
-        state.folder, device, meters.energy, rate_hz, 0.0, cpu_energy=meters.cpu_energy, views=meters.views
+        state.folder,
+        device,
+        meters.energy,
+        rate_hz,
+        0.0,
+        memory=ProcessMemory(device),
+        cpu_energy=meters.cpu_energy,
+        views=meters.views,
     ) as session:
         with session.phase("load"):
             model, tokenizer, eos = load(state, device, precision, prepared.tokenizer_name)

@@ -8,7 +8,8 @@ from threading import Event
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, window_energy
 from howlow.meters.energy_bounds import Missing
-from howlow.meters.sampler import Reader, Timeline
+from howlow.meters.sampler import Reader
+from howlow.meters.timeline import Timeline
 from howlow.records import Idle
 
 MEASURED_S = 3.0

@@ -21,7 +21,7 @@ from howlow.meters.instruments import Finding, Instrument, Look, positive
 UPDATE_PERIOD_S = 1.0  # power.draw is an average over the last second on most devices
 _FIELDS = "uuid,power.draw,memory.used,utilization.gpu,utilization.memory,temperature.gpu,clocks.sm,clocks.mem"
 _RESTART_AFTER_S = 2.0
-_PATIENCE_S = 9.0  # less than those who ask have, so that it is ended here and says so
+_TIMEOUT_S = 9.0  # less than the callers', so that it is killed here and the error says so
 _KILLED_WITHIN_S = 2.0
 _SILENT = "see the kernel's log for the driver (NVRM, Xid); restart the machine if it stays silent"
 _POWERLESS = "this device or its driver does not tell; take another source, or watts of yours (meters.assumed_power_w)"
@@ -148,7 +148,7 @@ def _number(cell: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def smi_devices(patience_s: float = _PATIENCE_S) -> dict[str, bool]:
+def smi_devices(timeout_s: float = _TIMEOUT_S) -> dict[str, bool]:
     """The UUIDs that nvidia-smi lists, and whether it has power of each; it is ended when it does not answer in time.
 
     Raises:
@@ -158,9 +158,9 @@ def smi_devices(patience_s: float = _PATIENCE_S) -> dict[str, bool]:
         raise SmiAbsentError("nvidia-smi is not on PATH")
     command = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        raise SmiAbsentError(f"nvidia-smi did not answer within {patience_s:g} s", _SILENT) from None
+        raise SmiAbsentError(f"nvidia-smi did not answer within {timeout_s:g} s", _SILENT) from None
     except OSError as error:
         raise SmiAbsentError(f"nvidia-smi failed: {error}", _FAILED) from None
     if done.returncode != 0:

@@ -21,7 +21,7 @@ from howlow.meters.rapl import RaplAbsentError
 from howlow.meters.timeouts import answered
 from howlow.meters.zeus_devices import ZeusAbsentError, ZeusDevice, amd_devices, apple_devices, jetson_devices
 
-PATIENCE_S = 10.0
+TIMEOUT_S = 10.0
 AbsentErrors = (NvmlAbsentError, SmiAbsentError, RaplAbsentError, ZeusAbsentError)
 
 
@@ -72,7 +72,7 @@ def open_meters(asked: Asked) -> Meters:
 def _through_nvml(uuid: str, label: str | None = None) -> NvmlDevice | None:
     """A device through the library, None where that does not answer."""
     try:
-        return answered(lambda: NvmlDevice(uuid, label), PATIENCE_S, (NvmlAbsentError,))
+        return answered(lambda: NvmlDevice(uuid, label), TIMEOUT_S, (NvmlAbsentError,))
     except NvmlAbsentError:
         return None
 
@@ -99,13 +99,13 @@ def open_energy(asked: Asked) -> EnergyMeter:
     reasons = []
     for opener in _openers(asked):
         try:
-            meter = answered(partial(opener, asked), PATIENCE_S, (*AbsentErrors, UserError))
+            meter = answered(partial(opener, asked), TIMEOUT_S, (*AbsentErrors, UserError))
         except AbsentErrors as error:
             reasons.append(str(error))
             continue
         if meter is not None:
             return meter
-        reasons.append(f"no answer within {PATIENCE_S:g} s")
+        reasons.append(f"no answer within {TIMEOUT_S:g} s")
     where = f"no energy sensor of the device {asked.device}" if asked.source == "auto" else f"no {asked.source}"
     return no_energy(f"{where}: {'; '.join(reasons)}" if reasons else where)
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def answered(call: Callable[[], T], patience_s: float, raises: tuple[type[Exception], ...] = ()) -> T | None:
+def answered(call: Callable[[], T], timeout_s: float, raises: tuple[type[Exception], ...] = ()) -> T | None:
     """What the call gives, or None where it does not come back in time; of its errors, those named are raised here."""
     found: list[T] = []
     raised: list[Exception] = []
@@ -18,9 +18,9 @@ def answered(call: Callable[[], T], patience_s: float, raises: tuple[type[Except
         except raises as error:
             raised.append(error)
 
-    thread = threading.Thread(target=ask, name="howlow-patience", daemon=True)
+    thread = threading.Thread(target=ask, name="howlow-timeout", daemon=True)
     thread.start()
-    thread.join(patience_s)
+    thread.join(timeout_s)
     if raised:
         raise raised[0]
     return found[0] if found else None
