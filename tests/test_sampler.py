@@ -17,7 +17,7 @@ from stand_ins import Scripted, energy
 from howlow.meters import clock
 from howlow.meters.counters import UpdatePeriod
 from howlow.meters.energy import EnergyMeter, window_energy
-from howlow.meters.energy_bounds import WindowEnergy
+from howlow.meters.energy_bounds import BoundedEnergy
 from howlow.meters.instruments import Instrument, Look
 from howlow.meters.sampler import Reader
 from howlow.meters.session import Session
@@ -261,7 +261,7 @@ def test_the_update_period_of_a_counter_is_found_out(tmp_path: Path) -> None:
     with reading(tmp_path, coarse, period_s=None) as reader:
         time.sleep(0.5)
         assert 0.025 < reader.update_period_s < 0.06
-        assert reader.trace.step_j == pytest.approx(3.0, rel=0.5)
+        assert reader.readings.step_j == pytest.approx(3.0, rel=0.5)
 
 
 def test_of_several_devices_the_one_without_energy_is_named(tmp_path: Path) -> None:
@@ -362,7 +362,7 @@ def test_the_meters_tell_their_rate_gap_and_cost(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("prefill_s", "is_there"), [(0.2, True), (0.005, False)])
 def test_the_parts_of_a_generation_have_their_energies(tmp_path: Path, prefill_s: float, is_there: bool) -> None:
-    """A counter that is renewed every 10 ms cannot tell what 5 ms took."""
+    """A counter that is updated every 10 ms cannot tell what 5 ms took."""
 
     def steps() -> float:
         return math.floor(clock.now_s() / 0.01) * 0.01 * 100
@@ -405,8 +405,8 @@ def test_windows_of_a_real_reader_have_the_known_joules(tmp_path: Path) -> None:
     meter = EnergyMeter("nvml counter", "test", "counter")
     with reading(tmp_path, counter(250)) as reader:
         time.sleep(0.6)
-        found = window_energy(meter, [reader.trace], 0.1, 0.5)
-    assert isinstance(found, WindowEnergy)
+        found = window_energy(meter, [reader.readings], 0.1, 0.5)
+    assert isinstance(found, BoundedEnergy)
     assert found.error_j is not None
     assert abs(found.energy_j - 100) <= found.error_j
     assert found.error_j < 25

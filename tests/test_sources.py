@@ -155,7 +155,7 @@ def test_a_named_source_that_is_not_there_says_why(source: str, monkeypatch: pyt
 
 def test_a_source_that_hangs_when_it_is_opened_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     forever = threading.Event()
-    monkeypatch.setattr(sources, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(sources, "OPEN_TIMEOUT_S", 0.1)
     monkeypatch.setattr(sources, "device_uuids", lambda: forever.wait(30) and ([], []))
     meter = open_energy(Asked("nvml", CPU))
     assert meter.detail == "no nvml: no answer within 0.1 s"

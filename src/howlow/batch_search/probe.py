@@ -116,7 +116,7 @@ def _limit(setting: str, settings: Settings, device: torch.device) -> dict[str, 
     Raises:
         UserError: nothing tells here what a process has taken, or the margin leaves nothing to take.
     """
-    if not peaks.Taken.is_known(device):
+    if not peaks.LimitedMemory.is_known(device):
         raise UserError(f'{setting} = "max": nothing tells on {device} here what a process has taken; give a number')
     given, is_on_cpu = settings.run.memory_limit_bytes, device.type == "cpu"
     available, whole = peaks.available_bytes(device)
@@ -185,7 +185,7 @@ def _probe_on(question: Question, work: Work, bench: Bench) -> dict[str, Any] | 
 
 
 def _peak_bytes(work: Work, bench: Bench, batch: int) -> int:
-    with peaks.Taken(bench.device) as taken:
+    with peaks.LimitedMemory(bench.device) as taken:
         work.run(bench, batch)
     return taken.highest_bytes
 

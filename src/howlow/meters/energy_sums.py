@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from howlow.meters.energy import EnergyMeter, window_energy
-from howlow.meters.energy_bounds import Missing, WindowEnergy
+from howlow.meters.energy_bounds import BoundedEnergy, Missing
 from howlow.meters.sampler import Reader
 from howlow.records import EnergyPart, EnergyWindow, RecordWarning
 
 MeterName = Literal["trial", "cpu"]
-Place = tuple[EnergyPart, str | None]
-"""A part, and the device of its `EnergyWindow`."""
+SumKey = tuple[EnergyPart, str | None]
+"""The part and the device of an `EnergyWindow`."""
 
 _NEGLIGIBLE = 1e-3  # of a part's time: very short stretches, as of a batch whose rows all end at once, may lack energy
 _TOLERATED: Mapping[Literal["measured", "phase", "prefill", "decode"], tuple[str, float]] = {
@@ -55,8 +55,8 @@ class EnergySums:
     meters: Mapping[MeterName, EnergyMeter]
     readers_of: Callable[[EnergyMeter], Sequence[Reader]]
     before: Sequence[EnergyWindow] = ()
-    _sums: dict[Place, EnergyWindow] = field(init=False)
-    _missing: dict[Place, Missing] = field(init=False, default_factory=dict)
+    _sums: dict[SumKey, EnergyWindow] = field(init=False)
+    _missing: dict[SumKey, Missing] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._sums = {(window.part, window.device): window for window in self.before}
@@ -78,9 +78,9 @@ class EnergySums:
 
     def renew(self, part: EnergyPart, stretch: Stretch) -> None:
         """Replace what was added to a part in this process by one stretch."""
-        self._sums = {place: window for place, window in self._sums.items() if place[0] != part}
+        self._sums = {key: window for key, window in self._sums.items() if key[0] != part}
         self._sums |= {(part, window.device): window for window in self.before if window.part == part}
-        self._missing = {place: missing for place, missing in self._missing.items() if place[0] != part}
+        self._missing = {key: missing for key, missing in self._missing.items() if key[0] != part}
         self.add(part, stretch)
 
     def add_own(self, part: EnergyPart, stretch: Stretch) -> None:
@@ -89,12 +89,12 @@ class EnergySums:
         if meter.kind != "absent":
             self._add_one((part, None), meter, self.readers_of(meter), stretch)
 
-    def _add_one(self, place: Place, meter: EnergyMeter, readers: Sequence[Reader], stretch: Stretch) -> None:
-        found = window_energy(meter, [reader.trace for reader in readers], stretch.start_s, stretch.end_s)
+    def _add_one(self, key: SumKey, meter: EnergyMeter, readers: Sequence[Reader], stretch: Stretch) -> None:
+        found = window_energy(meter, [reader.readings for reader in readers], stretch.start_s, stretch.end_s)
         if isinstance(found, Missing):
-            self._missing[place] = found
+            self._missing[key] = found
             return
-        self._sums[place] = _summed(self._sums.get(place), _window(place, stretch, found))
+        self._sums[key] = _summed(self._sums.get(key), _window(key, stretch, found))
 
     def recorded(self, parts_s: Mapping[EnergyPart, float]) -> tuple[EnergyWindow, ...]:
         """The sums for the record.
@@ -110,8 +110,8 @@ class EnergySums:
         """For each meter, a warning of the first part that has no energy for more than its tolerated share."""
         for name, meter in self.meters.items():
             for part, (said, tolerated) in _TOLERATED.items():
-                whole_s, place = parts_s[part], (part, _device(name))
-                missing, found = self._missing.get(place), self._sums.get(place)
+                whole_s, key = parts_s[part], (part, _device(name))
+                missing, found = self._missing.get(key), self._sums.get(key)
                 left_s = whole_s - ((found.duration_s or 0.0) if found else 0.0)
                 if missing is not None and left_s > tolerated * whole_s:
                     lack = f"{left_s:.3g} s of {whole_s:.3g} s have no energy: {missing.detail}"
@@ -130,8 +130,8 @@ def _is_whole(window: EnergyWindow, whole_s: float) -> bool:
     return (window.duration_s or 0.0) >= (1 - _NEGLIGIBLE) * whole_s
 
 
-def _window(place: Place, stretch: Stretch, found: WindowEnergy) -> EnergyWindow:
-    part, device = place
+def _window(key: SumKey, stretch: Stretch, found: BoundedEnergy) -> EnergyWindow:
+    part, device = key
     return EnergyWindow(
         part=part,
         device=device,

@@ -1,4 +1,4 @@
-"""The device at rest: its power before the trials, and the rest between them until its temperature is steady."""
+"""The idle device: its power before the trials, and the wait between them until its temperature is steady."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,15 +15,15 @@ from howlow.records import Idle
 MEASURED_S = 3.0
 SLOWEST_HZ = 4.0
 _FIRST_WITHIN_S = 5.0
-_SETTLING_S = 0.7  # the sampler finds out a counter's pace first
+_SETTLING_S = 0.7  # the sampler first finds a counter's update period
 _STEADY_C, _STEADY_READINGS = 1.0, 5
 _LOOK_EVERY_S = 1.0
 
 
 def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURED_S) -> Idle | Missing | None:
-    """The mean power while this process only waits; None without a source that could read it, else why it is missing.
+    """The mean power while this process only waits: None without a source for it, `Missing` where the source failed.
 
-    rate_hz: of the readings, at least `SLOWEST_HZ`, and of the instruments that print by themselves.
+    rate_hz: the rate of the readings, at least `SLOWEST_HZ`; instruments that print by themselves have the same one.
     """
     if meter.kind not in ("counter", "power"):
         return None
@@ -42,7 +42,7 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     Event().wait(end_s + 0.5 - (clock.now_s() - origin_s))
     for reader in readers:
         reader.settle(end_s, meter.kind)
-    found = window_energy(meter, [reader.trace for reader in readers], start_s, end_s)
+    found = window_energy(meter, [reader.readings for reader in readers], start_s, end_s)
     for reader in readers:
         reader.stop()
     timeline.close()
@@ -63,9 +63,9 @@ def _temperature_c(readers: Sequence[Reader]) -> float | None:
 
 
 def rest(read_c: Callable[[], float | None], at_most_s: float, is_stopped: Callable[[], bool]) -> float:
-    """Wait until the last readings of the temperature lie within a degree; returns the seconds it took.
+    """Wait until the last readings of the temperature are within one degree; returns the seconds it took.
 
-    Without a temperature the whole time is waited: nothing says that less would do.
+    Without a temperature it waits for the whole time, because nothing shows that less is enough.
     """
     started_s = clock.now_s()
     seen: list[float] = []

@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 
 from howlow.meters import clock
 from howlow.meters.counters import NOMINAL_PERIOD_S, Unwrapping, UpdatePeriod
-from howlow.meters.energy import MeterKind, Trace
+from howlow.meters.energy import InstrumentReadings, MeterKind
 from howlow.meters.energy_bounds import Point
 from howlow.meters.instruments import Finding, Instrument, Look
 from howlow.meters.timeline import Timeline
 from howlow.records import PhaseName, Reading
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _ANSWER_TIMEOUT_S = 0.05
 _FAST_S = 0.001
 _LOOK_FOR_S = 0.02
@@ -138,9 +138,9 @@ class Reader:
         return bool(self._counters or self._powers)
 
     @property
-    def trace(self) -> Trace:
+    def readings(self) -> InstrumentReadings:
         """The readings so far."""
-        return Trace(
+        return InstrumentReadings(
             self._counters,
             self._powers,
             self._period_s,
@@ -170,7 +170,7 @@ class Reader:
                 job.done.set()
             self.cpu_s = clock.thread_cpu_s()
 
-    def _answer(self, ask: Callable[[], T]) -> T | None:
+    def _answer(self, ask: Callable[[], _T]) -> _T | None:
         """The instrument's answer; where it raises an error of any kind, that is a gap and a warning."""
         try:
             return ask()

@@ -22,7 +22,7 @@ from howlow.meters.timeouts import answered
 from howlow.meters.zeus_devices import amd_devices, apple_devices, jetson_devices
 from howlow.records import REMEDIES, Idle
 
-TIMEOUT_S = 5.0
+_TIMEOUT_S = 5.0
 _SMI_TIMEOUT_S = 4.0  # less, so that an nvidia-smi that hangs is killed before its answer is given up
 _UNTESTED = ("amd", "apple", "jetson")
 _REMEDIES = {
@@ -142,11 +142,11 @@ _ASSUMED = Tried(
 def _source(name: str, find: Callable[[], str]) -> Tried:
     tested = name not in _UNTESTED
     try:
-        detail = answered(find, TIMEOUT_S, AbsentErrors)
+        detail = answered(find, _TIMEOUT_S, AbsentErrors)
     except AbsentErrors as error:
         return Tried(name, False, str(error), error.remedy or _REMEDIES.get(name), tested)
     if detail is None:
-        return Tried(name, False, f"no answer within {TIMEOUT_S:g} s", "see the driver's log", tested)
+        return Tried(name, False, f"no answer within {_TIMEOUT_S:g} s", "see the driver's log", tested)
     return Tried(name, bool(detail), detail or "no device", None if detail else _REMEDIES.get(name), tested)
 
 
@@ -177,5 +177,5 @@ def _peaks(device: torch.device, problem: str | None) -> Tried:
 
 
 def _warnings(instruments: Sequence[Instrument]) -> list[dict[str, str]]:
-    found = [finding for part in instruments for finding in answered(part.findings, TIMEOUT_S) or ()]
+    found = [finding for part in instruments for finding in answered(part.findings, _TIMEOUT_S) or ()]
     return [{"kind": kind.value, "detail": detail, "remedy": REMEDIES[kind]} for kind, detail in found]

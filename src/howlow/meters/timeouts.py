@@ -1,15 +1,18 @@
-"""Asking what may never answer: a call in a thread of its own that is given some seconds."""
+"""A timeout for calls that may never return, as into a driver that hangs: each runs in a thread of its own."""
 
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def answered(call: Callable[[], T], timeout_s: float, raises: tuple[type[Exception], ...] = ()) -> T | None:
-    """What the call gives, or None where it does not come back in time; of its errors, those named are raised here."""
-    found: list[T] = []
+def answered(call: Callable[[], _T], timeout_s: float, raises: tuple[type[Exception], ...] = ()) -> _T | None:
+    """The result of a call, or None where it does not return in time.
+
+    raises: the errors of the call that are raised here too.
+    """
+    found: list[_T] = []
     raised: list[Exception] = []
 
     def ask() -> None:
