@@ -10,8 +10,8 @@ E(end) - E(start) can be from that. Missing readings only move the bounds apart.
 
 **Power.** Polled power is integrated by the trapezoidal rule. Between two readings the power is assumed to stay between
 their values, so an interval dt over which power changes by dP is wrong by at most dt * |dP| / 2. A reading that is up
-to U late adds at most U times the sum of all |dP|, up to the first reading U after the window, which includes its end. An
-edge or a hole without readings adds its length times the range of the readings. The rounding of the readings adds a
+to U late adds at most U times the sum of all |dP|, up to the first reading U after the window, which includes its end.
+An edge or a hole without readings adds its length times the range of the readings. The rounding of the readings adds a
 hundredth of a watt, that of the coarsest source. Without a reading U after the window nothing bounds its end, and there
 is no error. Swings that start and end between two readings are not seen and not in the error.
 
