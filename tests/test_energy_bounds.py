@@ -184,11 +184,11 @@ def test_a_window_too_short_has_no_energy_and_says_which_would_do() -> None:
     assert "3 s would do" in short.detail
 
 
-def test_a_counter_that_was_set_back_inside_the_window_gives_none() -> None:
+def test_a_counter_that_was_reset_inside_the_window_gives_none() -> None:
     points = [Point(float(t), float(t), 100.0 * t, None, epoch=t > 5) for t in range(10)]
     found = counter_energy(points, 2.0, 8.0, 0.1)
     assert isinstance(found, Missing)
-    assert "set back" in found.detail
+    assert "reset" in found.detail
     assert isinstance(counter_energy(points, 1.0, 4.0, 0.1), BoundedEnergy)
 
 

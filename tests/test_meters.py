@@ -1,5 +1,6 @@
 """A session: pauses left out, totals that go on after an interruption, peaks that forget, a timeline at its rate."""
 
+import json
 import time
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import torch
 from stand_ins import Scripted, energy
 
 from howlow.memory import heap, peaks
+from howlow.memory.phases import ProcessMemory
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, assumed_power, no_energy
 from howlow.meters.interference import MachineCounters
 from howlow.meters.session import Session
+from howlow.meters.totals import PhaseTotals
 from howlow.records import WarningKind, read_timeline
 
 CPU = torch.device("cpu")
@@ -153,6 +156,63 @@ def test_the_timeline_has_its_rate_phases_and_no_repeated_readings(tmp_path: Pat
     assert times == sorted(set(times))
     assert max(reading.utilization or 0 for reading in found) > 0.1
     assert all((reading.memory_bytes or 0) > 50e6 for reading in found)
+
+
+class Memory:
+    """A phase's memory, as a test scripts it."""
+
+    def __init__(self, problem: str | None = None) -> None:
+        self.problem, self.begun = problem, 0
+
+    def begin(self) -> str | None:
+        self.begun += 1
+        return self.problem
+
+    def peaks(self) -> peaks.Peaks:
+        return peaks.Peaks(resident_bytes=100 * self.begun, allocated_bytes=10 * self.begun, reserved_bytes=None)
+
+
+@pytest.mark.parametrize("problem", [None, "read-only"])
+def test_each_phase_has_the_peaks_of_the_memory_that_is_passed_in(problem: str | None, tmp_path: Path) -> None:
+    memory = Memory(problem)
+    with Session(tmp_path, CPU, no_energy("test"), 20.0, 0.0, memory=memory) as session:
+        for times in (1, 2):
+            with session.phase("train") as meter:
+                record = meter.end()
+            assert memory.begun == times
+            assert record.peak_memory_bytes == (100 * times if problem is None else None)
+            assert (record.peak_allocated_bytes, record.peak_reserved_bytes) == (10 * times, None)
+        assert session.peak_problem == problem
+
+
+def test_a_resumed_phase_keeps_the_higher_peak(tmp_path: Path) -> None:
+    before = PhaseTotals(start_s=0.0, peak_resident_bytes=150, peak_allocated_bytes=7)
+    session = Session(tmp_path, CPU, no_energy("test"), 20.0, 9.0, memory=Memory())
+    with session, session.phase("train", before) as meter:
+        record = meter.end()
+    assert (record.peak_memory_bytes, record.peak_allocated_bytes) == (150, 10)
+
+
+def test_meters_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed: list[str] = []
+    monkeypatch.setattr(heap, "release", lambda device: changed.append("heap"))
+    monkeypatch.setattr(peaks, "reset_peaks", lambda device: changed.append("peaks"))
+    with Session(tmp_path, CPU, no_energy("test"), 20.0, 0.0) as session, session.phase("train") as meter:
+        record = meter.end()
+    assert (changed, record.peak_memory_bytes) == ([], None)
+    ProcessMemory(CPU).begin()
+    assert changed == ["heap", "peaks"], "memory is freed first, or the peak starts where the last phase left it"
+
+
+def test_totals_are_the_same_after_a_checkpoint(tmp_path: Path) -> None:
+    with Session(tmp_path, CPU, assumed_power(10.0), 50.0, 0.0) as session, session.phase("generate") as meter:
+        with meter.step(measured=True, samples=3) as timed:
+            time.sleep(0.01)
+            meter.mark_prefill(timed, 5)
+            time.sleep(0.01)
+        totals = meter.pause()
+    assert {window.part for window in totals.windows} == {"measured", "prefill", "decode", "phase"}
+    assert PhaseTotals(**json.loads(json.dumps(totals.model_dump()))) == totals
 
 
 def test_a_peak_is_seen_once_and_forgotten_after_the_reset() -> None:

@@ -13,7 +13,7 @@ _SLOW_READINGS, _SLOW_CHANGES = 3000, 2  # a slow counter is watched until one w
 class Unwrapping:
     """Makes a counter that never falls of one that wraps around at `range_j` (None: it does not wrap).
 
-    Where a wrap cannot be told from a reset, a new `epoch` begins; no energy is computed across it.
+    Where a wrap cannot be distinguished from a reset, a new `epoch` begins; no energy is computed across it.
     """
 
     range_j: float | None

@@ -7,7 +7,7 @@ from threading import Event
 
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, window_energy
-from howlow.meters.energy_bounds import Missing
+from howlow.meters.energy_bounds import BoundedEnergy, Missing
 from howlow.meters.sampler import Reader
 from howlow.meters.timeline import Timeline
 from howlow.records import Idle
@@ -35,14 +35,7 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     ]
     for reader in readers:
         reader.start()
-    while not all(reader.has_energy for reader in readers) and clock.now_s() - origin_s < _FIRST_WITHIN_S:
-        Event().wait(0.05)  # nvidia-smi needs seconds for its first line where the driver sleeps
-    start_s = clock.now_s() - origin_s + _SETTLING_S
-    end_s = start_s + duration_s
-    Event().wait(end_s + 0.5 - (clock.now_s() - origin_s))
-    for reader in readers:
-        reader.settle(end_s, meter.kind)
-    found = window_energy(meter, [reader.readings for reader in readers], start_s, end_s)
+    found = _energy(meter, readers, origin_s, duration_s)
     for reader in readers:
         reader.stop()
     timeline.close()
@@ -55,6 +48,20 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
         temperature_c=_temperature_c(readers),
         measured_at=clock.utc(),
     )
+
+
+def _energy(
+    meter: EnergyMeter, readers: Sequence[Reader], origin_s: float, duration_s: float
+) -> BoundedEnergy | Missing:
+    """The energy of so many seconds, after all readers have begun to read."""
+    while not all(reader.has_energy for reader in readers) and clock.now_s() - origin_s < _FIRST_WITHIN_S:
+        Event().wait(0.05)  # nvidia-smi needs seconds for its first line where the driver sleeps
+    start_s = clock.now_s() - origin_s + _SETTLING_S
+    end_s = start_s + duration_s
+    Event().wait(end_s + 0.5 - (clock.now_s() - origin_s))
+    for reader in readers:
+        reader.settle(end_s, meter.kind)
+    return window_energy(meter, [reader.readings for reader in readers], start_s, end_s)
 
 
 def _temperature_c(readers: Sequence[Reader]) -> float | None:

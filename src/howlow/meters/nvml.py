@@ -14,10 +14,8 @@ import torch
 from howlow.meters.instruments import Finding, Look, thousandth
 from howlow.records import WarningKind
 
-INSTANT_PERIOD_S, AVERAGED_PERIOD_S = (
-    0.1,
-    1.0,
-)  # the second: NVML's documentation of nvmlDeviceGetPowerUsage; the first: as measured
+INSTANT_PERIOD_S = 0.1  # as measured
+AVERAGED_PERIOD_S = 1.0  # NVML's documentation of nvmlDeviceGetPowerUsage
 _RANGE_J = 2**32 / 1000  # in case the driver counts in 32 bits
 _THROTTLES = {
     "sw_power_cap": pynvml.nvmlClocksEventReasonSwPowerCap,
@@ -27,10 +25,7 @@ _THROTTLES = {
     "hw_power_brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
 }
 _VGPU = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU
-_ERRORS = (
-    pynvml.NVMLError,
-    pynvml.NVMLLibraryMismatchError,
-)  # the second: the driver lacks the function
+_ERRORS = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError)  # the second: the driver lacks the function
 _PROCESSES = (
     (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
     (pynvml.nvmlDeviceGetGraphicsRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2),
@@ -221,11 +216,11 @@ def device_uuids() -> tuple[list[str], list[NvmlAbsentError]]:
     """
     try:
         pynvml.nvmlInit()
-        told = [_uuid_or_problem(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        answers = [_uuid_or_problem(index) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
         raise _absent(error) from None
-    uuids = [one for one in told if isinstance(one, str)]
-    return uuids, [one for one in told if isinstance(one, NvmlAbsentError)]
+    uuids = [one for one in answers if isinstance(one, str)]
+    return uuids, [one for one in answers if isinstance(one, NvmlAbsentError)]
 
 
 def _uuid_or_problem(index: int) -> str | NvmlAbsentError:
@@ -237,10 +232,10 @@ def _uuid_or_problem(index: int) -> str | NvmlAbsentError:
 
 
 def _instant_power_mw(card: Any) -> int:
-    (told,) = pynvml.nvmlDeviceGetFieldValues(card, [pynvml.NVML_FI_DEV_POWER_INSTANT])
-    if told.nvmlReturn != pynvml.NVML_SUCCESS:
-        raise pynvml.NVMLError(told.nvmlReturn)
-    return int(told.value.uiVal)
+    (value,) = pynvml.nvmlDeviceGetFieldValues(card, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+    if value.nvmlReturn != pynvml.NVML_SUCCESS:
+        raise pynvml.NVMLError(value.nvmlReturn)
+    return int(value.value.uiVal)
 
 
 def _value(query: Callable[..., Any], *arguments: Any) -> Any:

@@ -143,9 +143,12 @@ def _nvml(asked: Asked) -> EnergyMeter:
         chosen = _chosen(asked, [*uuids, *partitions])
     except UserError as error:
         raise UserError("; ".join(map(str, [error, *unreadable]))) from None
-    devices = [NvmlDevice(uuid, label) for uuid, label in chosen]
+    return _of_nvml([NvmlDevice(uuid, label) for uuid, label in chosen], _has_another(chosen, asked))
+
+
+def _of_nvml(devices: Sequence[NvmlDevice], other: bool) -> EnergyMeter:
+    """The counters of the devices, or their power where fewer of them have a counter."""
     names = _listed([device.uuid for device in devices])
-    other = _has_another(chosen, asked)
     with_counter = [device for device in devices if device.counter_j() is not None]
     with_power = [device for device in devices if device.power_w() is not None]
     # Where one of several devices has no such sensor, their sum is absent; the others still have their own figures.

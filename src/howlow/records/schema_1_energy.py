@@ -6,7 +6,7 @@ several devices in a list. It kept no duration of the prefill, decode and pauses
 
 from collections.abc import Iterator, Mapping
 
-from howlow.records.energy import EnergyWindow
+from howlow.records.energy import EnergyPart, EnergyWindow
 from howlow.records.schema import PhaseRecord
 from howlow.records.warnings import Frozen, PhaseName
 
@@ -48,44 +48,26 @@ class PhaseOfSchema1(Frozen):
         return (*self._of_the_source(), *self.energies)
 
     def _of_the_source(self) -> Iterator[EnergyWindow]:
-        if self.measured_energy_j is not None:
-            yield EnergyWindow(
-                part="measured",
-                energy_j=self.measured_energy_j,
-                error_j=self.measured_energy_error_j,
-                duration_s=self.measured_duration_s,
-                samples=self.measured_samples,
-                readings=self.measured_energy_readings,
+        parts: tuple[tuple[EnergyPart, float | None, int | None], ...] = (
+            ("measured", self.measured_duration_s, self.measured_samples),
+            ("pauses", None, None),
+            ("prefill", None, None),
+            ("decode", None, None),
+            ("phase", self.phase_energy_duration_s, None),
+        )
+        for part, duration_s, samples in parts:
+            energy_j, error_j, readings = (
+                getattr(self, f"{part}_energy_{figure}") for figure in ("j", "error_j", "readings")
             )
-        if self.pauses_energy_j is not None:
-            yield EnergyWindow(
-                part="pauses",
-                energy_j=self.pauses_energy_j,
-                error_j=self.pauses_energy_error_j,
-                readings=self.pauses_energy_readings,
-            )
-        if self.prefill_energy_j is not None:
-            yield EnergyWindow(
-                part="prefill",
-                energy_j=self.prefill_energy_j,
-                error_j=self.prefill_energy_error_j,
-                readings=self.prefill_energy_readings,
-            )
-        if self.decode_energy_j is not None:
-            yield EnergyWindow(
-                part="decode",
-                energy_j=self.decode_energy_j,
-                error_j=self.decode_energy_error_j,
-                readings=self.decode_energy_readings,
-            )
-        if self.phase_energy_j is not None:
-            yield EnergyWindow(
-                part="phase",
-                energy_j=self.phase_energy_j,
-                error_j=self.phase_energy_error_j,
-                duration_s=self.phase_energy_duration_s,
-                readings=self.phase_energy_readings,
-            )
+            if energy_j is not None:
+                yield EnergyWindow(
+                    part=part,
+                    energy_j=energy_j,
+                    error_j=error_j,
+                    duration_s=duration_s,
+                    samples=samples,
+                    readings=readings,
+                )
 
 
 def phase_from_schema_1(document: Mapping[str, object]) -> PhaseRecord:
