@@ -1,17 +1,17 @@
-"""What the sensors of an NVIDIA GPU do: how often they change, how late they are, and what asking them costs.
+"""Measure the sensors of an NVIDIA GPU: how often they change, how far they lag, and what reading them costs.
 
     python benchmarks/sensors.py [--out DIR] [--seconds S]
 
-Needs torch with CUDA and nvidia-ml-py, and nothing of howlow. Each part writes its raw readings to DIR before it is
-summarised, so that a reader can compute every figure again:
+The script needs torch with CUDA and nvidia-ml-py, but not howlow. It writes raw readings to DIR, so that a reader can
+check the figures. The parts are:
 
     calls    the latency of each NVML question that a meter may ask, idle and under load (median, 95th percentile)
     pace     how often the energy counter and each power reading change, idle and under load: the times between changes
-    lag      bursts of matrix products after rests: how long after a burst begins and ends the counter and the power
-             follow (half of the step between the levels before and after)
+    lag      bursts of matrix products after rests: how long after a burst's beginning and end the counter and the power
+             are half way between their levels before and after
     waves    a load that is switched on and off with periods of 20 to 400 ms: energy by the counter against the mean
-             of both power readings polled at 4, 20 and 100 Hz; a part-time sensor shows where they part
-    cost     the time of steps of small kernels, alone and with the questions asked at 4 and 20 Hz from a thread
+             of both power readings polled at 4, 20 and 100 Hz; they differ where a sensor misses part of the load
+    cost     the time of steps of small kernels, alone and while a thread asks the questions at 4 and 20 Hz
 
 The last line is one JSON document.
 """
@@ -36,7 +36,7 @@ Reading = dict[str, float]
 
 
 class Device:
-    """One GPU's questions, by name; each returns joules, watts, or something that is only timed."""
+    """One GPU's NVML questions by name; each returns joules, watts, or a value that is only timed."""
 
     def __init__(self) -> None:
         pynvml.nvmlInit()
@@ -57,12 +57,12 @@ class Device:
         }
 
     def field(self, number: int) -> float:
-        """A power field in watts."""
+        """Read a power field in watts."""
         (found,) = pynvml.nvmlDeviceGetFieldValues(self.handle, [number])
         return float(found.value.uiVal) / 1e3
 
     def read(self) -> Reading:
-        """Counter and powers with the time in the middle of each question."""
+        """Read the counter and the powers, each with the time at the middle of its question."""
         found: Reading = {}
         for name in ("energy_counter_j", "power_usage_w", "power_instant_w"):
             begun = time.perf_counter()
@@ -72,7 +72,7 @@ class Device:
 
 
 class Load:
-    """Matrix products that keep the device busy; `queue` returns before they are done."""
+    """Matrix products that keep the device busy; `queue` returns before they have finished."""
 
     def __init__(self) -> None:
         self.a, self.b = (torch.randn(SIZE, SIZE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -85,19 +85,19 @@ class Load:
         self.product_s = (time.perf_counter() - begun) / 100
 
     def queue(self, products: int) -> None:
-        """Queue so many products."""
+        """Queue this many products."""
         for _ in range(products):
             torch.mm(self.a, self.b, out=self.out)
 
     def run(self, seconds: float) -> None:
-        """Be busy for about so long."""
+        """Keep the device busy for about this many seconds."""
         self.queue(max(1, round(seconds / self.product_s)))
         torch.cuda.synchronize()
 
 
 @contextmanager
 def busy(load: Load) -> Iterator[None]:
-    """Within this context the device computes without a break."""
+    """Keep the device computing without a break within this context."""
     over = threading.Event()
 
     def keep() -> None:
@@ -115,7 +115,7 @@ def busy(load: Load) -> Iterator[None]:
 
 
 def summary(values: list[float]) -> dict[str, float | int | None]:
-    """Median, 5th and 95th percentile and the number of values."""
+    """Compute the median, the 5th and 95th percentiles and the number of values."""
     if len(values) < 2:
         return {"n": len(values), "median": values[0] if values else None}
     cuts = statistics.quantiles(values, n=20)
@@ -126,7 +126,7 @@ def summary(values: list[float]) -> dict[str, float | int | None]:
 
 
 def calls(device: Device, times: int) -> dict[str, Any]:
-    """The latency of each question in seconds."""
+    """Measure the latency of each question in seconds."""
     found: dict[str, Any] = {}
     for name, ask in device.questions.items():
         taken = []
@@ -143,7 +143,7 @@ def calls(device: Device, times: int) -> dict[str, Any]:
 
 
 def polled(device: Device, seconds: float) -> list[Reading]:
-    """Readings as fast as they come."""
+    """Read as fast as possible for this many seconds."""
     until, found = time.perf_counter() + seconds, []
     while time.perf_counter() < until:
         found.append(device.read())
@@ -151,7 +151,7 @@ def polled(device: Device, seconds: float) -> list[Reading]:
 
 
 def pace(readings: list[Reading]) -> dict[str, Any]:
-    """Of each sensor the times between two changes."""
+    """Compute the times between two changes of each sensor."""
     found = {}
     for name in ("energy_counter_j", "power_usage_w", "power_instant_w"):
         pairs = itertools.pairwise(readings)
@@ -166,7 +166,7 @@ def _every(readings: list[Reading], name: str) -> float:
 
 
 def lag(device: Device, load: Load, bursts: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Bursts of a second after rests of 1.5 s, read as fast as possible; how late each sensor follows."""
+    """Measure how late each sensor follows bursts of a second after rests, read as fast as possible."""
     found = []
     for number in range(bursts):
         readings, edges = list[Reading](), dict[str, float]()
@@ -178,7 +178,7 @@ def lag(device: Device, load: Load, bursts: int) -> tuple[list[dict[str, Any]], 
 
         thread = threading.Thread(target=look)
         thread.start()
-        time.sleep(1.0 + 0.013 * number)  # so that the edges do not keep time with the sensor
+        time.sleep(1.0 + 0.013 * number)  # so that the edges do not line up with the sensor's period
         edges["on"] = time.perf_counter()
         load.run(1.0)
         edges["off"] = time.perf_counter()
@@ -195,7 +195,7 @@ def lag(device: Device, load: Load, bursts: int) -> tuple[list[dict[str, Any]], 
 
 
 def _late(burst: dict[str, Any], name: str, edge: str) -> float | None:
-    """Seconds from an edge until the sensor is half way between its level before and after."""
+    """Compute the seconds from an edge until the sensor is half way between its levels before and after."""
     at = burst["edges"][edge]
     series = _powers(burst["readings"], name)
     before = [watts for when, watts in series if at - 0.5 < when < at]
@@ -211,7 +211,7 @@ def _late(burst: dict[str, Any], name: str, edge: str) -> float | None:
 
 
 def _powers(readings: list[Reading], name: str) -> list[tuple[float, float]]:
-    """(time, watts) at each change of a sensor; of the counter, the slope since its change before."""
+    """List (time, watts) at each change of a sensor; for the counter, the slope since its previous change."""
     changes = [readings[0], *(b for a, b in itertools.pairwise(readings) if a[name] != b[name])]
     if not name.startswith("energy"):
         return [(one[f"{name}@"], one[name]) for one in changes]
@@ -220,7 +220,7 @@ def _powers(readings: list[Reading], name: str) -> list[tuple[float, float]]:
 
 
 def waves(device: Device, load: Load, seconds: float) -> dict[str, Any]:
-    """Energy by the counter and by both powers, polled at three rates, while the load goes on and off."""
+    """Compare the counter with both powers, polled at three rates, while the load is switched on and off."""
     found = {}
     for period_s in (0.02, 0.05, 0.1, 0.2, 0.4):
         over, readings = threading.Event(), list[Reading]()
@@ -245,7 +245,7 @@ def waves(device: Device, load: Load, seconds: float) -> dict[str, Any]:
 
 
 def _energies(readings: list[Reading]) -> dict[str, float]:
-    """Mean power in watts by the counter, and by power readings taken at 4, 20 and 100 Hz."""
+    """Compute the mean power in watts by the counter, and by power readings at 4, 20 and 100 Hz."""
     changes = [b for a, b in itertools.pairwise(readings) if a["energy_counter_j"] != b["energy_counter_j"]]
     first, last = changes[0], changes[-1]
     joules = last["energy_counter_j"] - first["energy_counter_j"]
@@ -262,7 +262,7 @@ def _energies(readings: list[Reading]) -> dict[str, float]:
 
 
 def cost(device: Device, rounds: int) -> dict[str, Any]:
-    """The time of steps of many small kernels, alone and with the questions asked from a thread, in turns."""
+    """Time steps of many small kernels, alternately alone and while a thread asks the questions."""
     x = torch.randn(256, 256, device="cuda")
 
     def step() -> float:
@@ -309,7 +309,7 @@ def _asking(device: Device, rate_hz: float) -> Iterator[None]:
 
 
 def main() -> None:
-    """Run every part; keep what each found."""
+    """Run every part and write what each found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("sensors"), help="where the raw readings go")
     parser.add_argument("--seconds", type=float, default=4.0, help="the length of each measurement")
