@@ -14,6 +14,8 @@ from howlow.meters.instruments import Instrument
 from howlow.records import WarningKind
 
 MeterKind = Literal["counter", "power", "assumed", "absent"]
+MeterName = Literal["trial", "cpu"]
+"""The trial's own energy source, and that of the CPU of a trial on an accelerator."""
 
 
 @dataclass(frozen=True)

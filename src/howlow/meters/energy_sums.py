@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from howlow.meters.energy import EnergyMeter, window_energy
+from howlow.meters.energy import EnergyMeter, MeterName, window_energy
 from howlow.meters.energy_bounds import BoundedEnergy, Missing
 from howlow.meters.sampler import Reader
 from howlow.records import EnergyPart, EnergyWindow, RecordWarning
 
-MeterName = Literal["trial", "cpu"]
 SumKey = tuple[EnergyPart, str | None]
 """The part and the device of an `EnergyWindow`."""
 

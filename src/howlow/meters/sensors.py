@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 
 from howlow.meters import clock
-from howlow.meters.energy import EnergyMeter
-from howlow.meters.energy_sums import MeterName
+from howlow.meters.energy import EnergyMeter, MeterName
 from howlow.meters.instruments import Instrument, ProcessView
 from howlow.meters.sampler import Reader
 from howlow.meters.timeline import Timeline
