@@ -65,7 +65,7 @@ def test_a_cpu_trial_has_package_and_memory_and_no_zone_twice(tree: Path) -> Non
 def test_devices_are_heeded_where_the_source_is_looked_for(tree: Path) -> None:
     meter = open_energy(Asked("auto", CPU, devices=("package-0",)))
     assert [part.device for part in meter.instruments] == ["package-0"]
-    with pytest.raises(UserError, match=r"meters.devices 'nonsense' is none"):
+    with pytest.raises(UserError, match=r"meters.devices 'nonsense' must match exactly one device"):
         open_energy(Asked("auto", CPU, devices=("nonsense",)))
 
 
@@ -110,7 +110,7 @@ def test_permission_denied_is_told_with_its_remedy(tree: Path, monkeypatch: pyte
 def test_devices_choose_among_the_sources_own(tree: Path) -> None:
     meter = open_energy(Asked("rapl", CPU, devices=("package-1", "dram-0")))
     assert [part.device for part in meter.instruments] == ["dram-0", "package-1"]
-    with pytest.raises(UserError, match=r"meters.devices 'package-7' is none.*package-0, dram-0, package-1"):
+    with pytest.raises(UserError, match=r"meters.devices 'package-7' must match exactly one device.*package-0, dram-0, package-1"):
         open_energy(Asked("rapl", CPU, devices=("package-7",)))
 
 
