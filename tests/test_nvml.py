@@ -252,7 +252,12 @@ except UserError as error:
 @pytest.mark.parametrize(
     ("device", "names", "script", "told"),
     [
-        ("cpu", ["MIG-typo"], {}, "meters.devices 'MIG-typo' is none, or more than one, of the source's: GPU-1"),
+        (
+            "cpu",
+            ["MIG-typo"],
+            {},
+            "meters.devices 'MIG-typo' must match exactly one device of the source; it has: GPU-1",
+        ),
         ("cpu", ["GPU-1"], {"HOWLOW_NVML_GONE": "0"}, "of the source's: GPU-22222222-bbbb; NVML: the GPU is lost (dev"),
         ("cpu", ["MIG-33333333-cccc"], {}, ["nvml counter", True, ["MIG-33333333-cccc"]]),
         ("cuda:0", ["MIG-33333333-cccc"], {}, ["nvml counter", False, ["cuda:0"]]),  # CUDA tells it as a card's

@@ -110,7 +110,9 @@ def test_permission_denied_is_told_with_its_remedy(tree: Path, monkeypatch: pyte
 def test_devices_choose_among_the_sources_own(tree: Path) -> None:
     meter = open_energy(Asked("rapl", CPU, devices=("package-1", "dram-0")))
     assert [part.device for part in meter.instruments] == ["dram-0", "package-1"]
-    with pytest.raises(UserError, match=r"meters.devices 'package-7' must match exactly one device.*package-0, dram-0, package-1"):
+    with pytest.raises(
+        UserError, match=r"meters.devices 'package-7' must match exactly one .*: package-0, dram-0, package-1"
+    ):
         open_energy(Asked("rapl", CPU, devices=("package-7",)))
 
 

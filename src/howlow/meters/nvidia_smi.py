@@ -25,7 +25,7 @@ _TIMEOUT_S = 9.0  # less than the callers', so that it is killed here and the er
 _KILLED_WITHIN_S = 2.0
 _SILENT = "look for the driver in the kernel's log (NVRM, Xid); restart the machine if it still does not answer"
 _POWERLESS = "the device or its driver does not report it; use another source, or give watts (meters.assumed_power_w)"
-_FAILED = "run plain nvidia-smi until it works without an error"
+_FAILED = "run plain nvidia-smi and make it work first"
 _FAILURES = {  # nvidia-smi(1), "Return value"
     4: "let this user use it: as root, in a container with the device's rights, or ask who runs the machine",
     9: "load NVIDIA's driver (modprobe nvidia), or install the one that fits this kernel",
