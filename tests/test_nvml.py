@@ -258,7 +258,12 @@ except UserError as error:
             {},
             "meters.devices 'MIG-typo' must match exactly one device of the source; it has: GPU-1",
         ),
-        ("cpu", ["GPU-1"], {"HOWLOW_NVML_GONE": "0"}, "of the source's: GPU-22222222-bbbb; NVML: the GPU is lost (dev"),
+        (
+            "cpu",
+            ["GPU-1"],
+            {"HOWLOW_NVML_GONE": "0"},
+            "of the source; it has: GPU-22222222-bbbb; NVML: the GPU is lost (dev",
+        ),
         ("cpu", ["MIG-33333333-cccc"], {}, ["nvml counter", True, ["MIG-33333333-cccc"]]),
         ("cuda:0", ["MIG-33333333-cccc"], {}, ["nvml counter", False, ["cuda:0"]]),  # CUDA tells it as a card's
         ("cpu", [], {"HOWLOW_NVML_MUTE": "1", "HOWLOW_NVML_NO_COUNTER": "1"}, ["nvml power", True, None]),
