@@ -9,6 +9,7 @@ Absent is `None`, never 0, -1 or NaN.
 """
 
 from howlow.records.comparability import refuse_to_mix
+from howlow.records.energy import EnergyPart, EnergyWindow
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -27,7 +28,6 @@ from howlow.records.schema import (
     BatchSearch,
     DataRecord,
     EnergySource,
-    EnergyWindow,
     Environment,
     Idle,
     LayoutChoice,
@@ -44,15 +44,17 @@ from howlow.records.schema import (
     Status,
     Step,
 )
-from howlow.records.warnings import REMEDIES, PhaseName, RecordWarning, WarningKind
+from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, WarningKind
 
 __all__ = [
     "BatchProbe",
     "BatchSearch",
     "DataRecord",
+    "EnergyPart",
     "EnergySource",
     "EnergyWindow",
     "Environment",
+    "Frozen",
     "Idle",
     "LayoutChoice",
     "LayoutRecord",

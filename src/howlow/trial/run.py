@@ -19,6 +19,7 @@ from howlow.engine.training import DivergedError
 from howlow.errors import UserError
 from howlow.memory.heap import bound_heap, keep_heap, release
 from howlow.memory.limits import is_out_of_memory, limit_memory, unlimit_memory
+from howlow.memory.phases import ProcessMemory
 from howlow.meters.clock import utc
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.machine import choose_device, environment
@@ -95,6 +96,7 @@ def _method(state: TrialState) -> Scores:
         meters.energy,
         settings.meters.rate_hz,
         saved.time_s if saved else 0.0,
+        memory=ProcessMemory(device),
         cpu_energy=meters.cpu_energy,
         views=meters.views,
         warn=state.keep,

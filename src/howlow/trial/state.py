@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from howlow.meters.clock import now_s, utc
 from howlow.meters.machine import process_age_s
-from howlow.meters.session import Session, Timed
+from howlow.meters.phase import Timed
+from howlow.meters.session import Session
 from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.outcomes import StoppedError
 from howlow.records import (
