@@ -22,6 +22,7 @@ from howlow.records import (
     Reading,
     Record,
     RecordWarning,
+    Resolved,
     Scores,
     Step,
     write_record,
@@ -135,7 +136,6 @@ def write_trial(
         scaling_factor=2.0 if is_lora else None,
         alpha=2.0 * rank if is_lora and rank else None,
         adapter_bytes=(rank or 0) * 230_400 + 15_000 if is_lora else None,
-        precision="fp32",
         tokenizer="smollm2-135m",
         weights="pretrained",
     )
@@ -147,6 +147,7 @@ def write_trial(
         "axes": axes,
         "status": "done",
         "settings": settings_of(task, rank, seed, **(axes | (settings or {}))),
+        "resolved": Resolved(precision="fp32" if fields.get("model", model) else None),
         "environment": ENVIRONMENT,
         "model": model,
         "data": DATA,
@@ -327,6 +328,26 @@ def test_directories_measured_differently_are_refused(tmp_path: Path) -> None:
     write_trial(tmp_path / "two", 16, environment=ENVIRONMENT.model_copy(update={"device_name": "NVIDIA H100"}))
     with pytest.raises(UserError, match=r"environment\.device_name.*A100.*H100"):
         rows([tmp_path / "one", tmp_path / "two"])
+
+
+def test_costs_that_were_accepted_are_marked_at_the_trials_that_differ(tmp_path: Path) -> None:
+    write_trial(tmp_path / "one", 4, phases=(phase_of("train"),), steps=steps_of("train", [1.0, 1.0]))
+    write_trial(tmp_path / "one", 8)
+    write_trial(tmp_path / "two", 16, environment=ENVIRONMENT.model_copy(update={"driver": "570.1"}))
+    results = rows([tmp_path / "one", tmp_path / "two"], ["environment.driver"])
+    (warning,) = results.warnings
+    assert (warning["trial"], warning["kind"]) == ("r0016-s0", "costs_not_comparable")
+    assert warning["detail"] == "environment.driver is '570.1', in r0004-s0 it is '560.35'"
+    assert {"train_samples_per_s", "train_peak_memory_bytes"} <= set(warning["columns"])
+    assert "f1" not in warning["columns"]
+
+
+def test_quality_that_was_accepted_is_marked_at_the_trials_that_differ(tmp_path: Path) -> None:
+    write_trial(tmp_path / "one", 4)
+    write_trial(tmp_path / "two", 16, data=DATA.model_copy(update={"test_sha256": "c" * 64}))
+    results = rows([tmp_path / "one", tmp_path / "two"], ["data"])
+    assert [warning["kind"] for warning in results.warnings] == ["quality_not_comparable", "costs_not_comparable"]
+    assert "f1" in results.warnings[0]["columns"]
 
 
 def test_a_directory_without_records_is_refused(tmp_path: Path) -> None:

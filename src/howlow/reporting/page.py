@@ -95,7 +95,7 @@ def _asked(comparison: Comparison) -> dict[str, str]:
     facts["seeds"] = formatting.listed([str(seed) for seed in seeds], 12)
     facts["device"] = f"{environment.device_name} ({environment.device})" if environment else formatting.ABSENT
     facts["training"] = (
-        f"layout {layout_of(trained)}, precision {model.precision if model else training.precision}, sequence length "
+        f"layout {layout_of(trained)}, precision {trained.resolved.precision or training.precision}, sequence length "
         f"{training.sequence_length}, learning rate {training.learning_rate:g}, "
         f"{formatting.counted(training.epochs, 'epoch')}"
     )

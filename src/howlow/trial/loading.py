@@ -8,7 +8,7 @@ from torch import nn
 from howlow.engine import model as models
 from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
-from howlow.records import ModelRecord, WarningKind
+from howlow.records import ModelRecord, Resolved, WarningKind
 from howlow.settings import Settings
 from howlow.trial.state import TrialState
 
@@ -52,16 +52,28 @@ def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> 
     return decide_execution(state.settings, device, kernels_kept, attention=attention, trains_base=trains_base)
 
 
-def load_base(settings: Settings, execution: Execution, *, trains: bool = False) -> Any:
-    """The base model on its device, frozen unless it `trains`."""
-    reference = locate(settings.model, settings.random_weights)
+def resolve(decided: Resolved, execution: Execution) -> Resolved:
+    """What is decided for a trial, once its heap is set up and it is known how its model runs."""
+    facts = execution.facts()
+    named = {key: facts[key] for key in ("precision", "kernels_kept", "fused", "compiled", "graphed", "quantization")}
+    return decided.model_copy(
+        update={**named, "attention_kernel": facts["attention"], "threads": torch.get_num_threads()}
+    )
+
+
+def load_base(settings: Settings, execution: Execution, *, trains: bool = False, commit: str | None = None) -> Any:
+    """The base model on its device, frozen unless it `trains`.
+
+    commit: of a hub model, the commit with which the sweep was prepared.
+    """
+    reference, revision = locate(settings.model, settings.random_weights), commit or settings.revision
     model = models.load_model(
         reference,
-        models.load_config(reference, settings.revision, settings.trust_remote_code),
+        models.load_config(reference, revision, settings.trust_remote_code),
         random_weights=settings.random_weights,
         dtype=execution.storage,
         device=execution.device,
-        revision=settings.revision,
+        revision=revision,
         trust_remote_code=settings.trust_remote_code,
     )
     return model.requires_grad_(trains)
@@ -73,7 +85,8 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     reference = locate(settings.model, settings.random_weights)
     named = settings.tokenizer, settings.revision, settings.trust_remote_code
     tokenizer, _, _ = models.load_tokenizer(reference, *named)
-    model = load_base(settings, execution, trains=state.kind == "full")
+    commit = state.found.data.model_commit if state.found.data else None
+    model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
     eos = models.stop_tokens(model, tokenizer)
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
     if state.kind == "lora":
@@ -96,7 +109,6 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
         trainable_parameters=sum(parameter.numel() for parameter in models.trainable(model).values()),
         scaling_factor=lora.scaling_factor if is_lora else None,
         alpha=lora.alpha_value if is_lora else None,
-        precision=execution.precision,
         tokenizer=tokenizer_name,
         weights="random" if settings.random_weights else "pretrained",
     )

@@ -38,7 +38,7 @@ from howlow.trial import preparation
 from howlow.trial.checkpointing import resume
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.layout_choice import layout_record
-from howlow.trial.loading import execution_of, load_trial_model
+from howlow.trial.loading import execution_of, load_trial_model, resolve
 from howlow.trial.merged_check import Attached
 from howlow.trial.metering import asked_of, energy_source
 from howlow.trial.preparation import Prepared
@@ -82,6 +82,7 @@ def _method(state: TrialState) -> Scores:
     device = choose_device(settings.run.device)
     heap = bound_heap() if state.is_bounded else keep_heap()
     execution = execution_of(state, device, heap.kernels_kept)
+    found.resolved = resolve(found.resolved, execution)
     limit_memory(settings.run.memory_limit_bytes, device)
     saved = resume(state)
     prepared = preparation.read_prepared(state.data_folder)
@@ -161,6 +162,7 @@ def _record(state: TrialState, status: Status, error: str | None, scores: Scores
         error=error,
         resumed=found.resumed,
         settings=state.settings,
+        resolved=found.resolved,
         environment=found.environment,
         model=found.model,
         data=found.data,
