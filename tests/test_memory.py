@@ -28,14 +28,14 @@ def test_a_phase_that_resets_the_peak_does_not_hide_what_was_taken_before(monkey
     allocator, device = Allocator(monkeypatch), torch.device("cuda:0")
     allocator.take(99)
     allocator.take(5)
-    with peaks.Taken(device) as taken:
+    with peaks.LimitedMemory(device) as taken:
         peaks.reset_peaks(device)
         allocator.take(70)
         allocator.take(10)
         peaks.reset_peaks(device)
         allocator.take(30)
     assert taken.highest_bytes == 70, "of the first phase, and not what was there before"
-    with peaks.Taken(device) as taken:
+    with peaks.LimitedMemory(device) as taken:
         allocator.take(31)
     assert taken.highest_bytes == 31
 

@@ -15,6 +15,7 @@ from howlow.errors import UserError
 from howlow.records import (
     DataRecord,
     EnergySource,
+    EnergyWindow,
     Environment,
     ModelRecord,
     PhaseRecord,
@@ -101,9 +102,10 @@ def steps_of(phase: str, durations_s: Iterable[float], start_s: float = 0.0, **f
 
 def phase_of(phase: str, samples: int = 16, time_s: float = 2.0, energy_j: float | None = None, **fields: Any) -> Any:
     values: dict[str, Any] = {"phase": phase, "start_s": 0.0, "duration_s": 10.0, "peak_memory_bytes": 2_000_000_000}
+    windows = fields.pop("windows", ())
     if energy_j is not None:
-        values |= {"measured_energy_j": energy_j, "measured_duration_s": time_s, "measured_samples": samples}
-    return PhaseRecord(**(values | fields))
+        windows = (EnergyWindow(part="measured", energy_j=energy_j, duration_s=time_s, samples=samples), *windows)
+    return PhaseRecord(windows=windows, **(values | fields))
 
 
 def write_trial(
@@ -197,7 +199,8 @@ def test_skipped_steps_cost(tmp_path: Path) -> None:
 
 
 def test_energy_and_power_are_those_of_the_measured_part(tmp_path: Path) -> None:
-    phase = phase_of("train", samples=16, time_s=4.0, energy_j=800.0, phase_energy_j=9000.0)
+    whole = EnergyWindow(part="phase", energy_j=9000.0)
+    phase = phase_of("train", samples=16, time_s=4.0, energy_j=800.0, windows=(whole,))
     write_trial(tmp_path, steps=steps_of("train", [9.0, 2.0, 2.0]), phases=(phase,), energy=COUNTER)
     row = only_row(tmp_path)
     assert (row["train_energy_per_sample_j"], row["train_power_w"]) == (50.0, 200.0)
@@ -235,7 +238,8 @@ def test_prefill_and_decode_are_told_apart(tmp_path: Path) -> None:
     # Two measured steps of 2 and 3 s, 0.5 s of each for 920 tokens of prompts (4,000 computed, padding included); 80 of
     # a step's 1000 tokens are new, 8 of them prefill's.
     steps = steps_of("generate", [9.0, 2.0, 3.0], prefill_s=0.5, prefill_tokens=4000)
-    parted = phase_of("generate").model_copy(update={"prefill_energy_j": 30.0, "decode_energy_j": 120.0})
+    energies = EnergyWindow(part="prefill", energy_j=30.0), EnergyWindow(part="decode", energy_j=120.0)
+    parted = phase_of("generate", windows=energies)
     write_trial(tmp_path / "a", steps=steps, phases=(parted,))
     write_trial(tmp_path / "b", steps=steps, phases=(phase_of("generate"),))
     row = only_row(tmp_path / "a")

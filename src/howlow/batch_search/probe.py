@@ -25,6 +25,7 @@ from howlow.engine.execution import Execution
 from howlow.errors import UserError
 from howlow.memory import heap, peaks
 from howlow.memory.limits import is_out_of_memory, limit_memory, unlimit_memory
+from howlow.memory.phases import ProcessMemory
 from howlow.meters.machine import choose_device
 from howlow.meters.session import Session
 from howlow.meters.sources import open_meters
@@ -121,7 +122,7 @@ def _limit(setting: str, settings: Settings, device: torch.device) -> dict[str, 
     Raises:
         UserError: nothing tells here what a process has taken, or the margin leaves nothing to take.
     """
-    if not peaks.Taken.is_known(device):
+    if not peaks.LimitedMemory.is_known(device):
         raise UserError(f'{setting} = "max": nothing tells on {device} here what a process has taken; give a number')
     given, is_on_cpu = settings.run.memory_limit_bytes, device.type == "cpu"
     available, whole = peaks.available_bytes(device)
@@ -190,7 +191,7 @@ def _probe_on(question: Question, work: Work, bench: Bench) -> dict[str, Any] | 
 
 
 def _peak_bytes(work: Work, bench: Bench, batch: int) -> int:
-    with peaks.Taken(bench.device) as taken:
+    with peaks.LimitedMemory(bench.device) as taken:
         work.run(bench, batch)
     return taken.highest_bytes
 
@@ -204,7 +205,14 @@ def _bench(
     meters = open_meters(asked_of(state.settings, device))
     rate_hz = state.settings.meters.rate_hz
     with Session(
-        state.folder, device, meters.energy, rate_hz, 0.0, cpu_energy=meters.cpu_energy, views=meters.views
+        state.folder,
+        device,
+        meters.energy,
+        rate_hz,
+        0.0,
+        memory=ProcessMemory(device),
+        cpu_energy=meters.cpu_energy,
+        views=meters.views,
     ) as session:
         with session.phase("load"):
             model, tokenizer, eos = load_trial_model(state, execution, prepared.tokenizer_name)

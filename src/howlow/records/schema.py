@@ -4,13 +4,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from howlow.records.energy import EnergyPart, EnergyWindow
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
 SCHEMA_VERSION = 2
 
-AttentionKernel = Literal["own", "products", "sdpa", "flex"]
-Heap = Literal["kept", "bounded"]
+_AttentionKernel = Literal["own", "products", "sdpa", "flex"]
+HeapMode = Literal["kept", "bounded"]
 Layout = Literal["padded", "packed", "shared"]
 Part = Literal["burn_in", "measured"]
 Status = Literal["done", "out_of_memory", "diverged", "failed"]
@@ -60,18 +61,6 @@ class Reading(Frozen):
     phase: PhaseName
 
 
-class EnergyWindow(Frozen):
-    """The energy of one device beside the trial's own sum: the CPU beside an accelerator, or one device of several."""
-
-    device: str
-    part: Literal["measured", "pauses", "phase"]
-    energy_j: float
-    error_j: float | None = Field(None, description="how far the energy can lie from what the sensor saw")
-    duration_s: float = Field(description="the time that energy_j covers")
-    samples: int = Field(description="the samples that energy_j covers (of the measured part)")
-    readings: int
-
-
 class PhaseRecord(Frozen):
     """What was read once about a whole phase (the steps hold the rest)."""
 
@@ -81,33 +70,22 @@ class PhaseRecord(Frozen):
     peak_memory_bytes: int | None = Field(None, description="device memory in use on a GPU, resident on a CPU")
     peak_allocated_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     peak_reserved_bytes: int | None = Field(None, description="torch's allocator on a GPU")
-    measured_energy_j: float | None = Field(None, description="energy of the measured part, pauses subtracted")
-    measured_duration_s: float | None = Field(None, description="the time that measured_energy_j covers")
-    measured_samples: int | None = Field(None, description="the samples that measured_energy_j covers")
-    prefill_energy_j: float | None = Field(
-        None, description="energy until every prompt was read, summed over the measured steps of a generation"
+    measured_duration_s: float | None = Field(
+        None, description="the measured part, pauses left out; None without measured steps"
     )
-    prefill_energy_error_j: float | None = None
-    prefill_energy_readings: int | None = None
-    decode_energy_j: float | None = Field(None, description="energy of the rest of these steps")
-    decode_energy_error_j: float | None = None
-    decode_energy_readings: int | None = None
+    measured_samples: int | None = Field(None, description="the samples of the measured part")
     pauses: int | None = Field(None, description="pauses between measured steps, as for a checkpoint")
     pauses_duration_s: float | None = Field(None, description="their time, in none of the measured figures")
-    pauses_energy_j: float | None = Field(
-        None, description="their energy; None without any, or where one was too short for its source"
-    )
-    pauses_energy_error_j: float | None = None
-    pauses_energy_readings: int | None = None
-    phase_energy_j: float | None = Field(None, description="energy of the whole phase, burn-in and pauses included")
-    measured_energy_error_j: float | None = Field(
-        None, description="how far measured_energy_j can lie from what the sensor saw, as its pace and gaps allow"
-    )
-    measured_energy_readings: int | None = Field(None, description="the readings that measured_energy_j rests on")
-    phase_energy_error_j: float | None = Field(None, description="the same for phase_energy_j")
-    phase_energy_readings: int | None = Field(None, description="the readings that phase_energy_j rests on")
-    phase_energy_duration_s: float | None = Field(None, description="the time that phase_energy_j covers")
-    energies: tuple[EnergyWindow, ...] = Field((), description="the CPU beside it (cpu), and each device of several")
+    windows: tuple[EnergyWindow, ...] = Field((), description="the energies of its parts")
+
+    def window(self, part: EnergyPart, device: str | None = None) -> EnergyWindow | None:
+        """The energy of a part, of the trial's source or of one device; None where it has none."""
+        return next((found for found in self.windows if (found.part, found.device) == (part, device)), None)
+
+    def energy_j(self, part: EnergyPart) -> float | None:
+        """The joules of a part, of the trial's source; None where it has none."""
+        found = self.window(part)
+        return None if found is None else found.energy_j
 
 
 class EnergySource(Frozen):
@@ -229,11 +207,11 @@ class Resolved(Frozen):
 
     layout: Layout | None = None
     generation_layout: Layout | None = Field(None, description="generation's; another where frequencies ask for it")
-    attention_kernel: AttentionKernel | None = Field(None, description="own: the model's own attention")
+    attention_kernel: _AttentionKernel | None = Field(None, description="own: the model's own attention")
     precision: str | None = None
     train_batch_size: int | None = None
     inference_batch_size: int | None = None
-    heap: Heap | None = Field(None, description="kept: freed memory is reused; bounded: it is given back at once")
+    heap: HeapMode | None = Field(None, description="kept: freed memory is reused; bounded: it is given back at once")
     kernels_kept: int | None = Field(None, description="compiled kernels that oneDNN keeps")
     fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")

@@ -159,7 +159,7 @@ def _source(record: Record) -> list[str]:
     energy, idle = record.energy, record.meters.idle if record.meters else None
     lines = []
     if energy is not None and energy.update_period_s is not None:
-        lines.append(f"renewed every {formatting.duration(round(energy.update_period_s, 3))}")
+        lines.append(f"updated every {formatting.duration(round(energy.update_period_s, 3))}")
     if energy is not None and energy.cpu == "rapl":
         lines.append("the CPU beside it: rapl, in columns of its own and never added")
     if idle is not None:

@@ -11,6 +11,7 @@ from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
+from howlow.meters.totals import PhaseTotals
 from howlow.records import LineWriter, WarningKind
 from howlow.settings import Settings
 from howlow.trial.checkpointing import Saved, save_training
@@ -45,7 +46,7 @@ def _run_schedule(
     first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()
     parts = state.burn_in("train", [len(step) for step in schedule[first:]])
     writer = LineWriter(state.steps_path)
-    totals = saved.document["totals"] if saved else None
+    totals = PhaseTotals(**saved.document["totals"]) if saved else None
     with session.phase("train", totals) as meter:
         for index in range(first, len(schedule)):
             chosen = schedule[index]

@@ -32,5 +32,5 @@ def energy_source(meters: Meters, session: Session | None = None) -> EnergySourc
 
 def _pace_s(meter: EnergyMeter, session: Session | None) -> float | None:
     """The pace of the slowest instrument."""
-    periods = [reader.update_period_s for reader in session.of(meter)] if session else []
+    periods = [reader.update_period_s for reader in session.sensors.of(meter)] if session else []
     return max(periods, default=meter.update_period_s)

@@ -15,6 +15,7 @@ from howlow.engine.layouts import Layout
 from howlow.engine.tokens import TokenizedExample
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
+from howlow.meters.totals import PhaseTotals
 from howlow.records import LineWriter, PhaseName, Scores, WarningKind, read_lines
 from howlow.tasks import Example, Task, task_named
 from howlow.trial.checkpointing import Saved, save_inference
@@ -126,7 +127,8 @@ class Scorer:
         parts = state.burn_in(phase, [len(batch) for batch in batches[first:]])
         attached = self.attached.batches(phase) if self.attached else None
         steps, predictions = LineWriter(state.steps_path), LineWriter(state.predictions_path)
-        with self.running(phase) as run, self.session.phase(phase, interrupted.get("totals")) as meter:
+        totals = PhaseTotals(**interrupted["totals"]) if interrupted else None
+        with self.running(phase) as run, self.session.phase(phase, totals) as meter:
             for index in range(first, len(batches)):
                 work = prepare([test[row] for row in batches[index]])
                 samples = len(batches[index])
@@ -154,8 +156,8 @@ class Scorer:
                 state.report_progress(phase, index + 1, len(batches))
                 is_due = now_s() - saved_at_s >= state.settings.training.checkpoint_every_s
                 if index + 1 < len(batches) and (is_due or state.link.stop_requested):
-                    totals = meter.pause()
-                    save_inference(state, self.session, {"phase": phase, "batches": index + 1, "totals": totals})
+                    kept = meter.pause().model_dump()
+                    save_inference(state, self.session, {"phase": phase, "batches": index + 1, "totals": kept})
                     saved_at_s = now_s()
                     state.stop_if_asked()
             state.found.phases.append(meter.end())
