@@ -9,6 +9,8 @@ not continued.
 from collections.abc import Mapping
 from typing import Any
 
+from howlow.records.schema_1_energy import phase_from_schema_1
+
 _LAYOUT = ("layout", "kernel", "generation")
 
 
@@ -21,6 +23,7 @@ def as_schema_2(document: Mapping[str, Any]) -> dict[str, Any]:
         "resolved": _resolved(document),
         "model": model and {key: value for key, value in model.items() if key != "precision"},
         "layout": layout and {key: value for key, value in layout.items() if key not in _LAYOUT},
+        "phases": [phase_from_schema_1(phase).model_dump(mode="json") for phase in document.get("phases", ())],
     }
 
 
