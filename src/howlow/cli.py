@@ -8,13 +8,14 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
+import howlow
 from howlow.errors import UserError
 
 app = typer.Typer(
@@ -25,8 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-score_app = typer.Typer(no_args_is_help=True, help="Score predictions made elsewhere.", rich_markup_mode=None)
-app.add_typer(score_app, name="score")
 
 
 class _Described(TyperCommand):
@@ -89,7 +88,7 @@ def sweep_command(
     if seeds is not None:
         flags = asked.merge(flags, {"grid": {"seed": asked.parse_integers("--seeds", seeds)}})
     overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
-    settings = asked.load(source, overrides)
+    settings = howlow.load_settings(source, overrides)
     statuses = _statuses(retry)
     if dry_run:
         _print_dry_run(settings, out, statuses)
@@ -169,7 +168,7 @@ def report_command(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run directories")],
     as_json: Annotated[bool, typer.Option("--json", help="print the rows as one JSON document")] = False,
 ) -> None:
-    """Rebuild table, results.csv, figures and page from the records alone."""
+    """Write the table, results.csv, figures and page anew from the records alone."""
     _print_report(folders, as_json)
 
 
@@ -188,7 +187,7 @@ def _print_report(folders: list[Path], as_json: bool = False) -> None:
 def env_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
-    """Say what this machine can measure, what not, why, and what to do about it."""
+    """Say what this machine can measure and what it cannot, with the reason and what to do about it."""
     from howlow.meters.machine import choose_device
     from howlow.meters.survey import survey
     from howlow.reporting.machine import survey_text
@@ -197,27 +196,21 @@ def env_command(
     print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found.document()))
 
 
-@score_app.command("question_answering")
-def score_question_answering(
-    data: Annotated[str, typer.Option("--data", help="SQuAD JSON, v1.1 or v2.0")],
-    predictions: Annotated[str, typer.Option("--predictions", help="JSON: {question id: answer}")],
+@app.command("score")
+def score_command(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="the task whose scores are computed")],
+    data: Annotated[str, typer.Option("--data", help="test data of the task: a file")],
+    predictions: Annotated[str, typer.Option("--predictions", help="JSON: {example id: text}")],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
-    """Exact match and F1 as the official SQuAD scripts give them."""
-    from howlow.tasks.question_answering import score_file
+    """Score predictions made elsewhere, as a sweep scores its own."""
+    from howlow.reporting.scores import scores_text
+    from howlow.tasks import score_predictions
 
-    _print_scores(score_file(data, predictions), as_json)
-
-
-def _print_scores(scores: Mapping[str, Any], as_json: bool) -> None:
-    for warning in scores["warnings"]:
+    scores = score_predictions(task, data, predictions)
+    for warning in scores.warnings:
         _say(f"warning: {warning}")
-    if as_json:
-        print(json.dumps(scores, indent=1))
-        return
-    for key, value in scores.items():
-        if key != "warnings":
-            print(f"{key:26} {'n/a' if value is None else f'{value:.4%}' if isinstance(value, float) else value}")
+    print(json.dumps(scores.document(), indent=1) if as_json else scores_text(scores.figures))
 
 
 def _say(text: str) -> None:

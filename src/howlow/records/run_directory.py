@@ -63,7 +63,7 @@ def joined(folder: Path, settings: Settings) -> Settings:
     """The settings of the folder's own sweep joined with these; those of another sweep are refused."""
     if not (folder / "sweep.toml").exists():
         return settings
-    there = load(str(folder / "sweep.toml"))
+    there = load(str(folder / "sweep.toml"), (), None)
     difference = first_difference(there, settings)
     if difference is not None:
         key, old, new = difference

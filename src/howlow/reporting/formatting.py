@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from howlow.analysis.columns import Unit
+from howlow.analysis.column import Unit
 
 ABSENT = "n/a"
 _SCALES = {
@@ -87,7 +87,7 @@ def deviation(value: float, unit: Unit, mean: float) -> str:
     return significant(value * _SCALES.get(shown, 1.0), 2)
 
 
-def ratio(value: float | None) -> str:
+def times(value: float | None) -> str:
     """A figure relative to the reference's."""
     return ABSENT if value is None else f"{significant(value)}x"
 

@@ -4,8 +4,8 @@ A sweep is described by one `Settings` value. It is put together from a preset o
 `--set KEY=VALUE`, later ones winning, and is checked here, at the door: behind it no part of the program meets a
 setting that it has to doubt. The `grid` maps dotted settings to lists of values; `expand` turns it into trials.
 
-`schema` holds the fields, `checking` the rules and the messages, `grid` the axes and the trials, `sources` the
-presets, files and flags.
+`schema` holds the fields, `checking` the rules and the messages, `task_rules` what depends on the task, `grid` the
+axes and the trials, `sources` the presets, files and flags.
 """
 
 from howlow.settings.grid import TrialKind, TrialPlan, expand, first_difference, resolve, to_toml, united
@@ -20,6 +20,7 @@ from howlow.settings.schema import (
     setting_keys,
 )
 from howlow.settings.sources import load, merge, parse_assignment, parse_integers, parse_ranks, presets
+from howlow.settings.task_rules import TaskRules, check_task, completed
 
 __all__ = [
     "InferenceSettings",
@@ -27,10 +28,13 @@ __all__ = [
     "MeterSettings",
     "RunSettings",
     "Settings",
+    "TaskRules",
     "TaskSettings",
     "TrainingSettings",
     "TrialKind",
     "TrialPlan",
+    "check_task",
+    "completed",
     "expand",
     "first_difference",
     "load",

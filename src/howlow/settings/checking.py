@@ -35,6 +35,8 @@ def check_axis(axis: str, values: Any) -> None:
     """Refuse an axis that is no setting, may not vary within a sweep, or has no values."""
     if axis not in setting_keys():
         raise _unknown_setting(axis)
+    if axis == "task.name":
+        raise UserError("grid axis task.name: a sweep has one task; run a sweep for each")
     if axis.split(".")[0] in NOT_AN_AXIS:
         raise UserError(f"grid axis {axis}: this setting is the same for a whole sweep and cannot be an axis")
     if not isinstance(values, list) or not values:

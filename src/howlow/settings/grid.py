@@ -14,6 +14,7 @@ from tomlkit.items import KeyType, SingleKey
 from howlow.errors import UserError
 from howlow.settings.checking import RANK_AXIS, SEED_AXIS, check_axis, flat, located, located_model, validated
 from howlow.settings.schema import Settings, setting_keys
+from howlow.settings.task_rules import TaskRules, check_task, completed
 
 TrialKind = Literal["lora", "base", "full"]
 
@@ -30,8 +31,11 @@ class TrialPlan:
     settings: Settings
 
 
-def resolve(table: Mapping[str, Any]) -> Settings:
+def resolve(table: Mapping[str, Any], tasks: Mapping[str, TaskRules] | None) -> Settings:
     """Check a merged table and write out what it leaves to the defaults.
+
+    tasks: what each task asks of its settings (`howlow.tasks.task_rules()`). None is for a table that was resolved
+    before, such as a sweep.toml: its task was checked then.
 
     Raises:
         UserError: one line naming the first setting that is wrong, its value and its rule.
@@ -47,9 +51,11 @@ def resolve(table: Mapping[str, Any]) -> Settings:
     grid.setdefault(SEED_AXIS, [settings.seed])
     for plan in expand(settings.model_copy(update={"grid": grid})):  # every point of the grid obeys the rules
         _check_batches(plan)
+        if tasks is not None:
+            check_task(plan.settings.task, tasks)
     grid = {axis: _distinct(values) for axis, values in grid.items()}
     plain = {axis: grid[axis] for axis in (RANK_AXIS, SEED_AXIS, *sorted(set(grid) - {RANK_AXIS, SEED_AXIS}))}
-    task = settings.task.with_task_defaults()
+    task = settings.task if tasks is None else completed(settings.task, tasks[settings.task.name])
     places = {"train": located(task.train), "test": located(task.test)}
     resolved = settings.model_copy(
         update={"grid": plain, "task": task.model_copy(update=places), "model": located_model(settings.model)}

@@ -20,7 +20,7 @@ from howlow.errors import UserError
 from howlow.settings import TaskSettings
 from howlow.tasks.examples import Example, Purpose
 
-Group = list[Example]
+_Group = list[Example]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def select(train: Sequence[Example], test: Sequence[Example], settings: TaskSett
     )
 
 
-def _ordered_groups(examples: Sequence[Example], seed: int, purpose: Purpose) -> list[Group]:
-    groups: dict[str, Group] = {}
+def _ordered_groups(examples: Sequence[Example], seed: int, purpose: Purpose) -> list[_Group]:
+    groups: dict[str, _Group] = {}
     for example in examples:
         groups.setdefault(example.group, []).append(example)
     ordered = list(groups.values())
@@ -67,7 +67,7 @@ def _ordered_groups(examples: Sequence[Example], seed: int, purpose: Purpose) ->
     return ordered
 
 
-def _laid_end_to_end(groups: Iterable[Group], limit: int | None) -> tuple[Example, ...]:
+def _laid_end_to_end(groups: Iterable[_Group], limit: int | None) -> tuple[Example, ...]:
     return tuple(islice(chain.from_iterable(groups), limit))
 
 
@@ -80,7 +80,7 @@ def _keys(examples: Iterable[Example]) -> set[str]:
     return {" ".join(key.split()) for key in distinct}
 
 
-def _without_keys(groups: Iterable[Group], keys: set[str]) -> list[Group]:
+def _without_keys(groups: Iterable[_Group], keys: set[str]) -> list[_Group]:
     return [group for group in groups if keys.isdisjoint(_keys(group))]
 
 
@@ -92,7 +92,7 @@ def _same_data(train: Sequence[Example], test: Sequence[Example]) -> bool:
     return len(train) == len(test) and all(same(example, by_id.get(example.id)) for example in train)
 
 
-def _kept_outside_test(groups: list[Group], test_groups: list[Group], settings: TaskSettings) -> list[Group]:
+def _kept_outside_test(groups: list[_Group], test_groups: list[_Group], settings: TaskSettings) -> list[_Group]:
     """The training groups that have nothing in common with any of the test data."""
     kept = _without_keys(groups, _keys(chain.from_iterable(test_groups)))
     if not kept:
@@ -103,7 +103,7 @@ def _kept_outside_test(groups: list[Group], test_groups: list[Group], settings: 
     return kept
 
 
-def _kept_beside_test(groups: list[Group], test_groups: list[Group], settings: TaskSettings) -> list[Group]:
+def _kept_beside_test(groups: list[_Group], test_groups: list[_Group], settings: TaskSettings) -> list[_Group]:
     """Of data that is training and test data at once: the groups that have nothing in common with the chosen ones."""
     if settings.test_examples is None:
         raise UserError(
@@ -123,7 +123,7 @@ def _kept_beside_test(groups: list[Group], test_groups: list[Group], settings: T
     return kept
 
 
-def _groups_reaching(groups: Iterable[Group], num_examples: int) -> Iterator[Group]:
+def _groups_reaching(groups: Iterable[_Group], num_examples: int) -> Iterator[_Group]:
     """The first groups that together have that many examples, or all of them."""
     for group in groups:
         if num_examples <= 0:

@@ -30,7 +30,7 @@ _FILE_SUFFIX = re.compile(
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """One line of JSONL, one row of CSV or one row of hub data."""
 
     place: str
@@ -147,7 +147,7 @@ def read_json(path: str | Path) -> Any:
     return _parse_json(read_text(path), str(path))
 
 
-def read_jsonl(path: str | Path) -> list[Row]:
+def read_jsonl(path: str | Path) -> list[DataRow]:
     """The objects of a JSONL file, one a line; blank lines are passed over.
 
     Raises:
@@ -161,11 +161,11 @@ def read_jsonl(path: str | Path) -> list[Row]:
         value = _parse_json(line, f"{path}", line_offset=number - 1)
         if not isinstance(value, dict):
             raise UserError(f"{path} line {number}: one JSON object a line is expected, not {kind_of(value)}")
-        rows.append(Row(f"{path} line {number}", f"{Path(path).name}:{number}", value))
+        rows.append(DataRow(f"{path} line {number}", f"{Path(path).name}:{number}", value))
     return rows
 
 
-def read_csv(path: str | Path, columns: tuple[str, ...]) -> list[Row]:
+def read_csv(path: str | Path, columns: tuple[str, ...]) -> list[DataRow]:
     """The rows of a CSV file with a header line; a row's number is the line that it begins on.
 
     Raises:
@@ -186,7 +186,9 @@ def read_csv(path: str | Path, columns: tuple[str, ...]) -> list[Row]:
         if len(cells) != len(header):
             has = f"{len(cells)} columns, the header has {len(header)}"
             raise UserError(f"{path} line {number}: has {has}; check the commas and quotes of this row")
-        rows.append(Row(f"{path} line {number}", f"{Path(path).name}:{number}", dict(zip(header, cells, strict=True))))
+        rows.append(
+            DataRow(f"{path} line {number}", f"{Path(path).name}:{number}", dict(zip(header, cells, strict=True)))
+        )
     return rows
 
 
@@ -220,7 +222,7 @@ def text_files(folder: Path) -> list[Path]:
 # -- the hub --------------------------------------------------------------------------------------------------------
 
 
-def read_hub(source: str, purpose: Purpose, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[Row]:
+def read_hub(source: str, purpose: Purpose, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[DataRow]:
     """These columns of hub data, and the optional ones it has; its default splits are `train`, and `test` or else
     `validation`.
 
@@ -237,7 +239,7 @@ def read_hub(source: str, purpose: Purpose, columns: tuple[str, ...], optional: 
         raise UserError(f"hub data {source}: has no column {missing[0]!r}; its columns are: {has}")
     taken = [*columns, *(column for column in optional if column in table.column_names)]
     rows = enumerate(table.select_columns(taken), start=1)
-    return [Row(f"hub data {source} {split} row {number}", f"{split}:{number}", row) for number, row in rows]
+    return [DataRow(f"hub data {source} {split} row {number}", f"{split}:{number}", row) for number, row in rows]
 
 
 def _load_hub(source: str, name: str, config: str | None, split: str | None, purpose: Purpose) -> tuple[str, Any]:
