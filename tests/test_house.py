@@ -96,7 +96,7 @@ import sys
 import howlow
 assert not [name for name in sys.modules if name.startswith("howlow.")], sys.modules
 import howlow.sweeping, howlow.reporting.charts
-from howlow.settings import load
+from howlow import load_settings as load
 for name in howlow.__all__:
     assert callable(getattr(howlow, name)), name
 assert howlow.sweep.__module__ == "howlow.sweeping.sweep"

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 import howlow
+from howlow import load_settings as load
 from howlow.errors import UserError
 from howlow.records import DataRecord, Environment, Record, read_record, run_directory, write_record
-from howlow.settings import Settings, expand, load, merge, to_toml
+from howlow.settings import Settings, expand, merge, to_toml
 from howlow.sweeping.sweep import DryRun
 
 ENVIRONMENT = Environment(

@@ -38,8 +38,15 @@ class _Described(TyperCommand):
         for option in self.params:
             key = getattr(option, "help", None)
             if key in setting_keys():
-                option.help = f"{setting_keys()[key]} [{key}]"  # type: ignore[attr-defined]
+                option.help = f"{setting_keys()[key]}{_values(key)} [{key}]"  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
+
+
+def _values(key: str) -> str:
+    """The values of a setting that its type does not show."""
+    from howlow.tasks import tasks
+
+    return f": {', '.join(tasks())}" if key == "task.name" else ""
 
 
 Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
@@ -196,9 +203,9 @@ def env_command(
     print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found.document()))
 
 
-@app.command("score")
+@app.command("score", cls=_Described)
 def score_command(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="the task whose scores are computed")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="task.name")],
     data: Annotated[str, typer.Option("--data", help="test data of the task: a file")],
     predictions: Annotated[str, typer.Option("--predictions", help="JSON: {example id: text}")],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,

@@ -30,7 +30,7 @@ class Section(BaseModel):
 class TaskSettings(Section):
     """The data, how an example becomes prompt and completion, and how an answer is scored."""
 
-    name: Text = Field(description="the kind of data and of scoring: one of the tasks below")
+    name: Text = Field(description="the kind of data and of scoring")
     train: Text = Field(description="training data: a file, a folder, or hub data as owner/name[:config[:split]]")
     test: Text = Field(description="test data, in the same forms; the same file as `train` is split by groups")
     train_examples: Positive | None = Field(None, description="at most this many training examples; absent: all")

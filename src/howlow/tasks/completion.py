@@ -93,6 +93,7 @@ def _identity(row: DataRow) -> str:
 
 
 TASK = Task(
+    about="prompts and completions of one's own: JSONL, CSV or hub data",
     metrics=("exact_match", "loss"),
     rules=TaskRules(takes=("template", "stop"), placeholders=("{prompt}",)),
     load=_load,

@@ -60,6 +60,7 @@ def _hub_text(source: str, purpose: Purpose) -> tuple[str, str]:
 
 
 TASK = Task(
+    about="plain text: a file, a folder of .txt files or hub data; the result is the loss over it",
     metrics=("perplexity", "loss"),
     rules=TaskRules(takes=("unit",), defaults={"unit": "paragraph"}),
     load=_load,

@@ -77,6 +77,7 @@ def _example(question: SquadQuestion, template: str, version: int) -> Example:
 
 
 TASK = Task(
+    about="SQuAD (v1.1 or v2.0, JSON or hub data): answer a question on a paragraph in its words",
     metrics=("f1", "exact_match", "loss"),
     rules=TaskRules(
         takes=("template", "stop", "answerable_only"),

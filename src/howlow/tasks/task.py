@@ -10,10 +10,16 @@ from howlow.settings import TaskRules, TaskSettings
 from howlow.tasks.examples import Example, PredictionScores, Purpose, TaskScores
 
 
+def _no_scores(examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskScores:
+    return TaskScores()
+
+
 @dataclass(frozen=True)
 class Task:
     """Everything that the program has to know about a task."""
 
+    about: str
+    """what its data is, in one line"""
     metrics: tuple[str, ...]
     """the columns of results.csv that say how well it was learned, the main one first"""
     rules: TaskRules
@@ -28,7 +34,7 @@ class Task:
     False: examples are texts without prompts, and the loss over the test's text is the result."""
     prediction: Callable[[str], str] = str.strip
     """generated text, cut at `task.stop` -> the text that is scored"""
-    score: Callable[[Sequence[Example], Mapping[str, str]], TaskScores] = lambda examples, predictions: TaskScores()
-    """scores predictions (example id -> text); an example without a prediction counts as wrong"""
+    score: Callable[[Sequence[Example], Mapping[str, str]], TaskScores] = _no_scores
+    """(examples, example id -> prediction) -> scores; an example without a prediction counts as wrong"""
     score_file: Callable[[str, str], PredictionScores] | None = None
     """(data, predictions) -> scores of a file of predictions made elsewhere; None: the task has no answers to score"""
