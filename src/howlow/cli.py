@@ -200,7 +200,7 @@ def env_command(
     from howlow.reporting.machine import survey_text
 
     found = survey(choose_device("auto"))
-    print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found.document()))
+    print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found))
 
 
 @app.command("score", cls=_Described)

@@ -29,7 +29,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.ENERGY_OF_ANOTHER_DEVICE: ("energy",),
     WarningKind.IDLE_ABSENT: ("energy_above_idle",),
     WarningKind.PEAK_MEMORY_ABSENT: ("memory",),
-    WarningKind.PERPLEXITY_OVERFLOW: ("perplexity",),
+    WarningKind.PERPLEXITY_OVERFLOW: ("exponential",),
     WarningKind.STEPS_SKIPPED: ("optimizer", "quality"),
     WarningKind.SHORT_BURN_IN: _COSTS,
     WarningKind.RESUMED: (),

@@ -13,7 +13,7 @@ TableSection = Literal["adapter", "fine-tuning", "inference", "quality"]
 Subject = Literal[
     "quality",
     "answers",
-    "perplexity",
+    "exponential",
     "optimizer",
     "speed",
     "energy",

@@ -16,6 +16,7 @@ from howlow.analysis.cost_columns import COSTS, GENERATION, METERED, NEW_TOKENS,
 
 KIND = Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)")
 RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter")
+STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
 ADAPTER_BYTES = Column(
     "adapter_bytes",
     "adapter size",
@@ -30,7 +31,7 @@ _TRIAL = (
     KIND,
     RANK,
     Column("seed", "seed", "count", "governs initialisation, order and dropout"),
-    Column("status", "status", "text", "done, out_of_memory, diverged or failed"),
+    STATUS,
     Column("alpha", "alpha", "number", "the numerator of the adapter's scaling"),
     Column("scaling_factor", "scaling", "number", "s in h = W x + s B A x"),
     Column("layout", "layout", "text", "how examples became token batches"),
@@ -80,7 +81,7 @@ _OF_INFERENCE = "generation if the task has answers, else the loss over the test
 
 # -- quality --------------------------------------------------------------------------------------------------------
 
-_QUALITY, _ANSWERS, _EXPONENTIAL = of("quality"), of("quality", "answers"), of("quality", "perplexity")
+_QUALITY, _ANSWERS, _EXPONENTIAL = of("quality"), of("quality", "answers"), of("quality", "exponential")
 
 
 def _at(order: int) -> TablePlace:

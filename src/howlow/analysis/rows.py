@@ -8,7 +8,7 @@ figure that was not measured is None. A phase that did not end has no figures: h
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,17 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class TrialWarning:
+    """A warning of one trial, with its remedy and the names of the columns that it qualifies."""
+
+    trial: str
+    kind: str
+    detail: str
+    remedy: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Results:
     """The trials of one or several run directories that may stand in one table."""
 
@@ -70,19 +81,24 @@ class Results:
         return columns_of(self.axes)
 
     @cached_property
-    def warnings(self) -> list[dict[str, Any]]:
-        """Every warning of every trial, with its remedy and the columns that it qualifies."""
+    def trial_warnings(self) -> list[TrialWarning]:
+        """Every warning of every trial."""
         return [
-            {
-                "trial": trial.record.trial,
-                "kind": warning.kind.value,
-                "detail": warning.detail,
-                "remedy": warning.remedy,
-                "columns": qualified(warning, inference_phase(trial.record)),
-            }
-            for trial in self.trials
-            for warning in trial.record.warnings
+            TrialWarning(
+                record.trial,
+                warning.kind.value,
+                warning.detail,
+                warning.remedy,
+                qualified(warning, inference_phase(record)),
+            )
+            for record in self.records
+            for warning in record.warnings
         ]
+
+    @property
+    def warnings(self) -> list[dict[str, Any]]:
+        """The same as plain tables, as `howlow report --json` prints them."""
+        return [asdict(warning) for warning in self.trial_warnings]
 
 
 def load_results(*folders: Path | str) -> Results:

@@ -11,7 +11,7 @@ from typing import Any
 from howlow.analysis.column import Column, TableSection
 from howlow.analysis.columns import ENERGY_SOURCE, TRAIN_BATCH_SIZE, tabulated
 from howlow.analysis.comparison import Comparison, Group, Reference
-from howlow.analysis.rows import Results, Trial
+from howlow.analysis.rows import Results, Trial, TrialWarning
 from howlow.reporting import formatting
 from howlow.reporting.absences import absences
 
@@ -224,14 +224,14 @@ def _failures(results: Results) -> tuple[Failure, ...]:
 
 def _warnings(results: Results) -> tuple[WarningNote, ...]:
     """Warnings that say the same are one note."""
-    alike: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
-    for warning in results.warnings:
-        alike[warning["kind"], warning["detail"], warning["remedy"]].append(warning)
+    alike: dict[tuple[str, str, str], list[TrialWarning]] = defaultdict(list)
+    for warning in results.trial_warnings:
+        alike[warning.kind, warning.detail, warning.remedy].append(warning)
     ordered = sorted(alike.items(), key=lambda item: item[0][0])
     return tuple(_note(number, key, warnings) for number, (key, warnings) in enumerate(ordered, 1))
 
 
-def _note(number: int, key: tuple[str, str, str], warnings: Sequence[dict[str, Any]]) -> WarningNote:
-    trials = dict.fromkeys(warning["trial"] for warning in warnings)
-    columns = dict.fromkeys(name for warning in warnings for name in warning["columns"])
+def _note(number: int, key: tuple[str, str, str], warnings: Sequence[TrialWarning]) -> WarningNote:
+    trials = dict.fromkeys(warning.trial for warning in warnings)
+    columns = dict.fromkeys(name for warning in warnings for name in warning.columns)
     return WarningNote(number, *key, trials=tuple(trials), columns=tuple(columns))

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from howlow.analysis.column import TableSection
-from howlow.analysis.columns import RANK
+from howlow.analysis.columns import RANK, STATUS
 from howlow.reporting import formatting
 from howlow.reporting.summary import Cell, Failure, Heading, Summary, TableRow, WarningNote
 
@@ -139,7 +139,7 @@ def _width(heading: Heading, cells: Sequence[Cell], marks: Mapping[int, str]) ->
 def _fixed_width(summary: Summary, marks: Mapping[int, str]) -> int:
     statuses = [part for row in summary.rows for part in _status(row.status).splitlines()]
     labels = [_label(row, marks) for row in summary.rows]
-    width = max(map(len, [RANK.label, *labels])) + max(map(len, ["status", *statuses])) + _GAP
+    width = max(map(len, [RANK.label, *labels])) + max(map(len, [STATUS.label, *statuses])) + _GAP
     for index, axis in enumerate(summary.axes):
         width += max(map(len, [*_axis(axis).splitlines(), *(row.axes[index] for row in summary.rows)])) + _GAP
     return width + (len("seeds") + _GAP if summary.has_seeds else 0)
@@ -176,7 +176,7 @@ def _empty_table(summary: Summary, chunk: Sequence[int]) -> "Table":
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.header_style = "bold"
     table.add_column(Text(RANK.label), justify="right", no_wrap=True)
-    table.add_column(Text("status"), no_wrap=True)
+    table.add_column(Text(STATUS.label), no_wrap=True)
     for axis in summary.axes:
         table.add_column(Text(_axis(axis)), justify="right", no_wrap=True)
     if summary.has_seeds:
