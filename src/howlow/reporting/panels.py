@@ -10,7 +10,7 @@ from howlow.analysis.columns import BATCH_SIZES, RANK
 from howlow.analysis.comparison import Comparison
 from howlow.reporting import formatting
 from howlow.reporting.figure import SOFT, Datasets, Datum, panel_title
-from howlow.reporting.points import MOST_TICKS, BatchChange, Point, batch_changes, drawn_series, evenly_in_log
+from howlow.reporting.points import MOST_TICKS, BatchChange, ChartPoint, batch_changes, drawn_series, evenly_in_log
 from howlow.reporting.summary import assumed_words
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _LEVEL_COLORS = {"base": _ORANGE, "full": _GREEN}
 # -- costs ----------------------------------------------------------------------------------------------------------
 
 
-def cost_panel(comparison: Comparison, data: Datasets, column: Column, points: Sequence[Point]) -> Any:
+def cost_panel(comparison: Comparison, data: Datasets, column: Column, points: Sequence[ChartPoint]) -> Any:
     """A cost relative to the reference rank; the axis spans at least 0.75 to 1.25, so that flat looks flat."""
     import altair as alt
 
@@ -41,7 +41,7 @@ def cost_panel(comparison: Comparison, data: Datasets, column: Column, points: S
     return _panel(data, layers, column.panel.title or column.label, _relative_words(comparison, column))
 
 
-def _relative_scale(points: Sequence[Point]) -> "alt.Scale":
+def _relative_scale(points: Sequence[ChartPoint]) -> "alt.Scale":
     import altair as alt
 
     heights = _extent(points)
@@ -89,7 +89,7 @@ class _Level:
     label: str
 
 
-def quality_panel(comparison: Comparison, data: Datasets, column: Column, points: Sequence[Point]) -> Any:
+def quality_panel(comparison: Comparison, data: Datasets, column: Column, points: Sequence[ChartPoint]) -> Any:
     """Quality as it is, with the bare model and full fine-tuning as dashed levels."""
     import altair as alt
 
@@ -115,7 +115,7 @@ def _levels(comparison: Comparison, column: Column) -> list[_Level]:
     ]
 
 
-def _quality_domain(points: Sequence[Point], levels: Sequence[_Level]) -> tuple[float, float]:
+def _quality_domain(points: Sequence[ChartPoint], levels: Sequence[_Level]) -> tuple[float, float]:
     heights = [*_extent(points), *(level.y for level in levels)]
     margin = 0.08 * (max(heights) - min(heights)) or 0.1 * abs(max(heights)) or 0.1
     floor = 0.0 if min(heights) >= 0 else -math.inf
@@ -143,16 +143,16 @@ def spread(tops: Sequence[float], apart: float = 14.0) -> list[float]:
 # -- lines ----------------------------------------------------------------------------------------------------------
 
 
-def _ranks(points: Sequence[Point]) -> list[int]:
+def _ranks(points: Sequence[ChartPoint]) -> list[int]:
     return sorted({point.rank for point in points})
 
 
-def _extent(points: Sequence[Point]) -> list[float]:
+def _extent(points: Sequence[ChartPoint]) -> list[float]:
     return [height for point in points for height in point.extent]
 
 
 def _lines(
-    comparison: Comparison, data: Datasets, points: Sequence[Point], y: "alt.Y", y_tooltip: "alt.Tooltip"
+    comparison: Comparison, data: Datasets, points: Sequence[ChartPoint], y: "alt.Y", y_tooltip: "alt.Tooltip"
 ) -> list[Any]:
     """The lines that join means, the spread of seeds, and the points themselves."""
     import altair as alt
@@ -173,7 +173,7 @@ def _lines(
     return layers
 
 
-def _bar(point: Point) -> Datum:
+def _bar(point: ChartPoint) -> Datum:
     return {**point.datum(), "y": point.low}
 
 

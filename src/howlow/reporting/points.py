@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Point:
+class ChartPoint:
     """A group's mean, or one of its trials (`is_dot`), with the text that is shown on hovering over it."""
 
     rank: int
@@ -101,7 +101,7 @@ def evenly(items: Sequence[Item], most: int) -> list[Item]:
 # -- points ---------------------------------------------------------------------------------------------------------
 
 
-def points_of(comparison: Comparison, column: Column, relative: bool) -> list[Point]:
+def points_of(comparison: Comparison, column: Column, relative: bool) -> list[ChartPoint]:
     """A point for each group's mean and one for each of its trials.
 
     Where the trials are too many to be told apart, each group has a standard deviation (`low`, `high`) instead.
@@ -124,13 +124,13 @@ def _drawn_groups(comparison: Comparison, column: Column) -> Iterator[tuple[Grou
 
 def _group_points(
     comparison: Comparison, group: Group, mean: Statistic, column: Column, *, relative: bool, has_dots: bool
-) -> Iterator[Point]:
+) -> Iterator[ChartPoint]:
     y = comparison.relative_mean(group, column) if relative else mean.mean
     if y is None:
         return
     what = f"mean of {mean.n} seeds" if mean.n > 1 else group.trials[0].record.trial
     value = formatting.quantity(mean.mean, column.unit)
-    point = Point(group.rank or 0, series_of(group), _short(y), value, what)
+    point = ChartPoint(group.rank or 0, series_of(group), _short(y), value, what)
     if mean.deviation is None or has_dots:
         yield point
     else:
@@ -140,7 +140,9 @@ def _group_points(
         yield from _dot(comparison, trial, point, column, relative)
 
 
-def _dot(comparison: Comparison, trial: Trial, mean: Point, column: Column, relative: bool) -> Iterator[Point]:
+def _dot(
+    comparison: Comparison, trial: Trial, mean: ChartPoint, column: Column, relative: bool
+) -> Iterator[ChartPoint]:
     value = trial.row[column.name]
     y = comparison.relative(trial.row, column) if relative else value
     if y is not None:

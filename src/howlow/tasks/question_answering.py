@@ -59,7 +59,7 @@ def _score(examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskS
 
 
 def _example(question: SquadQuestion, template: str, version: int) -> Example:
-    # The template is split before the question goes in: a question or paragraph that holds "{context}" stays as it is.
+    # The template is split before the question is filled in, so that a question that holds "{context}" stays as it is.
     before, _, after = template.partition("{context}")
     answer = question.answers[0] if question.answers else _UNANSWERABLE
     if not answer.strip():

@@ -5,7 +5,7 @@
 
 Version 1.1 (Rajpurkar et al., 2016) answers every question; version 2.0 (Rajpurkar et al., 2018) marks those that the
 paragraph does not answer with `is_impossible` and an empty list. The hub's `squad` and `squad_v2` hold the same, one
-question a row. `title`, `answer_start` and `plausible_answers` are not used and not looked at.
+question a row. `title`, `answer_start` and `plausible_answers` are ignored.
 
 An error names the path inside the document: `data[3].paragraphs[0].qas[2].answers[0].text is missing`.
 """
@@ -29,7 +29,7 @@ class SquadQuestion:
     context: str
     question: str
     answers: tuple[str, ...]
-    """the accepted answers as they stand; none: the paragraph does not answer it"""
+    """the accepted answers as written; empty: the paragraph does not answer it"""
     place: str
     """for messages: the file and the path inside it"""
 
