@@ -70,7 +70,7 @@ def test_the_largest_batches_are_found_up_to_real_out_of_memory(tiny_table: dict
     assert record.status == "done", record.error
     training, inference = record.batch_search
     assert (training.setting, inference.setting) == ("training.batch_size", "inference.batch_size")
-    assert training.batch == record.settings.training.batch_size
+    assert training.batch == record.resolved.train_batch_size
     failed = [probe.batch for probe in training.probes if not probe.fits]
     assert min(failed) == (training.batch or 0) + 1, "one more does not fit"
     for phase in record.phases:

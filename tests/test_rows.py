@@ -134,7 +134,6 @@ def write_trial(
         scaling_factor=2.0 if is_lora else None,
         alpha=2.0 * rank if is_lora and rank else None,
         adapter_bytes=(rank or 0) * 230_400 + 15_000 if is_lora else None,
-        precision="fp32",
         tokenizer="smollm2-135m",
         weights="pretrained",
     )

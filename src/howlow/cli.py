@@ -50,6 +50,10 @@ def _values(key: str) -> str:
 
 
 Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
+AcceptDifferent = Annotated[
+    list[str] | None,
+    typer.Option("--accept-different", metavar="KEY", help="compare although this key differs; costs: all of costs"),
+]
 Out = Annotated[str | None, typer.Option("--out", help="the run directory", metavar="DIR")]
 
 
@@ -70,6 +74,7 @@ def sweep_command(
     retry: Annotated[
         str | None, typer.Option("--retry", help="run trials again that ended as failed,out_of_memory,diverged")
     ] = None,
+    accept_different: AcceptDifferent = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and run nothing")] = False,
 ) -> None:
     """Run a sweep, or go on with it: one fine-tuning per rank, measured and scored; ends with the report."""
@@ -97,8 +102,9 @@ def sweep_command(
     overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
     settings = howlow.load_settings(source, overrides)
     statuses = _statuses(retry)
+    accepted = accept_different or []
     if dry_run:
-        _print_dry_run(settings, out, statuses)
+        _print_dry_run(settings, out, statuses, accepted)
         return
     if out is None:
         raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
@@ -108,14 +114,14 @@ def sweep_command(
     progress = Progress()
     try:
         with progress:
-            result = sweep(settings, out, retry=statuses, on_event=progress.on_event)
+            result = sweep(settings, out, retry=statuses, accept_different=accepted, on_event=progress.on_event)
     except DiskFullError as error:
         _say(f"howlow: the disk is full: {error}; make room, then the same command goes on")
         raise typer.Exit(1) from None
     except KeyboardInterrupt as interrupt:
         _say(f"howlow: stopped; what is measured is kept in {out}, the same command goes on")
         raise typer.Exit(143 if isinstance(interrupt, _TerminatedError) else 130) from None
-    _print_report([Path(out)])
+    _print_report([Path(out)], accepted)
     for record in result.failed:
         _say(f"howlow: {record.trial} ended as {record.status}: {record.error}")
     if result.failed:
@@ -141,10 +147,10 @@ def _statuses(text: str | None) -> list[Any]:
     return asked
 
 
-def _print_dry_run(settings: Any, out: str | None, retry: list[Any]) -> None:
+def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_different: list[str]) -> None:
     from howlow.sweeping.sweep import dry_run
 
-    plan = dry_run(settings, out, retry=retry)
+    plan = dry_run(settings, out, retry=retry, accept_different=accept_different)
     finished = sum(status == "done" for status in plan.ended.values())
     print(f"{len(plan.plans)} trials, {finished} of them finished; to run, in this order:")
     for name in plan.to_run:
@@ -173,18 +179,19 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any]) -> None:
 @app.command("report")
 def report_command(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run directories")],
+    accept_different: AcceptDifferent = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the rows as one JSON document")] = False,
 ) -> None:
     """Write the table, results.csv, figures and page anew from the records alone."""
-    _print_report(folders, as_json)
+    _print_report(folders, accept_different or [], as_json)
 
 
-def _print_report(folders: list[Path], as_json: bool = False) -> None:
+def _print_report(folders: list[Path], accept_different: list[str], as_json: bool = False) -> None:
     import shutil
 
     from howlow.reporting import write_report
 
-    report = write_report(folders)
+    report = write_report(folders, accept_different=accept_different)
     print(report.json_text() if as_json else report.table_text(shutil.get_terminal_size((100, 24)).columns))
     places = dict.fromkeys(str(path if path.parent.name != "figures" else path.parent) for path in report.files)
     _say(f"written: {', '.join(places)}")

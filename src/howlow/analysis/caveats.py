@@ -53,6 +53,8 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.DEVICE_VIRTUAL: _COSTS,
     WarningKind.POWER_CAPPED: _COSTS,
     WarningKind.THROTTLED: _COSTS,
+    WarningKind.QUALITY_NOT_COMPARABLE: ("quality",),
+    WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
 }
 
 

@@ -20,50 +20,10 @@ from howlow.errors import UserError
 from howlow.executors.local import LocalExecutor
 from howlow.outcomes import is_held, kernel_kills, ran_out_of_memory
 from howlow.records import BatchProbe, BatchSearch, write_atomically
-from howlow.settings import Settings, TrialPlan
+from howlow.settings import TrialPlan, batch_search_keys
 
 Setting = Literal["training.batch_size", "inference.batch_size"]
 Tell = Callable[[Mapping[str, Any]], None]
-
-_BOTH = (
-    "model",
-    "tokenizer",
-    "revision",
-    "trust_remote_code",
-    "random_weights",
-    "task",
-    "lora.target_modules",
-    "training.sequence_length",
-    "training.precision",
-    "training.head",
-    "run.device",
-    "run.memory_limit_bytes",
-    "run.memory_margin",
-)
-_LIGHT_STEPS = (
-    "lora.dropout",
-    "training.max_grad_norm",
-    "training.loss_on",
-    "training.gradient_checkpointing",
-    "training.compile",
-)
-"""Of the fine-tuning that a probe for inference has behind it, too."""
-_DEPENDS_ON: Mapping[Setting, tuple[str, ...]] = {
-    "training.batch_size": (
-        *_BOTH,
-        "training.shuffle",
-        "training.effective_batch_size",
-        "training.epochs",
-        "training.max_steps",
-        *_LIGHT_STEPS,
-    ),
-    "inference.batch_size": (
-        *_BOTH,
-        "inference.adapter",
-        "inference.max_new_tokens",
-        *_LIGHT_STEPS,
-    ),
-}
 
 
 class SearchFailedError(Exception):
@@ -109,17 +69,6 @@ def searched_settings(plan: TrialPlan) -> list[Setting]:
         "inference.batch_size": plan.settings.inference.batch_size == "max",
     }
     return [setting for setting, is_asked in asked.items() if is_asked]
-
-
-def with_batches(settings: Settings, searches: Sequence[BatchSearch]) -> Settings:
-    """The settings with the numbers that were found; a search in vain leaves "max"."""
-    for search in searches:
-        if search.batch is None:
-            continue
-        section, _, name = search.setting.partition(".")
-        changed = getattr(settings, section).model_copy(update={name: search.batch})
-        settings = settings.model_copy(update={section: changed})
-    return settings
 
 
 def largest_batch(executor: LocalExecutor, plan: TrialPlan, setting: Setting, place: Place, tell: Tell) -> BatchSearch:
@@ -251,7 +200,7 @@ def _key(plan: TrialPlan, setting: Setting, place: Place) -> str:
 def _family(plan: TrialPlan, setting: Setting, place: Place) -> str:
     """What searches have in common whose probes tell of one another: everything but rank and seed."""
     own = {"setting": setting, "kind": plan.kind, "layout": dict(place.layout), "basis": dict(place.basis)}
-    return plan.settings.digest(_DEPENDS_ON[setting], **own)
+    return plan.settings.digest(batch_search_keys(setting), **own)
 
 
 def _others(folder: Path, family: str) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ content of the file, so that the second load takes seconds; the folder appears w
 from safetensors only: pickles can run code, and are refused.
 """
 
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -22,7 +21,7 @@ from filelock import FileLock
 from huggingface_hub.errors import StrictDataclassError
 from platformdirs import user_cache_path
 
-from howlow.engine.weights import shards
+from howlow.engine.weights import file_sha256, shards
 from howlow.errors import UserError
 
 _OF_LOADERS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
@@ -118,15 +117,10 @@ def _check_folder(folder: Path, random_weights: bool) -> None:
         shards(folder)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _dequantised(gguf: Path) -> Path:
     """The folder in the cache with the file's weights in fp32 and its tokenizer; made when it is missing."""
     try:
-        digest = _sha256(gguf)
+        digest = file_sha256(gguf)
     except OSError as error:
         raise UserError(f"model {gguf}: {error.strerror}") from None
     cache = user_cache_path("howlow") / "models"

@@ -106,6 +106,11 @@ class NvmlDevice:
         version: str | None = _value(pynvml.nvmlSystemGetDriverVersion)
         return version
 
+    def power_limit_w(self) -> float | None:
+        """The limit that the driver enforces."""
+        limit = _value(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._card)
+        return None if limit is None else limit / 1000
+
     def name(self) -> str | None:
         """The model."""
         name: str | None = _value(pynvml.nvmlDeviceGetName, self._handle)

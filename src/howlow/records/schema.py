@@ -7,8 +7,11 @@ from pydantic import Field
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
+AttentionKernel = Literal["own", "products", "sdpa", "flex"]
+Heap = Literal["kept", "bounded"]
+Layout = Literal["padded", "packed", "shared"]
 Part = Literal["burn_in", "measured"]
 Status = Literal["done", "out_of_memory", "diverged", "failed"]
 
@@ -155,7 +158,6 @@ class ModelRecord(Frozen):
     scaling_factor: float | None = None
     alpha: float | None = None
     adapter_bytes: int | None = Field(None, description="size of adapter_model.safetensors")
-    precision: str
     tokenizer: str
     weights: Literal["pretrained", "random"]
 
@@ -167,49 +169,75 @@ class DataRecord(Frozen):
     """
 
     train_sha256: str = Field(description="of the training examples' token ids, in order")
-    test_sha256: str
-    model_sha256: str | None = Field(None, description="of a local model's config and of samples of its weights")
+    test_sha256: str = Field(description="the same of the test examples")
+    answers_sha256: str | None = Field(
+        None, description="of what else the scores depend on: accepted answers, words and bytes; None in schema 1"
+    )
+    model_sha256: str | None = Field(None, description="of a local model's config and weights")
+    model_commit: str | None = Field(None, description="the commit of a hub model that was loaded")
     train_examples: int
     train_groups: int
     test_examples: int
     test_groups: int
     train_tokens: int
     test_tokens: int
-    longest_tokens: int = Field(description="the longest training example")
+    longest_tokens: int = Field(description="of the longest training example")
     overlap_left_out: int = Field(description="training examples left out because their group occurs in the test data")
     dropped: int = Field(description="training examples too long for the sequence length")
     cut: int = Field(description="examples whose text or context was cut")
 
 
 class LayoutChoice(Frozen):
-    """The layout that trials take, and why."""
+    """The layout chosen for trials, and why."""
 
-    layout: Literal["padded", "packed", "shared"]
+    layout: Layout
     kernel: Literal["sdpa", "flex"] | None = Field(None, description="the attention kernel of packed and shared")
-    problem: str | None = Field(None, description="why the layout is padded though another would have been taken")
+    problem: str | None = Field(None, description="why the layout is padded although another one was wanted")
     generation: Literal["padded"] | None = Field(
-        None, description="the layout of generation where it is another: frequencies follow a batch's longest row"
+        None, description="the layout of generation where it differs: frequencies follow a batch's longest row"
     )
 
 
 class LayoutTokens(Frozen):
-    """What a layout made of a phase's examples."""
+    """How many tokens a phase had, and how many of them the layout computed."""
 
-    tokens: int = Field(description="real tokens of the examples, a shared prefix counted once for each")
+    tokens: int = Field(description="real tokens of the examples; a shared prefix counts once for each of them")
     computed_tokens: int = Field(description="tokens the model ran on")
     padded_tokens: int | None = Field(
-        None, description="tokens that the layout padded would have run on; not known of a generation"
+        None, description="tokens the model would have run on in the layout padded; None for generation"
     )
     padding_share: float | None = Field(None, description="share of computed_tokens that is padding, 0..1")
     saved_share: float | None = Field(None, description="share of padded_tokens that was not computed, 0..1")
 
 
-class LayoutRecord(LayoutChoice):
-    """The layout of a trial, and what it saved."""
+class LayoutRecord(Frozen):
+    """What a trial's layout saved (`Resolved` says which layout it was)."""
 
+    problem: str | None = Field(None, description="why the layout is padded although another one was wanted")
     train: LayoutTokens | None = None
     evaluate: LayoutTokens | None = None
     generate: LayoutTokens | None = None
+
+
+class Resolved(Frozen):
+    """What was decided for a trial where the settings leave it open ("auto", "max") or do not say it at all.
+
+    None: the trial ended before it was decided, or a record of schema 1 does not say it.
+    """
+
+    layout: Layout | None = None
+    generation_layout: Layout | None = Field(None, description="generation's; another where frequencies ask for it")
+    attention_kernel: AttentionKernel | None = Field(None, description="own: the model's own attention")
+    precision: str | None = None
+    train_batch_size: int | None = None
+    inference_batch_size: int | None = None
+    heap: Heap | None = Field(None, description="kept: freed memory is reused; bounded: it is given back at once")
+    kernels_kept: int | None = Field(None, description="compiled kernels that oneDNN keeps")
+    fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
+    compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
+    graphed: bool | None = Field(None, description="whether steps are replayed as CUDA graphs")
+    quantization: Literal["none"] | None = Field(None, description="how the frozen base is stored")
+    threads: int | None = Field(None, description="torch's intra-op threads")
 
 
 class MergedRecord(Frozen):
@@ -262,7 +290,7 @@ class Scores(Frozen):
 
 
 class Environment(Frozen):
-    """What the trial ran on; records of different environments are not compared."""
+    """What the trial ran on; costs are compared only where all of it is equal (`howlow.records.comparability`)."""
 
     device: str = Field(description="cpu, cuda:0, mps")
     device_name: str
@@ -276,6 +304,16 @@ class Environment(Frozen):
     platform: str
     python: str
     versions: dict[str, str] = Field(description="howlow, torch, transformers, peft, tokenizers")
+    power_limit_w: float | None = Field(None, description="the limit that the GPU's driver enforces")
+    governor: str | None = Field(None, description="how Linux sets the CPU's frequency, where it says so")
+    variables: dict[str, str] | None = Field(
+        None, description="environment variables that change speed, as the user set them; None in schema 1"
+    )
+    switches: dict[str, str] | None = Field(
+        None, description="torch's switches that change speed: TF32, cuDNN, matmul precision; None in schema 1"
+    )
+    code_sha256: str | None = Field(None, description="of howlow's own sources, as far as a trial runs them")
+    revision: str | None = Field(None, description="git's commit of these sources, -dirty where files were changed")
 
 
 class Record(Frozen):
@@ -289,8 +327,9 @@ class Record(Frozen):
     axes: dict[str, Any] = Field(description="the further grid axes under their dotted names")
     status: Status
     error: str | None = Field(None, description="one line, where the status is not done")
-    resumed: int = Field(0, description="how often the trial went on after an interruption")
-    settings: Settings
+    resumed: int = Field(0, description="how often the trial was resumed after an interruption")
+    settings: Settings = Field(description='as asked: "auto" and "max" stay; `resolved` says what came of them')
+    resolved: Resolved = Resolved()
     environment: Environment | None
     model: ModelRecord | None
     data: DataRecord | None

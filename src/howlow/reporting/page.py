@@ -86,7 +86,7 @@ def _asked(comparison: Comparison) -> dict[str, str]:
         "ranks": formatting.listed([str(rank) for rank in comparison.results.asked_ranks], 24) or "none",
         "seeds": formatting.listed([str(seed) for seed in sorted({record.seed for record in records})], 12),
         "device": f"{environment.device_name} ({environment.device})" if environment else formatting.ABSENT,
-        "training": _training(records, model.precision if model else None),
+        "training": _training(records),
     }
 
 
@@ -98,11 +98,11 @@ def _data(settings: Settings, data: DataRecord | None) -> dict[str, str]:
     return {"training data": train, "test data": test}
 
 
-def _training(records: Sequence[Record], precision: str | None) -> str:
+def _training(records: Sequence[Record]) -> str:
     trained = next((record for record in records if record.kind != "base"), records[0])
     training = trained.settings.training
     return (
-        f"layout {layout_of(trained)}, precision {precision or training.precision}, sequence length "
+        f"layout {layout_of(trained)}, precision {trained.resolved.precision or training.precision}, sequence length "
         f"{training.sequence_length}, learning rate {training.learning_rate:g}, "
         f"{formatting.counted(training.epochs, 'epoch')}"
     )

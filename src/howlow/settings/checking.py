@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from howlow.errors import UserError
-from howlow.settings.schema import Settings, setting_keys
+from howlow.settings.keys import axis_keys, setting_keys
+from howlow.settings.schema import Settings
 
 RANK_AXIS = "lora.rank"
 SEED_AXIS = "seed"
-NOT_AN_AXIS = ("grid", "baselines", "meters", "run")
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -35,9 +35,7 @@ def check_axis(axis: str, values: Any) -> None:
     """Refuse an axis that is no setting, may not vary within a sweep, or has no values."""
     if axis not in setting_keys():
         raise _unknown_setting(axis)
-    if axis == "task.name":
-        raise UserError("grid axis task.name: a sweep has one task; run a sweep for each")
-    if axis.split(".")[0] in NOT_AN_AXIS:
+    if axis not in axis_keys():
         raise UserError(f"grid axis {axis}: this setting is the same for a whole sweep and cannot be an axis")
     if not isinstance(values, list) or not values:
         raise UserError(f"grid.{axis} = {values!r}: a list with at least one value is expected")

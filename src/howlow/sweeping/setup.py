@@ -1,6 +1,6 @@
-"""What is made ready before the first trial: the data, the layouts, and the certainty that the disk has room.
+"""What is prepared before the first trial: the data and the layouts; and whether the disk has room.
 
-Nothing here depends on a single trial, and what was made is kept in the run directory for the next start.
+Nothing here depends on a single trial. The results are kept in the run directory for the next start.
 """
 
 import json
@@ -14,34 +14,12 @@ from typing import Any
 from howlow.errors import UserError
 from howlow.executors.local import LocalExecutor
 from howlow.outcomes import Finished, is_disk_full
-from howlow.records import DataRecord, Environment, RecordWarning, write_atomically
-from howlow.records.run_directory import Trace, refuse_changed
-from howlow.settings import Settings, TrialPlan
+from howlow.records import DataRecord, Environment, Heap, Provenance, RecordWarning, write_atomically
+from howlow.records.run_directory import Conditions, refuse_changed_conditions
+from howlow.settings import TrialPlan, layout_key, preparation_key
 
 _SMALLEST_FREE_BYTES = 4 << 20
 _PATIENCE_S = 2.0  # a preparation that is interrupted has nothing to keep
-_PREPARATION_KEYS = (
-    "model",
-    "tokenizer",
-    "revision",
-    "trust_remote_code",
-    "random_weights",
-    "task",
-    "training.sequence_length",
-    "inference.max_new_tokens",
-)
-
-
-# What the choice of a layout depends on beside the data (`howlow.trial.layout_choice`), the batch aside: trials that
-# differ in it take one layout, the one for the largest of them, so that a batch's effect is not mixed with a layout's.
-_LAYOUT_KEYS = (
-    "lora.dropout",
-    "training.layout",
-    "training.head",
-    "training.shuffle",
-    "training.precision",
-    "run.device",
-)
 
 
 @dataclass(frozen=True)
@@ -65,16 +43,6 @@ class Preparation:
     def warnings(self) -> list[RecordWarning]:
         """What the data and the model gave rise to."""
         return [RecordWarning(**warning) for warning in self.report["warnings"]]
-
-
-def preparation_key(settings: Settings) -> str:
-    """Equal for trials that share what was prepared."""
-    return settings.digest(_PREPARATION_KEYS)
-
-
-def layout_key(settings: Settings) -> str:
-    """Equal for trials that share a layout."""
-    return settings.digest((*_PREPARATION_KEYS, *_LAYOUT_KEYS))
 
 
 def prepare(executor: LocalExecutor, plans: Sequence[TrialPlan], folder: Path) -> dict[str, Preparation]:
@@ -148,12 +116,20 @@ def _checked(finished: Finished, folder: Path) -> dict[str, Any]:
     raise RuntimeError(f"preparing the data ended with {finished.value}:\n{written}")
 
 
-def refuse_changed_data(left: Sequence[Trace], prepared: Mapping[str, Preparation], plans: Sequence[TrialPlan]) -> None:
-    """Hold what trials left against the data and the machine that they would go on with."""
+def refuse_changed_data(
+    folder: Path | None,
+    left: Sequence[Provenance],
+    prepared: Mapping[str, Preparation],
+    plans: Sequence[TrialPlan],
+    heap: Heap,
+    accept_different: Sequence[str],
+) -> None:
+    """Refuse to continue trials with other data, on another machine or with another heap than they ran with."""
     keys = {plan.name: preparation_key(plan.settings) for plan in plans}
     for key, preparation in prepared.items():
-        concerned = [trace for trace in left if keys.get(trace.trial) == key]
-        refuse_changed(concerned, preparation.data, preparation.environment)
+        conditions = Conditions(preparation.data, preparation.environment, heap)
+        concerned = [one for one in left if keys.get(one.trial) == key]
+        refuse_changed_conditions(concerned, conditions, accept_different, f"--out {folder}")
 
 
 def check_space(folder: Path, prepared: Iterable[Preparation], plans: Sequence[TrialPlan]) -> None:

@@ -24,13 +24,15 @@ from howlow.batch_search.driver import (
     largest_batch,
     nothing_fits,
     searched_settings,
-    with_batches,
 )
 from howlow.errors import UserError
 from howlow.executors.local import LocalExecutor
 from howlow.outcomes import DiskFullError, Finished, is_disk_full, is_held, kernel_kills, ran_out_of_memory
 from howlow.records import (
     BatchSearch,
+    Heap,
+    LayoutChoice,
+    Provenance,
     Record,
     Status,
     read_record,
@@ -38,22 +40,20 @@ from howlow.records import (
     write_atomically,
     write_record,
 )
+from howlow.records.resolved import resolved_before
 from howlow.records.run_directory import (
-    Trace,
     joined,
+    left_behind,
     out_folder,
     refuse_foreign,
     refuse_other_settings,
     set_aside,
-    traces,
 )
-from howlow.settings import Settings, TrialPlan, expand, to_toml
+from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, to_toml
 from howlow.sweeping.setup import (
     Preparation,
     check_space,
     choose_layouts,
-    layout_key,
-    preparation_key,
     prepare,
     refuse_changed_data,
     unwritable,
@@ -112,7 +112,12 @@ class DryRun:
 
 
 def sweep(
-    settings: Settings, out: Path | str, *, retry: Sequence[Status] = (), on_event: Listener | None = None
+    settings: Settings,
+    out: Path | str,
+    *,
+    retry: Sequence[Status] = (),
+    accept_different: Sequence[str] = (),
+    on_event: Listener | None = None,
 ) -> SweepResult:
     """Run, or go on with, the sweep that `settings` describes in the folder `out`.
 
@@ -120,6 +125,7 @@ def sweep(
         settings: resolved settings (`howlow.load_settings`).
         out: the run directory; made if missing.
         retry: statuses whose trials are run again; the old files are kept under `attempts/`.
+        accept_different: keys that may differ from what the folder's trials ran with (`howlow.records.comparability`).
         on_event: told about progress.
 
     Raises:
@@ -128,15 +134,15 @@ def sweep(
         KeyboardInterrupt: after the running trial has written its checkpoint.
     """
     folder, listener = out_folder(out), on_event or (lambda event: None)
-    with _opened(folder, settings) as merged:
+    with _opened(folder, settings, accept_different) as merged:
         plans = ordered(expand(settings), settings.run.order_seed)
         existing, again = _existing(folder, plans, retry)
-        left = traces(folder, existing)
-        refuse_other_settings(folder, left, merged)
+        left, heap = left_behind(folder, existing), _heap_of(expand(merged))
+        refuse_other_settings(folder, left, merged, accept_different)
         listener(Event("preparing"))
         executor = LocalExecutor()
         prepared = prepare(executor, plans, folder / ".howlow")
-        refuse_changed_data(left, prepared, expand(merged))
+        refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
         check_space(folder, prepared.values(), plans)
         pending = [plan for plan in plans if plan.name not in existing]
         layouts = choose_layouts(executor, plans, pending, prepared, folder / ".howlow")
@@ -144,28 +150,34 @@ def sweep(
         for name in again:
             set_aside(folder / "trials" / name)
         listener(Event("prepared", total=len(plans), done=len(plans) - len(pending)))
-        _run_all(executor, plans, existing, prepared, layouts, folder, listener)
+        _run_all(executor, plans, existing, prepared, layouts, heap, folder, listener)
         return SweepResult(folder, tuple(existing[plan.name] for plan in plans))
 
 
-def dry_run(settings: Settings, out: Path | str | None = None, *, retry: Sequence[Status] = ()) -> DryRun:
+def dry_run(
+    settings: Settings,
+    out: Path | str | None = None,
+    *,
+    retry: Sequence[Status] = (),
+    accept_different: Sequence[str] = (),
+) -> DryRun:
     """What `sweep` would do with these settings, without running a trial or writing into `out`.
 
     Raises:
         UserError: as in `sweep`.
     """
     plans = ordered(expand(settings), settings.run.order_seed)
-    merged, left, existing = settings, list[Trace](), dict[str, Record]()
-    if out is not None:
-        folder = out_folder(out)
+    merged, left, existing = settings, list[Provenance](), dict[str, Record]()
+    folder = None if out is None else out_folder(out)
+    if folder is not None:
         refuse_foreign(folder)
-        merged = joined(folder, settings)
+        merged = joined(folder, settings, accept_different)
         existing, _ = _existing(folder, plans, retry)
-        left = traces(folder, existing)
-        refuse_other_settings(folder, left, merged)
+        left = left_behind(folder, existing)
+        refuse_other_settings(folder, left, merged, accept_different)
     with tempfile.TemporaryDirectory(prefix="howlow-") as scratch:
         prepared = prepare(LocalExecutor(), plans, Path(scratch))
-    refuse_changed_data(left, prepared, expand(merged))
+    refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
     ended = {plan.name: existing[plan.name].status for plan in plans if plan.name in existing}
     return DryRun(tuple(plans), ended, tuple(prepared.values()))
 
@@ -180,6 +192,12 @@ def _existing(
     return {name: record for name, record in records.items() if name not in again}, again
 
 
+def _heap_of(plans: Sequence[TrialPlan]) -> Heap:
+    """How all trials of a sweep keep freed memory: bounded as soon as one has a limit, or a batch size of "max"."""
+    is_bounded = any(plan.settings.run.memory_limit_bytes or searched_settings(plan) for plan in plans)
+    return "bounded" if is_bounded else "kept"
+
+
 def ordered(plans: Sequence[TrialPlan], order_seed: int) -> list[TrialPlan]:
     """Zero-shot baselines first, then everything else shuffled, so that heat and drift do not line up with the rank."""
     first = [plan for plan in plans if plan.kind == "base"]
@@ -192,7 +210,7 @@ def ordered(plans: Sequence[TrialPlan], order_seed: int) -> list[TrialPlan]:
 
 
 @contextmanager
-def _opened(folder: Path, settings: Settings) -> Iterator[Settings]:
+def _opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -> Iterator[Settings]:
     """Lock the folder; gives the settings of the sweep in it joined with those asked for now."""
     refuse_foreign(folder)
     hidden = folder / ".howlow"
@@ -213,7 +231,7 @@ def _opened(folder: Path, settings: Settings) -> Iterator[Settings]:
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written to: {error.strerror}") from None
     try:
-        merged = joined(folder, settings)
+        merged = joined(folder, settings, accept_different)
         try:
             for left in folder.glob(".sweep.toml.*.tmp"):  # by a sweep that was killed while it wrote
                 left.unlink()
@@ -242,26 +260,25 @@ def _run_all(
     existing: dict[str, Record],
     prepared: Mapping[str, Preparation],
     layouts: Mapping[str, dict[str, Any]],
+    heap: Heap,
     folder: Path,
     listener: Listener,
 ) -> None:
     pending = [plan for plan in plans if plan.name not in existing]
     idle: dict[str, Any] | None = None
-    # One for all, so that trials with a number beside those with "max" are measured alike.
-    is_bounded = any(plan.settings.run.memory_limit_bytes or searched_settings(plan) for plan in plans)
     for index, plan in enumerate(pending):
         done, trial = len(plans) - len(pending) + index, folder / "trials" / plan.name
         listener(Event("started", plan, done=done, total=len(plans)))
         preparation, layout = prepared[preparation_key(plan.settings)], layouts[layout_key(plan.settings)]
         if not index:  # before a search has heated the device
             idle = _idle(executor, plan.settings, folder / ".howlow" / "idle.log", 0.0)
-        record = _search_batches(executor, plan, preparation, layout, folder, listener)
+        record = _search_batches(executor, plan, preparation, layout, heap, folder, listener)
         if not isinstance(record, Record):
             rest_s = plan.settings.run.cooldown_s if index else 0.0
             if rest_s:
                 listener(Event("waiting", plan, text=f"cooling down, at most {rest_s:g} s"))
                 idle = _idle(executor, plan.settings, folder / ".howlow" / "idle.log", rest_s)
-            record = _run_one(executor, plan, record, is_bounded, preparation, layout, trial, idle, listener)
+            record = _run_one(executor, plan, record, heap, preparation, layout, trial, idle, listener)
         existing[plan.name] = record
         listener(Event("ended", plan, done=done + 1, total=len(plans), record=record))
 
@@ -271,6 +288,7 @@ def _search_batches(
     plan: TrialPlan,
     preparation: Preparation,
     layout: Mapping[str, Any],
+    heap: Heap,
     folder: Path,
     listener: Listener,
 ) -> list[BatchSearch] | Record:
@@ -286,10 +304,12 @@ def _search_batches(
             tell = partial(_tell_probe, listener, plan, setting)
             searches.append(largest_batch(executor, plan, setting, place, tell))
             if searches[-1].batch is None:
-                record = _record_without_trial(plan, "out_of_memory", nothing_fits(searches[-1]), searches)
+                record = _record_without_trial(
+                    plan, "out_of_memory", nothing_fits(searches[-1]), searches, layout, heap
+                )
                 break
     except SearchFailedError as problem:
-        record = _record_without_trial(plan, "failed", str(problem), searches)
+        record = _record_without_trial(plan, "failed", str(problem), searches, layout, heap)
     except OSError as error:
         if is_disk_full(error):
             raise DiskFullError(f"{place.folder}: {error.strerror}") from None
@@ -330,7 +350,7 @@ def _run_one(
     executor: LocalExecutor,
     plan: TrialPlan,
     searches: Sequence[BatchSearch],
-    is_bounded: bool,
+    heap: Heap,
     preparation: Preparation,
     layout: dict[str, Any],
     trial: Path,
@@ -341,13 +361,13 @@ def _run_one(
         "name": plan.name,
         "kind": plan.kind,
         "axes": plan.axes,
-        "settings": with_batches(plan.settings, searches).model_dump_json(),
+        "settings": plan.settings.model_dump_json(),
         "folder": str(trial),
         "data": str(preparation.folder),
         "layout": layout,
         "idle": idle,
         "batch_search": [search.model_dump() for search in searches],
-        "is_bounded": is_bounded,
+        "is_bounded": heap == "bounded",
     }
     kills_before = kernel_kills()
     try:
@@ -365,7 +385,7 @@ def _run_one(
         if finished.outcome != "result":
             limited = plan.settings.run.memory_limit_bytes is not None and is_held(preparation.environment.device)
             memory = ran_out_of_memory(finished, trial / "log.txt", kernel_kills() > kills_before, limited)
-            write_record(trial, _record_death(plan, searches, trial, finished, memory))
+            write_record(trial, _record_death(plan, searches, trial, finished, memory, layout, heap))
     except OSError as error:
         if is_disk_full(error):
             raise DiskFullError(f"{trial}: {error.strerror}") from None
@@ -376,7 +396,13 @@ def _run_one(
 
 
 def _record_death(
-    plan: TrialPlan, searches: Sequence[BatchSearch], trial: Path, finished: Finished, memory: bool
+    plan: TrialPlan,
+    searches: Sequence[BatchSearch],
+    trial: Path,
+    finished: Finished,
+    memory: bool,
+    layout: Mapping[str, Any],
+    heap: Heap,
 ) -> Record:
     """The record of a trial whose process died without leaving one."""
     cause = str(finished.value)
@@ -385,10 +411,17 @@ def _record_death(
     if memory:
         cause += " (the kernel was out of memory)" if finished.exit_signal == 9 else " (an allocation failed)"
     error = f"the trial's process ended: {cause}; see {trial / 'log.txt'}"
-    return _record_without_trial(plan, "out_of_memory" if memory else "failed", error, searches)
+    return _record_without_trial(plan, "out_of_memory" if memory else "failed", error, searches, layout, heap)
 
 
-def _record_without_trial(plan: TrialPlan, status: Status, error: str, searches: Sequence[BatchSearch]) -> Record:
+def _record_without_trial(
+    plan: TrialPlan,
+    status: Status,
+    error: str,
+    searches: Sequence[BatchSearch],
+    layout: Mapping[str, Any],
+    heap: Heap,
+) -> Record:
     """The record of a trial that cannot write its own."""
     return Record(
         trial=plan.name,
@@ -398,7 +431,8 @@ def _record_without_trial(plan: TrialPlan, status: Status, error: str, searches:
         axes=plan.axes,
         status=status,
         error=error,
-        settings=with_batches(plan.settings, searches),
+        settings=plan.settings,
+        resolved=resolved_before(plan.kind, plan.settings, LayoutChoice(**layout), searches, heap),
         environment=None,
         model=None,
         data=None,

@@ -55,12 +55,12 @@ def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
     settle()
     settings = Settings.model_validate_json(payload["settings"])
     choice = LayoutChoice(**payload["layout"])
-    taken, idle = settings.training.model_copy(update={"layout": choice.layout}), payload.get("idle")
+    idle = payload.get("idle")
     state = TrialState(
         name=payload["name"],
         kind=payload["kind"],
         axes=payload["axes"],
-        settings=settings.model_copy(update={"training": taken}),
+        settings=settings,
         folder=Path(payload["folder"]),
         data_folder=Path(payload["data"]),
         link=link,

@@ -84,7 +84,7 @@ def layout_record(state: TrialState) -> LayoutRecord:
     if generated:
         tokens, computed = (sum(step[key] for step in generated) for key in ("tokens", "computed_tokens"))
         found["generate"] = LayoutTokens(tokens=tokens, computed_tokens=computed)
-    return LayoutRecord(**state.choice.model_dump(), **found)
+    return LayoutRecord(problem=state.choice.problem, **found)
 
 
 def _tokens(steps: Sequence[Mapping[str, Any]], length: int, layout: Layout) -> LayoutTokens:

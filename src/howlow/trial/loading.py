@@ -1,5 +1,6 @@
 """What a trial loads: the model with what trains in it, its tokenizer, and the precision it runs in."""
 
+import os
 from typing import Any
 
 import torch
@@ -8,7 +9,8 @@ from torch import nn
 from howlow.engine import model as models
 from howlow.engine.model import Precision
 from howlow.engine.references import locate
-from howlow.records import ModelRecord, WarningKind
+from howlow.memory.heap import KERNELS_KEPT_BY
+from howlow.records import ModelRecord, Resolved, WarningKind
 from howlow.settings import Settings
 from howlow.trial.state import TrialState
 
@@ -21,16 +23,41 @@ def choose_precision(settings: Settings, device: torch.device) -> Precision:
     return asked
 
 
-def load_base(settings: Settings, device: torch.device, precision: Precision, *, trains: bool = False) -> Any:
-    """The base model on the device, frozen unless it `trains`: then its weights stay in fp32 under bf16 autocast."""
-    reference = locate(settings.model, settings.random_weights)
+def resolve(state: TrialState, device: torch.device, precision: Precision) -> Resolved:
+    """What is decided for a trial, once its heap is set up."""
+    compiled = state.settings.training.compile and state.kind != "base"
+    kernels = os.environ.get(KERNELS_KEPT_BY[0], "")
+    return state.found.resolved.model_copy(
+        update={
+            "precision": precision,
+            "kernels_kept": int(kernels) if kernels.isdigit() else None,
+            "fused": device.type == "cpu" and precision == "fp32" and not compiled,
+            "compiled": compiled,
+            "threads": torch.get_num_threads(),
+        }
+    )
+
+
+def load_base(
+    settings: Settings,
+    device: torch.device,
+    precision: Precision,
+    *,
+    trains: bool = False,
+    commit: str | None = None,
+) -> Any:
+    """The base model on the device, frozen unless it `trains`: then its weights stay in fp32 under bf16 autocast.
+
+    commit: of a hub model, the commit with which the sweep was prepared.
+    """
+    reference, revision = locate(settings.model, settings.random_weights), commit or settings.revision
     model = models.load_model(
         reference,
-        models.load_config(reference, settings.revision, settings.trust_remote_code),
+        models.load_config(reference, revision, settings.trust_remote_code),
         random_weights=settings.random_weights,
         dtype=torch.bfloat16 if precision == "bf16" and not trains else torch.float32,
         device=device,
-        revision=settings.revision,
+        revision=revision,
         trust_remote_code=settings.trust_remote_code,
     )
     return model.requires_grad_(trains)
@@ -44,7 +71,8 @@ def load(
     reference = locate(settings.model, settings.random_weights)
     named = settings.tokenizer, settings.revision, settings.trust_remote_code
     tokenizer, _, _ = models.load_tokenizer(reference, *named)
-    model = load_base(settings, device, precision, trains=state.kind == "full")
+    commit = state.found.data.model_commit if state.found.data else None
+    model = load_base(settings, device, precision, trains=state.kind == "full", commit=commit)
     eos = models.stop_tokens(model, tokenizer)
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
     if state.kind == "lora":
@@ -67,7 +95,6 @@ def load(
         trainable_parameters=sum(parameter.numel() for parameter in models.trainable(model).values()),
         scaling_factor=lora.scaling_factor if is_lora else None,
         alpha=lora.alpha_value if is_lora else None,
-        precision=precision,
         tokenizer=tokenizer_name,
         weights="random" if settings.random_weights else "pretrained",
     )

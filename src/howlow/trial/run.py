@@ -37,7 +37,7 @@ from howlow.trial import preparation
 from howlow.trial.checkpointing import resume
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.layout_choice import layout_record
-from howlow.trial.loading import choose_precision, load
+from howlow.trial.loading import choose_precision, load, resolve
 from howlow.trial.merged_check import Attached
 from howlow.trial.metering import asked_of, energy_source
 from howlow.trial.preparation import Prepared
@@ -84,6 +84,7 @@ def _method(state: TrialState) -> Scores:
         bound_heap()
     else:
         keep_heap()
+    found.resolved = resolve(state, device, precision)
     limit_memory(settings.run.memory_limit_bytes, device)
     saved = resume(state)
     prepared = preparation.read_prepared(state.data_folder)
@@ -162,6 +163,7 @@ def _record(state: TrialState, status: Status, error: str | None, scores: Scores
         error=error,
         resumed=found.resumed,
         settings=state.settings,
+        resolved=found.resolved,
         environment=found.environment,
         model=found.model,
         data=found.data,

@@ -16,6 +16,7 @@ from howlow.records import (
     DataRecord,
     EnergySource,
     Environment,
+    Heap,
     Idle,
     LayoutChoice,
     LineWriter,
@@ -26,10 +27,12 @@ from howlow.records import (
     PhaseName,
     PhaseRecord,
     RecordWarning,
+    Resolved,
     Step,
     WarningKind,
     read_lines,
 )
+from howlow.records.resolved import batch_of, resolved_before
 from howlow.settings import Settings, TrialKind
 
 _SECONDS_BETWEEN_REPORTS = 0.25
@@ -50,6 +53,7 @@ class SweepLink(Protocol):
 class Found:
     """What the record will hold, as far as the trial has come."""
 
+    resolved: Resolved = field(default_factory=Resolved)
     environment: Environment | None = None
     data: DataRecord | None = None
     energy: EnergySource | None = None
@@ -83,6 +87,11 @@ class TrialState:
     _reported_s: float = -math.inf
     _has_looked: bool = False
 
+    def __post_init__(self) -> None:
+        """Note what was decided before the trial."""
+        heap: Heap = "bounded" if self.is_bounded else "kept"
+        self.found.resolved = resolved_before(self.kind, self.settings, self.choice, self.batch_search, heap)
+
     @property
     def steps_path(self) -> Path:
         """The raw steps."""
@@ -96,12 +105,18 @@ class TrialState:
     @property
     def training_batch_size(self) -> int:
         """Examples in one forward and backward pass."""
-        return number(self.settings.training.batch_size)
+        return self._number("training.batch_size")
 
     @property
     def inference_batch_size(self) -> int:
         """Test examples in one batch."""
-        return number(self.settings.inference.batch_size)
+        return self._number("inference.batch_size")
+
+    def _number(self, setting: str) -> int:
+        """The batch size that was asked for or, for "max", found."""
+        number = batch_of(self.settings, self.batch_search, setting)
+        assert number is not None, "the largest batch is searched for before anything runs with it"
+        return number
 
     def warn(self, kind: WarningKind, detail: str, phase: PhaseName | None = None) -> None:
         """Put a warning into the record, once."""
@@ -142,12 +157,6 @@ class TrialState:
             self.session.look_for_outside_work()
         if self.found.preparation_s is None:
             self.found.preparation_s = process_age_s()
-
-
-def number(batch_size: int | str) -> int:
-    """A batch size that is known."""
-    assert isinstance(batch_size, int), "the largest batch is searched for before anything runs with it"
-    return batch_size
 
 
 def warn_unsteady(state: TrialState) -> None:
