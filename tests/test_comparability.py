@@ -1,11 +1,22 @@
 """What must be equal before figures are compared: for quality, and for costs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from test_records import ENVIRONMENT, record, refusal
 
-from howlow.records import EnergySource, Environment, Record, Resolved, WarningKind, refuse_other_machine, refuse_to_mix
+from howlow import cli
+from howlow.records import (
+    EnergySource,
+    Environment,
+    Record,
+    Resolved,
+    WarningKind,
+    refuse_other_machine,
+    refuse_to_mix,
+    write_record,
+)
 
 COUNTER = EnergySource(name="nvml counter", detail="GPU-1", devices=("GPU-1",))
 WHOLE = {
@@ -199,3 +210,26 @@ def test_a_machine_joins_where_costs_can_be_compared() -> None:
         "(also: environment.variables.OMP_NUM_THREADS)"
     )
     refuse_other_machine(there, here, ["costs"], "DIR")
+
+
+def test_the_command_line_refuses_with_exit_code_2_and_one_line_and_the_flag_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank, driver in ((1, "560.1"), (2, "570.2")):
+        folder = tmp_path / str(rank) / "trials" / f"r000{rank}-s0"
+        folder.mkdir(parents=True)
+        changes = {"settings": {"lora": {"rank": rank}}, "environment": {"driver": driver}}
+        write_record(folder, trial(f"r000{rank}-s0", rank=rank, **changes))
+    command = ["howlow", "report", str(tmp_path / "1"), str(tmp_path / "2"), "--json"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    refused = capsys.readouterr()
+    assert (refused.out, refused.err.count("\n")) == ("", 1)
+    assert "environment.driver: r0001-s0 has '560.1', r0002-s0 has '570.2'" in refused.err
+    monkeypatch.setattr("sys.argv", [*command, "--accept-different", "environment.driver"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert not caught.value.code
+    assert "costs_not_comparable" in capsys.readouterr().out

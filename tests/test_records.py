@@ -18,6 +18,7 @@ from howlow.records import (
     SCHEMA_VERSION,
     DataRecord,
     EnergySource,
+    EnergyWindow,
     Environment,
     LineWriter,
     ModelRecord,
@@ -95,13 +96,14 @@ def record(
     return Record(**whole | fields)
 
 
+WINDOW = EnergyWindow(part="prefill", device="cpu", energy_j=1 / 3, duration_s=0.1, readings=7)
 FULL = record(
     axes={"training.batch_size": 4, "lora.target_modules": ["q_proj", "v_proj"], "task.stop": "\n\u2028é"},
     status="diverged",
     error="the loss of step 3 is nan",
     resumed=2,
     phases=(
-        PhaseRecord(phase="train", start_s=0.1, duration_s=1 / 3, measured_energy_j=None),
+        PhaseRecord(phase="train", start_s=0.1, duration_s=1 / 3, windows=(WINDOW,)),
         PhaseRecord(phase="evaluate", start_s=0.5, duration_s=1e-9, peak_memory_bytes=2**40, measured_samples=3),
     ),
     energy=EnergySource(name=None, detail="no sensor"),

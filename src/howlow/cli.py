@@ -202,11 +202,13 @@ def env_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
     """Say what this machine can measure and what it cannot, with the reason and what to do about it."""
+    from howlow.memory.peaks import reset_peaks
     from howlow.meters.machine import choose_device
     from howlow.meters.survey import survey
     from howlow.reporting.machine import survey_text
 
-    found = survey(choose_device("auto"))
+    device = choose_device("auto")
+    found = survey(device, reset_peaks(device))
     print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found))
 
 

@@ -327,8 +327,8 @@ def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
         "decode_time_per_sample_s": ratio(decode_s, samples),
         "prefill_tokens_per_s": ratio(read, prefill_s),
         "decode_tokens_per_s": ratio(written or None, decode_s),
-        "prefill_energy_per_token_j": ratio(phase.prefill_energy_j, read),
-        "decode_energy_per_token_j": ratio(phase.decode_energy_j, written),
+        "prefill_energy_per_token_j": ratio(phase.energy_j("prefill"), read),
+        "decode_energy_per_token_j": ratio(phase.energy_j("decode"), written),
     }
 
 

@@ -33,7 +33,7 @@ def shards(folder: Path) -> list[Path]:
     """The files that hold a model's weights.
 
     Raises:
-        UserError: none, pickles only, a shard that the index names is not there, a file that is no safetensors.
+        UserError: no weights, pickles only, a shard of the index that is missing, a file that is not safetensors.
     """
     if (folder / _SINGLE).exists():
         found = [folder / _SINGLE]
@@ -110,7 +110,9 @@ def _no_weights(folder: Path) -> UserError:
             f"model {folder}: {pickles[0]} holds pickled weights, which can run code and are refused; "
             "convert them to safetensors (save_pretrained does)"
         )
-    return UserError(f"model {folder}: no weights (*.safetensors) beside config.json; or set random_weights = true")
+    return UserError(
+        f"model {folder}: no weights (*.safetensors) next to config.json; add them, or set random_weights = true"
+    )
 
 
 def headers(folder: Path) -> dict[str, Tensor]:
@@ -124,9 +126,9 @@ def headers(folder: Path) -> dict[str, Tensor]:
 
 
 def check_fit(folder: Path, config: Any, trust_remote_code: bool) -> list[str]:
-    """Refuse weights that do not fill the model; returns the names of tensors that it has no place for.
+    """Refuse weights that do not fill the model; returns the names of tensors that the model does not have.
 
-    Weights that are quantised in a way of their own are left to their loader.
+    Weights in a quantised format are not checked: only their own loader knows their shapes.
 
     Raises:
         UserError: a tensor is missing or has another shape than the config asks for.

@@ -9,6 +9,7 @@ Absent is `None`, never 0, -1 or NaN.
 """
 
 from howlow.records.comparability import Difference, refuse_other_machine, refuse_to_mix
+from howlow.records.energy import EnergyPart, EnergyWindow
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -28,9 +29,8 @@ from howlow.records.schema import (
     BatchSearch,
     DataRecord,
     EnergySource,
-    EnergyWindow,
     Environment,
-    Heap,
+    HeapMode,
     Idle,
     LayoutChoice,
     LayoutRecord,
@@ -47,17 +47,19 @@ from howlow.records.schema import (
     Status,
     Step,
 )
-from howlow.records.warnings import REMEDIES, PhaseName, RecordWarning, WarningKind
+from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, WarningKind
 
 __all__ = [
     "BatchProbe",
     "BatchSearch",
     "DataRecord",
     "Difference",
+    "EnergyPart",
     "EnergySource",
     "EnergyWindow",
     "Environment",
-    "Heap",
+    "Frozen",
+    "HeapMode",
     "Idle",
     "LayoutChoice",
     "LayoutRecord",

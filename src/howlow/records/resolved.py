@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from howlow.records.schema import BatchSearch, Heap, LayoutChoice, Resolved
+from howlow.records.schema import BatchSearch, HeapMode, LayoutChoice, Resolved
 from howlow.settings import Settings, TrialKind
 
 
 def resolved_before(
-    kind: TrialKind, settings: Settings, layout: LayoutChoice, searches: Sequence[BatchSearch], heap: Heap
+    kind: TrialKind, settings: Settings, layout: LayoutChoice, searches: Sequence[BatchSearch], heap: HeapMode
 ) -> Resolved:
     """What a trial's process is given; the process adds what it decides itself (`howlow.trial.loading`)."""
     return Resolved(

@@ -14,7 +14,7 @@ from pathlib import Path
 from howlow.errors import UserError
 from howlow.records.comparability import advice, differing_settings, not_accepted, refuse_changed, shown
 from howlow.records.identity import Provenance
-from howlow.records.schema import SCHEMA_VERSION, DataRecord, Environment, Heap, Record, Resolved
+from howlow.records.schema import SCHEMA_VERSION, DataRecord, Environment, HeapMode, Record, Resolved
 from howlow.settings import Settings, load, united
 
 _REPORT = ("results.csv", "report.html", "figures")
@@ -26,7 +26,7 @@ class Conditions:
 
     data: DataRecord
     environment: Environment
-    heap: Heap | None = None
+    heap: HeapMode | None = None
 
 
 # -- the folder -----------------------------------------------------------------------------------------------------

@@ -4,13 +4,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from howlow.records.energy import EnergyPart, EnergyWindow
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
 SCHEMA_VERSION = 2
 
-AttentionKernel = Literal["own", "products", "sdpa", "flex"]
-Heap = Literal["kept", "bounded"]
+_AttentionKernel = Literal["own", "products", "sdpa", "flex"]
+HeapMode = Literal["kept", "bounded"]
 Layout = Literal["padded", "packed", "shared"]
 Part = Literal["burn_in", "measured"]
 Status = Literal["done", "out_of_memory", "diverged", "failed"]
@@ -60,18 +61,6 @@ class Reading(Frozen):
     phase: PhaseName
 
 
-class EnergyWindow(Frozen):
-    """The energy of one device beside the trial's own sum: the CPU beside an accelerator, or one device of several."""
-
-    device: str
-    part: Literal["measured", "pauses", "phase"]
-    energy_j: float
-    error_j: float | None = Field(None, description="how far the energy can lie from what the sensor saw")
-    duration_s: float = Field(description="the time that energy_j covers")
-    samples: int = Field(description="the samples that energy_j covers (of the measured part)")
-    readings: int
-
-
 class PhaseRecord(Frozen):
     """What was read once about a whole phase (the steps hold the rest)."""
 
@@ -81,33 +70,22 @@ class PhaseRecord(Frozen):
     peak_memory_bytes: int | None = Field(None, description="device memory in use on a GPU, resident on a CPU")
     peak_allocated_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     peak_reserved_bytes: int | None = Field(None, description="torch's allocator on a GPU")
-    measured_energy_j: float | None = Field(None, description="energy of the measured part, pauses subtracted")
-    measured_duration_s: float | None = Field(None, description="the time that measured_energy_j covers")
-    measured_samples: int | None = Field(None, description="the samples that measured_energy_j covers")
-    prefill_energy_j: float | None = Field(
-        None, description="energy until every prompt was read, summed over the measured steps of a generation"
+    measured_duration_s: float | None = Field(
+        None, description="the measured part, pauses left out; None without measured steps"
     )
-    prefill_energy_error_j: float | None = None
-    prefill_energy_readings: int | None = None
-    decode_energy_j: float | None = Field(None, description="energy of the rest of these steps")
-    decode_energy_error_j: float | None = None
-    decode_energy_readings: int | None = None
+    measured_samples: int | None = Field(None, description="the samples of the measured part")
     pauses: int | None = Field(None, description="pauses between measured steps, as for a checkpoint")
     pauses_duration_s: float | None = Field(None, description="their time, in none of the measured figures")
-    pauses_energy_j: float | None = Field(
-        None, description="their energy; None without any, or where one was too short for its source"
-    )
-    pauses_energy_error_j: float | None = None
-    pauses_energy_readings: int | None = None
-    phase_energy_j: float | None = Field(None, description="energy of the whole phase, burn-in and pauses included")
-    measured_energy_error_j: float | None = Field(
-        None, description="how far measured_energy_j can lie from what the sensor saw, as its pace and gaps allow"
-    )
-    measured_energy_readings: int | None = Field(None, description="the readings that measured_energy_j rests on")
-    phase_energy_error_j: float | None = Field(None, description="the same for phase_energy_j")
-    phase_energy_readings: int | None = Field(None, description="the readings that phase_energy_j rests on")
-    phase_energy_duration_s: float | None = Field(None, description="the time that phase_energy_j covers")
-    energies: tuple[EnergyWindow, ...] = Field((), description="the CPU beside it (cpu), and each device of several")
+    windows: tuple[EnergyWindow, ...] = Field((), description="the energies of its parts")
+
+    def window(self, part: EnergyPart, device: str | None = None) -> EnergyWindow | None:
+        """The energy of a part, of the trial's source or of one device; None where it has none."""
+        return next((found for found in self.windows if (found.part, found.device) == (part, device)), None)
+
+    def energy_j(self, part: EnergyPart) -> float | None:
+        """The joules of a part, of the trial's source; None where it has none."""
+        found = self.window(part)
+        return None if found is None else found.energy_j
 
 
 class EnergySource(Frozen):
@@ -117,10 +95,12 @@ class EnergySource(Frozen):
         description="nvml counter, nvml power, nvidia-smi, rapl, amd, apple, jetson, assumed; None: no source"
     )
     detail: str = Field(description="the device, or the reason for the absence")
-    update_period_s: float | None = Field(None, description="how often the source has something new")
+    update_period_s: float | None = Field(None, description="how often the source has a new value")
     devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
-    cpu: str | None = Field(None, description="the source of the CPU's energy beside an accelerator, or why none")
-    cpu_update_period_s: float | None = Field(None, description="how often that source has something new")
+    cpu: str | None = Field(
+        None, description="where the trial has an accelerator: the source of the CPU's energy, or why there is none"
+    )
+    cpu_update_period_s: float | None = Field(None, description="how often that source has a new value")
 
 
 class Idle(Frozen):
@@ -128,16 +108,16 @@ class Idle(Frozen):
 
     power_w: float
     error_w: float | None = None
-    cpu_power_w: float | None = Field(None, description="the same of the CPU beside an accelerator")
+    cpu_power_w: float | None = Field(None, description="the CPU's, where an accelerator is the trial's device")
     duration_s: float
     temperature_c: float | None = None
     measured_at: str = Field(description="UTC, ISO 8601")
 
 
 class MeterRecord(Frozen):
-    """How the meters themselves did."""
+    """How well the meters did."""
 
-    rate_hz: float | None = Field(None, description="readings a second of the slowest instrument, as it turned out")
+    rate_hz: float | None = Field(None, description="readings a second that the slowest instrument made")
     largest_gap_s: float | None = Field(
         None, description="the longest time without a reading of one instrument, from the trial's start to its end"
     )
@@ -227,11 +207,11 @@ class Resolved(Frozen):
 
     layout: Layout | None = None
     generation_layout: Layout | None = Field(None, description="generation's; another where frequencies ask for it")
-    attention_kernel: AttentionKernel | None = Field(None, description="own: the model's own attention")
+    attention_kernel: _AttentionKernel | None = Field(None, description="own: the model's own attention")
     precision: str | None = None
     train_batch_size: int | None = None
     inference_batch_size: int | None = None
-    heap: Heap | None = Field(None, description="kept: freed memory is reused; bounded: it is given back at once")
+    heap: HeapMode | None = Field(None, description="kept: freed memory is reused; bounded: it is given back at once")
     kernels_kept: int | None = Field(None, description="compiled kernels that oneDNN keeps")
     fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
@@ -263,7 +243,7 @@ class BatchSearch(Frozen):
     """The search for the largest batch that fits, for a batch size of "max"."""
 
     setting: Literal["training.batch_size", "inference.batch_size"]
-    batch: int | None = Field(description="the largest that fits; None where not even one example does")
+    batch: int | None = Field(description="the largest that fits; None where not even one example fits")
     largest: int = Field(description="the largest that was allowed: the examples, or training.effective_batch_size")
     limit_bytes: int
     budget_bytes: int = Field(description="the limit less the margin; a peak of at most this fits")

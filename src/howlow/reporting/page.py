@@ -165,7 +165,7 @@ def _source(record: Record) -> list[str]:
     energy, idle = record.energy, record.meters.idle if record.meters else None
     lines = []
     if energy is not None and energy.update_period_s is not None:
-        lines.append(f"renewed every {formatting.duration(round(energy.update_period_s, 3))}")
+        lines.append(f"updated every {formatting.duration(round(energy.update_period_s, 3))}")
     if energy is not None and energy.cpu == "rapl":
         lines.append("the CPU's energy: from rapl, in columns of its own, never added to the device's")
     if idle is not None:

@@ -1,8 +1,8 @@
 """What is asked: every setting once, with its default, its unit, its rule and what it affects.
 
-A sweep is described by one `Settings` value. It is put together from a preset or a TOML file, then flags, then
-`--set KEY=VALUE`, later ones winning, and is checked here, at the door: behind it no part of the program meets a
-setting that it has to doubt. The `grid` maps dotted settings to lists of values; `expand` turns it into trials.
+One `Settings` value describes a sweep. It is put together from a preset or a TOML file, then flags, then
+`--set KEY=VALUE`; later sources win. All rules are checked here, so no other part of the program checks a setting. The
+`grid` maps dotted settings to lists of values; `expand` turns it into trials.
 
 `fields` holds the kinds of values and the effects, `schema` the settings, `keys` what derives from their effects,
 `task_rules` what depends on the task, `checking` the rules and the messages, `grid` the axes and the trials, `sources`

@@ -1,4 +1,4 @@
-"""Checking at the door: a merged table becomes `Settings`, or one line that says what is wrong."""
+"""A merged table becomes `Settings`, or one line that says what is wrong."""
 
 import difflib
 import re
@@ -70,7 +70,7 @@ def _first_problem(error: ValidationError) -> str:
     return f"{key} = {problem['input']!r}: {rule} ({setting_keys().get(key, 'a table of settings')})"
 
 
-# Where a rule is about the whole value, it is told in the user's words and not in those of a validator.
+# Rules about a whole value are explained in the user's words, not in a validator's.
 _ABOUT_THE_WHOLE = (
     "missing",
     "too_short",
@@ -109,7 +109,7 @@ def located_model(reference: str) -> str:
 
 @cache
 def known_configs() -> tuple[str, ...]:
-    """The names of the model configs that travel with the package."""
+    """The names of the model configs that come with the package."""
     folder = resources.files("howlow") / "model_configs"
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
 

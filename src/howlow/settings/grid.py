@@ -67,7 +67,7 @@ def resolve(table: Mapping[str, Any], tasks: Mapping[str, TaskRules] | None) -> 
 
 
 def _check_batches(plan: TrialPlan) -> None:
-    """A step never holds fewer examples than a batch: the batch that was asked for would not be the one measured."""
+    """Refuse a step of fewer examples than a batch: it would measure another batch than the one asked for."""
     batch, step = plan.settings.training.batch_size, plan.settings.training.effective_batch_size
     if plan.kind != "base" and step is not None and batch != "max" and step < batch:
         raise UserError(
@@ -123,7 +123,7 @@ def _path_safe(value: Any) -> str:
 
 
 def to_toml(settings: Settings) -> str:
-    """The resolved settings as TOML that gives the same sweep when it is run again; absent ones stand as comments."""
+    """The resolved settings as TOML that gives the same sweep when it is run again; comments name absent ones."""
     document = tomlkit.document()
     document.add(tomlkit.comment("howlow sweep: every setting, defaults written out"))
     tables: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Where settings come from: presets, TOML files, flags and `--set KEY=VALUE`, later ones winning."""
+"""Where settings come from: presets, TOML files, flags and `--set KEY=VALUE`; later sources win."""
 
 import re
 import tomllib
@@ -89,7 +89,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` laid over `base`, table by table."""
+    """`base` updated by `top`, table by table."""
     merged = dict(base)
     for key, value in top.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):

@@ -14,7 +14,7 @@ from typing import Any
 from howlow.errors import UserError
 from howlow.executors.local import LocalExecutor
 from howlow.outcomes import Finished, is_disk_full
-from howlow.records import DataRecord, Environment, Heap, Provenance, RecordWarning, write_atomically
+from howlow.records import DataRecord, Environment, HeapMode, Provenance, RecordWarning, write_atomically
 from howlow.records.run_directory import Conditions, refuse_changed_conditions
 from howlow.settings import TrialPlan, layout_key, preparation_key
 
@@ -121,7 +121,7 @@ def refuse_changed_data(
     left: Sequence[Provenance],
     prepared: Mapping[str, Preparation],
     plans: Sequence[TrialPlan],
-    heap: Heap,
+    heap: HeapMode,
     accept_different: Sequence[str],
 ) -> None:
     """Refuse to continue trials with other data, on another machine or with another heap than they ran with."""

@@ -30,7 +30,7 @@ from howlow.executors.local import LocalExecutor
 from howlow.outcomes import DiskFullError, Finished, is_disk_full, is_held, kernel_kills, ran_out_of_memory
 from howlow.records import (
     BatchSearch,
-    Heap,
+    HeapMode,
     LayoutChoice,
     Provenance,
     Record,
@@ -192,7 +192,7 @@ def _existing(
     return {name: record for name, record in records.items() if name not in again}, again
 
 
-def _heap_of(plans: Sequence[TrialPlan]) -> Heap:
+def _heap_of(plans: Sequence[TrialPlan]) -> HeapMode:
     """How all trials of a sweep keep freed memory: bounded as soon as one has a limit, or a batch size of "max"."""
     is_bounded = any(plan.settings.run.memory_limit_bytes or searched_settings(plan) for plan in plans)
     return "bounded" if is_bounded else "kept"
@@ -260,7 +260,7 @@ def _run_all(
     existing: dict[str, Record],
     prepared: Mapping[str, Preparation],
     layouts: Mapping[str, dict[str, Any]],
-    heap: Heap,
+    heap: HeapMode,
     folder: Path,
     listener: Listener,
 ) -> None:
@@ -288,7 +288,7 @@ def _search_batches(
     plan: TrialPlan,
     preparation: Preparation,
     layout: Mapping[str, Any],
-    heap: Heap,
+    heap: HeapMode,
     folder: Path,
     listener: Listener,
 ) -> list[BatchSearch] | Record:
@@ -350,7 +350,7 @@ def _run_one(
     executor: LocalExecutor,
     plan: TrialPlan,
     searches: Sequence[BatchSearch],
-    heap: Heap,
+    heap: HeapMode,
     preparation: Preparation,
     layout: dict[str, Any],
     trial: Path,
@@ -402,7 +402,7 @@ def _record_death(
     finished: Finished,
     memory: bool,
     layout: Mapping[str, Any],
-    heap: Heap,
+    heap: HeapMode,
 ) -> Record:
     """The record of a trial whose process died without leaving one."""
     cause = str(finished.value)
@@ -420,7 +420,7 @@ def _record_without_trial(
     error: str,
     searches: Sequence[BatchSearch],
     layout: Mapping[str, Any],
-    heap: Heap,
+    heap: HeapMode,
 ) -> Record:
     """The record of a trial that cannot write its own."""
     return Record(

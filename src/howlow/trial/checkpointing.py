@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from howlow.engine import checkpoint
 from howlow.engine.training import Trainer
-from howlow.meters.session import PhaseMeter, Session
+from howlow.meters.phase import PhaseMeter
+from howlow.meters.session import Session
 from howlow.records import (
     PhaseRecord,
     Provenance,
@@ -75,7 +76,7 @@ class Saved:
 
 def save_training(state: TrialState, session: Session, meter: PhaseMeter, trainer: Trainer) -> None:
     """A checkpoint within the training."""
-    totals = meter.pause()
+    totals = meter.pause().model_dump()
     tensors, plain = trainer.state()
     generators, states = checkpoint.generator_states(session.device)
     document = {"trainer": plain, "generators": states, "totals": totals}

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from howlow.meters.clock import now_s, utc
 from howlow.meters.machine import process_age_s
-from howlow.meters.session import Session, Timed
+from howlow.meters.phase import Timed
+from howlow.meters.session import Session
 from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.outcomes import StoppedError
 from howlow.records import (
@@ -16,7 +17,7 @@ from howlow.records import (
     DataRecord,
     EnergySource,
     Environment,
-    Heap,
+    HeapMode,
     Idle,
     LayoutChoice,
     LineWriter,
@@ -89,7 +90,7 @@ class TrialState:
 
     def __post_init__(self) -> None:
         """Note what was decided before the trial."""
-        heap: Heap = "bounded" if self.is_bounded else "kept"
+        heap: HeapMode = "bounded" if self.is_bounded else "kept"
         self.found.resolved = resolved_before(self.kind, self.settings, self.choice, self.batch_search, heap)
 
     @property
