@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import get_args
 
 from howlow.analysis.column import Column, Panel, Stage, TablePlace, TableSection
-from howlow.analysis.cost_columns import COSTS, GENERATION, METERED, NEW_TOKENS, RATES, of, of_stage
+from howlow.analysis.cost_columns import GENERATION, MEASURED_COSTS, METERED, NEW_TOKENS, RATES, of, of_stage
 
 # -- the trial ------------------------------------------------------------------------------------------------------
 
@@ -186,10 +186,10 @@ _SCORES = (
 COLUMNS: tuple[Column, ...] = (
     *_TRIAL,
     TRAIN_BATCH_SIZE,
-    *of_stage("train", "fine-tuning", *RATES, *COSTS),
+    *of_stage("train", "fine-tuning", *RATES, *MEASURED_COSTS),
     *of_stage("train", "", _FINAL_LOSS),
     INFERENCE_BATCH_SIZE,
-    *of_stage("inference", _OF_INFERENCE, *RATES, NEW_TOKENS, *COSTS),
+    *of_stage("inference", _OF_INFERENCE, *RATES, NEW_TOKENS, *MEASURED_COSTS),
     ENERGY_SOURCE,
     *_SCORES,
     *of_stage("train", "fine-tuning", *METERED),

@@ -70,7 +70,7 @@ NEW_TOKENS = Column(
     table=_at(12),
     is_optional=True,
 )
-COSTS = (
+MEASURED_COSTS = (
     Column(
         "time_per_sample_s",
         "time/sample",
