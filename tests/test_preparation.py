@@ -100,6 +100,7 @@ def test_a_trial_loads_the_commit_that_was_prepared(
 ) -> None:
     import torch
 
+    from howlow.engine.execution import decide
     from howlow.trial import loading
 
     asked: list[Any] = []
@@ -113,6 +114,7 @@ def test_a_trial_loads_the_commit_that_was_prepared(
     monkeypatch.setattr(loading.models, "load_config", lambda reference, revision, trust: asked.append(revision))
     monkeypatch.setattr(loading.models, "load_model", lambda *_, revision, **options: asked.append(revision) or Model())
     settings = load(None, [merge(tiny_table, {"revision": "main"})])
-    loading.load_base(settings, torch.device("cpu"), "fp32", commit="c" * 40)
-    loading.load_base(settings, torch.device("cpu"), "fp32")
+    execution = decide(device=torch.device("cpu"), precision="fp32")
+    loading.load_base(settings, execution, commit="c" * 40)
+    loading.load_base(settings, execution)
     assert asked == ["c" * 40, "c" * 40, "main", "main"]

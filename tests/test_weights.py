@@ -117,7 +117,9 @@ def aged(path: Path, content: bytes, age_s: float = 100.0) -> Path:
     return path
 
 
-def test_an_unchanged_file_is_hashed_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_has_not_changed_is_hashed_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = aged(tmp_path / "model.safetensors", b"weights")
     assert weights.file_sha256(path) == hashlib.sha256(b"weights").hexdigest()
     assert len(list(cache.iterdir())) == 1

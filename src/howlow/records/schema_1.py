@@ -1,8 +1,9 @@
 """Records of schema 1, read as records of today.
 
 Schema 1 wrote what was decided over what was asked: the layout and the batch sizes in the settings. It kept the
-precision with the model and the attention kernel with the layout, and said nothing about the heap, the variables or the
-sources. What it does not say stays None. Such records are read and reported; their trials are not continued.
+precision with the model and the attention kernel with the layout. It said nothing about the heap, the variables or the
+sources, nor which form of the kernel "sdpa" ran: these stay None. Such records are read and reported; their trials are
+not continued.
 """
 
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ def _resolved(document: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "layout": taken,
         "generation_layout": layout.get("generation") or taken,
-        "attention_kernel": (layout.get("kernel") or "own") if layout else None,
+        "attention_kernel": {"flex": "flex", None: "own"}.get(layout.get("kernel")) if layout else None,
         "precision": (document.get("model") or {}).get("precision"),
         "train_batch_size": None if document["kind"] == "base" else _number(training["batch_size"]),
         "inference_batch_size": _number(settings["inference"]["batch_size"]),

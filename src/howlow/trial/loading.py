@@ -52,12 +52,18 @@ def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> 
     return decide_execution(state.settings, device, kernels_kept, attention=attention, trains_base=trains_base)
 
 
-def resolve(decided: Resolved, execution: Execution) -> Resolved:
-    """What is decided for a trial, once its heap is set up and it is known how its model runs."""
-    facts = execution.facts()
-    named = {key: facts[key] for key in ("precision", "kernels_kept", "fused", "compiled", "graphed", "quantization")}
-    return decided.model_copy(
-        update={**named, "attention_kernel": facts["attention"], "threads": torch.get_num_threads()}
+def resolved_by(state: TrialState, execution: Execution) -> Resolved:
+    """What is decided for a trial, once its execution is."""
+    own = execution.for_evaluation() if state.kind == "base" else execution
+    return state.found.resolved.model_copy(
+        update={
+            "attention_kernel": own.attention,
+            "precision": own.precision,
+            "kernels_kept": own.kernels_kept,
+            "fused": own.fused,
+            "compiled": own.compiled,
+            "threads": torch.get_num_threads(),
+        }
     )
 
 

@@ -19,7 +19,6 @@ from howlow.engine.training import DivergedError
 from howlow.errors import UserError
 from howlow.memory.heap import bound_heap, keep_heap, release
 from howlow.memory.limits import is_out_of_memory, limit_memory, unlimit_memory
-from howlow.memory.phases import ProcessMemory
 from howlow.meters.clock import utc
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.machine import choose_device, environment
@@ -38,7 +37,7 @@ from howlow.trial import preparation
 from howlow.trial.checkpointing import resume
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.layout_choice import layout_record
-from howlow.trial.loading import execution_of, load_trial_model, resolve
+from howlow.trial.loading import execution_of, load_trial_model, resolved_by
 from howlow.trial.merged_check import Attached
 from howlow.trial.metering import asked_of, energy_source
 from howlow.trial.preparation import Prepared
@@ -82,7 +81,7 @@ def _method(state: TrialState) -> Scores:
     device = choose_device(settings.run.device)
     heap = bound_heap() if state.is_bounded else keep_heap()
     execution = execution_of(state, device, heap.kernels_kept)
-    found.resolved = resolve(found.resolved, execution)
+    found.resolved = resolved_by(state, execution)
     limit_memory(settings.run.memory_limit_bytes, device)
     saved = resume(state)
     prepared = preparation.read_prepared(state.data_folder)
@@ -97,7 +96,6 @@ def _method(state: TrialState) -> Scores:
         meters.energy,
         settings.meters.rate_hz,
         saved.time_s if saved else 0.0,
-        memory=ProcessMemory(device),
         cpu_energy=meters.cpu_energy,
         views=meters.views,
         warn=state.keep,
