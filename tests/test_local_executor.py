@@ -13,9 +13,10 @@ from typing import Any
 import psutil
 import pytest
 
+from howlow import load_settings as load
 from howlow.executors.local import LocalExecutor
 from howlow.outcomes import Finished, ran_out_of_memory
-from howlow.settings import load, to_toml
+from howlow.settings import to_toml
 
 COMMAND = "import sys; from howlow.cli import main; sys.argv = ['howlow', *sys.argv[1:]]; main()"
 

@@ -13,13 +13,14 @@ import pytest
 from conftest import squad_document, tiny_config
 
 import howlow
+from howlow import load_settings as load
 from howlow.batch_search.probe import judged
 from howlow.batch_search.search import Probe
 from howlow.errors import UserError
 from howlow.executors.local import LocalExecutor
 from howlow.records import BatchProbe, BatchSearch, Record, WarningKind
 from howlow.reporting import read_report
-from howlow.settings import expand, load, merge
+from howlow.settings import expand, merge
 from howlow.sweeping.sweep import Event
 
 pytestmark = pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 from stand_ins import Scripted, energy
 
 import howlow
+from howlow import load_settings as load
 from howlow.engine import evaluation, generation
 from howlow.engine.training import Trainer
 from howlow.memory.heap import Heap
@@ -20,7 +21,6 @@ from howlow.meters.sources import Meters
 from howlow.outcomes import Finished
 from howlow.records import Idle, read_record, read_timeline
 from howlow.reporting import read_report
-from howlow.settings import load
 from howlow.trial import entries
 
 pytestmark = pytest.mark.slow

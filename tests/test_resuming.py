@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from howlow import load_settings as load
 from howlow.memory.heap import Heap
 from howlow.meters.session import Session
 from howlow.outcomes import StoppedError
 from howlow.records import Record, WarningKind, read_lines, read_record
-from howlow.settings import expand, load, merge
+from howlow.settings import expand, merge
 from howlow.trial import fine_tuning, preparation, scoring
 from howlow.trial.entries import trial_entry
 from howlow.trial.state import SweepLink

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import howlow
+from howlow import load_settings as load
 from howlow.errors import UserError
 from howlow.records import (
     DataRecord,
@@ -18,7 +19,7 @@ from howlow.records import (
     run_directory,
     write_record,
 )
-from howlow.settings import Settings, expand, load, merge, to_toml
+from howlow.settings import Settings, expand, merge, to_toml
 from howlow.sweeping.sweep import DryRun
 
 ENVIRONMENT = Environment(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from stand_ins import Scripted, powercap_tree
 
+from howlow import load_settings as load
 from howlow.errors import UserError
 from howlow.meters import nvidia_smi, rapl, sources
 from howlow.meters.energy import no_energy
@@ -22,7 +23,6 @@ from howlow.meters.rapl import RaplAbsentError, zones
 from howlow.meters.session import Session
 from howlow.meters.sources import Asked, open_energy, open_meters
 from howlow.records import WarningKind
-from howlow.settings import load
 from howlow.trial.entries import idle_entry
 
 CPU = torch.device("cpu")

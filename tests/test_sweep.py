@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 import howlow
+from howlow import load_settings as load
 from howlow.outcomes import DiskFullError
 from howlow.records import read_lines, read_record, read_records
-from howlow.settings import load, merge
+from howlow.settings import merge
 from howlow.sweeping.sweep import Event, SweepResult
 
 pytestmark = pytest.mark.slow

@@ -8,13 +8,14 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
 
+import howlow
 from howlow.errors import UserError
 
 app = typer.Typer(
@@ -25,8 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-score_app = typer.Typer(no_args_is_help=True, help="Score predictions made elsewhere.", rich_markup_mode=None)
-app.add_typer(score_app, name="score")
 
 
 class _Described(TyperCommand):
@@ -39,8 +38,15 @@ class _Described(TyperCommand):
         for option in self.params:
             key = getattr(option, "help", None)
             if key in setting_keys():
-                option.help = f"{setting_keys()[key]} [{key}]"  # type: ignore[attr-defined]
+                option.help = f"{setting_keys()[key]}{_values(key)} [{key}]"  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
+
+
+def _values(key: str) -> str:
+    """The values of a setting that its type does not show."""
+    from howlow.tasks import tasks
+
+    return f": {', '.join(tasks())}" if key == "task.name" else ""
 
 
 Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
@@ -94,7 +100,7 @@ def sweep_command(
     if seeds is not None:
         flags = asked.merge(flags, {"grid": {"seed": asked.parse_integers("--seeds", seeds)}})
     overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
-    settings = asked.load(source, overrides)
+    settings = howlow.load_settings(source, overrides)
     statuses = _statuses(retry)
     accepted = accept_different or []
     if dry_run:
@@ -176,7 +182,7 @@ def report_command(
     accept_different: AcceptDifferent = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the rows as one JSON document")] = False,
 ) -> None:
-    """Rebuild table, results.csv, figures and page from the records alone."""
+    """Write the table, results.csv, figures and page anew from the records alone."""
     _print_report(folders, accept_different or [], as_json)
 
 
@@ -195,7 +201,7 @@ def _print_report(folders: list[Path], accept_different: list[str], as_json: boo
 def env_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
-    """Say what this machine can measure, what not, why, and what to do about it."""
+    """Say what this machine can measure and what it cannot, with the reason and what to do about it."""
     from howlow.memory.peaks import reset_peaks
     from howlow.meters.machine import choose_device
     from howlow.meters.survey import survey
@@ -203,30 +209,24 @@ def env_command(
 
     device = choose_device("auto")
     found = survey(device, reset_peaks(device))
-    print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found.document()))
+    print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found))
 
 
-@score_app.command("question_answering")
-def score_question_answering(
-    data: Annotated[str, typer.Option("--data", help="SQuAD JSON, v1.1 or v2.0")],
-    predictions: Annotated[str, typer.Option("--predictions", help="JSON: {question id: answer}")],
+@app.command("score", cls=_Described)
+def score_command(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="task.name")],
+    data: Annotated[str, typer.Option("--data", help="test data of the task: a file")],
+    predictions: Annotated[str, typer.Option("--predictions", help="JSON: {example id: text}")],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
-    """Exact match and F1 as the official SQuAD scripts give them."""
-    from howlow.tasks.question_answering import score_file
+    """Score predictions made elsewhere, as a sweep scores its own."""
+    from howlow.reporting.scores import scores_text
+    from howlow.tasks import score_predictions
 
-    _print_scores(score_file(data, predictions), as_json)
-
-
-def _print_scores(scores: Mapping[str, Any], as_json: bool) -> None:
-    for warning in scores["warnings"]:
+    scores = score_predictions(task, data, predictions)
+    for warning in scores.warnings:
         _say(f"warning: {warning}")
-    if as_json:
-        print(json.dumps(scores, indent=1))
-        return
-    for key, value in scores.items():
-        if key != "warnings":
-            print(f"{key:26} {'n/a' if value is None else f'{value:.4%}' if isinstance(value, float) else value}")
+    print(json.dumps(scores.document(), indent=1) if as_json else scores_text(scores.figures))
 
 
 def _say(text: str) -> None:

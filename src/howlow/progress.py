@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from howlow.analysis import COLUMNS
+from howlow.analysis.comparison import metrics_of
 from howlow.meters.clock import now_s
 from howlow.records import Record
 from howlow.reporting import formatting
@@ -100,13 +100,9 @@ def _figures(record: Record) -> str:
     """The quality that a trial reached, or how it failed."""
     if record.status != "done":
         return f"{record.status}: {record.error}"
-    shown = ("perplexity", "f1", "exact_match", "loss")
-    columns = {column.name: column for column in COLUMNS if column.name in shown}
-    found = {name: getattr(record.scores, name) for name in shown}
+    found = ((column, getattr(record.scores, column.name)) for column in metrics_of(record))
     figures = [
-        f"{columns[name].label} {formatting.quantity(value, columns[name].unit)}"
-        for name, value in found.items()
-        if value is not None
+        f"{column.label} {formatting.quantity(value, column.unit)}" for column, value in found if value is not None
     ]
     time = "" if record.total_s is None else f" in {formatting.duration(record.total_s)}"
     return f"done{time}: {', '.join(figures) or 'no quality (random weights)'}"
