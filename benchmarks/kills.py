@@ -1,13 +1,13 @@
-"""Random kills over sweeps of tiny trials: every sweep ends complete, with the same losses, no record lost or doubled.
+"""Kill sweeps of tiny trials at random: each must end complete, with equal losses and no record lost or doubled.
 
     python benchmarks/kills.py [--kills 200] [--seed 0] [--work DIR]
 
-A sweep is started with `howlow sweep`, and after a random time killed: the parent alone, the whole group, the trial
-alone (SIGKILL), or the parent as a cluster does it (SIGTERM). The same command is given again, up to eight times, then
-left to its end. Steps with their losses, predictions, scores and adapters must equal those of a sweep that was never
-killed. A trial that was killed alone has a record that says so and is run again by `--retry failed`.
+The script starts `howlow sweep` and kills it after a random time: the parent alone, the whole group, the trial alone
+(SIGKILL), or the parent as a cluster does it (SIGTERM). It repeats the same command up to eight times, then lets it
+end. Steps with their losses, predictions, scores and adapters must equal those of a sweep that was never killed. A
+trial that was killed alone has a record that says so, and `--retry failed` runs it again.
 
-With `--work` the count is kept in that folder, so that the script can itself be killed, and goes on. The last line is
+With `--work` the count is kept in that folder, so that this script can be killed, too, and resumes. The last line is
 one JSON document.
 """
 
@@ -38,7 +38,7 @@ MOST_KILLS_A_SWEEP = 8
 
 
 def make_inputs(folder: Path) -> Path:
-    """A random LLaMA of two layers, a byte tokenizer, made-up questions, and the settings of a sweep over them."""
+    """Write a random LLaMA of two layers, a byte tokenizer, made-up questions, and the settings of a sweep."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -98,7 +98,7 @@ def start(settings: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def kill(process: subprocess.Popen[bytes], way: str, out: Path) -> bool:
-    """Kill in one of the ways; whether there was something to kill."""
+    """Kill in one of the ways; return whether there was something to kill."""
     if process.poll() is not None:
         return False
     if way == "trial":
@@ -115,7 +115,7 @@ def kill(process: subprocess.Popen[bytes], way: str, out: Path) -> bool:
 
 
 def wait_for_trial(process: subprocess.Popen[bytes], out: Path) -> None:
-    """Wait until a trial runs, or the sweep has ended: a trial takes a small part of a sweep's time."""
+    """Wait until a trial runs or the sweep has ended; trials take only a small part of a sweep's time."""
     while process.poll() is None:
         if any(writes_into(child, out) for child in psutil.Process(process.pid).children(recursive=True)):
             return
@@ -123,7 +123,7 @@ def wait_for_trial(process: subprocess.Popen[bytes], out: Path) -> None:
 
 
 def writes_into(process: psutil.Process, out: Path) -> bool:
-    """Whether the process is a trial: its output goes to the trial's log."""
+    """Tell whether the process is a trial, whose output goes to the trial's log."""
     try:
         return str(out / "trials") in str(Path(f"/proc/{process.pid}/fd/1").readlink())
     except OSError:
@@ -131,7 +131,7 @@ def writes_into(process: psutil.Process, out: Path) -> bool:
 
 
 def contents(out: Path) -> dict[str, Any]:
-    """Everything that must not depend on kills, by trial; a trial without a record, or with lines too many, shows."""
+    """Collect by trial all that must not depend on kills; a missing record or an extra line is visible in it."""
     found = {}
     for folder in sorted(path for path in (out / "trials").iterdir() if path.is_dir()):
         record = read_record(folder)
@@ -151,7 +151,7 @@ def contents(out: Path) -> dict[str, Any]:
 
 
 def one_sweep(settings: Path, out: Path, log: Path, chance: random.Random, whole_s: float, most: int) -> dict[str, int]:
-    """Start, kill, start again, at most so many times, then let it end; gives the kills by way."""
+    """Start and kill a sweep several times, with at most `most` kills, then let it end; return the kills by way."""
     kills = dict.fromkeys(WAYS, 0)
     for _ in range(chance.randint(1, MOST_KILLS_A_SWEEP)):
         if sum(kills.values()) == most:
@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, help="keep the count here, and go on with it")
+    parser.add_argument("--work", type=Path, help="keep the count here, and resume from it")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = (asked.work or Path(scratch)).resolve()
