@@ -18,7 +18,7 @@ from howlow.engine import layouts
 from howlow.engine import model as models
 from howlow.engine.evaluation import evaluation_step
 from howlow.engine.execution import Running, decide, running
-from howlow.engine.generation import choose
+from howlow.engine.generation import most_likely
 from howlow.engine.layouts import Layout
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
@@ -144,11 +144,11 @@ def test_a_decode_step_reads_nothing(name: str, share: bool):
         given = fake(mode, row)
         with mode, torch.inference_mode():
             continuation = Continuation(run, given)
-            tokens, margins = choose(continuation.read_prompts())
+            tokens, margins = most_likely(continuation.read_prompts())
             assert tokens.shape == margins.shape == (3,)
-            tokens, _ = choose(continuation.step(row.order, tokens))
+            tokens, _ = most_likely(continuation.step(row.order, tokens))
             kept = [0, 2]  # one prompt has ended
-            tokens, _ = choose(continuation.step([row.order[index] for index in kept], tokens[kept]))
+            tokens, _ = most_likely(continuation.step([row.order[index] for index in kept], tokens[kept]))
     assert tokens.shape == (2,)
 
 
