@@ -22,7 +22,7 @@ from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Trainer
 from howlow.memory import heap
 from howlow.meters.session import Session
-from howlow.trial.fine_tuning import lay_out, optimization_of, schedule_of, set_to_training
+from howlow.trial.fine_tuning import optimization_of, schedule_of, set_to_training, training_batch
 from howlow.trial.preparation import Prepared
 from howlow.trial.scoring import Scorer
 from howlow.trial.state import TrialState, split
@@ -139,7 +139,7 @@ class TrainingWork:
         """A step of each heaviest micro-batch, with moments, and with gradients where a step has several."""
         chosen = self._heaviest(batch)
         times = 2 if (self.state.settings.training.effective_batch_size or 0) > batch else 1
-        _train(bench, [[lay_out(self.state, part, bench.pad_id)] * times for part in chosen])
+        _train(bench, [[training_batch(self.state, part, bench.pad_id)] * times for part in chosen])
 
 
 def _train(bench: Bench, steps: Sequence[Sequence[Batch]] = ()) -> None:
