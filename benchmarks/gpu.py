@@ -246,21 +246,21 @@ def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
 
 def timed_steps(model: Any, steps: Any, device: Any, peak: float) -> Reply:
     """Measure samples a second of our own loop. The first pass over the steps compiles and is not counted."""
-    from howlow.engine import model as models
+    from howlow.engine.execution import decide, running
     from howlow.engine.training import Optimization, Trainer
 
-    kernel: Any = "flex" if device.type == "cuda" else "sdpa"
-    options: Reply = {"device": device, "precision": "bf16", "head": "targets", "kernel": kernel}
-    trainer = Trainer(model, models.trainable(model), Optimization(learning_rate=1e-5), **options)
-    losses = [trainer.step(step).loss for step in steps]
+    execution = decide(device=device, precision="bf16", attention="flex" if device.type == "cuda" else "sdpa")
     times = []
-    for _ in range(3):
-        synchronize()
-        started_s = time.perf_counter()
-        for step in steps:
-            trainer.step(step)
-        synchronize()
-        times.append(time.perf_counter() - started_s)
+    with running(model, execution) as run:
+        trainer = Trainer(run, Optimization(learning_rate=1e-5))
+        losses = [trainer.outcome(trainer.step(step)).loss for step in steps]
+        for _ in range(3):
+            synchronize()
+            started_s = time.perf_counter()
+            for step in steps:
+                trainer.outcome(trainer.step(step))
+            synchronize()
+            times.append(time.perf_counter() - started_s)
     time_s, batches = sorted(times)[1], [batch for step in steps for batch in step]
     rate = peers.linear_flops(model, batches)[1] / time_s / 1e12
     return {

@@ -13,7 +13,7 @@ tokens, and ends at EOS or a new line.
 
 Texts must be equal. Where they are not, the smallest margin shows whether two tokens tied within floating point. It is
 the least difference between the logits of the chosen token and the next best. After that, the loss of the test's
-answers is computed (`howlow.engine.generation.evaluate`) in the three layouts, 8 examples a batch.
+answers is computed (`howlow.engine.evaluation.evaluate`) in the three layouts, 8 examples a batch.
 
 The last line is one JSON document.
 """
@@ -23,7 +23,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import peers
@@ -123,17 +122,16 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
 
         heap.before(request["warm_up"])
         start_s = time.perf_counter()
-        with _fused(model):
+        with heap.running(model) as run:
             for chosen in batches(prompts, int(size))[: 1 if request["warm_up"] else None]:
                 begun_s = time.perf_counter()
                 found, ran_on = generation.generate(
-                    model,
+                    run,
                     tokenizer,
                     chosen,
                     layout=layout,
                     prompt_length=LENGTH - NEW_TOKENS,
                     pad_id=min(eos),
-                    precision="fp32",
                     max_new_tokens=NEW_TOKENS,
                     stop=STOP,
                     eos=eos,
@@ -159,15 +157,10 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
     return answer
 
 
-def _fused(model: Any) -> AbstractContextManager[None]:
-    from howlow.engine.cpu.patches import fused
-
-    return fused(model)
-
-
 def evaluation(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
     """Make a worker that computes the loss of the answers in one layout."""
-    from howlow.engine import generation, layouts
+    from howlow.engine import layouts
+    from howlow.engine.evaluation import evaluate
 
     heap, layout = peers.Heap(column, ours=True), name.split()[1]
     model, _ = model_and_tokenizer()
@@ -178,10 +171,10 @@ def evaluation(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
         computed, targets = 0, 0
         heap.before(request["warm_up"])
         start_s = time.perf_counter()
-        with _fused(model):
+        with heap.running(model) as run:
             for chosen in batches(test, BATCH_SIZE)[: 1 if request["warm_up"] else None]:
                 batch = layouts.lay_out(chosen, layout, LENGTH, 0, "completion")
-                sums += generation.evaluate(model, batch, precision="fp32", head="targets")
+                sums += evaluate(run, batch)
                 computed += batch.computed_tokens
                 targets += batch.target_tokens
         time_s = time.perf_counter() - start_s

@@ -127,13 +127,21 @@ class Heap:
     """Touches the heap before a peer's pass in the column `warm heap`, and reads each pass's resident peak."""
 
     def __init__(self, column: str, ours: bool) -> None:
-        from howlow.memory.heap import keep_heap
+        from howlow.memory import heap
 
         self._touches = column == WARM and not ours
         self._needed = self._rests_at = 0
         self._used = resource.getrusage(resource.RUSAGE_SELF)
-        if ours:
-            keep_heap()
+        self._kernels_kept = heap.keep_heap().kernels_kept if ours else heap.kernels_kept()
+
+    def running(self, model: Any, precision: str = "fp32") -> Any:
+        """The context in which howlow runs a model, as a trial with this heap does."""
+        import torch
+
+        from howlow.engine import execution
+
+        chosen: dict[str, Any] = {"precision": precision, "kernels_kept": self._kernels_kept, "full_row": LENGTH}
+        return execution.running(model, execution.decide(device=torch.device("cpu"), **chosen))
 
     def before(self, warm_up: bool) -> None:
         """Start a pass: prepare the heap for the column, and reset the peak."""
@@ -294,7 +302,7 @@ def linear_flops(model: Any, work: Sequence[Any]) -> tuple[int, int]:
     }
     linear, last_mlp = sum(sizes.values()), f"layers.{base.config.num_hidden_layers - 1}.mlp."
     for_read_alone = sum(size for name, size in sizes.items() if last_mlp in name)
-    unread = sum(batch.computed_tokens - batch.predictors.numel() for batch in work if batch.forest is not None)
+    unread = sum(batch.computed_tokens - batch.predictors.numel() for batch in work if batch.tree is not None)
     return linear, 4 * (linear * sum(batch.computed_tokens for batch in work) - for_read_alone * unread)
 
 

@@ -36,6 +36,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import peers
@@ -200,7 +201,6 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
 
     from howlow.engine import layouts
     from howlow.engine import model as models
-    from howlow.engine.cpu.patches import fused
 
     heap, layout, is_bf16 = peers.Heap(column, ours=True), name.split()[1], name.endswith("bf16")
     step_size = 8 if name.endswith(" 8") else STEP_SIZE
@@ -217,15 +217,15 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
         for parameter, value in initial.items():
             model.get_parameter(parameter).data.copy_(value)
         heap.before(warm_up)
-        trainer = _our_trainer(model, "bf16" if is_bf16 else "fp32")
         losses, norms, work = [], [], []
-        with fused(model):
+        with heap.running(model, "bf16" if is_bf16 else "fp32") as run:
+            trainer = _our_trainer(run)
             start_s = time.perf_counter()
             for step in steps:
                 size = BATCH_SIZE if layout == "packed" else len(step)
                 parts = [step[start : start + size] for start in range(0, len(step), size)]
                 batches = [layouts.lay_out(part, layout, LENGTH, 0, "completion") for part in parts]
-                outcome = trainer.step(batches)
+                outcome = trainer.outcome(trainer.step(batches))
                 losses.append(outcome.loss)
                 norms.append(outcome.gradient_norm)
                 work += batches
@@ -237,20 +237,10 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
     return answer
 
 
-def _our_trainer(model: Any, precision: str = "fp32") -> Any:
-    import torch
-
-    from howlow.engine import model as models
+def _our_trainer(run: Any) -> Any:
     from howlow.engine.training import Optimization, Trainer
 
-    return Trainer(
-        model,
-        models.trainable(model),
-        Optimization(learning_rate=LEARNING_RATE),
-        device=torch.device("cpu"),
-        precision=precision,
-        head="targets",
-    )
+    return Trainer(run, Optimization(learning_rate=LEARNING_RATE))
 
 
 def _counts(model: Any, work: Sequence[Any]) -> Reply:
@@ -279,7 +269,7 @@ def _pairs(batch: Any) -> int:
     """Count the (query, key) pairs that are not masked: key j is visible to itself and all up to `visible_until[j]`."""
     import torch
 
-    until = batch.forest.visible_until
+    until = batch.tree.visible_until
     return int((until - torch.arange(until.numel())).sum())
 
 
@@ -330,7 +320,6 @@ def gemm(_: str, __: str, ___: int) -> Callable[[Reply], Reply]:
 def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
     """Make a worker that times one `shared` step at each rank, and without an adapter."""
     from howlow.engine import layouts, loss
-    from howlow.engine.cpu.patches import fused
 
     heap, shuffled = peers.Heap(column, ours=True), random.Random(0)
     base, _ = peers.base_model()
@@ -339,7 +328,7 @@ def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
     def frozen_step() -> None:
         """Run forward, and backward to the embeddings' output, which is set to require a gradient."""
         hook = base.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_())
-        with fused(base), loss.running(base, batch, "targets", "sdpa"):
+        with heap.running(base) as run, run.batch(batch):
             _, total = loss.target_losses(base, batch, "targets", 1 / batch.target_tokens)
             total.backward()
         hook.remove()
@@ -349,9 +338,10 @@ def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
             return min(_seconds(frozen_step) for _ in range(2))
         model = peers.adapted(base, rank)
         model.train()
-        trainer = _our_trainer(model)
-        with fused(model):
-            found = min(_seconds(lambda: trainer.step([batch])) for _ in range(2))  # the first also makes AdamW's state
+        with heap.running(model) as run:
+            trainer = _our_trainer(run)
+            step = partial(trainer.step, [batch])
+            found = min(_seconds(lambda: trainer.outcome(step())) for _ in range(2))  # the first makes AdamW's state
         model.unload()
         return found
 

@@ -139,6 +139,7 @@ def test_layouts_on_cuda_have_the_losses_and_gradients_of_padded(tiny_model: Pat
     import torch
     from transformers import AutoModelForCausalLM
 
+    from howlow.engine.execution import decide
     from howlow.engine.layout_check import problem_with
     from howlow.engine.tokens import TokenizedExample
 
@@ -149,16 +150,5 @@ def test_layouts_on_cuda_have_the_losses_and_gradients_of_padded(tiny_model: Pat
         TokenizedExample(str(n), "g", stem + tuple(torch.randint(0, 250, (9 + n,), generator=generator).tolist()), (5,))
         for n in range(5)
     ]
-    assert (
-        problem_with(
-            model.eval(),
-            layout,
-            examples,
-            kernel=kernel,
-            precision="fp32",
-            head="targets",
-            sequence_length=256,
-            pad_id=0,
-        )
-        is None
-    )
+    execution = decide(device=torch.device("cuda"), precision="fp32", attention=kernel, full_row=256)
+    assert problem_with(model.eval(), layout, examples, execution=execution, pad_id=0) is None

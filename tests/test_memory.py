@@ -58,5 +58,23 @@ def test_a_kept_heap_keeps_few_kernels_unless_the_environment_says_otherwise(
         monkeypatch.delenv(name)
     for name, number in told.items():
         monkeypatch.setenv(name, number)
-    heap.keep_heap()
+    found = heap.keep_heap()
     assert [os.environ.get(name) for name in heap.KERNELS_KEPT_BY] == kept
+    assert found == heap.Heap("default", min(int(number or 99) for number in kept))
+
+
+@pytest.mark.parametrize("name", [*heap.KERNELS_KEPT_BY, "DNNL_PRIMITIVE_CACHE_CAPACITY"])
+def test_the_fewest_kernels_that_a_library_keeps_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for one in (*heap.KERNELS_KEPT_BY, "DNNL_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(one, raising=False)
+    assert heap.kernels_kept() == 1024
+    for told, number in (("64", 64), ("many", 1024), ("2000", 1024)):
+        monkeypatch.setenv(name, told)
+        assert heap.kernels_kept() == number
+
+
+def test_a_bounded_heap_keeps_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap, "_glibc", lambda: None)
+    for name in heap.KERNELS_KEPT_BY:
+        monkeypatch.setenv(name, "500")
+    assert heap.bound_heap() == heap.Heap("bounded", heap.KERNELS_BOUNDED)

@@ -10,9 +10,9 @@ import pytest
 from stand_ins import Scripted, energy
 
 import howlow
-from howlow import trial
-from howlow.engine import generation
+from howlow.engine import evaluation, generation
 from howlow.engine.training import Trainer
+from howlow.memory.heap import Heap
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.instruments import Finding, Look
@@ -21,6 +21,7 @@ from howlow.outcomes import Finished
 from howlow.records import Idle, read_record, read_timeline
 from howlow.reporting import read_report
 from howlow.settings import load
+from howlow.trial import entries
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ class Here:
             def report(self, kind: str, value: Any) -> None:
                 pass
 
-        return Finished("result", getattr(trial, entry.rpartition(".")[2])(payload, Link()))
+        return Finished("result", getattr(entries, entry.rpartition(".")[2])(payload, Link()))
 
 
 @pytest.fixture
@@ -99,11 +100,12 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Clock:
         return Idle(power_w=power_w, duration_s=3.0, measured_at="2026-11-24T00:00:00+00:00")
 
     monkeypatch.setattr(clock, "now_s", lambda: moved.now_s)
-    monkeypatch.setattr(trial, "open_meters", open_meters)
-    monkeypatch.setattr(trial, "measure_idle", measure_idle)
-    monkeypatch.setattr(trial, "keep_heap", lambda: False)
+    monkeypatch.setattr(entries, "open_meters", open_meters)
+    monkeypatch.setattr("howlow.trial.run.open_meters", open_meters)
+    monkeypatch.setattr(entries, "measure_idle", measure_idle)
+    monkeypatch.setattr("howlow.trial.run.keep_heap", lambda: Heap("default", 1024))
     monkeypatch.setattr(Trainer, "step", moved.after(Trainer.step, STEP_S))
-    monkeypatch.setattr(generation, "evaluate", moved.after(generation.evaluate, EVALUATE_S))
+    monkeypatch.setattr(evaluation, "evaluate", moved.after(evaluation.evaluate, EVALUATE_S))
     monkeypatch.setattr(generation, "generate", moved.after(generation.generate, GENERATE_S))
     monkeypatch.setattr(import_module("howlow.sweeping.sweep"), "LocalExecutor", Here)
     return moved

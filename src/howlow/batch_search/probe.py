@@ -21,6 +21,7 @@ import torch
 
 from howlow.batch_search.search import Found, Known, Line, Other, Probe, Question, expected_line, next_step
 from howlow.batch_search.workload import Bench, InferenceWork, TrainingWork, Work
+from howlow.engine.execution import Execution
 from howlow.errors import UserError
 from howlow.memory import heap, peaks
 from howlow.memory.limits import is_out_of_memory, limit_memory, unlimit_memory
@@ -32,7 +33,7 @@ from howlow.outcomes import StoppedError
 from howlow.records import LayoutChoice, clear_temporaries
 from howlow.settings import Settings
 from howlow.trial.entries import settle
-from howlow.trial.loading import choose_precision, load
+from howlow.trial.loading import execution_of, load_trial_model
 from howlow.trial.metering import asked_of
 from howlow.trial.preparation import Prepared, read_prepared
 from howlow.trial.state import SweepLink, TrialState
@@ -50,7 +51,7 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     ends the process is known too.
     """
     settle()
-    heap.bound_heap()
+    kept = heap.bound_heap().kernels_kept
     state = _state(payload, link)
     device = choose_device(state.settings.run.device)
     limit = payload["limit"] or _limit(payload["setting"], state.settings, device)
@@ -73,7 +74,12 @@ def probe_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] |
     limit_memory(limit["enforced_bytes"], device)
     try:
         return _within_limit(
-            question, begun, work, partial(_bench, work, state, device, prepared, limit), payload, link
+            question,
+            begun,
+            work,
+            partial(_bench, work, state, execution_of(state, device, kept), prepared, limit),
+            payload,
+            link,
         )
     finally:
         unlimit_memory()
@@ -192,10 +198,11 @@ def _peak_bytes(work: Work, bench: Bench, batch: int) -> int:
 
 @contextmanager
 def _bench(
-    work: Work, state: TrialState, device: torch.device, prepared: Prepared, limit: Mapping[str, Any]
+    work: Work, state: TrialState, execution: Execution, prepared: Prepared, limit: Mapping[str, Any]
 ) -> Iterator[Bench]:
     """All that a trial's process has before what is probed."""
-    meters, precision = open_meters(asked_of(state.settings, device)), choose_precision(state.settings, device)
+    device = execution.device
+    meters = open_meters(asked_of(state.settings, device))
     rate_hz = state.settings.meters.rate_hz
     with Session(
         state.folder,
@@ -208,8 +215,8 @@ def _bench(
         views=meters.views,
     ) as session:
         with session.phase("load"):
-            model, tokenizer, eos = load(state, device, precision, prepared.tokenizer_name)
-        bench = Bench(state, device, prepared, session, model, tokenizer, precision, min(eos, default=0))
+            model, tokenizer, eos = load_trial_model(state, execution, prepared.tokenizer_name)
+        bench = Bench(state, device, prepared, session, model, tokenizer, execution, min(eos, default=0))
         # What comes before may use the margin, as in the trial.
         limit_memory(None if limit["enforced_bytes"] is None else limit["limit_bytes"], device)
         work.prepare(bench)

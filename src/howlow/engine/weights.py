@@ -1,7 +1,7 @@
-"""Weights on a disk, looked at without being read: which files they are in, and whether they fit the model.
+"""Weights on a disk, checked without being read: which files they are in, and whether they fit the model.
 
-The headers of safetensors files tell every tensor's name and shape. They are given, as tensors without storage, to the
-loader that a trial uses, which renames, converts and ties what it must; what it then misses is missing.
+The headers of safetensors files hold every tensor's name and shape. They are given, as tensors without storage, to the
+loader that a trial uses. It renames, converts and ties tensors as for a trial, and reports the missing ones.
 """
 
 import copy
@@ -25,7 +25,7 @@ def shards(folder: Path) -> list[Path]:
     """The files that hold a model's weights.
 
     Raises:
-        UserError: none, pickles only, a shard that the index names is not there, a file that is no safetensors.
+        UserError: no weights, pickles only, a shard of the index that is missing, a file that is not safetensors.
     """
     if (folder / _SINGLE).exists():
         found = [folder / _SINGLE]
@@ -43,7 +43,7 @@ def shards(folder: Path) -> list[Path]:
 
 
 def sampled_hash(folder: Path) -> bytes:
-    """A hash of the weights' headers and of blocks spread evenly over them; reads at most a MB of each file."""
+    """A hash of the weights' headers and of blocks spread evenly over the files; reads at most a MB of each file."""
     digest = hashlib.sha256()
     for shard in sorted(folder.glob("*.safetensors")):
         size = shard.stat().st_size
@@ -79,7 +79,9 @@ def _no_weights(folder: Path) -> UserError:
             f"model {folder}: {pickles[0]} holds pickled weights, which can run code and are refused; "
             "convert them to safetensors (save_pretrained does)"
         )
-    return UserError(f"model {folder}: no weights (*.safetensors) beside config.json; or set random_weights = true")
+    return UserError(
+        f"model {folder}: no weights (*.safetensors) next to config.json; add them, or set random_weights = true"
+    )
 
 
 def headers(folder: Path) -> dict[str, Tensor]:
@@ -93,9 +95,9 @@ def headers(folder: Path) -> dict[str, Tensor]:
 
 
 def check_fit(folder: Path, config: Any, trust_remote_code: bool) -> list[str]:
-    """Refuse weights that do not fill the model; returns the names of tensors that it has no place for.
+    """Refuse weights that do not fill the model; returns the names of tensors that the model does not have.
 
-    Weights that are quantised in a way of their own are left to their loader.
+    Weights in a quantised format are not checked: only their own loader knows their shapes.
 
     Raises:
         UserError: a tensor is missing or has another shape than the config asks for.

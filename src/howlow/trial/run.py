@@ -38,7 +38,7 @@ from howlow.trial import preparation
 from howlow.trial.checkpointing import resume
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.layout_choice import layout_record
-from howlow.trial.loading import choose_precision, load
+from howlow.trial.loading import execution_of, load_trial_model
 from howlow.trial.merged_check import Attached
 from howlow.trial.metering import asked_of, energy_source
 from howlow.trial.preparation import Prepared
@@ -80,11 +80,8 @@ def run(state: TrialState) -> Status:
 def _method(state: TrialState) -> Scores:
     settings, found = state.settings, state.found
     device = choose_device(settings.run.device)
-    precision = choose_precision(settings, device)
-    if state.is_bounded:
-        bound_heap()
-    else:
-        keep_heap()
+    heap = bound_heap() if state.is_bounded else keep_heap()
+    execution = execution_of(state, device, heap.kernels_kept)
     limit_memory(settings.run.memory_limit_bytes, device)
     saved = resume(state)
     prepared = preparation.read_prepared(state.data_folder)
@@ -106,7 +103,7 @@ def _method(state: TrialState) -> Scores:
     ) as session:
         state.session = session
         with session.phase("load") as meter:
-            model, tokenizer, eos = load(state, device, precision, prepared.tokenizer_name)
+            model, tokenizer, eos = load_trial_model(state, execution, prepared.tokenizer_name)
             found.phases = saved.phases if saved else [meter.end()]
         if session.peak_problem and device.type == "cpu":
             state.warn(WarningKind.PEAK_MEMORY_ABSENT, session.peak_problem)
@@ -118,14 +115,14 @@ def _method(state: TrialState) -> Scores:
                 saved.restore_weights(models.trainable(model))
         else:
             if state.kind != "base":
-                fine_tune(state, session, model, prepared, precision=precision, pad_id=pad_id, saved=saved)
+                fine_tune(state, session, model, prepared, execution=execution, pad_id=pad_id, saved=saved)
             save_trained_model(state, session, model)
         release(device)
         model.eval()
-        scorer = Scorer(state, session, model, tokenizer, prepared, precision, pad_id, eos, saved)
+        scorer = Scorer(state, session, model, tokenizer, prepared, execution, pad_id, eos, saved)
         if settings.inference.adapter == "merged" and state.kind == "lora":
             attached = Attached(state.folder / "attached.jsonl")
-            scorer.lay_by(attached)
+            scorer.save_attached(attached)
             scorer = replace(scorer, model=models.merged(model), attached=attached)
         scores = scorer.score()
         found.energy = energy_source(meters, session)
