@@ -222,6 +222,9 @@ class RunSettings(Section):
         "auto", pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$", description="auto: CUDA, then MPS, then CPU"
     )
     executor: Literal["local"] = Field("local", description="local: each trial in a process of this machine")
+    workers: Positive | None = Field(
+        None, description="trials that run at one time on this machine; absent: one a device"
+    )
     order_seed: Seed = Field(0, description="shuffles the trials, so that heat does not line up with rank")
     cooldown_s: float = Field(
         0.0, ge=0.0, description="rest between trials: until the temperature is steady, at most this many seconds"

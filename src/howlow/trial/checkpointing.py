@@ -89,6 +89,7 @@ def save_trained(state: TrialState, session: Session, parameters: dict[str, nn.P
 
 def save_inference(state: TrialState, session: Session, running: dict[str, Any] | None = None) -> None:
     """What inference has come to: the phases that ended, and the `running` one with its batches and totals."""
+    state.refuse_if_lost()
     text = json.dumps(_so_far(state, session) | {"running": running})
     write_atomically(state.folder / "checkpoint" / _INFERENCE, text)
 
@@ -124,6 +125,7 @@ def _identity(state: TrialState) -> dict[str, Any]:
 def _save(
     state: TrialState, session: Session, position: str, tensors: dict[str, Tensor], document: dict[str, Any]
 ) -> None:
+    state.refuse_if_lost()
     kept = {"position": position, "identity": _identity(state)} | _so_far(state, session)
     checkpoint.save(state.folder / "checkpoint", tensors, kept | document)
 
