@@ -48,6 +48,7 @@ _WORDS: Mapping[WarningKind, tuple[str, ...]] = {
     WarningKind.STEADINESS_UNKNOWN: _COSTS,
     WarningKind.OTHER_PROCESS_ON_DEVICE: (*_COSTS, *_MEMORY, *_USE),
     WarningKind.OTHER_WORK_ON_MACHINE: _COSTS,
+    WarningKind.RAN_BESIDE_OTHER_TRIALS: _COSTS,
     WarningKind.SWAPPING: (*_COSTS, *_MEMORY),
     WarningKind.DEVICE_PARTITIONED: _ENERGY,
     WarningKind.DEVICE_VIRTUAL: _COSTS,
