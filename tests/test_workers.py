@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from test_sweep import small_disk as small_disk  # noqa: PLC0414  (a fixture)
+from test_sweep import small_disk as small_disk
 from test_sweep import what_counts
 
 from howlow.claims import Claims, latest
@@ -97,16 +97,17 @@ def generations(out: Path) -> dict[str, int]:
     return {name: latest(out / "trials" / name / ".claim") for name in NAMES}
 
 
-def writing(process: "subprocess.Popen[str]", out: Path) -> set[str]:
-    """The trials that children of a process write steps of."""
-    found = set()
+def writing(process: "subprocess.Popen[str]", out: Path) -> dict[str, psutil.Process]:
+    """The trained trials that children of a process write steps of."""
+    found = {}
     for child in psutil.Process(process.pid).children(recursive=True):
         try:
             log = Path(f"/proc/{child.pid}/fd/1").readlink()
         except OSError:
             continue
         if log.name == "log.txt" and log.parent.parent == out / "trials" and (log.parent / "steps.jsonl").exists():
-            found.add(log.parent.name)
+            found[log.parent.name] = child
+    found.pop("base-s0", None)
     return found
 
 
@@ -137,11 +138,14 @@ def test_a_worker_joins_a_running_sweep_and_a_killed_ones_trial_is_taken_over(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "out"
     sweep = start("sweep", settings_file(tmp_path, table), "--out", out)
-    wait_until(lambda: bool(writing(sweep, out) - {"base-s0"}))
+    wait_until(lambda: bool(writing(sweep, out)))
+    (paused,) = writing(sweep, out).values()
+    paused.suspend()  # until the worker has started and has a trial
     joined = start("worker", out)
     wait_until(lambda: any((out / "trials" / name / "checkpoint").exists() for name in writing(joined, out)))
     (taken,) = writing(joined, out)
     os.kill(joined.pid, signal.SIGKILL)
+    paused.resume()
     shown, err = sweep.communicate(timeout=280)
     assert sweep.returncode == 0, shown + err
     assert f"{taken}: run by process {joined.pid} on " in err
@@ -157,7 +161,7 @@ def test_a_stopped_sweep_is_finished_by_a_worker(
 ) -> None:
     out = tmp_path / "out"
     sweep = start("sweep", settings_file(tmp_path, table), "--workers", "2", "--out", out)
-    wait_until(lambda: len(writing(sweep, out) - {"base-s0"}) == 2)
+    wait_until(lambda: len(writing(sweep, out)) == 2)
     os.killpg(sweep.pid, signal.SIGINT)
     shown, err = sweep.communicate(timeout=60)
     assert (sweep.returncode, shown) == (130, "")
@@ -178,7 +182,7 @@ def test_a_stopped_sweep_is_finished_by_a_worker(
 def test_a_second_signal_kills_the_children_of_all_workers(table: dict[str, Any], start: Start, tmp_path: Path) -> None:
     slow = settings_file(tmp_path, table, training={"epochs": 2000, "checkpoint_every_s": 1000.0})
     sweep = start("sweep", slow, "--workers", "2", "--out", tmp_path / "out")
-    wait_until(lambda: len(writing(sweep, tmp_path / "out") - {"base-s0"}) == 2)
+    wait_until(lambda: len(writing(sweep, tmp_path / "out")) == 2)
     children = psutil.Process(sweep.pid).children(recursive=True)
     for child in children:
         if child.children() == []:
@@ -250,7 +254,7 @@ def test_a_full_disk_in_one_worker_stops_all_of_them(
     out = small_disk / "out"
     slow = settings_file(tmp_path, table, training={"epochs": 200})
     sweep = start("sweep", slow, "--workers", "2", "--out", out)
-    wait_until(lambda: len(writing(sweep, out) - {"base-s0"}) == 2)
+    wait_until(lambda: len(writing(sweep, out)) == 2)
     with (small_disk / "filler").open("wb", buffering=0) as file:
         try:
             while True:
