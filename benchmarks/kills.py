@@ -108,10 +108,12 @@ class Case:
     workers: int
 
     def start(self) -> subprocess.Popen[bytes]:
+        """Start the sweep, or resume it."""
         retry = ["--retry", "failed", "--workers", str(self.workers)]
         return self._command("sweep", str(self.settings), "--out", str(self.out), *retry)
 
     def join(self) -> subprocess.Popen[bytes]:
+        """Start a worker that joins it."""
         return self._command("worker", str(self.out))
 
     def _command(self, *arguments: str) -> subprocess.Popen[bytes]:

@@ -290,7 +290,8 @@ def _run(
     watch = _Watch(folder, claims, tuple(job.name for job in jobs), tell)
 
     def body(device: str | None, tell: Tell) -> None:
-        take_trials(Worker(runner, folder, claims, tell, device), lambda: jobs, waits=True)
+        worker = Worker(runner, folder, claims, tell, device, is_alone=len(devices) == 1)
+        take_trials(worker, lambda: jobs, waits=True)
 
     workers: list[Callable[[Tell], None]] = [partial(body, device) for device in devices]
     with claims.renewed():

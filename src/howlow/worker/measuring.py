@@ -45,6 +45,9 @@ from howlow.outcomes import (
 from howlow.records import BatchSearch, Idle, Record, Status, read_record, write_record
 
 
+_NOT_IDLE = IdleAbsent(reason="other trials run on this machine at the same time")
+
+
 @dataclass
 class Worker:
     """Runs trials of one run directory; `device` where this worker has an accelerator of its own."""
@@ -54,6 +57,8 @@ class Worker:
     claims: Claims
     tell: Tell
     device: str | None = None
+    is_alone: bool = True
+    """Whether its process has no other worker."""
     _idle: Idle | IdleAbsent | None = None
     _has_run: bool = False
 
@@ -97,14 +102,19 @@ class Worker:
         if settings.meters.energy in ("none", "assumed"):
             self.runner.rest(rest_s)
             return None
-        if others := neighbours(self.run_directory, trial.name, only_now=True):
+        if self._has_company(trial):
             self.runner.rest(rest_s)
-            return IdleAbsent(reason=f"other trials ran on this machine: {', '.join(others)}")
+            return _NOT_IDLE
         log = self.run_directory / ".howlow" / "idle.log"
         try:
-            return value_of(self.runner.run(IdleJob(settings=settings, rest_s=rest_s), log), log)
+            found = value_of(self.runner.run(IdleJob(settings=settings, rest_s=rest_s), log), log)
         except JobFailedError as error:
             return IdleAbsent(reason=f"the process that reads it failed: {error}")
+        return _NOT_IDLE if isinstance(found, Idle) and self._has_company(trial) else found
+
+    def _has_company(self, trial: TrialJob) -> bool:
+        """Whether other trials of the run directory may run on this machine now."""
+        return not self.is_alone or bool(neighbours(self.run_directory, trial.name, only_now=True))
 
     def _search_batches(self, trial: TrialJob, searches: list[BatchSearch]) -> tuple[Status, str] | None:
         """Find the largest batches that the trial asks for; status and error where it cannot run."""
