@@ -44,7 +44,6 @@ from howlow.outcomes import (
 )
 from howlow.records import BatchSearch, Idle, Record, Status, read_record, write_record
 
-
 _NOT_IDLE = IdleAbsent(reason="other trials run on this machine at the same time")
 
 
