@@ -1,8 +1,8 @@
-# make demo   sets everything up and runs the demo sweep
-# make test   sets everything up, lints, and passes the tests
+# make demo   set everything up and run the demo sweep
+# make test   set everything up, lint, and run the tests
 PYTHON ?= python3
 BIN := .venv/bin
-# A folder of wheels or an index of your own goes into pip's own configuration.
+# To use your own package index or folder of wheels, set it in pip's configuration.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: setup demo test lint format docs clean

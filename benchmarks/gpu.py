@@ -1,8 +1,9 @@
-"""Every claim that only a GPU can check, in under nine minutes: what a session with a GPU at hand runs first.
+"""Check every claim that only a GPU can check, in under nine minutes. Run this first where a GPU is available.
 
     python benchmarks/gpu.py [--only CHECK ...] [--dry-run] [--work DIR]
 
-Each check is a process of its own with a time limit, so one that fails or hangs costs no other. In this order:
+Each check is a process of its own with a time limit, so one that fails or hangs does not stop the others.
+In this order:
 
     machine   `howlow env`
     tests     pytest -m gpu: losses and gradients of the layouts with FlexAttention's kernels, the allocator's cap, the
@@ -10,13 +11,13 @@ Each check is a process of its own with a time limit, so one that fails or hangs
     meters    meter_overhead.py: the meters' share of time (target under 0.5 %)
     layouts   fine-tuning LLaMA-3.2-1B's architecture (random weights, bf16, r = 8): PEFT with transformers' Trainer
               padded to 512 against `padded`, `packed` and `shared`: samples/s, and the share of the bf16 peak
-    systems   the paper's systems study on LLaMA-3.1-8B's architecture (random weights): ranks 1 and 512, padded to 512
-              with the head everywhere, and one rank in `shared`: throughput, energy, power, memory, utilisation
-    batch     training.batch_size = "max" to real out-of-memory, with every probe
+    systems   the paper's systems study on LLaMA-3.1-8B's architecture (random weights): ranks 1 and 512 padded to 512,
+              with the head at every position, and one rank in `shared`: throughput, energy, power, memory, utilisation
+    batch     training.batch_size = "max" until a probe really runs out of memory, with every probe
 
-Data: SQuAD from `HOWLOW_TEST_DATA` (default ../shared/data), else questions that are made up here; the document says
-which. With `--dry-run` tiny models and few steps, on whatever device is there: does the script run at all. The last
-line is one JSON document; what a check could not do stands there as an error, never as a number, with exit code 1.
+Data: SQuAD from `HOWLOW_TEST_DATA` (default ../shared/data), else questions that this script makes up; the document
+says which. `--dry-run` uses tiny models and few steps on any device, to see whether the script runs. The last line is
+one JSON document. What a check could not do is an error in it, never a number, and the exit code is 1.
 """
 
 import argparse
@@ -43,7 +44,7 @@ LAYOUTS = ("padded", "packed", "shared")
 
 
 def run_check(name: str, work: Path, is_dry: bool) -> Reply:
-    """One check in its own process; its answer, or what went wrong."""
+    """Run one check in its own process; return its answer, or what went wrong."""
     answer = work / f"{name}.json"
     command = [sys.executable, __file__, "--check", name, "--work", str(work), *(["--dry-run"] if is_dry else [])]
     limit_s = 600 if is_dry else LIMITS_S[name]
@@ -57,7 +58,7 @@ def run_check(name: str, work: Path, is_dry: bool) -> Reply:
             process.wait()
             status = f"stopped after {limit_s} s"
     found: Reply = {"time_s": round(time.monotonic() - started_s, 1)}
-    if answer.exists():  # also of a check that was stopped: what it had by then
+    if answer.exists():  # a check that was stopped has what it found so far
         found |= json.loads(answer.read_text())
     if status != 0 and "error" not in found:
         tail = (work / f"{name}.log").read_text(errors="replace").strip().splitlines()[-8:]
@@ -76,7 +77,7 @@ def tell(name: str, found: Reply) -> None:
 
 
 def questions(work: Path) -> tuple[str, str, str]:
-    """The training file, the test file, and where they come from."""
+    """Return the training file, the test file, and where they come from."""
     folder = peers.data_folder() / "squad"
     train, test = folder / "dev-v1.1.json", folder / "dev-v2.0.json"
     if train.exists() and test.exists():
@@ -103,7 +104,7 @@ def _paragraph(number: int) -> Reply:
 
 
 def model_name(name: str, work: Path, is_dry: bool) -> str:
-    """The known architecture, or a tiny one of the same kind."""
+    """Return the known architecture's name or, in a dry run, the config of a tiny one of the same kind."""
     if not is_dry:
         return name
     config = json.loads((ROOT / "src/howlow/model_configs" / f"{name}.json").read_text())
@@ -115,7 +116,7 @@ def model_name(name: str, work: Path, is_dry: bool) -> str:
 
 
 def sweep(work: Path, name: str, model: str, *options: str) -> Any:
-    """`howlow sweep` with random weights on the questions; its records."""
+    """Run `howlow sweep` with random weights on the questions; return its records."""
     import howlow
 
     train, test, _ = questions(work)
@@ -127,7 +128,7 @@ def sweep(work: Path, name: str, model: str, *options: str) -> Any:
 
 
 def settings_of(**values: Any) -> list[str]:
-    """Settings as `--set` takes them; two underscores are a dot."""
+    """Write settings as `--set` arguments; two underscores stand for a dot."""
     return [
         part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={json.dumps(value)}")
     ]
@@ -157,7 +158,7 @@ def machine(work: Path, *_: Any) -> Reply:
 
 
 def peak_tflops(size: int) -> float:
-    """The best of ten bf16 products."""
+    """Measure the device's bf16 peak: the best of ten rounds of products."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -195,7 +196,7 @@ def meters(_: Path, is_dry: bool, __: Any) -> Reply:
 
 
 def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
-    """Time of optimizer steps of 40 questions; the same model object for all, on the device."""
+    """Time optimizer steps of 40 questions in each layout, on one model object that stays on the device."""
     import torch
 
     from howlow import settings
@@ -244,22 +245,22 @@ def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
 
 
 def timed_steps(model: Any, steps: Any, device: Any, peak: float) -> Reply:
-    """Samples a second of our own loop; the first pass over the steps compiles and is not counted."""
-    from howlow.engine import model as models
+    """Measure samples a second of our own loop. The first pass over the steps compiles and is not counted."""
+    from howlow.engine.execution import decide, running
     from howlow.engine.training import Optimization, Trainer
 
-    kernel: Any = "flex" if device.type == "cuda" else "sdpa"
-    options: Reply = {"device": device, "precision": "bf16", "head": "targets", "kernel": kernel}
-    trainer = Trainer(model, models.trainable(model), Optimization(learning_rate=1e-5), **options)
-    losses = [trainer.step(step).loss for step in steps]
+    execution = decide(device=device, precision="bf16", attention="flex" if device.type == "cuda" else "sdpa")
     times = []
-    for _ in range(3):
-        synchronize()
-        started_s = time.perf_counter()
-        for step in steps:
-            trainer.step(step)
-        synchronize()
-        times.append(time.perf_counter() - started_s)
+    with running(model, execution) as run:
+        trainer = Trainer(run, Optimization(learning_rate=1e-5))
+        losses = [trainer.outcome(trainer.step(step)).loss for step in steps]
+        for _ in range(3):
+            synchronize()
+            started_s = time.perf_counter()
+            for step in steps:
+                trainer.outcome(trainer.step(step))
+            synchronize()
+            times.append(time.perf_counter() - started_s)
     time_s, batches = sorted(times)[1], [batch for step in steps for batch in step]
     rate = peers.linear_flops(model, batches)[1] / time_s / 1e12
     return {
@@ -273,7 +274,7 @@ def timed_steps(model: Any, steps: Any, device: Any, peak: float) -> Reply:
 
 
 def timed_trainer(model: Any, examples: Any, work: Path) -> Reply:
-    """PEFT's model in transformers' Trainer, every row padded to 512, in bf16 where the device has it."""
+    """Time transformers' Trainer on PEFT's model: every row padded to 512, in bf16 on CUDA."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -312,7 +313,7 @@ def timed_trainer(model: Any, examples: Any, work: Path) -> Reply:
 
 
 def batch(work: Path, is_dry: bool, _: Any) -> Reply:
-    """The search itself, to real out-of-memory (dry: under a limit, on whatever device is there)."""
+    """Search until a probe really runs out of memory (dry run: under a limit, on any device)."""
     limit: Reply = {"run__memory_limit_bytes": 1_500_000_000} if is_dry else {}
     options = settings_of(
         training__batch_size="max",
@@ -332,7 +333,7 @@ def batch(work: Path, is_dry: bool, _: Any) -> Reply:
 
 
 def systems(work: Path, is_dry: bool, keep: Any) -> Reply:
-    """The paper's table for the ranks, by its settings but for precision (bf16) and a handful of steps."""
+    """Measure the paper's table with its settings, except for precision (bf16) and the number of steps."""
     import howlow
 
     model, ranks = model_name(LARGE, work, is_dry), "1,8" if is_dry else "1,512"
@@ -367,7 +368,7 @@ def main() -> None:
         answer = asked.work / f"{asked.check}.json"
 
         def keep(found: Reply) -> None:
-            new = answer.with_suffix(".new")  # whole or not at all: the parent may end this process at any time
+            new = answer.with_suffix(".new")  # renamed into place: the parent may end this process at any time
             new.write_text(json.dumps(found, default=str))
             new.rename(answer)
 

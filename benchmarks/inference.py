@@ -1,18 +1,19 @@
-"""Inference: ours against `generate` of transformers, in the same run, on the same prompts.
+"""Compare our generation with transformers' `generate`, in the same run and on the same prompts.
 
     python benchmarks/inference.py [--passes N] [--prompts N] [--only generate|evaluate] [--column ...] [--quick]
 
-SmolLM2-135M in fp32 with a LoRA adapter (r = 8 on q, k, v, o) attached whose B is not zero. Prompts: answerable
-questions of SQuAD 2.0's development set, whole paragraphs; greedy, at most 32 new tokens, ended by EOS or a new line.
+The model is SmolLM2-135M in fp32 with an attached LoRA adapter (r = 8 on q, k, v, o) whose B is not zero. The prompts
+are answerable questions of SQuAD 2.0's development set, in whole paragraphs. Decoding is greedy, with at most 32 new
+tokens, and ends at EOS or a new line.
 
-    generate       transformers, left padding; every token with a new line in it is an EOS for it, which costs it less
-                   than `stop_strings` does; batches of 8, 16 and 32, in the data's order and sorted by length: the
-                   best of the six, found on the first 32 prompts, goes into the rounds
+    generate       transformers, left padding. Every token with a new line in it counts as EOS, which is cheaper for it
+                   than `stop_strings`. Batches of 8, 16 and 32, in the data's order and sorted by length: the rounds
+                   use the best of the six, as measured on the first 32 prompts
     howlow shared, howlow packed     `howlow.engine.generation.generate`, in batches of 8 or 80, as a trial runs it
 
-Texts must be equal. Where they are not, the smallest margin says whether two tokens tied within floating point: how far
-the chosen token's logit stood above the second's at its closest. Then the loss of the test's answers
-(`howlow.engine.generation.evaluate`) in the three layouts, 8 examples a batch.
+Texts must be equal. Where they are not, the smallest margin shows whether two tokens tied within floating point. It is
+the least difference between the logits of the chosen token and the next best. After that, the loss of the test's
+answers is computed (`howlow.engine.evaluation.evaluate`) in the three layouts, 8 examples a batch.
 
 The last line is one JSON document.
 """
@@ -22,7 +23,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import peers
@@ -36,7 +36,7 @@ LAYOUTS = ("padded", "packed", "shared")
 
 
 def model_and_tokenizer() -> tuple[Any, Any]:
-    """The model with an adapter that does something: B normal with a standard deviation of 0.02."""
+    """Return the model with an adapter that has an effect: B is normal with a standard deviation of 0.02."""
     import torch
 
     base, tokenizer = peers.base_model()
@@ -55,7 +55,7 @@ def batches(items: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 def peer(column: str, count: int) -> Callable[[Reply], Reply]:
-    """A worker that generates through transformers."""
+    """Make a worker that generates through transformers."""
     import torch
 
     from howlow.engine import layouts
@@ -102,7 +102,7 @@ def peer(column: str, count: int) -> Callable[[Reply], Reply]:
 
 
 def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
-    """A worker that generates as `howlow.trial.scoring` does."""
+    """Make a worker that generates as a trial does (`howlow.trial.scoring`)."""
     from howlow.engine import generation
     from howlow.engine import model as models
 
@@ -122,17 +122,16 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
 
         heap.before(request["warm_up"])
         start_s = time.perf_counter()
-        with _fused(model):
+        with heap.running(model) as run:
             for chosen in batches(prompts, int(size))[: 1 if request["warm_up"] else None]:
                 begun_s = time.perf_counter()
                 found, ran_on = generation.generate(
-                    model,
+                    run,
                     tokenizer,
                     chosen,
                     layout=layout,
                     prompt_length=LENGTH - NEW_TOKENS,
                     pad_id=min(eos),
-                    precision="fp32",
                     max_new_tokens=NEW_TOKENS,
                     stop=STOP,
                     eos=eos,
@@ -158,15 +157,10 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
     return answer
 
 
-def _fused(model: Any) -> AbstractContextManager[None]:
-    from howlow.engine.cpu.patches import fused
-
-    return fused(model)
-
-
 def evaluation(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
-    """A worker that computes the loss of the answers in one of the layouts."""
-    from howlow.engine import generation, layouts
+    """Make a worker that computes the loss of the answers in one layout."""
+    from howlow.engine import layouts
+    from howlow.engine.evaluation import evaluate
 
     heap, layout = peers.Heap(column, ours=True), name.split()[1]
     model, _ = model_and_tokenizer()
@@ -177,10 +171,10 @@ def evaluation(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
         computed, targets = 0, 0
         heap.before(request["warm_up"])
         start_s = time.perf_counter()
-        with _fused(model):
+        with heap.running(model) as run:
             for chosen in batches(test, BATCH_SIZE)[: 1 if request["warm_up"] else None]:
                 batch = layouts.lay_out(chosen, layout, LENGTH, 0, "completion")
-                sums += generation.evaluate(model, batch, precision="fp32", head="targets")
+                sums += evaluate(run, batch)
                 computed += batch.computed_tokens
                 targets += batch.target_tokens
         time_s = time.perf_counter() - start_s
@@ -200,7 +194,7 @@ def evaluation(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
 
 
 def generation(column: str, passes: int, count: int, variants: Sequence[str]) -> Reply:
-    """Choose the peer's best variant, then the rounds; one table."""
+    """Choose the peer's best variant, run the rounds, and print one table."""
     names = (GENERATE, *OURS)
     workers = peers.start(__file__, names, column, "--prompts", str(count), ours=OURS)
     peer_worker, tried = workers[GENERATE], {}
@@ -249,7 +243,7 @@ def _generation_table(names: Sequence[str], found: dict[str, list[Reply]]) -> Re
 
 
 def _apart(run: Reply, reference: Reply) -> list[Reply]:
-    """Prompts whose text is not the reference's, with the smallest margin."""
+    """List the prompts whose text differs from the reference's, with the smallest margin."""
     return [
         {"prompt": number, "ours": text, "theirs": reference["texts"][number], "margin": run["margins"][number]}
         for number, text in run["texts"].items()
@@ -258,7 +252,7 @@ def _apart(run: Reply, reference: Reply) -> list[Reply]:
 
 
 def evaluations(column: str, passes: int, count: int) -> Reply:
-    """The loss of the answers in the three layouts; one table."""
+    """Compute the loss of the answers in the three layouts, and print one table."""
     names = tuple(f"evaluate {layout}" for layout in LAYOUTS)
     workers = peers.start(__file__, names, column, "--prompts", str(count), ours=names)
     found = peers.rounds(workers, passes, {})
@@ -286,7 +280,7 @@ def evaluations(column: str, passes: int, count: int) -> Reply:
 
 
 def work(name: str, column: str, count: int) -> None:
-    """The child's side."""
+    """Run as a worker process."""
     import warnings
 
     import torch

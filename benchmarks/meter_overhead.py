@@ -1,12 +1,12 @@
-"""What the meters themselves cost: their share of the CPU's time and of the steps' time, and what a step loses by them.
+"""Measure what the meters cost: their share of the CPU's time and of the steps' time, and how much a step slows down.
 
     python benchmarks/meter_overhead.py [--steps 800] [--step_s 0.1]
 
-The same work (matrix products of about a tenth of a second) runs in turns with and without a session around it, in
-short blocks; each pair of blocks is compared by itself, and every second pair begins with the session, so that drift
-does not line up with either. The session reads a counter at every step's end and keeps the timeline; the counter is
-RAPL's or NVML's where the machine has one, else a file that is read as RAPL's is. `slower` is the median over the
-pairs of what the median step with a session takes more, `noise` the standard error of that median.
+Short blocks of the same work (matrix products of about a tenth of a second) run alternately with and without a meter
+session. Each pair of blocks is compared by itself, and every second pair begins with the session, so that drift favours
+neither. The session reads a counter at each step's end and records the timeline. The counter is RAPL's or NVML's where
+the machine has one, else a file that is read as RAPL's is. `slower` is by how much the median step takes longer with a
+session (the median over the pairs); `noise` is the standard error of that median.
 Claim: under 0.5 % at 4 readings a second. The last line is one JSON document.
 """
 
@@ -31,7 +31,7 @@ BLOCK = 10
 
 
 def meter_of(folder: Path, device: torch.device) -> EnergyMeter:
-    """The machine's own source, or a file that is read like RAPL's."""
+    """Open the machine's own source, or a file that is read like RAPL's."""
     found = open_energy(Asked("auto", device))
     if found.kind in ("counter", "power"):
         return found
@@ -41,7 +41,7 @@ def meter_of(folder: Path, device: torch.device) -> EnergyMeter:
 
 
 def work_of(device: torch.device, step_s: float) -> Callable[[], None]:
-    """A step of about that length."""
+    """Make a step that takes about `step_s`."""
     matrix = torch.randn(1024, 1024, device=device)
 
     def run(times: int) -> None:
@@ -81,7 +81,7 @@ def measured(work: Callable[[], None], session: Session) -> list[float]:
 def in_session(
     work: Callable[[], None], rate_hz: float, device: torch.device
 ) -> tuple[list[float], tuple[float, float]]:
-    """The steps of a block, and the meters' shares of its CPU time and of its steps' time."""
+    """Run a block in a session; return its step times and the meters' shares of CPU time and step time."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with Session(folder, device, meter_of(folder, device), rate_hz, 0.0) as session:
@@ -108,7 +108,7 @@ def compared(rate_hz: float, device: torch.device, steps: int, step_s: float) ->
         "cpu_share": statistics.mean(share for share, _ in shares),
         "step_share": statistics.mean(share for _, share in shares),
         "slower": statistics.median(ratios) - 1,
-        "noise": math.sqrt(math.pi / 2 / len(ratios)) * statistics.stdev(ratios),  # of a median, were they normal
+        "noise": math.sqrt(math.pi / 2 / len(ratios)) * statistics.stdev(ratios),  # of a median of normal values
     }
 
 

@@ -1,13 +1,13 @@
-"""What the training order does to quality: whole paragraphs together (`groups`) against every question by itself.
+"""Measure what the training order does to quality: whole paragraphs (`groups`) against single questions (`examples`).
 
     python benchmarks/order.py [--out DIR] [--train N] [--test N] [--seeds 0,1,2] [--ranks 8]
 
-Runs one sweep of SmolLM2-135M on real SQuAD (`HOWLOW_TEST_DATA`, default ../shared/data) with the axis
-`training.shuffle` = groups, examples: the same examples, the same number of steps, the same ranks and seeds. A pair is
-one rank and seed; the difference is groups minus examples, of F1 and of the test's loss. Two intervals of 95 % are
-given, because two things are drawn at random: over the pairs (Student's t: another order, another initialisation) and
-over the test's questions (a bootstrap of each question's difference, averaged over the pairs: another test set). A
-sweep that was interrupted goes on where it stood. The last line is one JSON document.
+The script runs one sweep of SmolLM2-135M on real SQuAD (`HOWLOW_TEST_DATA`, default ../shared/data) with the axis
+`training.shuffle` = groups, examples: the same examples, number of steps, ranks and seeds. A pair is one rank and seed.
+The difference, of F1 and of the test's loss, is groups minus examples. It has two 95 % intervals, because two things
+are drawn at random. The one over the pairs (Student's t) allows for another order and initialisation. The one over the
+test's questions (a bootstrap of each question's difference, averaged over the pairs) allows for another test set.
+An interrupted sweep resumes. The last line is one JSON document.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def settings(asked: argparse.Namespace) -> howlow.Settings:
 
 
 def scores(out: Path, trial: str) -> tuple[dict[str, float], float]:
-    """Each question's F1, and the test's loss."""
+    """Return each question's F1, and the test's loss."""
     folder = out / "trials" / trial
     record = read_record(folder)
     assert record is not None, trial
@@ -54,14 +54,14 @@ def scores(out: Path, trial: str) -> tuple[dict[str, float], float]:
 
 
 def over_pairs(differences: list[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean of paired differences, by Student's t."""
+    """Compute the 95 % interval of a mean of paired differences, by Student's t."""
     mean, degrees = statistics.fmean(differences), len(differences) - 1
     half = T_975[degrees] * statistics.stdev(differences) / math.sqrt(len(differences))
     return mean - half, mean + half
 
 
 def over_questions(differences: list[float], draws: int = 4000) -> tuple[float, float]:
-    """The 95 % interval of a mean over questions, by the percentile bootstrap."""
+    """Compute the 95 % interval of a mean over questions, by the percentile bootstrap."""
     generator, count = random.Random(0), len(differences)
     means = sorted(statistics.fmean(generator.choices(differences, k=count)) for _ in range(draws))
     return means[int(0.025 * draws)], means[int(0.975 * draws)]

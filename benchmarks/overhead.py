@@ -1,10 +1,10 @@
-"""What a sweep costs beside training, inference and loading weights, and how soon a trial is at work.
+"""Measure the overhead of a sweep, apart from training, inference and loading weights, and how soon a trial starts.
 
     python benchmarks/overhead.py [--out DIR]
 
-Runs `howlow sweep demo` once, as a user would, and reads the records. Claims: own cost under 5 % of the wall time; a
-trial's process at its first step within 3 s of its start; `howlow --help` under 0.4 s; `howlow report` on 1,000 records
-under 10 s. The last line is one JSON document.
+The script runs `howlow sweep demo` once, as a user would, and reads the records. Claims: the overhead is under 5 % of
+the wall time; a trial's process reaches its first step within 3 s of its start; `howlow --help` takes under 0.4 s, and
+`howlow report` on 1,000 records under 10 s. The last line is one JSON document.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def timed(command: list[str]) -> float:
 
 
 def copies(out: Path, into: Path, count: int) -> None:
-    """The trials of a real sweep as `count` trials with seeds of their own."""
+    """Copy the trials of a real sweep until there are `count`, each with its own seed."""
     real = [record for record in read_records(out) if record.kind == "lora"]
     for number in range(count):
         record = real[number % len(real)]

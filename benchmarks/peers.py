@@ -1,13 +1,13 @@
-"""What the benchmarks against other libraries share: workers that take turns, the two heaps, the data, the arithmetic.
+"""Shared by the benchmarks against other libraries: workers that take turns, the two heaps, the data, the arithmetic.
 
-Every contender lives in a process of its own, which loads, warms up, and then runs one *pass* whenever the parent asks.
-The parent asks one contender after the other, round by round, so that a slow minute of the machine hits all of them;
-ratios are taken within a round. Passes are never averaged away: every raw figure is in the JSON document.
+Each contender has a process of its own, which loads, warms up, and then runs one *pass* whenever the parent asks. The
+parent asks one contender after the other, round by round, so that a slow minute of the machine hits all of them. Ratios
+are taken within a round. Every pass is in the JSON document, not only an average.
 
-Columns. `warm heap`: the process starts with MALLOC_MMAP_MAX_=0 and a large MALLOC_TRIM_THRESHOLD_, and before every
-pass the heap is touched up to what the warm-up needed, so that no page fault is left in what is timed (afterwards
-it is given back: their heaps would not fit side by side). `as installed`: glibc's defaults, as `pip install` leaves
-them. Ours gets a plain environment in both and does what a trial does, `keep_heap`, and nothing else.
+There are two columns. `warm heap`: the process starts with MALLOC_MMAP_MAX_=0 and a large MALLOC_TRIM_THRESHOLD_.
+Before each pass as much heap is touched as the warm-up needed, so that the timed part has no page faults. Afterwards
+the heap is released, because all heaps at once would not fit. `as installed`: glibc's defaults, as `pip install`
+leaves them. Our processes get a plain environment in both columns; like a trial, they call `keep_heap`.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def talk(text: str) -> None:
 
 
 class Worker:
-    """A contender's process: one JSON line in, one out."""
+    """A contender's process, which answers each JSON line with one JSON line."""
 
     def __init__(self, script: str, name: str, column: str, *options: str, ours: bool) -> None:
         keep = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
@@ -60,14 +60,14 @@ class Worker:
         )
 
     def ask(self, **request: Any) -> Reply:
-        """What the worker answers; ends the benchmark where it has died."""
+        """Return the worker's answer; end the benchmark if the worker has died."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         return self.answer()
 
     def answer(self) -> Reply:
-        """The next line that the worker says."""
+        """Read the worker's next line."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -76,14 +76,14 @@ class Worker:
         return reply
 
     def end(self) -> None:
-        """Let it end, and wait for that."""
+        """Close the worker's input and wait until it has ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
 
 def start(script: str, names: Sequence[str], column: str, *options: str, ours: Sequence[str]) -> dict[str, Worker]:
-    """All of them, loading side by side; each is ready when this returns."""
+    """Start all workers, which load in parallel, and wait until each is ready."""
     workers = {name: Worker(script, name, column, *options, ours=name in ours) for name in names}
     for worker in workers.values():
         worker.answer()
@@ -91,7 +91,7 @@ def start(script: str, names: Sequence[str], column: str, *options: str, ours: S
 
 
 def serve(answer: Callable[[Reply], Reply]) -> None:
-    """A worker's loop. The libraries' own prints go to stderr, and there only their warnings and faults."""
+    """Run a worker's loop. What libraries print goes to stderr."""
     sys.stdout.flush()
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -103,7 +103,7 @@ def serve(answer: Callable[[Reply], Reply]) -> None:
 def rounds(
     workers: dict[str, Worker], passes: int, request: Reply, gemm: Worker | None = None
 ) -> dict[str, list[Reply]]:
-    """Warm every worker up, then `passes` rounds of one pass each, contender by contender."""
+    """Warm up every worker, then run `passes` rounds of one pass each, contender by contender."""
     warm_up = {name: worker.ask(**request, warm_up=True) for name, worker in workers.items()}
     found: dict[str, list[Reply]] = {name: [] for name in workers}
     if gemm is not None:
@@ -124,23 +124,31 @@ def rounds(
 
 
 class Heap:
-    """Touches the heap before a peer's pass in the column `warm heap`; reads the resident peak of every pass."""
+    """Touches the heap before a peer's pass in the column `warm heap`, and reads each pass's resident peak."""
 
     def __init__(self, column: str, ours: bool) -> None:
-        from howlow.memory.heap import keep_heap
+        from howlow.memory import heap
 
         self._touches = column == WARM and not ours
         self._needed = self._rests_at = 0
         self._used = resource.getrusage(resource.RUSAGE_SELF)
-        if ours:
-            keep_heap()
+        self._kernels_kept = heap.keep_heap().kernels_kept if ours else heap.kernels_kept()
+
+    def running(self, model: Any, precision: str = "fp32") -> Any:
+        """The context in which howlow runs a model, as a trial with this heap does."""
+        import torch
+
+        from howlow.engine import execution
+
+        chosen: dict[str, Any] = {"precision": precision, "kernels_kept": self._kernels_kept, "full_row": LENGTH}
+        return execution.running(model, execution.decide(device=torch.device("cpu"), **chosen))
 
     def before(self, warm_up: bool) -> None:
-        """Start a pass: the heap as the column has it, and a new peak."""
+        """Start a pass: prepare the heap for the column, and reset the peak."""
         import torch
-        from howlow.peaks.peaks import reset_peaks
 
         from howlow.memory.heap import release
+        from howlow.memory.peaks import reset_peaks
 
         if warm_up:
             self._needed = 0
@@ -152,11 +160,11 @@ class Heap:
         self._used = resource.getrusage(resource.RUSAGE_SELF)
 
     def after(self, warm_up: bool) -> Reply:
-        """End a pass: its resident peak, and what it had of the processors (far below the time x threads: distrust)."""
+        """End a pass; return its peak and its CPU time (distrust the pass if that is far below time x threads)."""
         import torch
-        from howlow.peaks.peaks import peaks
 
         from howlow.memory.heap import release
+        from howlow.memory.peaks import peaks
 
         used, before = resource.getrusage(resource.RUSAGE_SELF), self._used
         peak = peaks(torch.device("cpu")).resident_bytes or 0
@@ -174,7 +182,7 @@ class Heap:
 
 
 def _touch(size: int) -> None:
-    """Fault pages in, in blocks small enough to fall into the holes that the last pass left in the heap."""
+    """Fault in pages, in blocks that are small enough for the holes that the last pass left in the heap."""
     libc = ctypes.CDLL("libc.so.6")
     libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
         ctypes.c_void_p,
@@ -199,7 +207,7 @@ def _resident_bytes() -> int:
 
 
 def squad(train_examples: int, test_examples: int) -> Any:
-    """SQuAD's questions through howlow's own preparation: every contender gets these token ids."""
+    """Prepare SQuAD's questions with howlow's own code; every contender gets these token ids."""
     folder = data_folder() / "squad"
     task = {
         "name": "question_answering",
@@ -211,7 +219,7 @@ def squad(train_examples: int, test_examples: int) -> Any:
 
 
 def wikitext(train_examples: int) -> Any:
-    """WikiText-2, a paragraph an example."""
+    """Prepare WikiText-2, with each paragraph as an example."""
     folder = data_folder() / "wikitext-2"
     task = {"name": "language_modeling", "unit": "paragraph", "test_examples": 8, "train_examples": train_examples}
     return _prepared(task | {"train": str(folder / "valid.txt"), "test": str(folder / "test.txt")})
@@ -227,7 +235,7 @@ def _prepared(task: dict[str, Any]) -> Any:
 
 
 def base_model(dtype_name: str = "float32") -> tuple[Any, Any]:
-    """The frozen base model and its tokenizer."""
+    """Load the frozen base model and its tokenizer."""
     import torch
     import transformers
 
@@ -252,7 +260,7 @@ def base_model(dtype_name: str = "float32") -> tuple[Any, Any]:
 
 
 def adapted(model: Any, rank: int = RANK) -> Any:
-    """With PEFT's adapter; A from seed 0, B zero, the same for every contender."""
+    """Attach PEFT's adapter, the same for every contender: A from seed 0, B zero."""
     from howlow.engine import model as models
 
     return models.attach_lora(
@@ -261,13 +269,13 @@ def adapted(model: Any, rank: int = RANK) -> Any:
 
 
 def row(example: Any) -> dict[str, list[int]]:
-    """An example as the Trainers take it: the prompt's labels are -100."""
+    """Convert an example to the Trainers' form, in which the prompt's labels are -100."""
     ids = [*example.prompt, *example.completion]
     return {"input_ids": ids, "labels": [-100] * len(example.prompt) + list(example.completion)}
 
 
 def padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-    """Rows collated as the paper does: every one padded to `LENGTH`."""
+    """Collate rows as the paper does: each is padded to `LENGTH`."""
     import torch
 
     ids, labels = (torch.full((len(rows), LENGTH), fill, dtype=torch.int64) for fill in (0, -100))
@@ -280,9 +288,9 @@ def padded(rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
 
 
 def linear_flops(model: Any, work: Sequence[Any]) -> tuple[int, int]:
-    """The parameters of the frozen linear layers, and the FLOPs of their products, forward and backward, over batches.
+    """Count the frozen linear layers' parameters, and their products' FLOPs, forward and backward, over batches.
 
-    Where examples share rows the last MLP runs for the tokens that are read alone (`howlow.engine.last_layer`).
+    Where examples share rows, the last MLP runs only for the tokens that are read (`howlow.engine.last_layer`).
     """
     from howlow.engine import model as models
 
@@ -294,7 +302,7 @@ def linear_flops(model: Any, work: Sequence[Any]) -> tuple[int, int]:
     }
     linear, last_mlp = sum(sizes.values()), f"layers.{base.config.num_hidden_layers - 1}.mlp."
     for_read_alone = sum(size for name, size in sizes.items() if last_mlp in name)
-    unread = sum(batch.computed_tokens - batch.predictors.numel() for batch in work if batch.forest is not None)
+    unread = sum(batch.computed_tokens - batch.predictors.numel() for batch in work if batch.tree is not None)
     return linear, 4 * (linear * sum(batch.computed_tokens for batch in work) - for_read_alone * unread)
 
 
@@ -303,7 +311,7 @@ def linear_flops(model: Any, work: Sequence[Any]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and range of what the rounds gave."""
+    """The median and range over the rounds."""
 
     median: float
     lowest: float
@@ -313,7 +321,7 @@ class Spread:
         return f"{self.median:.3g} ({self.lowest:.3g}..{self.highest:.3g})"
 
     def document(self) -> dict[str, float]:
-        """As JSON."""
+        """Return the values for the JSON document."""
         return {name: round(getattr(self, name), 6) for name in ("median", "lowest", "highest")}
 
 
@@ -322,12 +330,12 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Spread:
-    """Round by round."""
+    """Divide round by round."""
     return spread([one / other for one, other in zip(ours, theirs, strict=True)])
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows of text in columns, the first row being the head."""
+    """Print rows of text in columns; the first row is the head."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:], strict=True))]
@@ -342,7 +350,7 @@ def has_amx() -> bool:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Describe the machine and libraries, on which the figures depend."""
     from importlib.metadata import version
 
     libraries = ("torch", "transformers", "peft", "trl", "accelerate")
@@ -358,7 +366,7 @@ def machine() -> dict[str, Any]:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that the benchmarks have in common."""
+    """Make a parser with the options that the benchmarks share."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("--passes", type=int, default=3, help="rounds in the first table; one less in the others")
     found.add_argument("--column", choices=[WARM, INSTALLED], help="only this column")

@@ -1,4 +1,4 @@
-"""Training: ours against what people use, in the same run, on the same examples and optimizer steps.
+"""Compare our training with common libraries, in the same run, on the same examples and optimizer steps.
 
     python benchmarks/training.py [--passes N] [--examples N] [--only squad|wikitext|ranks|gemm] [--quick]
 
@@ -6,15 +6,15 @@ SmolLM2-135M in fp32, LoRA r = 8 and alpha = 16 on q, k, v, o, AdamW at 5e-5, 40
 
     trainer padded   PEFT and transformers' Trainer, every row padded to 512 (the paper's way)
     trl sorted       TRL's SFTTrainer, dynamic padding, the examples sorted by length
-    trl packed       TRL's SFTTrainer, best-fit-decreasing packing into rows of 512, a row a micro-batch (flattening
-                     all of a step's rows into one, as it would otherwise, squares the attention's work on a CPU)
+    trl packed       TRL's SFTTrainer, best-fit-decreasing packing into rows of 512, one row a micro-batch (by default
+                     it flattens a step's rows into one, which squares the attention's work on a CPU)
     howlow packed    in rows of 8 examples, accumulated as the peers do
     howlow shared    a step's examples in one row
-    howlow shared 8  the same examples in steps of 8, which split paragraphs and so share less
+    howlow shared 8  the same examples in steps of 8, which split paragraphs and therefore share less
 
-The peers accumulate batches of 8. TRL computes the head on target positions alone. Its two go over the same examples in
-the same number of optimizer steps, in the order that suits them; `trainer padded` and ours have the very same steps
-(`howlow shared 8` apart), and their losses and gradient norms must be equal. As installed, only `trainer padded` and
+The peers accumulate batches of 8. TRL computes the head at target positions only. Its two contenders use the same
+examples and number of optimizer steps, in the order that suits them. `trainer padded` and ours have identical steps
+(except `howlow shared 8`), and their losses and gradient norms must be equal. As installed, only `trainer padded` and
 `howlow shared` are timed.
 
 The share of the peak is useful FLOPs / time / the machine's fp32 matrix-multiplication rate of the same round:
@@ -23,8 +23,8 @@ The share of the peak is useful FLOPs / time / the machine's fp32 matrix-multipl
     head        4 * vocabulary * width * positions with a target
     attention   12 * heads * dimension * layers * (query, key) pairs that are not masked    2 products forward, 4 back
 
-(the adapter's own and recomputation are not counted as useful). The rank curve is the step time of `shared` at each
-rank over that of the frozen model without adapter: forward, and backward down to the embeddings.
+The adapter's products and recomputation do not count as useful. The rank curve is the step time of `shared` at each
+rank, divided by that of the frozen model without an adapter: forward, and backward down to the embeddings.
 
 The last line is one JSON document.
 """
@@ -36,6 +36,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import peers
@@ -53,7 +54,7 @@ LEARNING_RATE = 5e-5
 
 
 def examples_of(data: str, count: int, step_size: int = STEP_SIZE) -> list[list[Any]]:
-    """The examples of every optimizer step, in the default order of training."""
+    """Return the examples of every optimizer step, in the default order of training."""
     from howlow.engine import order
 
     examples = (peers.squad(count, 8) if data == "squad" else peers.wikitext(count)).train
@@ -65,7 +66,7 @@ def examples_of(data: str, count: int, step_size: int = STEP_SIZE) -> list[list[
 
 
 def peer(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
-    """A worker that trains through a Trainer of transformers or TRL."""
+    """Make a worker that trains through a Trainer of transformers or TRL."""
     base, tokenizer = peers.base_model()
     model, heap, trainers, examples_by_data = peers.adapted(base), peers.Heap(column, ours=False), {}, {}
     initial = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
@@ -105,7 +106,7 @@ def _trainer(name: str, model: Any, tokenizer: Any, steps: Sequence[Sequence[Any
     from transformers import TrainerCallback
 
     class Timer(TrainerCallback):
-        """From the moment that the loader is asked for the first batch to the end of the last step."""
+        """Times from the request for the first batch to the end of the last step."""
 
         losses: list[Any] = []  # noqa: RUF012
         norms: list[Any] = []  # noqa: RUF012
@@ -195,12 +196,11 @@ def _trl_trainer(
 
 
 def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
-    """A worker that trains as `howlow.trial.fine_tuning` does."""
+    """Make a worker that trains as a trial does (`howlow.trial.fine_tuning`)."""
     import torch
 
     from howlow.engine import layouts
     from howlow.engine import model as models
-    from howlow.engine.cpu.patches import fused
 
     heap, layout, is_bf16 = peers.Heap(column, ours=True), name.split()[1], name.endswith("bf16")
     step_size = 8 if name.endswith(" 8") else STEP_SIZE
@@ -217,15 +217,15 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
         for parameter, value in initial.items():
             model.get_parameter(parameter).data.copy_(value)
         heap.before(warm_up)
-        trainer = _our_trainer(model, "bf16" if is_bf16 else "fp32")
         losses, norms, work = [], [], []
-        with fused(model):
+        with heap.running(model, "bf16" if is_bf16 else "fp32") as run:
+            trainer = _our_trainer(run)
             start_s = time.perf_counter()
             for step in steps:
                 size = BATCH_SIZE if layout == "packed" else len(step)
                 parts = [step[start : start + size] for start in range(0, len(step), size)]
                 batches = [layouts.lay_out(part, layout, LENGTH, 0, "completion") for part in parts]
-                outcome = trainer.step(batches)
+                outcome = trainer.outcome(trainer.step(batches))
                 losses.append(outcome.loss)
                 norms.append(outcome.gradient_norm)
                 work += batches
@@ -237,24 +237,14 @@ def ours(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
     return answer
 
 
-def _our_trainer(model: Any, precision: str = "fp32") -> Any:
-    import torch
-
-    from howlow.engine import model as models
+def _our_trainer(run: Any) -> Any:
     from howlow.engine.training import Optimization, Trainer
 
-    return Trainer(
-        model,
-        models.trainable(model),
-        Optimization(learning_rate=LEARNING_RATE),
-        device=torch.device("cpu"),
-        precision=precision,
-        head="targets",
-    )
+    return Trainer(run, Optimization(learning_rate=LEARNING_RATE))
 
 
 def _counts(model: Any, work: Sequence[Any]) -> Reply:
-    """Tokens and useful FLOPs of a pass."""
+    """Count the tokens and useful FLOPs of a pass."""
     from howlow.engine import model as models
 
     config = models.base_of(model).config
@@ -276,10 +266,10 @@ def _counts(model: Any, work: Sequence[Any]) -> Reply:
 
 
 def _pairs(batch: Any) -> int:
-    """(query, key) pairs that are not masked: token j is seen by itself and all up to `visible_until[j]`."""
+    """Count the (query, key) pairs that are not masked: key j is visible to itself and all up to `visible_until[j]`."""
     import torch
 
-    until = batch.forest.visible_until
+    until = batch.tree.visible_until
     return int((until - torch.arange(until.numel())).sum())
 
 
@@ -287,7 +277,7 @@ def _pairs(batch: Any) -> int:
 
 
 def gemm(_: str, __: str, ___: int) -> Callable[[Reply], Reply]:
-    """A worker that measures the rate of matrix multiplication, best of many: torch's own, and oneDNN's."""
+    """Make a worker that measures the best rate of matrix multiplication by torch and by oneDNN."""
     import torch
 
     def rate(product: Callable[[], Any], flops: int, repeats: int) -> float:
@@ -328,18 +318,17 @@ def gemm(_: str, __: str, ___: int) -> Callable[[Reply], Reply]:
 
 
 def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
-    """A worker that times one step of `shared` at each rank, and without an adapter."""
+    """Make a worker that times one `shared` step at each rank, and without an adapter."""
     from howlow.engine import layouts, loss
-    from howlow.engine.cpu.patches import fused
 
     heap, shuffled = peers.Heap(column, ours=True), random.Random(0)
     base, _ = peers.base_model()
     batch = layouts.lay_out(examples_of("squad", count)[0], "shared", LENGTH, 0, "completion")
 
     def frozen_step() -> None:
-        """Forward, and backward to the embeddings' output, which is made to want a gradient."""
+        """Run forward, and backward to the embeddings' output, which is set to require a gradient."""
         hook = base.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_())
-        with fused(base), loss.running(base, batch, "targets", "sdpa"):
+        with heap.running(base) as run, run.batch(batch):
             _, total = loss.target_losses(base, batch, "targets", 1 / batch.target_tokens)
             total.backward()
         hook.remove()
@@ -349,9 +338,10 @@ def ranks(_: str, column: str, count: int) -> Callable[[Reply], Reply]:
             return min(_seconds(frozen_step) for _ in range(2))
         model = peers.adapted(base, rank)
         model.train()
-        trainer = _our_trainer(model)
-        with fused(model):
-            found = min(_seconds(lambda: trainer.step([batch])) for _ in range(2))  # the first also makes AdamW's state
+        with heap.running(model) as run:
+            trainer = _our_trainer(run)
+            step = partial(trainer.step, [batch])
+            found = min(_seconds(lambda: trainer.outcome(step())) for _ in range(2))  # the first makes AdamW's state
         model.unload()
         return found
 
@@ -377,7 +367,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def compare(data: str, column: str, passes: int, count: int) -> Reply:
-    """One table: the contenders on a data set in a column."""
+    """Compare the contenders on one data set in one column, and print one table."""
     names = [*CONTENDERS[data, column], *(["howlow shared bf16"] if peers.has_amx() and data == "squad" else [])]
     ours_names = [name for name in names if name.startswith("howlow")]
     workers = peers.start(__file__, names, column, "--examples", str(count), ours=ours_names)
@@ -426,14 +416,14 @@ def _report(data: str, column: str, count: int, names: Sequence[str], found: dic
 
 
 def _apart(ours: Sequence[float], theirs: Sequence[float], same: bool) -> float:
-    """The largest relative difference step by step; of the means, where the steps are not the same."""
+    """Compute the largest relative difference over the steps or, where the steps differ, that of the means."""
     if same:
         return max(abs(one - other) / abs(other) for one, other in zip(ours, theirs, strict=True))
     return abs(sum(ours) / len(ours) / (sum(theirs) / len(theirs)) - 1)
 
 
 def _share(name: str, found: dict[str, list[Reply]]) -> Reply:
-    """The share of the peak, round by round, against the round's own peak."""
+    """Compute the share of the peak, each round against its own peak."""
     parts = ("linear", "head", "attention")
     one = found[name][0]
     flops = {part: one[f"{part}_flops"] for part in parts}
@@ -448,7 +438,7 @@ def _share(name: str, found: dict[str, list[Reply]]) -> Reply:
 
 
 def show_gemm(readings: Sequence[Reply]) -> Reply:
-    """The machine's rates, over all rounds."""
+    """Print the machine's rates over all rounds."""
     keys = [key for key in readings[0] if key.endswith("_gflops")]
     found = {key: spread([reading[key] for reading in readings]) for key in keys}
     print("\nmatrix multiplication, GFLOP/s")
@@ -477,7 +467,7 @@ def show_ranks(passes: int, count: int) -> Reply:
 
 
 def work(name: str, column: str, count: int) -> None:
-    """The child's side."""
+    """Run as a worker process."""
     import warnings
 
     import torch

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic_core import PydanticUndefined
 
+from howlow.settings import EFFECTS, effects
 from howlow.settings.schema import Section, Settings
 
 
@@ -19,7 +20,8 @@ def rows(section: type[Section], prefix: str = "") -> list[str]:
         shown = (
             "required" if default is PydanticUndefined else "absent" if default is None else f"`{plain_toml(default)}`"
         )
-        plain.append(f"| `{prefix}{name}` | {shown} | {field.description} |".replace("\n", " "))
+        affected = ", ".join(sorted(effects()[f"{prefix}{name}"], key=list(EFFECTS).index)) or "nothing"
+        plain.append(f"| `{prefix}{name}` | {shown} | {affected} | {field.description} |".replace("\n", " "))
     return plain + nested
 
 
@@ -32,7 +34,7 @@ def plain_toml(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else "{}" if value == {} else f"{value:g}"
 
 
-HEAD = ["| setting | default | meaning |", "| --- | --- | --- |"]
+HEAD = ["| setting | default | affects | meaning |", "| --- | --- | --- | --- |"]
 
 
 def document() -> str:
@@ -43,6 +45,12 @@ def document() -> str:
         "Written by `make docs` from `src/howlow/settings/schema.py`. Every setting is given in a TOML file under its",
         "table, or on the command line as `--set KEY=VALUE` with a TOML value (a bare word is a string). Relative",
         "paths are relative to the folder in which the command runs.",
+        "",
+        "The column *affects* says what changes with a setting. What is prepared once, what may differ when a sweep is",
+        "continued, and which trials may be compared all follow from it:",
+        "",
+        *[f"* {effect}: {meaning}" for effect, meaning in EFFECTS.items()],
+        "* nothing: no figure changes; such a setting may differ when a sweep is continued",
         "",
     ]
     return "\n".join([*head, *HEAD, *rows(Settings), ""])

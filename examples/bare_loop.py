@@ -1,9 +1,9 @@
-"""The measurement without howlow: LoRA fine-tuning with PEFT alone, samples/s and losses, to check ourselves against.
+"""Measure LoRA fine-tuning with PEFT alone, without howlow: samples/s and losses to check howlow against.
 
     python examples/bare_loop.py MODEL_FOLDER TRAIN.json TEST.json --rank 8 --examples 80 --steps 20
 
-It trains on SQuAD v1.1 JSON as `howlow sweep` does with its defaults: the same examples in the same order, the same
-prompt, loss on the answers, rows padded to the sequence length. So its losses must be howlow's.
+It trains on SQuAD v1.1 JSON as `howlow sweep` does by default: the same examples in the same order, the same prompt,
+loss on the answers, rows padded to the sequence length. So its losses must equal howlow's.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def paragraphs(path):
 
 
 def select(train, test, limit):
-    """Paragraphs that are not in the test data, in the order seeded by task.seed = 0, up to `limit` questions."""
+    """Select up to `limit` questions of paragraphs not in the test data, in the order seeded by task.seed = 0."""
     seen = {" ".join(paragraph["context"].split()) for paragraph in paragraphs(test)}
     groups = {}
     for paragraph in paragraphs(train):
@@ -37,7 +37,7 @@ def select(train, test, limit):
 
 
 def tokenize(tokenizer, context, question):
-    """Prompt and completion, tokenised apart; the completion ends with EOS."""
+    """Tokenise prompt and completion separately; the completion ends with EOS."""
     prompt = f"{context}\n\nQuestion: {question['question']}\nAnswer:"
     completion = " " + question["answers"][0]["text"]
     return (
@@ -47,7 +47,7 @@ def tokenize(tokenizer, context, question):
 
 
 def schedule(examples, seed, batch_size):
-    """One epoch: groups shuffled, laid end to end, cut into batches."""
+    """Plan one epoch: shuffle the groups, join them, and cut the result into batches."""
     groups = {}
     for index, (context, _) in enumerate(examples):
         groups.setdefault(context, []).append(index)
@@ -58,7 +58,7 @@ def schedule(examples, seed, batch_size):
 
 
 def batch(rows, length, pad_id):
-    """Rows padded to `length`: ids, and labels that are -100 wherever there is no loss."""
+    """Pad rows to `length`; return ids, and labels that are -100 where there is no loss."""
     ids = torch.full((len(rows), length), pad_id)
     labels = torch.full((len(rows), length), -100)
     for row, (prompt, completion) in enumerate(rows):
@@ -89,7 +89,7 @@ def main():
 
     examples = select(asked.train, asked.test, asked.examples)
     tokens = [tokenize(tokenizer, context, question) for context, question in examples]
-    # Too long to train on: dropped after the limit, as howlow drops them.
+    # Examples that are too long are dropped after the limit, as howlow does.
     fitting = [index for index, (prompt, completion) in enumerate(tokens) if len(prompt + completion) <= asked.length]
     examples, tokens = [examples[i] for i in fitting], [tokens[i] for i in fitting]
     losses, seconds, samples = [], 0.0, 0

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from howlow.meters.energy import EnergyMeter, window_energy
-from howlow.meters.energy_bounds import WindowEnergy
+from howlow.meters.energy_bounds import BoundedEnergy
 from howlow.meters.nvml import NvmlDevice, device_uuids
-from howlow.meters.sampler import Reader, Timeline
+from howlow.meters.sampler import Reader
+from howlow.meters.timeline import Timeline
 
 PERIOD_S = float(os.environ["HOWLOW_NVML_PERIOD_MS"]) / 1000
 
@@ -82,8 +83,8 @@ def test_known_joules_in_the_same_joules_out(
     reader = Reader(device, 4.0, timeline, lambda: stand_in.now_s)
     for tick in range(600):  # the fast readings at the start
         stand_in.set_time(tick / 1000)
-        if reader._pace.is_open:
-            reader.find_pace()
+        if reader._found_period.wants_fast_readings:
+            reader.read_fast()
     end_s = start_s + length_s
     timeline_s = [0.6 + tick / 4 for tick in range(90) if tick not in lost]
     for moment_s in sorted([*timeline_s, start_s, end_s, end_s + PERIOD_S]):
@@ -92,8 +93,8 @@ def test_known_joules_in_the_same_joules_out(
     timeline.close()
     assert reader.update_period_s >= PERIOD_S * 0.98
     meter = EnergyMeter("nvml counter", "", "counter", (device,))
-    found = window_energy(meter, [reader.trace], start_s, end_s)
-    assert isinstance(found, WindowEnergy), found
+    found = window_energy(meter, [reader.readings], start_s, end_s)
+    assert isinstance(found, BoundedEnergy), found
     assert found.error_j is not None
     assert abs(found.energy_j - stand_in.energy_j(start_s, end_s)) <= found.error_j + 1e-6
 

@@ -14,6 +14,7 @@ import pytest
 from howlow.jobs import Job, Link, StepProgress
 from howlow.meters.instruments import Finding, Look
 from howlow.outcomes import StoppedError
+from howlow.records import EnergyPart, EnergyWindow, PhaseRecord
 
 HERE = Path(__file__).parent
 
@@ -64,6 +65,13 @@ def tell_after_stop(job: TellAfterStop, link: Link) -> None:
         time.sleep(0.01)
     link.report(StepProgress(phase="train", step=2, steps=2))
     raise StoppedError
+
+
+def energy(phase: PhaseRecord, part: EnergyPart = "measured", device: str | None = None) -> EnergyWindow:
+    """The energy window of a part, which must be there."""
+    found = phase.window(part, device)
+    assert found is not None, (part, device, phase.windows)
+    return found
 
 
 class Scripted:

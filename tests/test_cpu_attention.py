@@ -1,4 +1,4 @@
-"""Attention written out as products: SDPA's values and gradients, and where it is not for a batch."""
+"""Attention as products: SDPA's values and gradients, and where it is not for a batch."""
 
 import random
 from collections.abc import Callable
@@ -10,24 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from howlow.engine.attention import BlockForest, Limits
+from howlow.engine.attention import BlockTreeAttention, tree_attention
+from howlow.engine.attention_context import Limits
 from howlow.engine.cpu import attention as cpu_attention
 from howlow.engine.cpu.linear import product
-from howlow.engine.prefix_tree import plant
-from howlow.memory.heap import KERNELS_KEPT_BY
+from howlow.engine.execution import decide
+from howlow.engine.prefix_tree import build_prefix_tree
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PLAIN = Limits(scale=0.3, window=None, chunk=None, softcap=None)
 
 
-@pytest.fixture(autouse=True)
-def unbounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in KERNELS_KEPT_BY:
-        monkeypatch.delenv(name, raising=False)
-
-
-def forest(lengths: list[int], prefix: int, share: bool, seed: int = 0) -> BlockForest:
+def row_of(lengths: list[int], prefix: int, share: bool, seed: int = 0, kept: int = 1024) -> BlockTreeAttention:
     """A row of random sequences of these lengths behind a common prefix, and one without it."""
     chance = random.Random(seed)
 
@@ -35,15 +30,19 @@ def forest(lengths: list[int], prefix: int, share: bool, seed: int = 0) -> Block
         return [chance.randrange(9) for _ in range(count)]
 
     common = tokens(prefix)
-    return BlockForest(plant([*(common + tokens(length) for length in lengths), tokens(5)], share=share)[0])
+    return BlockTreeAttention(
+        build_prefix_tree([*(common + tokens(length) for length in lengths), tokens(5)], share=share)[0], kept
+    )
 
 
-def tensors(row: BlockForest, heads: tuple[int, int], width: int = 8, value_width: int | None = None) -> list[Tensor]:
+def tensors(
+    row: BlockTreeAttention, heads: tuple[int, int], width: int = 8, value_width: int | None = None
+) -> list[Tensor]:
     """Query, key, value and the gradient of the result, laid out in memory as projections leave them.
 
     heads: query heads of a key head, and key heads.
     """
-    chance, length = torch.Generator().manual_seed(0), row.forest.positions.numel()
+    chance, length = torch.Generator().manual_seed(0), row.tree.positions.numel()
     group, count = heads
     value_width = value_width or width
     shapes = [(group * count, width), (count, width), (count, value_width), (group * count, value_width)]
@@ -77,7 +76,7 @@ def test_values_and_gradients_are_those_of_sdpa(
     value_width: int,
 ):
     limits = Limits(0.3, *limit, softcap=None)
-    row = forest(lengths, prefix, share)
+    row = row_of(lengths, prefix, share)
     given_ = tensors(row, heads, 8, value_width)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_attention, "_FLOPS_A_THREAD", 0)
@@ -91,7 +90,7 @@ def test_values_and_gradients_are_those_of_sdpa(
 
 
 def test_the_pieces_of_a_chain_see_every_pair_once_and_little_more():
-    row = forest([300], 0, False)
+    row = row_of([300], 0, False)
     pieces = row._cut(PLAIN).every
     assert sorted(piece.end - piece.start for piece in pieces) == [5, 150, 150]
     unmasked = sum(int((piece.mask == 0).sum()) for piece in pieces)
@@ -110,29 +109,29 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return attend
 
-    monkeypatch.setattr(cpu_attention, "attend", noting("written out", cpu_attention.attend))
-    monkeypatch.setattr(BlockForest, "_through_sdpa", noting("sdpa", BlockForest._through_sdpa))
+    monkeypatch.setattr(cpu_attention, "attend", noting("products", cpu_attention.attend))
+    monkeypatch.setattr(BlockTreeAttention, "_through_sdpa", noting("sdpa", BlockTreeAttention._through_sdpa))
     return seen
 
 
-def test_only_short_plain_fp32_blocks_with_enough_to_do_are_written_out(monkeypatch: pytest.MonkeyPatch):
+def test_only_short_plain_fp32_blocks_with_enough_to_do_run_as_products(monkeypatch: pytest.MonkeyPatch):
     seen = ways(monkeypatch)
-    row = forest([100, 90], 100, True)
+    row = row_of([100, 90], 100, True)
     query, key, value, _ = tensors(row, (3, 2), 64)
     row.attend(query, key, value, PLAIN)
     row.attend(query.double(), key.double(), value.double(), PLAIN)
     row.attend(query, key, value, Limits(0.3, None, None, softcap=5.0))
     row.attend(query, key, value, Limits(0.3, None, None, None, dropout=0.1))
-    assert seen == ["written out", "sdpa", "sdpa", "sdpa"]
+    assert seen == ["products", "sdpa", "sdpa", "sdpa"]
     row.attend(query, key, value.bfloat16().float(), PLAIN)
     with pytest.raises(RuntimeError):
         row.attend(query, key, value.bfloat16(), PLAIN)  # SDPA refuses it as well
     with torch.autocast("cpu", torch.bfloat16):
         assert row.attend(query, key, value.bfloat16(), PLAIN).dtype == torch.bfloat16
-    assert seen[4:] == ["written out", "sdpa", "sdpa"]
-    small = forest([3, 4], 10, True)
+    assert seen[4:] == ["products", "sdpa", "sdpa"]
+    small = row_of([3, 4], 10, True)
     small.attend(*tensors(small, (3, 2), 64)[:3], PLAIN)
-    long = forest([100], cpu_attention.MOST_KEYS, True)
+    long = row_of([100], cpu_attention.MOST_KEYS, True)
     long.attend(*tensors(long, (3, 2), 64)[:3], PLAIN)
     assert seen[7:] == ["sdpa", "sdpa"]
 
@@ -151,7 +150,7 @@ def test_without_a_gradient_no_probabilities_are_kept(monkeypatch: pytest.Monkey
         made.append(weakref.ref(found))
         return found
 
-    row = forest([100, 90, 80], 100, True)
+    row = row_of([100, 90, 80], 100, True)
     given_ = tensors(row, (3, 2), 64)[:3]
     expected = row._through_sdpa(*given_, PLAIN)
     monkeypatch.setattr(torch, "softmax", softmax)
@@ -168,32 +167,31 @@ def test_a_product_whose_weight_has_rows_that_lie_apart_is_no_slower_path():
 
 def test_rows_of_more_shapes_than_compiled_kernels_are_kept_go_through_sdpa(monkeypatch: pytest.MonkeyPatch):
     seen = ways(monkeypatch)
-    row = forest([100, 90], 100, True)
+    row = row_of([100, 90], 100, True)
     given_ = tensors(row, (3, 2), 64)[:3]
     shapes = row._cut(PLAIN).shapes
-    monkeypatch.setattr(cpu_attention, "_KERNELS_KEPT", 1)
-    monkeypatch.setattr(cpu_attention, "_FEWEST_KEPT", 1)
-    for capacity in (6 * shapes, 6 * shapes - 1, "many"):
-        for name in KERNELS_KEPT_BY:
-            monkeypatch.setenv(name, str(capacity))
-        row.attend(*given_, PLAIN)
-    assert seen == ["written out", "sdpa", "sdpa"]
+    for kept in (6 * shapes, 6 * shapes - 1):
+        row_of([100, 90], 100, True, kept=kept).attend(*given_, PLAIN)
+    assert seen == ["products", "sdpa"]
 
 
-@pytest.mark.parametrize("name", KERNELS_KEPT_BY)
-def test_a_process_that_is_bounded_in_memory_has_one_form_for_all_batches(name: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("kept", "kernel"), [(cpu_attention.FEWEST_KEPT - 1, "sdpa"), (256, "products")])
+def test_a_process_that_is_bounded_in_memory_has_one_form_for_all_batches(
+    kept: int, kernel: str, monkeypatch: pytest.MonkeyPatch
+):
     seen = ways(monkeypatch)
-    monkeypatch.setenv(name, "64")
-    row = forest([200], 0, False)
-    row.attend(*tensors(row, (3, 2), 64)[:3], PLAIN)
-    assert seen == ["sdpa"]
+    execution = decide(device=torch.device("cpu"), precision="fp32", kernels_kept=kept)
+    row = row_of([200], 0, False)
+    attention = tree_attention(row.tree, execution.attention, execution.kernels_kept)
+    attention.attend(*tensors(row, (3, 2), 64)[:3], PLAIN)
+    assert (execution.attention, seen) == (kernel, [kernel])
 
 
 def test_masks_are_made_once_for_all_layers(monkeypatch: pytest.MonkeyPatch):
     made: list[Any] = []
     own = cpu_attention.cut
     monkeypatch.setattr(cpu_attention, "cut", lambda *given_: made.append(given_) or own(*given_))
-    row = forest([100, 90], 100, True)
+    row = row_of([100, 90], 100, True)
     for _ in range(3):
         row.attend(*tensors(row, (3, 2), 64)[:3], PLAIN)
     assert len(made) == 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from howlow.meters.energy_bounds import Missing, Point, WindowEnergy, counter_energy, integrate_power, power_energy
+from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, integrate_power, power_energy
 from howlow.records import WarningKind
 
 moments = st.lists(st.floats(0, 100), min_size=4, max_size=40, unique=True).map(sorted)
@@ -42,7 +42,7 @@ def curves(draw: st.DrawFn) -> Curve:
 
 
 def counter_points(curve: Curve, moments_s: list[float], period_s: float, step_j: float) -> list[Point]:
-    """What a counter shows that is renewed every period and rises in steps."""
+    """What a counter shows that is updated every period and rises in steps."""
     found = []
     for t in sorted(moments_s):
         value = math.floor(curve.energy_j(math.floor(t / period_s) * period_s) / step_j) * step_j
@@ -81,7 +81,7 @@ def test_what_a_counter_does_not_yet_show_at_the_end_is_within_the_error(
     moments_s = [max(0.0, start - 1e-4), end, *(t / 4 for t in range(100) if t / 4 < end)]
     found = counter_energy(counter_points(curve, moments_s, period_s, 0.001), start, end, period_s, 0.001)
     true_j = curve.energy_j(end) - curve.energy_j(start)
-    if isinstance(found, WindowEnergy):
+    if isinstance(found, BoundedEnergy):
         assert found.error_j is not None
         assert abs(found.energy_j - true_j) <= found.error_j + 1e-6
 
@@ -90,7 +90,7 @@ def test_a_rise_of_power_in_a_counters_last_period_is_within_the_error() -> None
     curve = Curve((4.919, 4.92), (60.0, 600.0))
     points = counter_points(curve, [0.9, 1.0, 2.0, 3.0, 4.0, 4.9, 5.0], 0.1, 0.001)
     found = counter_energy(points, 1.0, 5.0, 0.1, 0.001)
-    assert isinstance(found, WindowEnergy)
+    assert isinstance(found, BoundedEnergy)
     assert found.error_j is not None
     assert abs(found.energy_j - (curve.energy_j(5.0) - curve.energy_j(1.0))) <= found.error_j + 1e-6
 
@@ -98,7 +98,7 @@ def test_a_rise_of_power_in_a_counters_last_period_is_within_the_error() -> None
 def test_a_reading_soon_after_the_end_encloses_it_from_below() -> None:
     points = [Point(t, t + 1e-5, 200 * t) for t in (0.0, 1.0, 1.03, 3.0, 5.0, 5.02, 6.0)]
     found = counter_energy(points, 1.0, 5.0 - 1e-4, 0.02, 0.001)
-    assert isinstance(found, WindowEnergy)
+    assert isinstance(found, BoundedEnergy)
     assert found.error_j is not None
     assert found.error_j < 0.02 * found.energy_j  # not the 400 J since the reading at second 3
 
@@ -118,8 +118,8 @@ def test_missing_edge_readings_make_the_error_wider_never_the_truth_miss(
         0.1,
         0.001,
     )
-    assert isinstance(wide, WindowEnergy)
-    assert isinstance(dense, WindowEnergy)
+    assert isinstance(wide, BoundedEnergy)
+    assert isinstance(dense, BoundedEnergy)
     assert wide.error_j is not None
     assert dense.error_j is not None
     assert abs(wide.energy_j - true_j) <= wide.error_j + 1e-6
@@ -132,7 +132,7 @@ def test_polled_power_has_the_true_joules_within_its_error(watts: list[float], s
     curve = Curve(tuple(t / 4 for t in range(60)), tuple(watts))  # monotone between readings, as the bound assumes
     points = [Point(t, t, None, curve.power_w(t)) for t in curve.times_s]
     found = power_energy(points, start, start + length, 0.25, 0.05)
-    assert isinstance(found, WindowEnergy)
+    assert isinstance(found, BoundedEnergy)
     assert found.error_j is not None
     assert abs(found.energy_j - (curve.energy_j(start + length) - curve.energy_j(start))) <= found.error_j + 1e-6
 
@@ -148,16 +148,16 @@ def test_late_power_readings_stay_within_the_error(
     points = [Point(t, t, None, power_w) for t, power_w in zip(read_s, watts, strict=True)]
     end = start + max(length, 3 * period_s)
     found = power_energy(points, start, end, 0.25, period_s)
-    assert isinstance(found, WindowEnergy)
+    assert isinstance(found, BoundedEnergy)
     assert found.error_j is not None
     assert abs(found.energy_j - (curve.energy_j(end) - curve.energy_j(start))) <= found.error_j + 1e-6
 
 
 def test_a_rise_that_shows_only_after_the_window_is_in_its_error() -> None:
-    def energy(until_s: int) -> WindowEnergy:
+    def energy(until_s: int) -> BoundedEnergy:
         points = [Point(t / 4, t / 4, None, 100.0 if t < 53 else 600.0) for t in range(4 * until_s + 1)]
         found = power_energy(points, 10.0, 13.0, 0.25, 1.0)
-        assert isinstance(found, WindowEnergy)
+        assert isinstance(found, BoundedEnergy)
         return found
 
     assert energy(20).energy_j == 300.0
@@ -168,7 +168,7 @@ def test_what_happened_in_a_hole_is_in_the_error() -> None:
     times = [t / 4 for t in range(242) if not 100 < t < 106]
     points = [Point(t, t, None, 100.0 + 100.0 * (t > 50)) for t in times]
     found = power_energy(points, 0.0, 60.0, 0.25, 0.05)
-    assert isinstance(found, WindowEnergy)
+    assert isinstance(found, BoundedEnergy)
     assert (found.error_j or 0) >= 1.5 * 100.0
 
 
@@ -184,12 +184,12 @@ def test_a_window_too_short_has_no_energy_and_says_which_would_do() -> None:
     assert "3 s would do" in short.detail
 
 
-def test_a_counter_that_was_set_back_inside_the_window_gives_none() -> None:
+def test_a_counter_that_was_reset_inside_the_window_gives_none() -> None:
     points = [Point(float(t), float(t), 100.0 * t, None, epoch=t > 5) for t in range(10)]
     found = counter_energy(points, 2.0, 8.0, 0.1)
     assert isinstance(found, Missing)
-    assert "set back" in found.detail
-    assert isinstance(counter_energy(points, 1.0, 4.0, 0.1), WindowEnergy)
+    assert "reset" in found.detail
+    assert isinstance(counter_energy(points, 1.0, 4.0, 0.1), BoundedEnergy)
 
 
 def test_a_counter_that_stands_still_is_not_zero_joules() -> None:
@@ -203,7 +203,7 @@ def test_a_hole_in_polled_power_is_a_gap_and_not_zero() -> None:
     points = [Point(t, t, None, 200.0) for t in times]
     assert isinstance(power_energy(points, 1.0, 18.0, 0.25, 0.1), Missing)
     whole = power_energy(points, 11.0, 18.0, 0.25, 0.1)
-    assert isinstance(whole, WindowEnergy)
+    assert isinstance(whole, BoundedEnergy)
     assert whole.energy_j == pytest.approx(1400)
     assert whole.error_j == pytest.approx(0.07)  # what rounding to a hundredth of a watt hides in 7 s
 
@@ -243,10 +243,10 @@ def test_fewer_than_two_readings_say_nothing_about_an_interval() -> None:
 def test_without_a_reading_that_knows_of_the_end_power_has_no_bound() -> None:
     late = [Point(t / 4, t / 4, None, 100.0 if t / 4 - 1 <= 10 else 300.0) for t in range(80)]  # it rises at 10 s
     ends_early = power_energy(late[:42], 5.0, 10.2, 0.25, 1.0)
-    assert isinstance(ends_early, WindowEnergy)
+    assert isinstance(ends_early, BoundedEnergy)
     assert ends_early.error_j is None
     whole = power_energy(late, 5.0, 10.2, 0.25, 1.0)
-    assert isinstance(whole, WindowEnergy)
+    assert isinstance(whole, BoundedEnergy)
     assert abs(whole.energy_j - (5.0 * 100 + 0.2 * 300)) <= (whole.error_j or 0)
 
 

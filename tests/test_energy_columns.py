@@ -14,15 +14,10 @@ IDLE = Idle(power_w=60.0, error_w=1.5, duration_s=3.0, measured_at="2026-11-24T0
 
 def metered(folder: Path, **fields: object) -> dict[str, object]:
     """A trial of 16 measured samples in 2 s that took 600 J: 300 W, at an idle power of 60 W."""
+    measured = EnergyWindow(part="measured", energy_j=600.0, error_j=8.0, duration_s=2.0, samples=16, readings=9)
+    whole = EnergyWindow(part="phase", energy_j=1000.0, duration_s=5.0)
     cpu = EnergyWindow(device="cpu", part="measured", energy_j=80, duration_s=2.0, samples=16, readings=9)
-    phase = phase_of(
-        "train",
-        energy_j=600.0,
-        measured_energy_error_j=8.0,
-        phase_energy_j=1000.0,
-        phase_energy_duration_s=5.0,
-        energies=(cpu,),
-    )
+    phase = phase_of("train", windows=(measured, whole, cpu))
     values: dict[str, object] = {"phases": (phase,), "energy": COUNTER, "meters": MeterRecord(rate_hz=4.0, idle=IDLE)}
     write_trial(folder, steps=steps_of("train", [1.0, 1.0, 1.0]), **(values | fields))  # type: ignore[arg-type]
     return rows([folder]).rows[0]

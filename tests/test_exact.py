@@ -13,22 +13,21 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from executions import evaluate, generate, on_cpu
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from howlow.engine import generation, layouts
+from howlow.engine import layouts
 from howlow.engine import model as models
-from howlow.engine.attention import Kernel
 from howlow.engine.cpu import attention as cpu_attention
-from howlow.engine.cpu.patches import fused
 from howlow.engine.layouts import Layout, LossOn
-from howlow.engine.loss import per_example, running, target_losses
-from howlow.engine.rotary import as_in_a_full_row
+from howlow.engine.loss import per_example, target_losses
 from howlow.engine.tokens import TokenizedExample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 LENGTH = 64
+MANY = 1024  # compiled kernels kept: products are used where they pay
 FAST = (Phase.explicit, Phase.reuse, Phase.generate)  # a model's run is too slow to shrink with
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
@@ -179,12 +178,13 @@ EXAMPLE = TokenizedExample("0", "g", tuple(range(3, 30)), (*range(30, 40), 2))
 
 
 def computed(
-    model: Any, examples: Sequence[TokenizedExample], layout: Layout, loss_on: LossOn, kernel: Kernel = "sdpa"
+    model: Any, examples: Sequence[TokenizedExample], layout: Layout, loss_on: LossOn, **options: Any
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Each example's loss, and the gradient of the mean over all targets."""
     batch = layouts.lay_out(examples, layout, LENGTH, 0, loss_on)
-    with as_in_a_full_row(model, LENGTH), running(model, batch, "targets", kernel):
-        losses, total = target_losses(model, batch, "targets", 1 / batch.target_tokens)
+    with on_cpu(model, full_row=LENGTH, **options) as run, run.batch(batch):
+        with run.autocast():
+            losses, total = target_losses(model, batch, "targets", 1 / batch.target_tokens)
         total.backward()
     gradients = {name: parameter.grad for name, parameter in models.trainable(model).items()}
     model.zero_grad(set_to_none=True)
@@ -192,10 +192,10 @@ def computed(
 
 
 @contextmanager
-def attending(is_written_out: bool) -> Iterator[None]:
-    """Attention written out as products also where it is too small to pay, or never."""
+def attending(as_products: bool) -> Iterator[None]:
+    """Attention as products also where it is too small to pay, or never."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_attention, "_FLOPS_A_THREAD", 0 if is_written_out else float("inf"))
+        patch.setattr(cpu_attention, "_FLOPS_A_THREAD", 0 if as_products else float("inf"))
         yield
 
 
@@ -225,29 +225,30 @@ def test_losses_and_gradients_are_those_of_padded_in_fp64(name: str, examples: A
 
 
 @pytest.mark.parametrize("name", NAMES)
-@given(examples=example_sets(), is_written_out=st.booleans())
+@given(examples=example_sets(), as_products=st.booleans())
 @settings(max_examples=4, deadline=None, phases=FAST)
-def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any, is_written_out: bool):
+def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any, as_products: bool):
     model = adapted(name, torch.float32)
     expected, gradients = computed(model, examples, "padded", "completion")
     norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     for layout in ("packed", "shared"):
-        with fused(model), attending(is_written_out):
-            losses, found = computed(model, examples, layout, "completion")
+        with attending(as_products):
+            losses, found = computed(model, examples, layout, "completion", kernels_kept=MANY)
         assert relative(losses, expected) < 1e-5
         difference = torch.stack([(found[key] - gradients[key]).norm() for key in gradients]).norm()
         assert float(difference / norm) < 1e-5, layout
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["fp16-autocast", "bf16"])
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
-def test_under_autocast_queries_and_values_may_differ_in_their_dtype(name: str, dtype: torch.dtype):
+def test_under_autocast_queries_and_values_may_differ_in_their_dtype(name: str, precision: str):
     """Rotated queries and keys are fp32 there, values are not."""
     model, examples = adapted(name, torch.float32), [EXAMPLE, EXAMPLE]
-    with torch.autocast("cpu", dtype), attending(True):
-        expected, _ = computed(model, examples, "padded", "all")
+    options = {"precision": precision, "kernels_kept": MANY}
+    with attending(True):
+        expected, _ = computed(model, examples, "padded", "all", **options)
         for layout in ("packed", "shared"):
-            losses, gradients = computed(model, examples, layout, "all")
+            losses, gradients = computed(model, examples, layout, "all", **options)
             assert relative(losses, expected) < 2e-2
             assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())
 
@@ -256,18 +257,18 @@ def test_under_autocast_queries_and_values_may_differ_in_their_dtype(name: str, 
     "ignore:`gradient_checkpointing_enable` is deprecated", "ignore:.*gradient_checkpointing_disable"
 )
 @pytest.mark.parametrize("name", ["llama", "qwen2", "neox"])
-@given(examples=example_sets(), is_written_out=st.booleans())
+@given(examples=example_sets(), as_products=st.booleans())
 @settings(max_examples=3, deadline=None, phases=FAST)
-def test_recomputing_activations_changes_nothing(name: str, examples: Any, is_written_out: bool):
+def test_recomputing_activations_changes_nothing(name: str, examples: Any, as_products: bool):
     model = adapted(name, torch.float32)
     for layout in ("packed", "shared"):
-        with fused(model), attending(is_written_out):
-            losses, plain = computed(model, examples, layout, "completion")
+        with attending(as_products):
+            losses, plain = computed(model, examples, layout, "completion", kernels_kept=MANY)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers recomputes in training mode alone
         try:
-            with fused(model), attending(is_written_out):
-                again, found = computed(model, examples, layout, "completion")
+            with attending(as_products):
+                again, found = computed(model, examples, layout, "completion", kernels_kept=MANY)
         finally:
             model.gradient_checkpointing_disable()
             model.eval()
@@ -284,10 +285,7 @@ def test_the_kernel_for_gpus_masks_the_same(name: str, examples: Any, loss_on: A
     """Forward only: FlexAttention has no backward pass on a CPU; `test_gpu.py` holds its gradients."""
     model = adapted(name, torch.float64)
     batch = layouts.shared(examples, loss_on)
-    found = [
-        generation.evaluate(model, batch, precision="fp32", head="targets", kernel=kernel)
-        for kernel in ("sdpa", "flex")
-    ]
+    found = [evaluate(model, batch, attention=kernel) for kernel in ("sdpa", "flex")]
     assert found[1] == pytest.approx(found[0], rel=1e-10)
 
 
@@ -304,12 +302,10 @@ class Letters:
 def test_greedy_text_is_that_of_padded_and_of_transformers(name: str, examples: Any, eos: int):
     model = adapted(name, torch.float64).eval()
     prompts = [example.prompt for example in examples]
-    options: dict[str, Any] = {"max_new_tokens": 9, "stop": None, "eos": frozenset({2, eos}), "precision": "fp32"}
+    options: dict[str, Any] = {"max_new_tokens": 9, "stop": None, "eos": frozenset({2, eos})}
     texts = {}
     for layout in ("padded", "packed", "shared"):
-        rows, _ = generation.generate(
-            model, Letters(), prompts, layout=layout, prompt_length=LENGTH, pad_id=0, **options
-        )
+        rows, _ = generate(model, Letters(), prompts, layout=layout, prompt_length=LENGTH, pad_id=0, **options)
         texts[layout] = rows
     model.train()
     assert texts["packed"] == texts["padded"]

@@ -3,11 +3,11 @@
 import sys
 from typing import Any
 
+import executions
 import pytest
 import torch
 from conftest import loaded
 
-from howlow.engine import generation
 from howlow.engine import model as models
 from howlow.engine.generation import Generated
 
@@ -49,8 +49,8 @@ def generate(
     model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], length: int = 16, **options: Any
 ) -> tuple[list[Generated], int]:
     chosen: dict[str, Any] = {"max_new_tokens": NEW, "stop": None, "eos": frozenset({EOS}), "layout": LAYOUT}
-    plain = {"precision": "fp32", "pad_id": 0, "prompt_length": length}
-    return generation.generate(model, tokenizer, prompts, **(chosen | plain | options))
+    plain = {"pad_id": 0, "prompt_length": length}
+    return executions.generate(model, tokenizer, prompts, **(chosen | plain | options))
 
 
 def theirs(model: Any, prompt: tuple[int, ...]) -> list[int]:

@@ -38,8 +38,7 @@ def test_a_trial_on_cuda_has_peaks_power_and_energy(tiny_table: dict[str, Any], 
     assert record.energy is not None
     if record.energy.name is None:
         pytest.skip(f"no energy here: {record.energy.detail}")
-    assert train.measured_energy_j is not None
-    assert train.measured_energy_j > 0
+    assert (train.energy_j("measured") or 0) > 0
 
 
 def test_the_allocators_cap_gives_out_of_memory(tiny_table: dict[str, Any], tmp_path: Path) -> None:
@@ -69,7 +68,7 @@ def test_the_largest_batches_are_found_up_to_real_out_of_memory(tiny_table: dict
     assert record.status == "done", record.error
     training, inference = record.batch_search
     assert (training.setting, inference.setting) == ("training.batch_size", "inference.batch_size")
-    assert training.batch == record.settings.training.batch_size
+    assert training.batch == record.resolved.train_batch_size
     failed = [probe.batch for probe in training.probes if not probe.fits]
     assert min(failed) == (training.batch or 0) + 1, "one more does not fit"
     for phase in record.phases:
@@ -93,7 +92,7 @@ def test_the_counter_agrees_with_the_integrated_power(tmp_path: Path) -> None:
     import torch
 
     from howlow.meters.energy import EnergyMeter, window_energy
-    from howlow.meters.energy_bounds import WindowEnergy
+    from howlow.meters.energy_bounds import BoundedEnergy
     from howlow.meters.session import Session
     from howlow.meters.sources import Asked, open_energy
 
@@ -112,11 +111,11 @@ def test_the_counter_agrees_with_the_integrated_power(tmp_path: Path) -> None:
                 start_s = timed.start_s
         end_s = timed.start_s + timed.duration_s
         record = phase.end()
-        traces = [reader.trace for reader in session.of(meter)]
+        traces = [reader.readings for reader in session.sensors.of(meter)]
         report = session.report(None)
     integrated = window_energy(power, traces, start_s, end_s)
-    assert isinstance(integrated, WindowEnergy)
-    assert record.measured_energy_j == pytest.approx(integrated.energy_j, rel=0.03)
+    assert isinstance(integrated, BoundedEnergy)
+    assert record.energy_j("measured") == pytest.approx(integrated.energy_j, rel=0.03)
     assert report.step_share is not None
     assert report.step_share < 0.005
 
@@ -140,6 +139,7 @@ def test_layouts_on_cuda_have_the_losses_and_gradients_of_padded(tiny_model: Pat
     import torch
     from transformers import AutoModelForCausalLM
 
+    from howlow.engine.execution import decide
     from howlow.engine.layout_check import problem_with
     from howlow.engine.tokens import TokenizedExample
 
@@ -150,16 +150,5 @@ def test_layouts_on_cuda_have_the_losses_and_gradients_of_padded(tiny_model: Pat
         TokenizedExample(str(n), "g", stem + tuple(torch.randint(0, 250, (9 + n,), generator=generator).tolist()), (5,))
         for n in range(5)
     ]
-    assert (
-        problem_with(
-            model.eval(),
-            layout,
-            examples,
-            kernel=kernel,
-            precision="fp32",
-            head="targets",
-            sequence_length=256,
-            pad_id=0,
-        )
-        is None
-    )
+    execution = decide(device=torch.device("cuda"), precision="fp32", attention=kernel, full_row=256)
+    assert problem_with(model.eval(), layout, examples, execution=execution, pad_id=0) is None

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,63 @@ def test_rooms_import_only_what_they_may(path: Path) -> None:
 def test_every_room_stands_in_the_table() -> None:
     rooms = {room_of(path) for path in modules()} - {"__init__", "__main__"}
     assert rooms == set(ROOMS), rooms ^ set(ROOMS)
+
+
+def test_no_file_holds_two_ideas() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules()}
+    assert not {path: length for path, length in lengths.items() if length > 400}
+
+
+# Where a function imports from our own rooms: so that the door and the report load only what the command needs.
+LAZY = {"cli.py", "reporting/__init__.py"}
+
+
+def test_functions_import_our_own_rooms_only_where_it_is_agreed() -> None:
+    for path in modules():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        inner = {
+            name.module for function in functions for name in ast.walk(function) if isinstance(name, ast.ImportFrom)
+        }
+        ours = {name for name in inner if name and name.startswith("howlow")}
+        assert not ours or str(path.relative_to(SOURCE)) in LAZY, f"{path}: {ours}"
+
+
+# Names that stand in several places because each is what its place has to have: a task's answers to the same questions,
+# and type variables.
+SHARED_NAMES = {"T", "DESCRIPTION", "generates", "load", "prediction", "score"}
+
+
+def public_names(path: Path) -> Iterator[str]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Assign):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+
+
+def test_no_two_public_things_have_one_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in modules():
+        for name in public_names(path):
+            if not name.startswith("_"):
+                homes.setdefault(name, []).append(str(path.relative_to(SOURCE)))
+    assert not {name: places for name, places in homes.items() if len(places) > 1 and name not in SHARED_NAMES}
+
+
+def test_the_engine_knows_of_a_task_only_its_examples() -> None:
+    for path in (SOURCE / "engine").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("howlow.tasks"):
+                assert {alias.name for alias in node.names} <= {"Example"}, path
+
+
+def test_only_the_records_room_writes_a_record() -> None:
+    for path in modules():
+        if room_of(path) != "records":
+            assert '"record.json"' not in path.read_text(encoding="utf-8"), path
 
 
 def test_only_the_door_prints() -> None:

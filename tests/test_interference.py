@@ -14,11 +14,11 @@ from howlow.meters import clock, idle
 from howlow.meters.energy import EnergyMeter, assumed_power
 from howlow.meters.energy_bounds import Missing
 from howlow.meters.idle import measure_idle, rest
-from howlow.meters.interference import Machine, look_around, machine_findings, throttling
+from howlow.meters.interference import MachineCounters, machine_counters, machine_findings, throttling
 from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.records import Idle, Reading, WarningKind
 
-BEFORE = Machine(at_s=0.0, own_s=0.0, busy_s=100.0, load=1.5, cores=4, swapped_pages=10, throttles=0)
+BEFORE = MachineCounters(at_s=0.0, own_s=0.0, busy_s=100.0, load=1.5, cores=4, swapped_pages=10, throttles=0)
 
 
 def test_halves_that_agree_are_steady_and_a_warm_up_is_not() -> None:
@@ -90,7 +90,7 @@ def test_one_speed_throughout_is_steady(speed: float, steps: int) -> None:
     assert found.is_steady
 
 
-def kinds(after: Machine) -> set[WarningKind]:
+def kinds(after: MachineCounters) -> set[WarningKind]:
     return {kind for kind, _ in machine_findings(BEFORE, after)}
 
 
@@ -111,11 +111,11 @@ def test_swapping_and_heat_are_found_and_the_unknown_is_no_finding() -> None:
 
 
 def test_this_machine_tells_something() -> None:
-    before = look_around()
+    before = machine_counters()
     until = time.perf_counter() + 0.2
     while time.perf_counter() < until:
         pass
-    after = look_around()
+    after = machine_counters()
     assert after.own_s > before.own_s
     assert after.cores >= 1
 
@@ -178,7 +178,7 @@ def test_records_name_a_remedy_for_every_warning() -> None:
 
 def test_the_powercap_tree_is_read_by_a_whole_session(tmp_path: Path) -> None:
     import torch
-    from stand_ins import powercap_tree
+    from stand_ins import energy, powercap_tree
 
     from howlow.meters import rapl
     from howlow.meters.session import Session
@@ -202,7 +202,5 @@ def test_the_powercap_tree_is_read_by_a_whole_session(tmp_path: Path) -> None:
                 with phase.step(measured=True, samples=1):
                     time.sleep(0.05)
             record = phase.end()
-    assert record.measured_energy_j is not None
-    assert record.measured_energy_error_j is not None
-    known_j = 100 * (record.measured_duration_s or 0)
-    assert abs(record.measured_energy_j - known_j) <= record.measured_energy_error_j + 0.5
+    measured = energy(record)
+    assert abs(measured.energy_j - 100 * measured.duration_s) <= measured.error_j + 0.5

@@ -8,6 +8,7 @@ import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from howlow.engine.execution import decide
 from howlow.engine.layout_check import draws_at_random, problem_with
 from howlow.engine.tokens import TokenizedExample
 
@@ -72,9 +73,8 @@ def model(name: str) -> Any:
 
 
 def problem(found: Any, layout: Any, head: Any = "targets") -> str | None:
-    return problem_with(
-        found, layout, examples(), kernel="sdpa", precision="fp32", head=head, sequence_length=64, pad_id=0
-    )
+    execution = decide(device=torch.device("cpu"), precision="fp32", head=head, full_row=64)
+    return problem_with(found, layout, examples(), execution=execution, pad_id=0)
 
 
 @pytest.mark.parametrize("layout", ["packed", "shared"])

@@ -30,8 +30,8 @@ def test_a_sweep_over_layouts_has_equal_losses_and_answers(tiny_table: dict[str,
             record, others, theirs = found[kind, layout]
             assert others == pytest.approx(losses, rel=1e-5)
             assert theirs == answers
-            assert record.layout.layout == ("shared" if layout == "auto" else layout)
-            assert record.settings.training.layout == record.layout.layout
+            assert record.resolved.layout == ("shared" if layout == "auto" else layout)
+            assert record.settings.training.layout == layout
     saved = {layout: found["lora", layout][0].layout.train for layout in layouts}
     assert saved["padded"].saved_share == 0
     assert saved["padded"].padding_share > 0.2
@@ -63,7 +63,7 @@ def test_a_model_that_cannot_take_a_layout(tiny_table: dict[str, Any], tiny_toke
     assert not (tmp_path / "named" / "sweep.toml").exists()
     (record,) = sweep(load(None, [table]), tmp_path / "auto").records
     assert record.status == "done", record.error
-    assert record.layout.layout == "padded"
+    assert record.resolved.layout == "padded"
     assert "layout_fell_back" in {warning.kind for warning in record.warnings}
 
 
@@ -101,7 +101,7 @@ def test_models_that_fall_back_to_padded_finish_their_trials(
     }
     (record,) = sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "out").records
     assert record.status == "done", record.error
-    assert record.layout.layout == "padded"
+    assert record.resolved.layout == "padded"
     assert "layout_fell_back" in {warning.kind for warning in record.warnings}
     assert record.scores.f1 is not None
 
@@ -136,7 +136,7 @@ def test_generation_that_runs_padded_is_named_in_record_and_report(
     }
     (record,) = sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "out").records
     assert record.status == "done", record.error
-    assert (record.layout.layout, record.layout.generation) == ("shared", "padded")
+    assert (record.resolved.layout, record.resolved.generation_layout) == ("shared", "padded")
     assert record.layout.generate.computed_tokens > record.layout.generate.tokens
     assert any("generation runs padded" in warning.detail for warning in record.warnings)
     assert howlow.load(tmp_path / "out").trials[0].row["layout"] == "shared, generation padded"
@@ -157,7 +157,7 @@ def test_a_changed_model_is_refused_and_its_layout_is_not_taken_over(
     with pytest.raises(UserError, match=r"the model has changed since r0001-s0 was measured: data\.model_sha256"):
         sweep(more, tmp_path / "out")
     (record,) = sweep(load(None, [table]), tmp_path / "other").records
-    assert record.layout.layout == "packed"
+    assert record.resolved.layout == "packed"
 
 
 def test_a_head_that_the_model_cannot_have_is_refused_before_the_first_trial(

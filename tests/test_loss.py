@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 from conftest import loaded
+from executions import evaluate
 
-from howlow.engine import generation, loss
+from howlow.engine import layouts
 from howlow.engine import model as models
 from howlow.engine.layouts import Batch, padded
 from howlow.engine.loss import head_logits, per_example, target_losses
@@ -92,7 +93,7 @@ def test_a_model_that_does_not_name_its_decoder_is_refused():
 def test_a_head_in_chunks_gives_the_whole_heads_gradients(
     tiny_model: Any, monkeypatch: pytest.MonkeyPatch, kind: str, rows_at_once: int
 ):
-    monkeypatch.setattr(loss, "ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(layouts, "ROWS_AT_ONCE", rows_at_once)
     found = {}
     for head in ("targets", "all"):
         model = adapted(tiny_model, rank=2 if kind == "adapter" else None)
@@ -116,7 +117,7 @@ def test_losses_are_summed_for_each_example():
 @pytest.mark.parametrize("head", ["targets", "all"])
 def test_evaluation_is_transformers_own_loss(tiny_model: Any, head: Any):
     model = loaded(tiny_model)
-    sums = generation.evaluate(model, batch(), precision="fp32", head=head)
+    sums = evaluate(model, batch(), head=head)
     for example, total in zip(EXAMPLES, sums, strict=True):
         ids = torch.tensor([example.prompt + example.completion])
         labels = ids.clone()
@@ -128,16 +129,14 @@ def test_evaluation_is_transformers_own_loss(tiny_model: Any, head: Any):
 
 def test_an_examples_loss_does_not_depend_on_its_company_or_on_the_padding(tiny_model: Any):
     model = adapted(tiny_model, rank=2).eval()
-    together = generation.evaluate(model, batch(), precision="fp32", head="targets")
+    together = evaluate(model, batch())
     for example, total in zip(EXAMPLES, together, strict=True):
         for length, pad in ((24, 0), (40, EOS), (24, 7)):
             alone = padded([example], length, pad, "completion")
-            assert generation.evaluate(model, alone, precision="fp32", head="targets") == pytest.approx(
-                [total], rel=1e-5
-            )
+            assert evaluate(model, alone) == pytest.approx([total], rel=1e-5)
 
 
 def test_evaluation_leaves_no_gradient(tiny_model: Any):
     model = adapted(tiny_model, rank=2)
-    generation.evaluate(model, batch(), precision="fp32", head="targets")
+    evaluate(model, batch())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -28,14 +28,14 @@ def test_a_phase_that_resets_the_peak_does_not_hide_what_was_taken_before(monkey
     allocator, device = Allocator(monkeypatch), torch.device("cuda:0")
     allocator.take(99)
     allocator.take(5)
-    with peaks.Taken(device) as taken:
+    with peaks.LimitedMemory(device) as taken:
         peaks.reset_peaks(device)
         allocator.take(70)
         allocator.take(10)
         peaks.reset_peaks(device)
         allocator.take(30)
     assert taken.highest_bytes == 70, "of the first phase, and not what was there before"
-    with peaks.Taken(device) as taken:
+    with peaks.LimitedMemory(device) as taken:
         allocator.take(31)
     assert taken.highest_bytes == 31
 
@@ -58,5 +58,23 @@ def test_a_kept_heap_keeps_few_kernels_unless_the_environment_says_otherwise(
         monkeypatch.delenv(name)
     for name, number in told.items():
         monkeypatch.setenv(name, number)
-    heap.keep_heap()
+    found = heap.keep_heap()
     assert [os.environ.get(name) for name in heap.KERNELS_KEPT_BY] == kept
+    assert found == heap.Heap("default", min(int(number or 99) for number in kept))
+
+
+@pytest.mark.parametrize("name", [*heap.KERNELS_KEPT_BY, "DNNL_PRIMITIVE_CACHE_CAPACITY"])
+def test_the_fewest_kernels_that_a_library_keeps_count(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for one in (*heap.KERNELS_KEPT_BY, "DNNL_PRIMITIVE_CACHE_CAPACITY"):
+        monkeypatch.delenv(one, raising=False)
+    assert heap.kernels_kept() == 1024
+    for told, number in (("64", 64), ("many", 1024), ("2000", 1024)):
+        monkeypatch.setenv(name, told)
+        assert heap.kernels_kept() == number
+
+
+def test_a_bounded_heap_keeps_few_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heap, "_glibc", lambda: None)
+    for name in heap.KERNELS_KEPT_BY:
+        monkeypatch.setenv(name, "500")
+    assert heap.bound_heap() == heap.Heap("bounded", heap.KERNELS_BOUNDED)

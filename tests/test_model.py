@@ -350,7 +350,7 @@ def test_pickled_weights_are_refused(copied: Path):
 def test_a_folder_without_weights_is_a_model_only_for_random_ones(copied: Path):
     (copied / "model.safetensors").unlink()
     assert refusal(locate, str(copied)) == (
-        f"model {copied}: no weights (*.safetensors) beside config.json; or set random_weights = true"
+        f"model {copied}: no weights (*.safetensors) next to config.json; add them, or set random_weights = true"
     )
     assert locate(str(copied), random_weights=True).is_local
 

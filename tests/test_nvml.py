@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_ins import build_nvml, run_with_nvml
+from stand_ins import build_nvml, energy, run_with_nvml
 
+from howlow.records import PhaseRecord
 from howlow.settings import expand, load, merge
 from howlow.sweeping.sweep import ordered
 
@@ -44,7 +45,7 @@ with Session(Path(sys.argv[2]), torch.device("cpu"), meter, 20.0, 0.0, warn=warn
             time.sleep(0.7)
         record = phase.end()
     found["meters"] = session.report(None).model_dump()
-    found["period_s"] = session.of(meter)[0].update_period_s if session.of(meter) else None
+    found["period_s"] = next((reader.update_period_s for reader in session.sensors.of(meter)), None)
 found["phase"] = record.model_dump()
 found["counter_j"] = timed.energy_counter_j
 own = [reading for reading in read_timeline(Path(sys.argv[2])) if reading.device == "cuda:0"]
@@ -53,6 +54,12 @@ idle = measure_idle(meter, 20.0, 1.0) if len(sys.argv) > 3 else None
 found["idle_w"] = idle and idle.power_w
 print(json.dumps(found))
 """
+
+
+def answers(output: str) -> dict[str, Any]:
+    """The answers to `QUESTIONS`."""
+    found: dict[str, Any] = json.loads(output)
+    return found | {"phase": PhaseRecord(**found["phase"])}
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +71,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(library: Path, tmp_path: Path) -> Ask:
     def run(*arguments: str, uuid: str = "GPU-11111111-aaaa", **environment: str) -> dict[str, Any]:
         command = ["-c", QUESTIONS, uuid, str(tmp_path), *arguments]
-        found: dict[str, Any] = json.loads(run_with_nvml(library, command, **environment))
-        return found
+        return answers(run_with_nvml(library, command, **environment))
 
     return run
 
@@ -96,19 +102,20 @@ def test_a_device_is_found_by_its_uuid_and_read_in_si_units(ask: Ask) -> None:
 def test_the_counters_joules_are_those_of_the_measured_segments(ask: Ask) -> None:
     found = ask("idle", HOWLOW_NVML_MILLIWATTS="250000", HOWLOW_NVML_PERIOD_MS="20")
     phase = found["phase"]
+    measured, whole, pauses = energy(phase), energy(phase, "phase"), energy(phase, "pauses")
     assert found["source"] == "nvml counter"
     assert not found["other"]
-    assert phase["measured_samples"] == 6
-    assert 1.5 <= phase["measured_duration_s"] < 1.9  # the pause and the burn-in are outside
-    assert phase["measured_energy_error_j"] < 0.12 * phase["measured_energy_j"]
-    known_j = 250 * phase["measured_duration_s"]
-    assert abs(phase["measured_energy_j"] - known_j) <= phase["measured_energy_error_j"]
-    assert phase["phase_energy_j"] == pytest.approx(250 * phase["phase_energy_duration_s"], rel=0.05)
-    assert phase["phase_energy_duration_s"] > 2.1
-    assert phase["pauses"] == 1
-    assert 0.5 <= phase["pauses_duration_s"] < 0.8
-    assert abs(phase["pauses_energy_j"] - 250 * phase["pauses_duration_s"]) <= phase["pauses_energy_error_j"]
-    assert phase["pauses_energy_readings"] > 5
+    assert measured.samples == 6
+    assert 1.5 <= measured.duration_s < 1.9  # the pause and the burn-in are outside
+    assert measured.error_j < 0.12 * measured.energy_j
+    assert abs(measured.energy_j - 250 * measured.duration_s) <= measured.error_j
+    assert whole.energy_j == pytest.approx(250 * whole.duration_s, rel=0.05)
+    assert whole.duration_s > 2.1
+    assert phase.pauses == 1
+    assert 0.5 <= phase.pauses_duration_s < 0.8
+    assert pauses.duration_s == phase.pauses_duration_s
+    assert abs(pauses.energy_j - 250 * pauses.duration_s) <= pauses.error_j
+    assert pauses.readings > 5
     assert 0.02 <= found["period_s"] < 0.05
     assert found["counter_j"] > 1000
     assert found["idle_w"] == pytest.approx(250, rel=0.05)
@@ -118,9 +125,9 @@ def test_the_counters_joules_are_those_of_the_measured_segments(ask: Ask) -> Non
 def test_a_slow_counter_is_found_out_and_short_windows_have_no_energy(period_ms: int, ask: Ask) -> None:
     found = ask(HOWLOW_NVML_MILLIWATTS="100000", HOWLOW_NVML_PERIOD_MS=str(period_ms))
     assert found["period_s"] >= 0.6 if period_ms == 1000 else found["period_s"] >= 0.4
-    assert found["phase"]["measured_energy_j"] is None
-    assert found["phase"]["pauses"] == 1
-    assert found["phase"]["pauses_energy_j"] is None
+    assert found["phase"].window("measured") is None
+    assert found["phase"].pauses == 1
+    assert found["phase"].window("pauses") is None
     details = [detail for kind, detail in found["warnings"] if kind == "energy_window_too_short"]
     assert details, found["warnings"]
 
@@ -128,23 +135,24 @@ def test_a_slow_counter_is_found_out_and_short_windows_have_no_energy(period_ms:
 def test_a_device_that_is_named_twice_counts_once(library: Path, tmp_path: Path) -> None:
     asked = 'Asked("nvml", torch.device("cpu"), devices=("GPU-1", "GPU-11111111-aaaa"))'
     code = QUESTIONS.replace('Asked("nvml", torch.device("cuda:0"))', asked)
-    found = json.loads(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], HOWLOW_NVML_MILLIWATTS="100000"))
-    phase = found["phase"]
-    assert phase["measured_energy_j"] == pytest.approx(100 * phase["measured_duration_s"], rel=0.2)
+    found = answers(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], HOWLOW_NVML_MILLIWATTS="100000"))
+    measured = energy(found["phase"])
+    assert measured.energy_j == pytest.approx(100 * measured.duration_s, rel=0.2)
 
 
 def test_without_a_counter_power_is_integrated_and_the_source_says_so(ask: Ask) -> None:
     found = ask(HOWLOW_NVML_MILLIWATTS="80000", HOWLOW_NVML_NO_COUNTER="1", HOWLOW_NVML_INSTANT="1")
     assert found["source"] == "nvml power"
     assert found["detail"].startswith("instantaneous power of GPU-11111111-aaaa, integrated")
-    assert found["phase"]["measured_energy_j"] == pytest.approx(80 * found["phase"]["measured_duration_s"], rel=0.01)
+    measured = energy(found["phase"])
+    assert measured.energy_j == pytest.approx(80 * measured.duration_s, rel=0.01)
     assert found["counter_j"] is None
 
 
 def test_a_window_too_short_for_averaged_power_has_none_with_the_warning(ask: Ask) -> None:
     found = ask(HOWLOW_NVML_NO_COUNTER="1")
     assert "averaged power" in found["detail"]
-    assert found["phase"]["measured_energy_j"] is None
+    assert found["phase"].window("measured") is None
     assert "energy_window_too_short" in kinds(found)
     assert any("3 s would do" in detail for _, detail in found["warnings"])
 
@@ -154,7 +162,7 @@ def test_a_device_without_a_counter_has_no_energy_rather_than_zero(why: str, ask
     found = ask(**{why: "1"})
     assert found["source"] == (None if why.endswith("UNSUPPORTED") else "nvml power")
     assert ("permission denied" in found["detail"]) == why.endswith("DENIED")
-    assert found["phase"]["measured_energy_j"] is None
+    assert found["phase"].window("measured") is None
     assert found["counter_j"] is None
 
 
@@ -167,7 +175,8 @@ def test_an_unknown_device_is_absent_with_the_librarys_reason(ask: Ask) -> None:
 def test_a_device_lost_in_mid_run_leaves_a_gap_and_a_warning(ask: Ask) -> None:
     found = ask(HOWLOW_NVML_LOST_AFTER="2.0")
     assert "energy_gap" in kinds(found)
-    assert found["phase"]["measured_energy_j"] is None or found["phase"]["measured_duration_s"] < 0.9
+    measured = found["phase"].window("measured")
+    assert measured is None or measured.duration_s < 0.9
     assert any("the GPU is lost" in detail for kind, detail in found["warnings"] if kind == "energy_gap")
     assert found["readings"][-1]["time_s"] < 2.1  # what tells nothing is no reading, and no line
     assert found["meters"]["largest_gap_s"] > 0.5
@@ -177,14 +186,14 @@ def test_a_sensor_that_hangs_blocks_no_step(ask: Ask) -> None:
     found = ask(HOWLOW_NVML_HANG_AFTER="1.5")
     assert found["slowest_step_s"] < 0.4
     assert {"energy_gap", "sensor_late"} <= kinds(found)
-    assert found["phase"]["duration_s"] > 2
+    assert found["phase"].duration_s > 2
 
 
 def test_a_partitions_energy_is_that_of_the_whole_card_and_says_so(ask: Ask) -> None:
     found = ask(uuid="MIG-33333333-cccc", HOWLOW_NVML_MILLIWATTS="250000")
-    phase = found["phase"]
+    measured = energy(found["phase"])
     assert found["source"] == "nvml counter"
-    assert abs(phase["measured_energy_j"] - 250 * phase["measured_duration_s"]) <= phase["measured_energy_error_j"]
+    assert abs(measured.energy_j - 250 * measured.duration_s) <= measured.error_j
     assert found["readings"][-1]["memory_bytes"] == 3 << 30
     assert "device_partitioned" in kinds(found)
 
@@ -198,9 +207,9 @@ def test_a_partition_is_found_by_the_uuid_that_cuda_tells(ask: Ask) -> None:
 def test_an_older_drivers_missing_questions_cost_no_energy(tmp_path: Path) -> None:
     old = build_nvml(tmp_path, "-DOLD_DRIVER")
     command = ["-c", QUESTIONS, "GPU-11111111-aaaa", str(tmp_path)]
-    found = json.loads(run_with_nvml(old, command, HOWLOW_NVML_OTHERS="2", HOWLOW_NVML_MILLIWATTS="100000"))
-    phase = found["phase"]
-    assert phase["measured_energy_j"] == pytest.approx(100 * phase["measured_duration_s"], rel=0.1)
+    found = answers(run_with_nvml(old, command, HOWLOW_NVML_OTHERS="2", HOWLOW_NVML_MILLIWATTS="100000"))
+    measured = energy(found["phase"])
+    assert measured.energy_j == pytest.approx(100 * measured.duration_s, rel=0.1)
     assert "other_process_on_device" in kinds(found)
     assert "sensor_late" not in kinds(found)
 
@@ -209,17 +218,17 @@ def test_a_device_that_is_gone_takes_none_of_the_others_with_it(library: Path, t
     whole, named = 'Asked("nvml", torch.device("cpu"))', 'Asked("nvml", torch.device("cpu"), devices=("GPU-2",))'
     for asked in (whole, named):
         code = QUESTIONS.replace('Asked("nvml", torch.device("cuda:0"))', asked)
-        found = json.loads(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], HOWLOW_NVML_GONE="0"))
-        assert (found["phase"]["measured_energy_j"] is None) == (asked is whole)
+        found = answers(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], HOWLOW_NVML_GONE="0"))
+        assert (found["phase"].window("measured") is None) == (asked is whole)
         told = "no nvml: NVML: the GPU is lost (device 0); meters.devices can name the others"
         assert found["detail"] == (told if asked is whole else "total energy consumption of GPU-22222222-bbbb")
 
 
 def test_a_device_without_a_sensor_takes_the_sum_away_and_not_the_others_rows(library: Path, tmp_path: Path) -> None:
     code = QUESTIONS.replace('Asked("nvml", torch.device("cuda:0"))', 'Asked("nvml", torch.device("cpu"))')
-    found = json.loads(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], HOWLOW_NVML_MUTE="1"))
-    assert found["phase"]["measured_energy_j"] is None
-    assert {window["device"] for window in found["phase"]["energies"]} == {"GPU-11111111-aaaa"}
+    found = answers(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], HOWLOW_NVML_MUTE="1"))
+    assert found["phase"].window("measured") is None
+    assert {window.device for window in found["phase"].windows} == {"GPU-11111111-aaaa"}
     (why,) = [detail for kind, detail in found["warnings"] if kind == "energy_gap"]
     assert "(GPU-22222222-bbbb; meters.devices can leave it out)" in why
 
@@ -243,8 +252,18 @@ except UserError as error:
 @pytest.mark.parametrize(
     ("device", "names", "script", "told"),
     [
-        ("cpu", ["MIG-typo"], {}, "meters.devices 'MIG-typo' is none, or more than one, of the source's: GPU-1"),
-        ("cpu", ["GPU-1"], {"HOWLOW_NVML_GONE": "0"}, "of the source's: GPU-22222222-bbbb; NVML: the GPU is lost (dev"),
+        (
+            "cpu",
+            ["MIG-typo"],
+            {},
+            "meters.devices 'MIG-typo' must match exactly one device of the source; it has: GPU-1",
+        ),
+        (
+            "cpu",
+            ["GPU-1"],
+            {"HOWLOW_NVML_GONE": "0"},
+            "of the source; it has: GPU-22222222-bbbb; NVML: the GPU is lost (dev",
+        ),
         ("cpu", ["MIG-33333333-cccc"], {}, ["nvml counter", True, ["MIG-33333333-cccc"]]),
         ("cuda:0", ["MIG-33333333-cccc"], {}, ["nvml counter", False, ["cuda:0"]]),  # CUDA tells it as a card's
         ("cpu", [], {"HOWLOW_NVML_MUTE": "1", "HOWLOW_NVML_NO_COUNTER": "1"}, ["nvml power", True, None]),
@@ -265,15 +284,15 @@ def test_what_is_named_is_taken_or_refused_with_the_reason(
 def test_a_power_of_0_is_no_reading(counter: dict[str, str], ask: Ask) -> None:
     found = ask(HOWLOW_NVML_NO_COUNTER="1", HOWLOW_NVML_MILLIWATTS="0", **counter)
     assert found["source"] is None
-    assert found["phase"]["measured_energy_j"] is None
+    assert found["phase"].window("measured") is None
 
 
 def test_a_wrap_around_is_no_loss(ask: Ask) -> None:
     found = ask(
         HOWLOW_NVML_MILLIWATTS="400000", HOWLOW_NVML_WRAP_MJ=str(2**32), HOWLOW_NVML_START_MJ=str(2**32 - 500_000)
     )
-    phase = found["phase"]
-    assert abs(phase["measured_energy_j"] - 400 * phase["measured_duration_s"]) <= phase["measured_energy_error_j"]
+    measured = energy(found["phase"])
+    assert abs(measured.energy_j - 400 * measured.duration_s) <= measured.error_j
 
 
 def test_outside_work_and_limits_are_warnings(ask: Ask) -> None:
@@ -299,11 +318,11 @@ def test_on_a_cpu_every_device_of_a_source_asked_for_by_name_is_summed_with_rows
 ) -> None:
     code = QUESTIONS.replace('Asked("nvml", torch.device("cuda:0"))', 'Asked("nvml", torch.device("cpu"))')
     environment = {"HOWLOW_NVML_MILLIWATTS": "100000", "CUDA_VISIBLE_DEVICES": ""}
-    found = json.loads(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], **environment))
-    phase = found["phase"]
+    found = answers(run_with_nvml(library, ["-c", code, "none", str(tmp_path)], **environment))
+    measured = energy(found["phase"])
     assert found["other"]
-    assert phase["measured_energy_j"] == pytest.approx(200 * phase["measured_duration_s"], rel=0.02)
-    devices = {(window["device"], window["part"]) for window in phase["energies"]}
+    assert measured.energy_j == pytest.approx(200 * measured.duration_s, rel=0.02)
+    devices = {(window.device, window.part) for window in found["phase"].windows}
     assert devices >= {("GPU-11111111-aaaa", "measured"), ("GPU-22222222-bbbb", "measured")}
     lines = [json.loads(line) for line in (tmp_path / "timeline.jsonl").read_text().splitlines()]
     assert {line["device"] for line in lines} == {"cpu", "GPU-11111111-aaaa", "GPU-22222222-bbbb"}

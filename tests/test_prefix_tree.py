@@ -1,4 +1,4 @@
-"""Forests: every sequence can be read back, sees exactly what came before it, and common beginnings stand once."""
+"""Prefix trees: every sequence can be read back, sees exactly what came before it, and common beginnings stand once."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from howlow.engine.prefix_tree import SMALLEST_SHARED, Forest, length_of, plant
+from howlow.engine.prefix_tree import SMALLEST_SHARED, PrefixTree, build_prefix_tree, length_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,13 +26,13 @@ def nested(draw: st.DrawFn) -> list[list[int]]:
     return begun + draw(st.sampled_from([[], [stem], [inner], [begun[0]]]))
 
 
-def seen(forest: Forest, place: int) -> set[int]:
+def seen(tree: PrefixTree, place: int) -> set[int]:
     """The places that a token sees, from the blocks and their masks."""
-    for index, block in enumerate(forest.blocks):
+    for index, block in enumerate(tree.blocks):
         if block.start <= place < block.end:
-            parts = [forest.blocks[ancestor] for ancestor in block.ancestors] + [block]
+            parts = [tree.blocks[ancestor] for ancestor in block.ancestors] + [block]
             keys = [key for part in parts for key in range(part.start, part.end)]
-            mask = forest.mask(index, torch.float32, None, None)
+            mask = tree.mask(index, torch.float32, None, None)
             if mask is None:
                 return {key for key in keys if key <= place}
             return {key for key, added in zip(keys, mask[place - block.start].tolist(), strict=True) if added == 0}
@@ -41,37 +41,37 @@ def seen(forest: Forest, place: int) -> set[int]:
 
 @given(nested(), st.booleans())
 def test_every_sequence_is_read_back_and_sees_its_own_beginning_only(sequences: list[list[int]], share: bool):
-    forest, ids, places = plant(sequences, share=share)
+    tree, ids, places = build_prefix_tree(sequences, share=share)
     for sequence, place in zip(sequences, places, strict=True):
         assert ids[place].tolist() == sequence
-        assert forest.positions[place].tolist() == list(range(len(sequence)))
+        assert tree.positions[place].tolist() == list(range(len(sequence)))
         for position, token in enumerate(place.tolist()):
-            assert seen(forest, token) == set(place[: position + 1].tolist())
+            assert seen(tree, token) == set(place[: position + 1].tolist())
 
 
 @given(nested())
 def test_without_sharing_nothing_is_saved_and_nothing_padded(sequences: list[list[int]]):
-    _, ids, _ = plant(sequences, share=False)
+    _, ids, _ = build_prefix_tree(sequences, share=False)
     assert len(ids) == sum(map(len, sequences))
 
 
 @given(nested())
 def test_sharing_never_costs_tokens_and_the_blocks_are_the_row(sequences: list[list[int]]):
-    forest, ids, _ = plant(sequences, share=True)
+    tree, ids, _ = build_prefix_tree(sequences, share=True)
     assert len(ids) <= sum(map(len, sequences))
-    ends = [block.end for block in forest.blocks]
-    assert [block.start for block in forest.blocks] == [0, *ends[:-1]]
+    ends = [block.end for block in tree.blocks]
+    assert [block.start for block in tree.blocks] == [0, *ends[:-1]]
     assert ends[-1] == len(ids)
 
 
 def test_nested_prefixes_by_hand():
     instruction, one, two = list(range(10)), list(range(20, 32)), list(range(40, 50))
     sequences = [instruction + one + [60], instruction + two + [61], instruction + one + [62, 63], instruction + two]
-    forest, ids, places = plant(sequences, share=True)
+    tree, ids, places = build_prefix_tree(sequences, share=True)
     assert ids.tolist() == [*instruction, *one, 60, 62, 63, *two, 61]
     assert places[2].tolist() == [*range(22), 23, 24]
     assert places[3].tolist() == [*range(10), *range(25, 35)]
-    assert forest.visible_until.tolist() == [36] * 10 + [25] * 12 + [23] + [25] * 2 + [36] * 11
+    assert tree.visible_until.tolist() == [36] * 10 + [25] * 12 + [23] + [25] * 2 + [36] * 11
 
 
 def test_prefixes_nest_deeper_than_python_recurses():
@@ -79,29 +79,29 @@ def test_prefixes_nest_deeper_than_python_recurses():
     depth = 1100
     sequences = [list(range(8 * (turn + 1))) for turn in range(depth)]
     assert length_of(sequences, share=True) == 8 * depth
-    forest, ids, places = plant(sequences[:: depth // 10] + sequences[-2:], share=True)
+    tree, ids, places = build_prefix_tree(sequences[:: depth // 10] + sequences[-2:], share=True)
     assert ids.tolist() == list(range(8 * depth))
     assert places[-1].numel() == 8 * depth
-    forest, _, _ = plant(sequences, share=True)
-    assert len(forest.blocks) == depth
-    assert forest.blocks[-1].ancestors == tuple(range(depth - 1))
+    tree, _, _ = build_prefix_tree(sequences, share=True)
+    assert len(tree.blocks) == depth
+    assert tree.blocks[-1].ancestors == tuple(range(depth - 1))
 
 
 def test_a_short_common_beginning_is_not_shared_but_what_follows_it_may_be():
     alike = list(range(30, 50))
     sequences: list[Sequence[int]] = [(1, *alike, 2), (1, *alike, 3), (1, 9, 9), (1, 8)]
-    forest, ids, _ = plant(sequences, share=True)
+    tree, ids, _ = build_prefix_tree(sequences, share=True)
     assert len(ids) == 21 + 2 + 3 + 2
-    assert sum(block.ancestors == () for block in forest.blocks) == 3
+    assert sum(block.ancestors == () for block in tree.blocks) == 3
 
 
 @pytest.mark.parametrize(("window", "chunk"), [(3, None), (None, 4), (5, 2)])
 @given(sequences=nested(), share=st.booleans())
 def test_windows_and_chunks_count_positions(window: Any, chunk: Any, sequences: list[list[int]], share: bool):
-    forest, _, places = plant(sequences, share=share)
-    for index, block in enumerate(forest.blocks):
-        mask = forest.mask(index, torch.float64, window, chunk)
-        parts = [forest.blocks[ancestor] for ancestor in block.ancestors] + [block]
+    tree, _, places = build_prefix_tree(sequences, share=share)
+    for index, block in enumerate(tree.blocks):
+        mask = tree.mask(index, torch.float64, window, chunk)
+        parts = [tree.blocks[ancestor] for ancestor in block.ancestors] + [block]
         keys = [key for part in parts for key in range(part.start, part.end)]
         for place in places:
             here = {token: position for position, token in enumerate(place.tolist())}

@@ -1,4 +1,4 @@
-"""What is found before the first trial: defects of data and model, refused or told as warnings that name the cause."""
+"""What is found before the first trial: defects of data and model, and which data and model they are."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from howlow.engine.references import ModelReference
 from howlow.errors import UserError
 from howlow.settings import load, merge
 from howlow.trial import preparation
@@ -48,3 +49,71 @@ def test_weights_that_do_not_fit_are_found_and_those_without_a_place_are_told(
     with pytest.raises(UserError, match="lack 9 of the model's tensors"):
         prepared(table, tmp_path)
     assert "weights_left_out" not in prepared({**table, "random_weights": True}, tmp_path)
+
+
+# -- which data, and which model ------------------------------------------------------------------------------------
+
+
+def hashes(table: dict[str, Any], folder: Path) -> dict[str, Any]:
+    data: dict[str, Any] = preparation.prepare(load(None, [table]), [], folder / "prepared")["data"]
+    return {name: value for name, value in data.items() if name.endswith("sha256")}
+
+
+def test_accepted_answers_are_part_of_the_data(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    """More accepted answers give a higher score for the same texts: F1 6 % and 60 % once stood in one table."""
+    document = json.loads(Path(tiny_table["task"]["test"]).read_text())
+    more = tmp_path / "test.json"
+    table = merge(tiny_table, {"task": {"test": str(more)}})
+    more.write_text(json.dumps(document))
+    before = hashes(table, tmp_path)
+    for paragraph in document["data"][0]["paragraphs"]:
+        paragraph["qas"][0]["answers"].append({"text": "Box", "answer_start": 0})
+    more.write_text(json.dumps(document))
+    after = hashes(table, tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {"answers_sha256"}
+
+
+def test_other_weights_are_another_model(tiny_table: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "copied"))
+    table = merge(tiny_table, {"model": str(folder)})
+    before = hashes(table, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][-1] += 1.0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    after = hashes(table, tmp_path)
+    assert {name for name in before if before[name] != after[name]} == {"model_sha256"}
+
+
+def test_a_model_of_the_hub_is_known_by_the_commit_that_was_loaded() -> None:
+    class Config:
+        _commit_hash = "c" * 40
+
+    hub = ModelReference("owner/name", "owner/name", is_local=False, has_tokenizer=True)
+    assert preparation._model(hub, Config()) == {"model_sha256": None, "model_commit": "c" * 40}
+
+
+def test_a_trial_loads_the_commit_that_was_prepared(
+    tiny_table: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from howlow.engine.execution import decide
+    from howlow.trial import loading
+
+    asked: list[Any] = []
+
+    class Model:
+        def requires_grad_(self, trains: bool) -> None:
+            pass
+
+    hub = ModelReference("owner/name", "owner/name", is_local=False, has_tokenizer=True)
+    monkeypatch.setattr(loading, "locate", lambda *_: hub)
+    monkeypatch.setattr(loading.models, "load_config", lambda reference, revision, trust: asked.append(revision))
+    monkeypatch.setattr(loading.models, "load_model", lambda *_, revision, **options: asked.append(revision) or Model())
+    settings = load(None, [merge(tiny_table, {"revision": "main"})])
+    execution = decide(device=torch.device("cpu"), precision="fp32")
+    loading.load_base(settings, execution, commit="c" * 40)
+    loading.load_base(settings, execution)
+    assert asked == ["c" * 40, "c" * 40, "main", "main"]

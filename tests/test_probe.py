@@ -147,7 +147,7 @@ def test_the_batch_found_is_the_largest_that_fits(
     for record in records:
         (search,) = record.batch_search
         counts.append(len(search.probes))
-        assert record.settings.training.batch_size == search.batch
+        assert record.resolved.train_batch_size == search.batch
         assert search.batch is not None
         assert search.budget_bytes == limit_bytes - round(0.03 * limit_bytes)
         assert (search.limit, search.memory, search.largest) == ("run.memory_limit_bytes", "VmData", 60)
@@ -162,7 +162,7 @@ def test_the_batch_found_is_the_largest_that_fits(
         assert any(one_more > search.budget_bytes - jitter for one_more in more)
     told = [[(p.batch, p.peak_memory_bytes, p.fits) for p in record.batch_search[0].probes] for record in records]
     assert all(count <= 5 for count in counts[1:]), told
-    batches = {record.rank: record.settings.training.batch_size for record in records}
+    batches = {record.rank: record.resolved.train_batch_size for record in records}
     assert batches[1] >= batches[16] >= batches[128]  # type: ignore[operator]
 
 
@@ -203,9 +203,9 @@ def test_two_legs_beside_each_other_and_a_search_that_is_not_repeated(
     records = {record.trial: record for record in swept(table, tmp_path / "out", on_event=listen)}
     leg = records["r0004-s0-training.batch_size=max"]
     assert leg.axes == {"training.batch_size": "max"}
-    assert (leg.settings.training.batch_size, leg.settings.training.effective_batch_size) == (4, 4)
-    assert leg.settings.inference.batch_size == 6
-    assert {record.settings.training.layout for record in records.values()} == {"shared"}
+    assert (leg.resolved.train_batch_size, leg.settings.training.effective_batch_size) == (4, 4)
+    assert leg.resolved.inference_batch_size == 6
+    assert {record.resolved.layout for record in records.values()} == {"shared"}
     rows = {row["trial"]: row for row in read_report([tmp_path / "out"]).comparison.results.rows}
     assert rows[leg.trial]["training.batch_size"] == "max"
     assert (rows[leg.trial]["train_batch_size"], rows[leg.trial]["inference_batch_size"]) == (4, 6)
@@ -237,7 +237,7 @@ def test_a_trial_that_is_killed_leaves_the_batch_that_was_found_for_it(
     assert record.status == "failed"
     assert "killed by signal 9" in (record.error or "")
     assert [search.batch for search in record.batch_search] == [2]
-    assert record.settings.training.batch_size == 2
+    assert record.resolved.train_batch_size == 2
 
 
 def test_a_search_that_was_interrupted_goes_on_with_its_probes(
@@ -284,7 +284,7 @@ def test_the_largest_batch_of_inference_is_bounded_by_memory_too(
     assert record.status == "done", record.error
     (search,) = record.batch_search
     assert search.setting == "inference.batch_size"
-    assert record.settings.inference.batch_size == search.batch
+    assert record.resolved.inference_batch_size == search.batch
     assert search.batch is not None
     assert search.batch < search.largest == 600
     (data,) = (tmp_path / "out" / ".howlow").glob("prepared-*")

@@ -1,4 +1,4 @@
-"""Records: written and read, torn and damaged files, and when two records may be compared."""
+"""Records: written and read, torn and damaged files."""
 
 import json
 import math
@@ -17,6 +17,7 @@ from howlow.records import (
     SCHEMA_VERSION,
     DataRecord,
     EnergySource,
+    EnergyWindow,
     Environment,
     LineWriter,
     ModelRecord,
@@ -34,7 +35,6 @@ from howlow.records import (
     read_records,
     read_steps,
     read_timeline,
-    refuse_to_mix,
     write_atomically,
     write_record,
 )
@@ -57,7 +57,6 @@ MODEL = {
     "architecture": "Llama",
     "total_parameters": 10,
     "trainable_parameters": 1,
-    "precision": "fp32",
     "tokenizer": "m",
     "weights": "pretrained",
 }
@@ -96,13 +95,14 @@ def record(
     return Record(**whole | fields)
 
 
+WINDOW = EnergyWindow(part="prefill", device="cpu", energy_j=1 / 3, duration_s=0.1, readings=7)
 FULL = record(
     axes={"training.batch_size": 4, "lora.target_modules": ["q_proj", "v_proj"], "task.stop": "\n\u2028é"},
     status="diverged",
     error="the loss of step 3 is nan",
     resumed=2,
     phases=(
-        PhaseRecord(phase="train", start_s=0.1, duration_s=1 / 3, measured_energy_j=None),
+        PhaseRecord(phase="train", start_s=0.1, duration_s=1 / 3, windows=(WINDOW,)),
         PhaseRecord(phase="evaluate", start_s=0.5, duration_s=1e-9, peak_memory_bytes=2**40, measured_samples=3),
     ),
     energy=EnergySource(name=None, detail="no sensor"),
@@ -149,7 +149,8 @@ def refusal(action: Callable[..., Any], *arguments: Any) -> str:
 def test_another_schema_version_is_refused(tmp_path: Path):
     write_record(tmp_path, FULL.model_copy(update={"schema_version": SCHEMA_VERSION + 1}))
     assert refusal(read_record, tmp_path) == (
-        f"{tmp_path}/record.json: schema version {SCHEMA_VERSION + 1}, this howlow reads version {SCHEMA_VERSION}; "
+        f"{tmp_path}/record.json: schema version {SCHEMA_VERSION + 1}, this howlow reads versions 1 and "
+        f"{SCHEMA_VERSION}; "
         "use the howlow that wrote it, or another folder"
     )
 
@@ -307,63 +308,3 @@ def test_steps_and_readings_written_without_what_is_absent_read_the_same(tmp_pat
     assert [found.loss for found in read_steps(tmp_path)] == [None, 2.0]
     assert read_steps(tmp_path) == steps
     assert read_timeline(tmp_path) == [reading]
-
-
-# -- comparing ------------------------------------------------------------------------------------------------------
-
-DIFFERENT = [
-    ({"environment": {"device_name": "H100"}}, "environment.device_name", "'A100'", "'H100'"),
-    ({"environment": {"cores": 4}}, "environment.cores", "2", "4"),
-    ({"environment": {"versions": {"torch": "2.7"}}}, "versions.torch", "'2.6'", "'2.7'"),
-    ({"model": {"precision": "bf16"}}, "model.precision", "'fp32'", "'bf16'"),
-    ({"model": {"weights": "random"}}, "model.weights", "'pretrained'", "'random'"),
-    ({"data": {"train_sha256": "cc"}}, "data.train_sha256", "'aa'", "'cc'"),
-    ({"data": {"test_sha256": "cc"}}, "data.test_sha256", "'bb'", "'cc'"),
-    ({"settings": {"training": {"sequence_length": 64}}}, "training.sequence_length", "512", "64"),
-    ({"settings": {"inference": {"max_new_tokens": 4}}}, "inference.max_new_tokens", "32", "4"),
-]
-
-
-@pytest.mark.parametrize(("change", "key", "ours", "theirs"), DIFFERENT, ids=[row[1] for row in DIFFERENT])
-def test_records_measured_differently_are_not_mixed(change: dict[str, Any], key: str, ours: str, theirs: str):
-    assert refusal(refuse_to_mix, [record("a"), record("b"), record("c", **change)]) == (
-        f"records differ in {key}: a has {ours}, c has {theirs}; figures measured differently are not compared"
-    )
-
-
-def test_records_measured_alike_are_mixed():
-    refuse_to_mix([])
-    refuse_to_mix([record("a"), record("b", rank=4, seed=1, settings={"lora": {"rank": 4}, "seed": 1})])
-    refuse_to_mix([record("a"), record("b", status="failed", environment=None)])
-
-
-@pytest.mark.parametrize(
-    ("axis", "values", "change"),
-    [
-        ("training.sequence_length", (512, 64), {"data": {"test_sha256": "cc"}}),
-        ("training.precision", ("fp32", "bf16"), {"model": {"precision": "bf16"}}),
-        ("model", ("m", "n"), {"model": {"reference": "n", "total_parameters": 3}, "data": {"train_sha256": "cc"}}),
-        ("task.train_examples", (5, 6), {"data": {"train_sha256": "cc"}}),
-        ("tokenizer", ("m", "n"), {"model": {"tokenizer": "n"}, "data": {"train_sha256": "cc"}}),
-    ],
-)
-def test_what_a_grid_axis_changes_may_differ_and_nothing_else(
-    axis: str, values: tuple[Any, Any], change: dict[str, Any]
-):
-    first, second = record("a", axes={axis: values[0]}), record("b", axes={axis: values[1]}, **change)
-    refuse_to_mix([first, second])
-    elsewhere = record("b", axes={axis: values[1]}, **change, environment={"device_name": "H100"})
-    assert "environment.device_name" in refusal(refuse_to_mix, [first, elsewhere])
-
-
-def test_an_axis_that_changes_no_data_excuses_no_other_data():
-    first = record("a", axes={"training.learning_rate": 0.1})
-    second = record("b", axes={"training.learning_rate": 0.2}, data={"train_sha256": "cc"})
-    assert "data.train_sha256" in refusal(refuse_to_mix, [first, second])
-
-
-def test_a_failed_record_in_front_hides_no_difference_behind_it():
-    failed = record("a", status="failed").model_copy(update={"environment": None, "model": None, "data": None})
-    others = [record("b"), record("c", environment={"device_name": "H100"})]
-    message = refusal(refuse_to_mix, [failed, *others])
-    assert message.startswith("records differ in environment.device_name: b has 'A100', c has 'H100'")

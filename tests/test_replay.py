@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stand_ins import Scripted
+from stand_ins import Scripted, energy
 
 import howlow
-from howlow.engine import generation
+from howlow.engine import evaluation, generation
 from howlow.engine.training import Trainer
 from howlow.jobs import Job
+from howlow.memory.heap import Heap
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.instruments import Finding, Look
@@ -105,9 +106,9 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(entries, "open_meters", open_meters)
     monkeypatch.setattr(setup, "open_meters", open_meters)
     monkeypatch.setattr(entries, "measure_idle", measure_idle)
-    monkeypatch.setattr(setup, "keep_heap", lambda: False)
+    monkeypatch.setattr(setup, "keep_heap", lambda: Heap("default", 1024))
     monkeypatch.setattr(Trainer, "step", moved.after(Trainer.step, STEP_S))
-    monkeypatch.setattr(generation, "evaluate", moved.after(generation.evaluate, EVALUATE_S))
+    monkeypatch.setattr(evaluation, "evaluate", moved.after(evaluation.evaluate, EVALUATE_S))
     monkeypatch.setattr(generation, "generate", moved.after(generation.generate, GENERATE_S))
     monkeypatch.setattr(import_module("howlow.sweeping.sweep"), "ForkServer", Here)
     return moved
@@ -161,9 +162,8 @@ def test_the_record_names_source_pace_error_and_readings(
     assert (record.energy.cpu, record.energy.cpu_update_period_s) == ("rapl", 0.001)
     train = record.phase("train")
     assert train is not None
-    assert train.measured_energy_readings is not None
-    assert train.measured_energy_readings >= 5  # one at the start, one at each step's end
-    assert train.measured_energy_error_j is not None
-    assert train.measured_energy_error_j > 0
+    measured = energy(train)
+    assert measured.readings >= 5  # one at the start, one at each step's end
+    assert measured.error_j > 0
     assert record.meters is not None
     assert record.meters.idle is not None

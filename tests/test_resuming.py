@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from howlow.jobs import JobEvent, Link, MeasureJob, StepProgress, TrialJob
+from howlow.memory.heap import Heap
 from howlow.meters.machine import choose_device, environment
 from howlow.meters.session import Session
 from howlow.outcomes import StoppedError
@@ -137,7 +138,7 @@ def test_behind_the_last_batch_nothing_is_run_again(table: dict[str, Any], tmp_p
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("inference ran again")
 
-    monkeypatch.setattr(scoring.generation, "evaluate", fail)
+    monkeypatch.setattr(scoring.evaluation, "evaluate", fail)
     monkeypatch.setattr(scoring.generation, "generate", fail)
     record = run(table, tmp_path, Stopper())
     assert record is not None
@@ -159,7 +160,7 @@ def test_a_checkpoint_says_whose_it_is(table: dict[str, Any], tmp_path: Path) ->
 def test_a_trial_whose_memory_has_become_bounded_begins_afresh(
     table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("howlow.trial.setup.bound_heap", lambda: None)  # it changes the process for good
+    monkeypatch.setattr("howlow.trial.setup.bound_heap", lambda: Heap("bounded", 32))  # it changes the process for good
     assert run(table, tmp_path, Stopper("train", 4)) is None
     record = run(table, tmp_path, Stopper(), is_bounded=True)
     assert record is not None
@@ -178,14 +179,14 @@ def test_stopped_in_the_last_step_the_training_is_kept(table: dict[str, Any], tm
 def test_skipped_steps_from_before_a_resume_are_counted(
     table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = fine_tuning.Trainer.step
+    read = fine_tuning.Trainer.outcome
 
-    def skip_the_first(self: Any, micro_batches: Any) -> Any:
-        outcome = step(self, micro_batches)
+    def skip_the_first(self: Any, moved: Any) -> Any:
+        outcome = read(self, moved)
         is_first = self.steps_done == 1
         return type(outcome)(outcome.loss, outcome.gradient_norm, is_first)
 
-    monkeypatch.setattr(fine_tuning.Trainer, "step", skip_the_first)
+    monkeypatch.setattr(fine_tuning.Trainer, "outcome", skip_the_first)
     assert run(table, tmp_path, Stopper("train", 3)) is None
     record = run(table, tmp_path, Stopper())
     assert record is not None

@@ -15,12 +15,14 @@ from howlow.errors import UserError
 from howlow.records import (
     DataRecord,
     EnergySource,
+    EnergyWindow,
     Environment,
     ModelRecord,
     PhaseRecord,
     Reading,
     Record,
     RecordWarning,
+    Resolved,
     Scores,
     Step,
     write_record,
@@ -100,9 +102,10 @@ def steps_of(phase: str, durations_s: Iterable[float], start_s: float = 0.0, **f
 
 def phase_of(phase: str, samples: int = 16, time_s: float = 2.0, energy_j: float | None = None, **fields: Any) -> Any:
     values: dict[str, Any] = {"phase": phase, "start_s": 0.0, "duration_s": 10.0, "peak_memory_bytes": 2_000_000_000}
+    windows = fields.pop("windows", ())
     if energy_j is not None:
-        values |= {"measured_energy_j": energy_j, "measured_duration_s": time_s, "measured_samples": samples}
-    return PhaseRecord(**(values | fields))
+        windows = (EnergyWindow(part="measured", energy_j=energy_j, duration_s=time_s, samples=samples), *windows)
+    return PhaseRecord(windows=windows, **(values | fields))
 
 
 def write_trial(
@@ -133,7 +136,6 @@ def write_trial(
         scaling_factor=2.0 if is_lora else None,
         alpha=2.0 * rank if is_lora and rank else None,
         adapter_bytes=(rank or 0) * 230_400 + 15_000 if is_lora else None,
-        precision="fp32",
         tokenizer="smollm2-135m",
         weights="pretrained",
     )
@@ -145,6 +147,7 @@ def write_trial(
         "axes": axes,
         "status": "done",
         "settings": settings_of(task, rank, seed, **(axes | (settings or {}))),
+        "resolved": Resolved(precision="fp32" if fields.get("model", model) else None),
         "environment": ENVIRONMENT,
         "model": model,
         "data": DATA,
@@ -196,7 +199,8 @@ def test_skipped_steps_cost(tmp_path: Path) -> None:
 
 
 def test_energy_and_power_are_those_of_the_measured_part(tmp_path: Path) -> None:
-    phase = phase_of("train", samples=16, time_s=4.0, energy_j=800.0, phase_energy_j=9000.0)
+    whole = EnergyWindow(part="phase", energy_j=9000.0)
+    phase = phase_of("train", samples=16, time_s=4.0, energy_j=800.0, windows=(whole,))
     write_trial(tmp_path, steps=steps_of("train", [9.0, 2.0, 2.0]), phases=(phase,), energy=COUNTER)
     row = only_row(tmp_path)
     assert (row["train_energy_per_sample_j"], row["train_power_w"]) == (50.0, 200.0)
@@ -234,7 +238,8 @@ def test_prefill_and_decode_are_told_apart(tmp_path: Path) -> None:
     # Two measured steps of 2 and 3 s, 0.5 s of each for 920 tokens of prompts (4,000 computed, padding included); 80 of
     # a step's 1000 tokens are new, 8 of them prefill's.
     steps = steps_of("generate", [9.0, 2.0, 3.0], prefill_s=0.5, prefill_tokens=4000)
-    parted = phase_of("generate").model_copy(update={"prefill_energy_j": 30.0, "decode_energy_j": 120.0})
+    energies = EnergyWindow(part="prefill", energy_j=30.0), EnergyWindow(part="decode", energy_j=120.0)
+    parted = phase_of("generate", windows=energies)
     write_trial(tmp_path / "a", steps=steps, phases=(parted,))
     write_trial(tmp_path / "b", steps=steps, phases=(phase_of("generate"),))
     row = only_row(tmp_path / "a")
@@ -323,6 +328,26 @@ def test_directories_measured_differently_are_refused(tmp_path: Path) -> None:
     write_trial(tmp_path / "two", 16, environment=ENVIRONMENT.model_copy(update={"device_name": "NVIDIA H100"}))
     with pytest.raises(UserError, match=r"environment\.device_name.*A100.*H100"):
         rows([tmp_path / "one", tmp_path / "two"])
+
+
+def test_costs_that_were_accepted_are_marked_at_the_trials_that_differ(tmp_path: Path) -> None:
+    write_trial(tmp_path / "one", 4, phases=(phase_of("train"),), steps=steps_of("train", [1.0, 1.0]))
+    write_trial(tmp_path / "one", 8)
+    write_trial(tmp_path / "two", 16, environment=ENVIRONMENT.model_copy(update={"driver": "570.1"}))
+    results = rows([tmp_path / "one", tmp_path / "two"], ["environment.driver"])
+    (warning,) = results.warnings
+    assert (warning["trial"], warning["kind"]) == ("r0016-s0", "costs_not_comparable")
+    assert warning["detail"] == "environment.driver is '570.1', in r0004-s0 it is '560.35'"
+    assert {"train_samples_per_s", "train_peak_memory_bytes"} <= set(warning["columns"])
+    assert "f1" not in warning["columns"]
+
+
+def test_quality_that_was_accepted_is_marked_at_the_trials_that_differ(tmp_path: Path) -> None:
+    write_trial(tmp_path / "one", 4)
+    write_trial(tmp_path / "two", 16, data=DATA.model_copy(update={"test_sha256": "c" * 64}))
+    results = rows([tmp_path / "one", tmp_path / "two"], ["data"])
+    assert [warning["kind"] for warning in results.warnings] == ["quality_not_comparable", "costs_not_comparable"]
+    assert "f1" in results.warnings[0]["columns"]
 
 
 def test_a_directory_without_records_is_refused(tmp_path: Path) -> None:

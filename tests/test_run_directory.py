@@ -1,4 +1,4 @@
-"""A folder is gone on with by its own sweep alone, on the same data and machine; a refusal writes nothing."""
+"""A folder is continued by its own sweep alone, on the same data and machine; a refusal writes nothing."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,16 @@ import pytest
 
 import howlow
 from howlow.errors import UserError
-from howlow.records import DataRecord, Environment, Record, read_record, run_directory, write_record
+from howlow.records import (
+    DataRecord,
+    Environment,
+    Provenance,
+    Record,
+    Resolved,
+    read_record,
+    run_directory,
+    write_record,
+)
 from howlow.settings import Settings, expand, load, merge, to_toml
 from howlow.sweeping.sweep import DryRun
 
@@ -37,6 +46,7 @@ DATA = DataRecord(
     dropped=0,
     cut=0,
 )
+KEPT = Resolved(heap="kept")
 
 
 @pytest.fixture
@@ -58,17 +68,19 @@ def leave(folder: Path, settings: Settings, how: str, status: str = "done") -> N
         plain = {"kind": plan.kind, "axes": plan.axes, "settings": plan.settings}
         if how == "record":
             given: dict[str, Any] = {"rank": plan.rank, "seed": plan.seed, "status": status, "model": None}
-            write_record(trial, Record(trial=plan.name, environment=ENVIRONMENT, data=DATA, **plain, **given))
+            write_record(
+                trial, Record(trial=plan.name, environment=ENVIRONMENT, data=DATA, resolved=KEPT, **plain, **given)
+            )
         else:
             (trial / how).mkdir()
-            identity = {**plain, "settings": plan.settings.model_dump(mode="json")}
-            identity |= {"data": DATA.model_dump(), "environment": ENVIRONMENT.model_dump()}
-            (trial / how / "state.json").write_text(json.dumps({"identity": identity}))
+            identity = Provenance(trial=plan.name, data=DATA, environment=ENVIRONMENT, resolved=KEPT, **plain)
+            document = {"identity": identity.model_dump(mode="json")}
+            (trial / how / "state.json").write_text(json.dumps(document))
 
 
-def traces(folder: Path) -> list[run_directory.Trace]:
+def left_behind(folder: Path) -> list[Provenance]:
     records = [read_record(trial) for trial in sorted((folder / "trials").iterdir())]
-    return run_directory.traces(folder, {record.trial: record for record in records if record is not None})
+    return run_directory.left_behind(folder, {record.trial: record for record in records if record is not None})
 
 
 HOWS = pytest.mark.parametrize("how", ["record", "checkpoint", "checkpoint.old"])
@@ -79,11 +91,11 @@ def test_the_same_sweep_with_more_values_goes_on(
     how: str, settings: Settings, tiny_table: dict[str, Any], tmp_path: Path
 ) -> None:
     leave(tmp_path, settings, how)
-    found = traces(tmp_path)
-    assert {trace.trial for trace in found} == {"r0001-s0", "r0004-s0"}
+    found = left_behind(tmp_path)
+    assert {one.trial for one in found} == {"r0001-s0", "r0004-s0"}
     more = changed(tiny_table, grid={"lora.rank": [1, 2, 4]}, baselines=["base", "full"])
     run_directory.refuse_other_settings(tmp_path, found, more)
-    run_directory.refuse_changed(found, DATA, ENVIRONMENT)
+    run_directory.refuse_changed_conditions(found, run_directory.Conditions(DATA, ENVIRONMENT, "kept"))
 
 
 @HOWS
@@ -95,17 +107,21 @@ def test_the_same_sweep_with_more_values_goes_on(
         ({}, {"device_name": "GPU"}, "environment.device_name was 'Chip', is 'GPU'"),
         ({}, {"threads": 1}, "environment.threads was 2, is 1"),
         ({}, {"versions": {"howlow": "0.1.0", "torch": "3.0"}}, "environment.versions.torch was '2.9', is '3.0'"),
+        ({}, {"code_sha256": "d" * 64}, "environment.code_sha256 was None, is dddddddddddd"),
     ],
 )
 def test_other_data_and_another_machine_are_refused(
     how: str, settings: Settings, tmp_path: Path, data: dict[str, Any], environment: dict[str, Any], words: str
 ) -> None:
     leave(tmp_path, settings, how)
+    conditions = run_directory.Conditions(
+        DATA.model_copy(update=data), ENVIRONMENT.model_copy(update=environment), "kept"
+    )
     with pytest.raises(UserError) as caught:
-        run_directory.refuse_changed(
-            traces(tmp_path), DATA.model_copy(update=data), ENVIRONMENT.model_copy(update=environment)
-        )
+        run_directory.refuse_changed_conditions(left_behind(tmp_path), conditions)
     assert words in str(caught.value)
+    key = words.split()[0]
+    run_directory.refuse_changed_conditions(left_behind(tmp_path), conditions, [key])
 
 
 @HOWS
@@ -121,14 +137,59 @@ def test_what_another_sweep_left_is_refused_also_without_its_settings(
 ) -> None:
     leave(tmp_path, settings, how)
     with pytest.raises(UserError, match=r"r0001-s0 there is of another sweep") as caught:
-        run_directory.refuse_other_settings(tmp_path, traces(tmp_path), changed(tiny_table, **changes))
+        run_directory.refuse_other_settings(tmp_path, left_behind(tmp_path), changed(tiny_table, **changes))
     assert words in str(caught.value)
 
 
-def test_what_a_trial_chose_for_auto_is_no_difference(settings: Settings, tmp_path: Path) -> None:
-    padded = settings.model_copy(update={"training": settings.training.model_copy(update={"layout": "padded"})})
-    leave(tmp_path, padded, "record")
-    run_directory.refuse_other_settings(tmp_path, traces(tmp_path), settings)
+@HOWS
+def test_a_heap_that_has_become_bounded_is_refused_and_may_be_accepted(
+    how: str, settings: Settings, tmp_path: Path
+) -> None:
+    leave(tmp_path, settings, how)
+    bounded = run_directory.Conditions(DATA, ENVIRONMENT, "bounded")
+    with pytest.raises(
+        UserError, match=r"resolved.heap was 'kept', is 'bounded'; give another folder, or --accept-different costs: "
+    ):
+        run_directory.refuse_changed_conditions(left_behind(tmp_path), bounded)
+    run_directory.refuse_changed_conditions(left_behind(tmp_path), bounded, ["costs"])
+
+
+@HOWS
+def test_what_affects_nothing_may_change(
+    how: str, settings: Settings, tiny_table: dict[str, Any], tmp_path: Path
+) -> None:
+    leave(tmp_path, settings, how)
+    (tmp_path / "sweep.toml").write_text(to_toml(settings))
+    other = changed(tiny_table, run={"order_seed": 3}, training={"checkpoint_every_s": 5.0})
+    assert run_directory.joined(tmp_path, other) == other
+    run_directory.refuse_other_settings(tmp_path, left_behind(tmp_path), other)
+
+
+def test_what_an_older_howlow_left_is_not_continued(settings: Settings, tmp_path: Path) -> None:
+    leave(tmp_path, settings, "checkpoint")
+    place = tmp_path / "trials/r0001-s0/checkpoint/state.json"
+    identity = json.loads(place.read_text())["identity"]
+    kept = ("kind", "axes", "settings", "data", "environment")
+    place.write_text(json.dumps({"identity": {"is_bounded": False} | {key: identity[key] for key in kept}}))
+    with pytest.raises(UserError, match=r"r0001-s0 is of an older howlow \(schema 1; this one writes 2\)"):
+        left_behind(tmp_path)
+
+
+def test_a_setting_may_be_accepted_by_its_key_and_an_unknown_key_lists_those_that_differ(
+    settings: Settings, tiny_table: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "sweep.toml").write_text(to_toml(settings))
+    other = changed(tiny_table, run={"cooldown_s": 3.0})
+    with pytest.raises(UserError, match=r"run.cooldown_s is 0.0 there and 3.0 now; .*--accept-different costs"):
+        run_directory.joined(tmp_path, other)
+    assert run_directory.joined(tmp_path, other, ["run.cooldown_s"]) == other
+    with pytest.raises(UserError, match=r"--accept-different run.cool: .*the keys that differ are run.cooldown_s"):
+        run_directory.joined(tmp_path, other, ["run.cool"])
+
+
+def test_what_was_asked_stays_in_the_settings(settings: Settings, tmp_path: Path) -> None:
+    leave(tmp_path, settings, "record")
+    run_directory.refuse_other_settings(tmp_path, left_behind(tmp_path), settings)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"identity": {"kind": "lora"}}'])
@@ -137,7 +198,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(settings: Settings, tmp_path:
     place = tmp_path / "trials/r0004-s0/checkpoint/state.json"
     place.write_text(text)
     with pytest.raises(UserError, match=f"{place}: cannot be read as a checkpoint"):
-        traces(tmp_path)
+        left_behind(tmp_path)
 
 
 # -- the door -------------------------------------------------------------------------------------------------------
@@ -184,7 +245,6 @@ def test_a_folder_of_another_sweep_is_refused(
 def test_a_dry_run_tells_finished_trials_from_failed_ones_and_honours_retry(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("howlow.records.run_directory.refuse_changed", lambda *_: None)
     monkeypatch.setitem(howlow.dry_run.__globals__, "prepare", lambda *_, **__: {})
     leave(tmp_path, settings, "record", status="failed")
     before = listed(tmp_path)

@@ -12,14 +12,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stand_ins import Scripted
+from stand_ins import Scripted, energy
 
 from howlow.meters import clock
+from howlow.meters.counters import UpdatePeriod
 from howlow.meters.energy import EnergyMeter, window_energy
-from howlow.meters.energy_bounds import WindowEnergy
+from howlow.meters.energy_bounds import BoundedEnergy
 from howlow.meters.instruments import Instrument, Look
-from howlow.meters.sampler import Reader, Timeline, _Pace
+from howlow.meters.sampler import Reader
 from howlow.meters.session import Session
+from howlow.meters.timeline import Timeline
 from howlow.records import Reading, RecordWarning, WarningKind, read_timeline
 
 
@@ -53,28 +55,28 @@ def session_of(folder: Path, *instruments: Scripted, found: list[tuple[WarningKi
 
 @given(st.floats(0.005, 1.1), st.floats(0, 1), st.floats(0.0008, 0.004))
 def test_a_counter_is_never_thought_faster_than_it_is(period_s: float, offset_s: float, every_s: float) -> None:
-    pace, time_s = _Pace(), 0.0
-    while pace.is_open:
+    found, time_s = UpdatePeriod(), 0.0
+    while found.wants_fast_readings:
         time_s += every_s
-        pace.see(time_s, math.floor((time_s + offset_s) / period_s))
-    assert pace.period_s is not None
-    assert period_s * (1 - 1e-9) <= pace.period_s <= period_s + 2 * every_s + 1e-9
-    known_s = pace.period_s
+        found.add_fast(time_s, math.floor((time_s + offset_s) / period_s))
+    assert found.period_s is not None
+    assert period_s * (1 - 1e-9) <= found.period_s <= period_s + 2 * every_s + 1e-9
+    known_s = found.period_s
     for later in range(1, 200):  # readings at the timeline's rate say no other
-        pace.doubt(time_s + later / 4, math.floor((time_s + later / 4 + offset_s) / period_s))
-    assert known_s == pace.period_s or period_s > 0.25
+        found.add(time_s + later / 4, math.floor((time_s + later / 4 + offset_s) / period_s))
+    assert known_s == found.period_s or period_s > 0.25
 
 
 @given(st.floats(3.5, 20.0), st.floats(0, 1))
 def test_a_very_slow_counter_is_found_out_by_later_readings(period_s: float, offset_s: float) -> None:
-    pace, time_s = _Pace(), 0.0
-    while pace.is_open:
+    found, time_s = UpdatePeriod(), 0.0
+    while found.wants_fast_readings:
         time_s += 0.001
-        pace.see(time_s, math.floor((time_s + offset_s) / period_s))
-    assert (pace.period_s or 0.0) > 1.0
+        found.add_fast(time_s, math.floor((time_s + offset_s) / period_s))
+    assert (found.period_s or 0.0) > 1.0
     for later in range(1, 600):
-        pace.doubt(time_s + later / 4, math.floor((time_s + later / 4 + offset_s) / period_s))
-    assert pace.period_s == pytest.approx(period_s, abs=0.51)
+        found.add(time_s + later / 4, math.floor((time_s + later / 4 + offset_s) / period_s))
+    assert found.period_s == pytest.approx(period_s, abs=0.51)
 
 
 def test_a_reading_counts_when_it_was_taken(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_a_reader_that_hangs_is_waited_for_once_and_catches_up(tmp_path: Path) -
         time.sleep(0.05)
         started = time.perf_counter()
         answers = [reader.counter_now() for _ in range(20)]
-        assert time.perf_counter() - started < 0.2  # one patience, not twenty
+        assert time.perf_counter() - started < 0.2  # one timeout, not twenty
         assert answers == [None] * 20
         assert reader.late >= 20
         hung.clear()
@@ -126,8 +128,8 @@ def test_an_instrument_that_never_answers_does_not_keep_the_session_from_ending(
             record = phase.end()
         session.report(None)
     assert time.perf_counter() - started < 8
-    assert record.measured_energy_j is None
-    assert record.measured_samples is None
+    assert record.windows == ()
+    assert record.measured_samples == 8
     assert {WarningKind.ENERGY_GAP, WarningKind.SENSOR_LATE} <= {kind for kind, _ in found}
     forever.set()
 
@@ -154,7 +156,7 @@ def test_an_instrument_that_fails_costs_a_reading_and_not_the_thread(tmp_path: P
 
     found: list[tuple[WarningKind, str]] = []
     with session_of(tmp_path, Scripted(counter_j), found=found) as session, session.phase("train") as phase:
-        (reader,) = [one for one in session.readers if one.instrument.device == "scripted"]
+        (reader,) = [one for one in session.sensors.readers if one.instrument.device == "scripted"]
         fails.set()
         assert reader.counter_now() is None
         time.sleep(0.3)
@@ -166,7 +168,7 @@ def test_an_instrument_that_fails_costs_a_reading_and_not_the_thread(tmp_path: P
             time.sleep(0.6)
         record = phase.end()
         meters = session.report(None)
-    assert record.measured_energy_j is None
+    assert record.window("measured") is None
     said = dict(found)
     assert "LookupError: the binding is too old" in said[WarningKind.SENSOR_FAILED]
     assert WarningKind.ENERGY_GAP in said
@@ -174,7 +176,7 @@ def test_an_instrument_that_fails_costs_a_reading_and_not_the_thread(tmp_path: P
     assert meters.largest_gap_s >= 0.6  # to the session's end, where nothing was read any more
 
 
-def test_an_instrument_that_always_fails_is_not_asked_for_its_pace_forever(tmp_path: Path) -> None:
+def test_an_instrument_that_always_fails_is_not_asked_for_its_update_period_forever(tmp_path: Path) -> None:
     asked = 0
 
     def counter_j() -> float:
@@ -183,8 +185,8 @@ def test_an_instrument_that_always_fails_is_not_asked_for_its_pace_forever(tmp_p
         raise LookupError("the binding is too old")
 
     with reading(tmp_path, Scripted(counter_j)) as reader:
-        while reader._pace.is_open:
-            reader.find_pace()
+        while reader._found_period.wants_fast_readings:
+            reader.read_fast()
         before = asked
         time.sleep(0.3)
     assert asked < before + 20  # at the timeline's rate only
@@ -207,18 +209,18 @@ def test_a_program_may_take_seconds_to_its_first_line_but_not_between_lines(
 ) -> None:
     found: list[tuple[WarningKind, str]] = []
     session = session_of(tmp_path, Scripted(), found=found)
-    (reader,) = [one for one in session.readers if one.instrument.device == "scripted"]
+    (reader,) = [one for one in session.sensors.readers if one.instrument.device == "scripted"]
     line = {"device": "scripted", "phase": "train"}
-    session._began_s, session._ended_s = 10.0, 30.0
+    session.sensors.began_s, session.sensors._ended_s = 10.0, 30.0
     reader.looks[:] = [Reading(time_s=13 + tick / 4, **line) for tick in range(68)]
     process = [Reading(time_s=10 + tick / 4, **line) for tick in range(80)]
-    session.readers[0].looks[:] = process
+    session.sensors.readers[0].looks[:] = process
     assert session.report(None).largest_gap_s == pytest.approx(3)
     assert found == []
     del reader.looks[20:40]
     session.report(None)
     assert [kind for kind, _ in found] == [WarningKind.TIMELINE_GAP]
-    session.timeline.close()
+    session.sensors.timeline.close()
 
 
 def read_all(raw_j: list[float], range_j: float | None, apart_s: float = 1.0) -> Reader:
@@ -254,12 +256,12 @@ def test_a_wrap_that_could_have_happened_twice_is_no_measurement() -> None:
     assert read_all([10.0, 20.0], range_j=1000.0, apart_s=60.0).points[-1].epoch == 1
 
 
-def test_the_pace_of_a_counter_is_found_out(tmp_path: Path) -> None:
+def test_the_update_period_of_a_counter_is_found_out(tmp_path: Path) -> None:
     coarse = Scripted(counter_j=lambda: 100 * (clock.now_s() // 0.03) * 0.03)
     with reading(tmp_path, coarse, period_s=None) as reader:
         time.sleep(0.5)
         assert 0.025 < reader.update_period_s < 0.06
-        assert reader.trace.step_j == pytest.approx(3.0, rel=0.5)
+        assert reader.readings.step_j == pytest.approx(3.0, rel=0.5)
 
 
 def test_of_several_devices_the_one_without_energy_is_named(tmp_path: Path) -> None:
@@ -269,8 +271,8 @@ def test_of_several_devices_the_one_without_energy_is_named(tmp_path: Path) -> N
         with phase.step(measured=True, samples=1):
             time.sleep(0.5)
         record = phase.end()
-    assert record.measured_energy_j is None
-    (of_package,) = [window for window in record.energies if window.device == "scripted" and window.part == "measured"]
+    assert record.window("measured") is None
+    of_package = energy(record, device="scripted")
     assert of_package.energy_j == pytest.approx(100 * of_package.duration_s, rel=0.1)
     (detail,) = [text for kind, text in found if kind == WarningKind.ENERGY_GAP and "nvml counter" in text]
     assert "the counter stood still over the window (dram-0; meters.devices can leave it out)" in detail
@@ -284,10 +286,10 @@ def test_several_devices_are_summed_and_each_has_its_rows(tmp_path: Path) -> Non
             with phase.step(measured=True, samples=2):
                 time.sleep(0.05)
         record = phase.end()
-    assert record.measured_samples == 10
-    assert record.measured_energy_j == pytest.approx(150 * (record.measured_duration_s or 0), rel=0.1)
-    own = {(window.device, window.part): window for window in record.energies}
-    assert own["other", "measured"].energy_j == pytest.approx(50 * own["other", "measured"].duration_s, rel=0.1)
+    measured, of_other = energy(record), energy(record, device="other")
+    assert measured.samples == 10
+    assert measured.energy_j == pytest.approx(150 * measured.duration_s, rel=0.1)
+    assert of_other.energy_j == pytest.approx(50 * of_other.duration_s, rel=0.1)
     assert {line.device for line in read_timeline(tmp_path)} == {"cpu", "scripted", "other"}
 
 
@@ -302,10 +304,10 @@ def test_the_cpu_beside_it_is_never_added(tmp_path: Path) -> None:
             with phase.step(measured=True, samples=2):
                 time.sleep(0.05)
         record = phase.end()
-    assert record.measured_energy_j == pytest.approx(100 * (record.measured_duration_s or 0), rel=0.1)
-    (measured,) = [window for window in record.energies if (window.device, window.part) == ("cpu", "measured")]
-    assert measured.energy_j == pytest.approx(20 * measured.duration_s, rel=0.1)
-    assert measured.samples == 10
+    measured, of_cpu = energy(record), energy(record, device="cpu")
+    assert measured.energy_j == pytest.approx(100 * measured.duration_s, rel=0.1)
+    assert of_cpu.energy_j == pytest.approx(20 * of_cpu.duration_s, rel=0.1)
+    assert of_cpu.samples == 10
 
 
 def test_a_phase_that_goes_on_keeps_the_energy_of_before(tmp_path: Path) -> None:
@@ -317,9 +319,10 @@ def test_a_phase_that_goes_on_keeps_the_energy_of_before(tmp_path: Path) -> None
                     time.sleep(0.05)
             totals = phase.pause()
             record = phase.end()
-    assert record.measured_samples == 20
-    assert record.measured_energy_j == pytest.approx(100 * (record.measured_duration_s or 0), rel=0.1)
-    assert record.phase_energy_j == pytest.approx(100 * (record.phase_energy_duration_s or 0), rel=0.1)
+    measured, whole = energy(record), energy(record, "phase")
+    assert measured.samples == record.measured_samples == 20
+    assert measured.energy_j == pytest.approx(100 * measured.duration_s, rel=0.1)
+    assert whole.energy_j == pytest.approx(100 * whole.duration_s, rel=0.1)
 
 
 def test_the_date_may_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +334,8 @@ def test_the_date_may_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
                 time.sleep(0.05)
             assert 0.045 < timed.duration_s < 0.3
         record = phase.end()
-    assert record.measured_energy_j == pytest.approx(100 * (record.measured_duration_s or 0), rel=0.1)
+    measured = energy(record)
+    assert measured.energy_j == pytest.approx(100 * measured.duration_s, rel=0.1)
     times = [line.time_s for line in read_timeline(tmp_path) if line.device == "scripted"]
     assert times == sorted(times)
 
@@ -358,7 +362,7 @@ def test_the_meters_tell_their_rate_gap_and_cost(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("prefill_s", "is_there"), [(0.2, True), (0.005, False)])
 def test_the_parts_of_a_generation_have_their_energies(tmp_path: Path, prefill_s: float, is_there: bool) -> None:
-    """A counter that is renewed every 10 ms cannot tell what 5 ms took."""
+    """A counter that is updated every 10 ms cannot tell what 5 ms took."""
 
     def steps() -> float:
         return math.floor(clock.now_s() / 0.01) * 0.01 * 100
@@ -373,25 +377,27 @@ def test_the_parts_of_a_generation_have_their_energies(tmp_path: Path, prefill_s
                     phase.mark_prefill(timed, 10)
                     time.sleep(0.3)
             record = phase.end()
-    assert (record.prefill_energy_j is not None) == is_there
+    prefill = record.window("prefill")
+    assert (prefill is not None) == is_there
     said = [detail for kind, detail in warnings if kind is WarningKind.ENERGY_WINDOW_TOO_SHORT]
     assert len(said) == (0 if is_there else 1)
     assert all(detail.startswith("generate, reading prompts, nvml counter: ") for detail in said)
     assert all(detail.endswith("s would do") for detail in said)
-    assert record.phase_energy_readings is not None
-    assert record.decode_energy_readings is not None
-    assert record.decode_energy_j is not None
-    if record.prefill_energy_j is not None:
-        assert record.prefill_energy_error_j is not None
-        assert record.measured_energy_j is not None
+    measured, decode = energy(record), energy(record, "decode")
+    assert energy(record, "phase").readings is not None
+    assert decode.readings is not None
+    assert decode.samples == measured.samples == 3
+    if prefill is not None:
+        assert prefill.error_j is not None
+        assert prefill.samples == 3
         # A step's parts leave out what lies between two steps.
-        assert record.prefill_energy_j + record.decode_energy_j <= record.measured_energy_j + 3
-        assert record.prefill_energy_j >= 3 * 100 * prefill_s - record.prefill_energy_error_j
+        assert prefill.energy_j + decode.energy_j <= measured.energy_j + 3
+        assert prefill.energy_j >= 3 * 100 * prefill_s - prefill.error_j
 
 
 def test_a_full_disk_ends_the_trial_and_not_the_sampler(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space"), session_of(tmp_path, counter(100)) as session:  # noqa: PT012
-        session.timeline._writer.append = lambda line: (_ for _ in ()).throw(OSError(28, "No space left"))  # type: ignore[method-assign]
+        session.sensors.timeline._writer.append = lambda line: (_ for _ in ()).throw(OSError(28, "No space left"))  # type: ignore[method-assign]
         time.sleep(0.2)
 
 
@@ -399,8 +405,8 @@ def test_windows_of_a_real_reader_have_the_known_joules(tmp_path: Path) -> None:
     meter = EnergyMeter("nvml counter", "test", "counter")
     with reading(tmp_path, counter(250)) as reader:
         time.sleep(0.6)
-        found = window_energy(meter, [reader.trace], 0.1, 0.5)
-    assert isinstance(found, WindowEnergy)
+        found = window_energy(meter, [reader.readings], 0.1, 0.5)
+    assert isinstance(found, BoundedEnergy)
     assert found.error_j is not None
     assert abs(found.energy_j - 100) <= found.error_j
     assert found.error_j < 25

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from howlow import settings as asked
 from howlow.errors import UserError
+from howlow.records.comparability import differing_settings
 
 SMALL: dict[str, Any] = {"model": "m", "task": {"name": "question_answering", "train": "a/b", "test": "c/d"}}
 
@@ -159,13 +160,12 @@ def test_names_of_trials_are_safe_as_folders() -> None:
     assert len({plan.name for plan in asked.expand(load(grid={"model": long}))}) == 4
 
 
-def test_two_sweeps_differ_in_their_first_setting_and_grid_values_may_be_added() -> None:
+def test_two_sweeps_differ_in_their_settings_and_grid_values_may_be_added() -> None:
     one, other = load(grid={"lora.rank": [1]}), load(grid={"lora.rank": [1, 2]})
-    assert asked.first_difference(one, other) is None
+    assert differing_settings(one, other, one.grid) == []
     assert asked.united(one, other).grid["lora.rank"] == [1, 2]
-    assert asked.first_difference(one, load(seed=0, training={"epochs": 2})) == ("training.epochs", 1, 2)
-    difference = asked.first_difference(one, load(grid={"training.epochs": [1, 2]}))
-    assert difference == ("grid axis training.epochs", None, [1, 2])
+    (difference,) = differing_settings(one, load(seed=0, training={"epochs": 2}), one.grid)
+    assert (difference.key, difference.other_value, difference.value) == ("training.epochs", 1, 2)
 
 
 @pytest.mark.parametrize("name", ["demo", "paper-squad", "paper-wikitext2"])

@@ -66,7 +66,7 @@ def test_a_cpu_trial_has_package_and_memory_and_no_zone_twice(tree: Path) -> Non
 def test_devices_are_heeded_where_the_source_is_looked_for(tree: Path) -> None:
     meter = open_energy(Asked("auto", CPU, devices=("package-0",)))
     assert [part.device for part in meter.instruments] == ["package-0"]
-    with pytest.raises(UserError, match=r"meters.devices 'nonsense' is none"):
+    with pytest.raises(UserError, match=r"meters.devices 'nonsense' must match exactly one device"):
         open_energy(Asked("auto", CPU, devices=("nonsense",)))
 
 
@@ -111,7 +111,9 @@ def test_permission_denied_is_told_with_its_remedy(tree: Path, monkeypatch: pyte
 def test_devices_choose_among_the_sources_own(tree: Path) -> None:
     meter = open_energy(Asked("rapl", CPU, devices=("package-1", "dram-0")))
     assert [part.device for part in meter.instruments] == ["dram-0", "package-1"]
-    with pytest.raises(UserError, match=r"meters.devices 'package-7' is none.*package-0, dram-0, package-1"):
+    with pytest.raises(
+        UserError, match=r"meters.devices 'package-7' must match exactly one .*: package-0, dram-0, package-1"
+    ):
         open_energy(Asked("rapl", CPU, devices=("package-7",)))
 
 
@@ -156,7 +158,7 @@ def test_a_named_source_that_is_not_there_says_why(source: str, monkeypatch: pyt
 
 def test_a_source_that_hangs_when_it_is_opened_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     forever = threading.Event()
-    monkeypatch.setattr(sources, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(sources, "OPEN_TIMEOUT_S", 0.1)
     monkeypatch.setattr(sources, "device_uuids", lambda: forever.wait(30) and ([], []))
     meter = open_energy(Asked("nvml", CPU))
     assert meter.detail == "no nvml: no answer within 0.1 s"

@@ -23,7 +23,7 @@ def test_every_source_says_whether_it_is_there_why_not_and_what_to_do(
 ) -> None:
     monkeypatch.setattr(rapl, "POWERCAP", powercap_tree(tmp_path, TREE))
     monkeypatch.setenv("PATH", "/nonexistent")
-    document = survey.survey(torch.device("cpu")).document()
+    document = survey.survey(torch.device("cpu"), None).document()
     sources = {found["name"]: found for found in document["sources"]}
     assert list(sources) == ["nvml", "nvidia-smi", "rapl", "amd", "apple", "jetson", "assumed"]
     assert document["energy"] == "rapl"

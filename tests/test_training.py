@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import loaded
+from executions import evaluate, generate, on_cpu
 from torch.nn import functional as F
 
 from howlow.engine import checkpoint, generation, layouts, loss
 from howlow.engine import model as models
 from howlow.engine.tokens import TokenizedExample
-from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Optimization, Trainer
+from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Optimization, StepOutcome, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,14 +53,12 @@ def batch_of(examples: list[TokenizedExample], loss_on: str = "completion") -> l
 
 def trainer_of(model: Any, precision: str = "fp32", **optimization: Any) -> Trainer:
     chosen = {"learning_rate": 1e-2, "total_steps": 20} | optimization
-    return Trainer(
-        model.train(),
-        models.trainable(model),
-        Optimization(**chosen),
-        device=CPU,
-        precision=precision,  # type: ignore[arg-type]
-        head="targets",
-    )
+    with on_cpu(model.train(), precision) as run:  # these tests run the model's own code, so not within the context
+        return Trainer(run, Optimization(**chosen))
+
+
+def step(trainer: Trainer, batches: list[layouts.Batch]) -> StepOutcome:
+    return trainer.outcome(trainer.step(batches))
 
 
 def gradients(model: Any) -> dict[str, torch.Tensor]:
@@ -85,7 +84,7 @@ def test_the_head_at_targets_only_gives_the_same_losses_and_gradients(make_model
 def test_the_loss_is_transformers_own_with_padding_told_by_place(make_model: Make) -> None:
     model = make_model(None)
     examples = some_examples()
-    sums = generation.evaluate(model, batch_of(examples), precision="fp32", head="targets")
+    sums = evaluate(model, batch_of(examples))
     for example, total in zip(examples, sums, strict=True):
         ids = torch.tensor([example.prompt + example.completion])
         labels = torch.tensor([[-100] * len(example.prompt) + list(example.completion)])
@@ -100,7 +99,7 @@ def test_the_loss_is_transformers_own_with_padding_told_by_place(make_model: Mak
 def test_only_the_adapter_trains(make_model: Make) -> None:
     model = make_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    trainer_of(model).step([batch_of(some_examples())])
+    step(trainer_of(model), [batch_of(some_examples())])
     changed = {name for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
     assert changed
     assert all("lora_B" in name for name in changed)  # B starts at zero, so A has no gradient in the first step
@@ -111,8 +110,8 @@ def test_only_the_adapter_trains(make_model: Make) -> None:
 def test_accumulation_is_the_loss_of_all_targets_together_not_a_mean_of_means(make_model: Make) -> None:
     examples = some_examples()
     together, apart = make_model(), make_model()
-    whole = trainer_of(together).step([batch_of(examples)])
-    parts = trainer_of(apart).step([batch_of(examples[:1]), batch_of(examples[1:3]), batch_of(examples[3:])])
+    whole = step(trainer_of(together), [batch_of(examples)])
+    parts = step(trainer_of(apart), [batch_of(examples[:1]), batch_of(examples[1:3]), batch_of(examples[3:])])
     assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
     assert parts.gradient_norm == pytest.approx(whole.gradient_norm, rel=1e-5)
     for name, parameter in models.trainable(together).items():
@@ -126,8 +125,8 @@ def test_ten_steps_are_those_of_a_plain_torch_loop(make_model: Make) -> None:
     parameters = list(models.trainable(theirs).values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
     theirs.train()
-    for step in range(10):
-        chosen = [examples[step % 8], examples[(step + 3) % 8]]
+    for index in range(10):
+        chosen = [examples[index % 8], examples[(index + 3) % 8]]
         rows = [torch.tensor(example.prompt + example.completion) for example in chosen]
         total, count = torch.zeros(()), 0
         for example, row in zip(chosen, rows, strict=True):
@@ -139,7 +138,7 @@ def test_ten_steps_are_those_of_a_plain_torch_loop(make_model: Make) -> None:
         torch.nn.utils.clip_grad_norm_(parameters, 0.5)
         optimizer.step()
         optimizer.zero_grad()
-        assert trainer.step([batch_of(chosen)]).loss == pytest.approx(float(total.detach()) / count, rel=1e-5)
+        assert step(trainer, [batch_of(chosen)]).loss == pytest.approx(float(total.detach()) / count, rel=1e-5)
 
 
 def test_schedules_by_hand() -> None:
@@ -157,7 +156,7 @@ def test_a_loss_that_is_not_finite_is_a_divergence(make_model: Make) -> None:
     with torch.no_grad():
         next(iter(models.trainable(model).values())).fill_(math.nan)
     with pytest.raises(DivergedError, match="step 0 is nan"):
-        trainer_of(model).step([batch_of(some_examples())])
+        step(trainer_of(model), [batch_of(some_examples())])
 
 
 def test_overflowing_fp16_gradients_skip_the_step_and_twenty_in_a_row_are_a_divergence(make_model: Make) -> None:
@@ -167,10 +166,10 @@ def test_overflowing_fp16_gradients_skip_the_step_and_twenty_in_a_row_are_a_dive
     for parameter in trainer.parameters.values():
         parameter.register_hook(lambda gradient: gradient * math.inf)
     for _ in range(MAX_SKIPPED_STEPS - 1):
-        assert trainer.step([batch_of(some_examples())]).skipped
+        assert step(trainer, [batch_of(some_examples())]).skipped
     assert all(torch.equal(before[name], parameter) for name, parameter in trainer.parameters.items())
     with pytest.raises(DivergedError, match="20 steps in a row"):
-        trainer.step([batch_of(some_examples())])
+        step(trainer, [batch_of(some_examples())])
 
 
 # -- checkpoints ----------------------------------------------------------------------------------------------------
@@ -181,11 +180,11 @@ def test_a_restored_training_goes_on_bit_for_bit_with_dropout(make_model: Make, 
     batches = [batch_of(some_examples(3 + index)) for index in range(6)]
     torch.manual_seed(5)
     unbroken = trainer_of(make_model(dropout=0.3), precision)
-    losses = [unbroken.step([batch]).loss for batch in batches]
+    losses = [step(unbroken, [batch]).loss for batch in batches]
 
     torch.manual_seed(5)
     first = trainer_of(make_model(dropout=0.3), precision)
-    begun = [first.step([batch]).loss for batch in batches[:3]]
+    begun = [step(first, [batch]).loss for batch in batches[:3]]
     tensors, plain = first.state()
     generators, states = checkpoint.generator_states(CPU)
     checkpoint.save(tmp_path / "checkpoint", tensors | generators, {"trainer": plain, "generators": states})
@@ -196,7 +195,7 @@ def test_a_restored_training_goes_on_bit_for_bit_with_dropout(make_model: Make, 
     assert loaded is not None
     second.restore(loaded[0], loaded[1]["trainer"])
     checkpoint.restore_generators(loaded[0], loaded[1]["generators"])
-    assert begun + [second.step([batch]).loss for batch in batches[3:]] == losses
+    assert begun + [step(second, [batch]).loss for batch in batches[3:]] == losses
     for name, parameter in unbroken.parameters.items():
         assert torch.equal(second.parameters[name], parameter)
 
@@ -242,8 +241,8 @@ def test_a_checkpoint_holds_no_pickle(make_model: Make, tmp_path: Path) -> None:
 
 def continued(model: Any, tokenizer: Any, prompts: list[tuple[int, ...]], **options: Any) -> list[generation.Generated]:
     chosen: dict[str, Any] = {"max_new_tokens": 8, "stop": None, "eos": frozenset({257})} | options
-    plain: dict[str, Any] = {"layout": "padded", "prompt_length": 16, "pad_id": 257, "precision": "fp32"}
-    return generation.generate(model, tokenizer, prompts, **(chosen | plain))[0]
+    plain: dict[str, Any] = {"layout": "padded", "prompt_length": 16, "pad_id": 257}
+    return generate(model, tokenizer, prompts, **(chosen | plain))[0]
 
 
 def test_greedy_text_is_that_of_transformers_batched_or_alone(make_model: Make, tiny_tokenizer: Any) -> None:
@@ -287,7 +286,7 @@ def test_a_saved_adapter_loads_in_plain_peft_with_the_same_logits(
     from peft import PeftModel
 
     model = make_model(4, alpha=8, scaling=scaling)
-    trainer_of(model).step([batch_of(some_examples())])
+    step(trainer_of(model), [batch_of(some_examples())])
     model.eval()
     assert {layer.scaling["default"] for layer in model.modules() if hasattr(layer, "lora_A")} == {factor}
     ids = torch.tensor([some_examples()[0].prompt])

@@ -1,6 +1,8 @@
-"""Weights that do not fit are found by their headers alone, before anything is trained."""
+"""Weights that do not fit are found by their headers alone; a file is hashed whole, and only once."""
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,3 +98,53 @@ def test_an_adapter_is_no_model_and_not_called_a_pickle(copied: Path) -> None:
     message = refusal(copied)
     assert "adapter_model.safetensors is not model.safetensors" in message
     assert "pickle" not in message
+
+
+# -- hashes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(weights, "user_cache_path", lambda name: tmp_path / "cache" / name)
+    return tmp_path / "cache" / "howlow" / "hashes"
+
+
+def aged(path: Path, content: bytes, age_s: float = 100.0) -> Path:
+    """A file that was last written a while ago."""
+    path.write_bytes(content)
+    written_s = path.stat().st_mtime - age_s
+    os.utime(path, (written_s, written_s))
+    return path
+
+
+def test_a_file_that_has_not_changed_is_hashed_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = aged(tmp_path / "model.safetensors", b"weights")
+    assert weights.file_sha256(path) == hashlib.sha256(b"weights").hexdigest()
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("hashed again"))
+    assert weights.file_sha256(path) == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_every_byte_of_the_weights_counts(cache: Path, tmp_path: Path) -> None:
+    """Samples of a file would miss the byte in its middle."""
+    content = bytearray(5_000_000)
+    before = weights.weights_sha256(aged(tmp_path / "model.safetensors", content).parent)
+    content[2_345_678] = 1
+    assert weights.weights_sha256(aged(tmp_path / "model.safetensors", content, 50.0).parent) != before
+
+
+def test_a_file_that_was_written_just_now_is_hashed_again(cache: Path, tmp_path: Path) -> None:
+    path = aged(tmp_path / "model.safetensors", b"one", 0.0)
+    seen = path.stat()
+    weights.file_sha256(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert weights.file_sha256(path) == hashlib.sha256(b"two").hexdigest()
+
+
+def test_without_a_cache_that_can_be_written_a_file_is_hashed_all_the_same(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    path = aged(tmp_path / "model.safetensors", b"weights")
+    assert weights.file_sha256(path) == hashlib.sha256(b"weights").hexdigest()

@@ -45,6 +45,10 @@ class _Described(TyperCommand):
 
 
 Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
+AcceptDifferent = Annotated[
+    list[str] | None,
+    typer.Option("--accept-different", metavar="KEY", help="compare although this key differs; costs: all of costs"),
+]
 Out = Annotated[str | None, typer.Option("--out", help="the run directory", metavar="DIR")]
 
 
@@ -66,6 +70,7 @@ def sweep_command(
     retry: Annotated[
         str | None, typer.Option("--retry", help="run trials again that ended as failed,out_of_memory,diverged")
     ] = None,
+    accept_different: AcceptDifferent = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and run nothing")] = False,
 ) -> None:
     """Run or resume a sweep: one fine-tuning per rank, measured and scored; ends with the report."""
@@ -93,16 +98,17 @@ def sweep_command(
     overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
     settings = asked.load(source, overrides)
     statuses = _statuses(retry)
+    accepted = accept_different or []
     if dry_run:
-        _print_dry_run(settings, out, statuses)
+        _print_dry_run(settings, out, statuses, accepted)
         return
     if out is None:
         raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
 
     from howlow.sweeping.sweep import sweep
 
-    result = _watched(lambda tell: sweep(settings, out, retry=statuses, on_event=tell), out)
-    _print_report([Path(out)])
+    result = _watched(lambda tell: sweep(settings, out, retry=statuses, accept_different=accepted, on_event=tell), out)
+    _print_report([Path(out)], accepted)
     _say_failed(result.failed)
 
 
@@ -165,10 +171,10 @@ def _statuses(text: str | None) -> list[Any]:
     return asked
 
 
-def _print_dry_run(settings: Any, out: str | None, retry: list[Any]) -> None:
+def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_different: list[str]) -> None:
     from howlow.sweeping.sweep import dry_run
 
-    plan = dry_run(settings, out, retry=retry)
+    plan = dry_run(settings, out, retry=retry, accept_different=accept_different)
     finished = sum(status == "done" for status in plan.ended.values())
     print(f"{len(plan.plans)} trials, {finished} of them finished; to run, in this order:")
     for name in plan.to_run:
@@ -197,18 +203,19 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any]) -> None:
 @app.command("report")
 def report_command(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run directories")],
+    accept_different: AcceptDifferent = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the rows as one JSON document")] = False,
 ) -> None:
     """Rebuild table, results.csv, figures and page from the records alone."""
-    _print_report(folders, as_json)
+    _print_report(folders, accept_different or [], as_json)
 
 
-def _print_report(folders: list[Path], as_json: bool = False) -> None:
+def _print_report(folders: list[Path], accept_different: list[str], as_json: bool = False) -> None:
     import shutil
 
     from howlow.reporting import write_report
 
-    report = write_report(folders)
+    report = write_report(folders, accept_different=accept_different)
     print(report.json_text() if as_json else report.table_text(shutil.get_terminal_size((100, 24)).columns))
     places = dict.fromkeys(str(path if path.parent.name != "figures" else path.parent) for path in report.files)
     _say(f"written: {', '.join(places)}")
@@ -219,11 +226,13 @@ def env_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
     """Say what this machine can measure, what not, why, and what to do about it."""
+    from howlow.memory.peaks import reset_peaks
     from howlow.meters.machine import choose_device
     from howlow.meters.survey import survey
     from howlow.reporting.machine import survey_text
 
-    found = survey(choose_device("auto"))
+    device = choose_device("auto")
+    found = survey(device, reset_peaks(device))
     print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found.document()))
 
 

@@ -54,6 +54,8 @@ _WORDS: Mapping[WarningKind, tuple[str, ...]] = {
     WarningKind.DEVICE_VIRTUAL: _COSTS,
     WarningKind.POWER_CAPPED: _COSTS,
     WarningKind.THROTTLED: _COSTS,
+    WarningKind.QUALITY_NOT_COMPARABLE: QUALITY,
+    WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, *_MEMORY, *_USE),
 }
 """The names of quality's columns, and for costs what a column's name holds behind its phase."""
 

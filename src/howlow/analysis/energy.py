@@ -95,49 +95,42 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
 
 def energy_figures(record: Record, phase: PhaseRecord) -> dict[str, float | None]:
     """The energy of a phase with its error, above idle, of the CPU beside it, and of the whole phase."""
-    samples = phase.measured_samples
-    cpu = next((window for window in phase.energies if (window.device, window.part) == ("cpu", "measured")), None)
+    measured, cpu, whole = phase.window("measured"), phase.window("measured", "cpu"), phase.window("phase")
+    idle = record.meters.idle if record.meters else None
     return {
-        "energy_per_sample_j": ratio(phase.measured_energy_j, samples),
-        "power_w": ratio(phase.measured_energy_j, phase.measured_duration_s),
-        "energy_error_per_sample_j": ratio(phase.measured_energy_error_j, samples),
-        "energy_above_idle_per_sample_j": ratio(_above_idle_j(record, phase), samples),
-        "energy_above_idle_error_per_sample_j": ratio(_above_idle_error_j(record, phase), samples),
-        "cpu_energy_per_sample_j": _cpu_per_sample_j(cpu),
-        "cpu_energy_above_idle_per_sample_j": _cpu_above_idle_per_sample_j(record, cpu),
-        "phase_energy_j": phase.phase_energy_j,
-        "phase_power_w": ratio(phase.phase_energy_j, phase.phase_energy_duration_s),
+        "energy_per_sample_j": _per_sample_j(measured),
+        "power_w": _power_w(measured),
+        "energy_error_per_sample_j": None if measured is None else ratio(measured.error_j, measured.samples),
+        "energy_above_idle_per_sample_j": _above_idle_per_sample_j(measured, idle.power_w if idle else None),
+        "energy_above_idle_error_per_sample_j": _above_idle_error_per_sample_j(measured, idle),
+        "cpu_energy_per_sample_j": _per_sample_j(cpu),
+        "cpu_energy_above_idle_per_sample_j": _above_idle_per_sample_j(cpu, idle.cpu_power_w if idle else None),
+        "phase_energy_j": phase.energy_j("phase"),
+        "phase_power_w": _power_w(whole),
     }
 
 
-def _cpu_per_sample_j(cpu: EnergyWindow | None) -> float | None:
-    return None if cpu is None else ratio(cpu.energy_j, cpu.samples)
+def _per_sample_j(window: EnergyWindow | None) -> float | None:
+    return None if window is None else ratio(window.energy_j, window.samples)
 
 
-def _cpu_above_idle_per_sample_j(record: Record, cpu: EnergyWindow | None) -> float | None:
-    idle = _idle(record)
-    if cpu is None or idle is None or idle.cpu_power_w is None:
+def _power_w(window: EnergyWindow | None) -> float | None:
+    return None if window is None else ratio(window.energy_j, window.duration_s)
+
+
+def _above_idle_per_sample_j(window: EnergyWindow | None, idle_w: float | None) -> float | None:
+    if window is None or window.duration_s is None or idle_w is None:
         return None
-    return ratio(cpu.energy_j - idle.cpu_power_w * cpu.duration_s, cpu.samples)
+    return ratio(window.energy_j - idle_w * window.duration_s, window.samples)
 
 
-def _above_idle_j(record: Record, phase: PhaseRecord) -> float | None:
-    idle = _idle(record)
-    if idle is None or phase.measured_energy_j is None or phase.measured_duration_s is None:
-        return None
-    return phase.measured_energy_j - idle.power_w * phase.measured_duration_s
-
-
-def _above_idle_error_j(record: Record, phase: PhaseRecord) -> float | None:
+def _above_idle_error_per_sample_j(window: EnergyWindow | None, idle: Idle | None) -> float | None:
     """Both errors at their worst; None where one is not known."""
-    idle, error_j, duration_s = _idle(record), phase.measured_energy_error_j, phase.measured_duration_s
-    if idle is None or idle.error_w is None or error_j is None or duration_s is None:
+    if window is None or window.error_j is None or window.duration_s is None:
         return None
-    return error_j + idle.error_w * duration_s
-
-
-def _idle(record: Record) -> Idle | None:
-    return record.meters.idle if record.meters else None
+    if idle is None or idle.error_w is None:
+        return None
+    return ratio(window.error_j + idle.error_w * window.duration_s, window.samples)
 
 
 def meter_figures(record: Record) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from howlow.errors import UserError
 from howlow.records import (
     PhaseName,
     Record,
+    RecordWarning,
     Scores,
     Step,
     read_records,
@@ -83,7 +84,7 @@ class Results:
         ]
 
 
-def load(*folders: Path | str) -> Results:
+def load(*folders: Path | str, accept_different: Sequence[str] = ()) -> Results:
     """The records and rows of a run directory, or of several that may stand in one table.
 
     `howlow.load("runs/demo").rows` are the rows of results.csv, `.records` the records that they come from, `.trials`
@@ -92,11 +93,16 @@ def load(*folders: Path | str) -> Results:
     Raises:
         UserError: as `rows`.
     """
-    return rows([Path(folder) for folder in folders])
+    return rows([Path(folder) for folder in folders], accept_different)
 
 
-def rows(folders: Sequence[Path]) -> Results:
+def rows(folders: Sequence[Path], accept_different: Sequence[str] = ()) -> Results:
     """Read run directories and compute the row of every record.
+
+    Args:
+        folders: run directories.
+        accept_different: keys that may differ between records (`howlow.records.comparability`); a trial that differs
+            in one of them carries a warning.
 
     Raises:
         UserError: a folder is no run directory or has no record; records were not measured alike; two directories
@@ -107,10 +113,9 @@ def rows(folders: Sequence[Path]) -> Results:
         records = read_records(folder)
         if not records:
             raise UserError(f"{folder}: no trial has ended yet; let `howlow sweep` finish at least one")
-        _refuse_to_mix(records)
         found.extend((folder, record) for record in records)
+    found = _marked(found, accept_different)
     _refuse_collisions(found)
-    _refuse_to_mix([record for _, record in found])
 
     axes = tuple(sorted({axis for _, record in found for axis in record.axes}))
     trials = [_trial(record, folder / "trials" / record.trial, axes) for folder, record in found]
@@ -121,9 +126,15 @@ def rows(folders: Sequence[Path]) -> Results:
     return Results(tuple(folders), tuple(trials), axes, tuple(sorted(asked)))
 
 
-def _refuse_to_mix(records: Sequence[Record]) -> None:
-    # The first record is what the others are held against, so it should be one that knows all there is to compare.
-    refuse_to_mix(sorted(records, key=lambda record: (record.model is None, record.environment is None)))
+def _marked(found: Sequence[tuple[Path, Record]], accept_different: Sequence[str]) -> list[tuple[Path, Record]]:
+    """The records, those that differ in what was accepted with a warning; others are refused."""
+    warnings: dict[str, list[RecordWarning]] = {}
+    for difference in refuse_to_mix([record for _, record in found], accept_different):
+        warnings.setdefault(difference.trial, []).extend(difference.warnings)
+    return [
+        (folder, record.model_copy(update={"warnings": (*record.warnings, *warnings.get(record.trial, ()))}))
+        for folder, record in found
+    ]
 
 
 def _refuse_collisions(found: Iterable[tuple[Path, Record]]) -> None:
@@ -179,8 +190,9 @@ def _trial(record: Record, folder: Path, axes: Sequence[str]) -> Trial:
 
 def layout_of(record: Record) -> str:
     """The layout that a trial was measured with, generation's too where it is another."""
-    layout, generation = record.settings.training.layout, record.layout.generation if record.layout else None
-    return f"{layout}, generation {generation}" if generation else layout
+    layout = record.resolved.layout or record.settings.training.layout
+    generation = record.resolved.generation_layout or layout
+    return layout if generation == layout else f"{layout}, generation {generation}"
 
 
 def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: Sequence[str]) -> Row:
@@ -193,15 +205,16 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
         seed=record.seed,
         status=record.status,
         layout=layout_of(record),
-        inference_batch_size=_known(settings.inference.batch_size),
+        inference_batch_size=_batch(record.resolved.inference_batch_size, settings.inference.batch_size),
         energy_source=record.energy.name if record.energy else None,
     )
     if model is not None:
-        for name in ("alpha", "scaling_factor", "precision", "total_parameters", "trainable_parameters"):
+        row["precision"] = record.resolved.precision
+        for name in ("alpha", "scaling_factor", "total_parameters", "trainable_parameters"):
             row[name] = getattr(model, name)
         row["adapter_bytes"] = model.adapter_bytes
     if record.kind != "base":
-        row["train_batch_size"] = _known(settings.training.batch_size)
+        row["train_batch_size"] = _batch(record.resolved.train_batch_size, settings.training.batch_size)
         if _ended(record, "train"):
             row.update({f"train_{name}": value for name, value in _figures(record, "train", steps, readings).items()})
             row["train_final_loss"] = _final_loss(steps)
@@ -268,9 +281,9 @@ def _new_tokens_per_sample(steps: Sequence[Step]) -> float | None:
     return ratio(sum(step.target_tokens for step in measured), sum(step.samples for step in measured))
 
 
-def _known(batch_size: int | str) -> int | None:
-    """A batch size; None where the largest was searched for in vain."""
-    return batch_size if isinstance(batch_size, int) else None
+def _batch(decided: int | None, asked: int | str) -> int | None:
+    """The batch size that was decided, else the number that was asked for; None where no largest one was found."""
+    return decided if decided is not None else asked if isinstance(asked, int) else None
 
 
 def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
@@ -295,8 +308,8 @@ def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
         "decode_time_per_sample_s": ratio(decode_s, samples),
         "prefill_tokens_per_s": ratio(read, prefill_s),
         "decode_tokens_per_s": ratio(written or None, decode_s),
-        "prefill_energy_per_token_j": ratio(phase.prefill_energy_j, read),
-        "decode_energy_per_token_j": ratio(phase.decode_energy_j, written),
+        "prefill_energy_per_token_j": ratio(phase.energy_j("prefill"), read),
+        "decode_energy_per_token_j": ratio(phase.energy_j("decode"), written),
     }
 
 

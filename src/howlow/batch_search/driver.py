@@ -42,47 +42,7 @@ from howlow.jobs import (
 )
 from howlow.outcomes import Returned, StoppedError, Unfinished, kernel_kills, limits_process, ran_out_of_memory
 from howlow.records import BatchProbe, BatchSearch, write_atomically
-from howlow.settings import Settings, TrialKind
-
-_BOTH = (
-    "model",
-    "tokenizer",
-    "revision",
-    "trust_remote_code",
-    "random_weights",
-    "task",
-    "lora.target_modules",
-    "training.sequence_length",
-    "training.precision",
-    "training.head",
-    "run.device",
-    "run.memory_limit_bytes",
-    "run.memory_margin",
-)
-_LIGHT_STEPS = (
-    "lora.dropout",
-    "training.max_grad_norm",
-    "training.loss_on",
-    "training.gradient_checkpointing",
-    "training.compile",
-)
-"""Settings of the fine-tuning that precedes a probe for inference, too."""
-_DEPENDS_ON: Mapping[BatchSetting, tuple[str, ...]] = {
-    "training.batch_size": (
-        *_BOTH,
-        "training.shuffle",
-        "training.effective_batch_size",
-        "training.epochs",
-        "training.max_steps",
-        *_LIGHT_STEPS,
-    ),
-    "inference.batch_size": (
-        *_BOTH,
-        "inference.adapter",
-        "inference.max_new_tokens",
-        *_LIGHT_STEPS,
-    ),
-}
+from howlow.settings import Settings, TrialKind, batch_search_keys
 
 
 class SearchFailedError(Exception):
@@ -323,7 +283,7 @@ def _family(trial: TrialJob, setting: BatchSetting) -> str:
     keys = ("device_name", "cpu", "cores", "threads", "versions")
     basis = {"data": trial.data.model_dump(), **{key: environment[key] for key in keys}}
     own = {"setting": setting, "kind": trial.kind, "layout": trial.layout.model_dump(), "basis": basis}
-    return trial.settings.digest(_DEPENDS_ON[setting], **own)
+    return trial.settings.digest(batch_search_keys(setting), **own)
 
 
 def _other_ranks(cache: Path, family: str) -> tuple[RankProbes, ...]:

@@ -20,6 +20,7 @@ import torch
 
 from howlow.batch_search.search import BatchQuestion, LargestBatch, expected_line, next_step
 from howlow.batch_search.workload import Bench, InferenceWork, TrainingWork, Work
+from howlow.engine.execution import Execution
 from howlow.errors import UserError
 from howlow.jobs import (
     BudgetSet,
@@ -35,6 +36,7 @@ from howlow.jobs import (
 )
 from howlow.memory import heap, peaks
 from howlow.memory.limits import is_out_of_memory, limit_memory, unlimit_memory
+from howlow.memory.phases import ProcessMemory
 from howlow.meters.machine import choose_device
 from howlow.meters.session import Session
 from howlow.meters.sources import open_meters
@@ -42,7 +44,7 @@ from howlow.outcomes import StoppedError
 from howlow.records import clear_temporaries
 from howlow.settings import Settings
 from howlow.trial.entries import settle
-from howlow.trial.loading import choose_precision, load
+from howlow.trial.loading import execution_of, load_trial_model
 from howlow.trial.metering import asked_of
 from howlow.trial.preparation import Prepared, read_prepared
 from howlow.trial.state import TrialState
@@ -59,7 +61,7 @@ def probe_entry(job: ProbeJob, link: Link) -> LargestFound | None:
     certain; and each probe before and after it is run, so that one that ends the process is known too.
     """
     settle(job.cores_shared_by)
-    heap.bound_heap()
+    kept = heap.bound_heap().kernels_kept
     state = _state(job, link)
     device = choose_device(state.settings.run.device)
     budget = job.budget or _budget(job.setting, state.settings, device)
@@ -75,7 +77,8 @@ def probe_entry(job: ProbeJob, link: Link) -> LargestFound | None:
     link.report(ProbeBegun(batch=begun.batch, load=begun.load))
     limit_memory(budget.enforced_bytes, device)
     try:
-        return _within_budget(question, begun, work, partial(_bench, work, state, device, prepared, budget), job, link)
+        bench = partial(_bench, work, state, execution_of(state, device, kept), prepared, budget)
+        return _within_budget(question, begun, work, bench, job, link)
     finally:
         unlimit_memory()
 
@@ -115,9 +118,7 @@ def _state(job: ProbeJob, link: Link) -> TrialState:
     job.folder.mkdir(parents=True, exist_ok=True)
     clear_temporaries(job.folder)
     (job.folder / "timeline.jsonl").unlink(missing_ok=True)
-    taken = job.settings.training.model_copy(update={"layout": job.layout.layout})
-    settings = job.settings.model_copy(update={"training": taken})
-    return TrialState("probe", job.kind, {}, settings, job.folder, job.data_folder, link, job.layout)
+    return TrialState("probe", job.kind, {}, job.settings, job.folder, job.data_folder, link, job.layout)
 
 
 def _budget(setting: str, settings: Settings, device: torch.device) -> MemoryBudget:
@@ -126,7 +127,7 @@ def _budget(setting: str, settings: Settings, device: torch.device) -> MemoryBud
     Raises:
         UserError: the memory that a process has taken cannot be read here, or the margin leaves nothing.
     """
-    if not peaks.Taken.is_known(device):
+    if not peaks.LimitedMemory.is_known(device):
         raise UserError(
             f'{setting} = "max": the memory that a process takes on {device} cannot be read here; give a number'
         )
@@ -192,24 +193,32 @@ def _probe_on(question: BatchQuestion, work: Work, bench: Bench) -> LargestFound
 
 
 def _peak_bytes(work: Work, bench: Bench, batch: int) -> int:
-    with peaks.Taken(bench.device) as taken:
+    with peaks.LimitedMemory(bench.device) as taken:
         work.run(bench, batch)
     return taken.highest_bytes
 
 
 @contextmanager
 def _bench(
-    work: Work, state: TrialState, device: torch.device, prepared: Prepared, budget: MemoryBudget
+    work: Work, state: TrialState, execution: Execution, prepared: Prepared, budget: MemoryBudget
 ) -> Iterator[Bench]:
     """Everything that a trial's process holds before it runs what is probed."""
-    meters, precision = open_meters(asked_of(state.settings, device)), choose_precision(state.settings, device)
+    device = execution.device
+    meters = open_meters(asked_of(state.settings, device))
     rate_hz = state.settings.meters.rate_hz
     with Session(
-        state.folder, device, meters.energy, rate_hz, 0.0, cpu_energy=meters.cpu_energy, views=meters.views
+        state.folder,
+        device,
+        meters.energy,
+        rate_hz,
+        0.0,
+        memory=ProcessMemory(device),
+        cpu_energy=meters.cpu_energy,
+        views=meters.views,
     ) as session:
         with session.phase("load"):
-            model, tokenizer, eos = load(state, device, precision, prepared.tokenizer_name)
-        bench = Bench(state, device, prepared, session, model, tokenizer, precision, min(eos, default=0))
+            model, tokenizer, eos = load_trial_model(state, execution, prepared.tokenizer_name)
+        bench = Bench(state, device, prepared, session, model, tokenizer, execution, min(eos, default=0))
         # The preparation may use the margin, as in the trial.
         limit_memory(None if budget.enforced_bytes is None else budget.limit_bytes, device)
         work.prepare(bench)

@@ -1,9 +1,9 @@
 """What a probe runs: the heaviest parts of a trial's fine-tuning, or of its inference, as the trial runs them.
 
-Of the fine-tuning it is the heaviest micro-batch of the trial's own seeded schedule: the one with the most computed
-tokens, and the one with the most targets where that is another. Of inference it is the heaviest batch of each phase,
-generating all of the new tokens that the settings allow, with the adapter attached and then, where the trial merges
-it, merged; before it the model trains a little, as what fine-tuning leaves in a process takes room beside inference.
+For fine-tuning it is the heaviest micro-batch of the trial's own seeded schedule: the one with the most computed
+tokens, and the one with the most targets if that is another. For inference it is the heaviest batch of each phase,
+with all the new tokens that the settings allow. The adapter is attached, and then merged if the trial merges it. Before
+inference the model trains for a few steps, because what fine-tuning leaves in a process also takes memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,29 +13,29 @@ from typing import Any, Protocol
 
 import torch
 
-from howlow.engine import generation, layouts
+from howlow.engine import evaluation, layouts
 from howlow.engine import model as models
+from howlow.engine.execution import Execution, running
 from howlow.engine.layouts import Batch
-from howlow.engine.model import Precision
 from howlow.engine.tokens import TokenizedExample
-from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError
+from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Trainer
 from howlow.jobs import MemoryLine, RankMemory
 from howlow.memory import heap
 from howlow.meters.session import Session
-from howlow.trial.fine_tuning import as_it_trains, lay_out, make_trainer, schedule_of
+from howlow.trial.fine_tuning import lay_out, optimization_of, schedule_of, set_to_training
 from howlow.trial.preparation import Prepared
 from howlow.trial.scoring import Scorer
 from howlow.trial.state import TrialState, split
 
 _SHAPES = 8
-"""Light steps of so many shapes fill the cache of compiled kernels (`heap.bound_heap`)."""
+"""How many shapes of light steps fill the cache of compiled kernels (`heap.bound_heap`)."""
 _ROWS = 12
-"""Likewise light evaluations of so many numbers of rows, each with half a dozen shapes of products."""
+"""How many numbers of rows do so in evaluation, each with half a dozen shapes of products."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A loaded model, and the meters of a trial."""
+    """A loaded model, how it runs, and the meters of a trial."""
 
     state: TrialState
     device: torch.device
@@ -43,18 +43,18 @@ class Bench:
     session: Session
     model: Any
     tokenizer: Any
-    precision: Precision
+    execution: Execution
     pad_id: int
 
     def known(self, setting: str) -> RankMemory:
-        """What is certain of the rank: what its weights take (with gradients and two moments) and its activations."""
+        """The memory that a rank surely takes: its weights (with gradients and two moments) and its activations."""
         trained = models.trainable(self.model)
         size = 4 * sum(parameter.numel() for parameter in trained.values())
         rank = self.state.settings.lora.rank if self.state.kind == "lora" else 0
         if setting == "inference.batch_size":
             return RankMemory(rank, MemoryLine(size, 0))
         places = sum(".lora_A." in name for name in trained)
-        return RankMemory(rank, MemoryLine(4 * size, places * rank * (4 if self.precision == "fp32" else 2)))
+        return RankMemory(rank, MemoryLine(4 * size, places * rank * (4 if self.execution.precision == "fp32" else 2)))
 
 
 def _read_tokens(state: TrialState, part: Sequence[TokenizedExample]) -> int:
@@ -63,15 +63,15 @@ def _read_tokens(state: TrialState, part: Sequence[TokenizedExample]) -> int:
 
 
 class Work(Protocol):
-    """What a batch is for."""
+    """The part of a trial whose largest batch is searched for."""
 
     @property
     def largest(self) -> int:
-        """The largest batch that makes sense."""
+        """The largest batch worth trying."""
 
     @property
     def examples(self) -> int:
-        """Of the whole schedule, which is laid out in thought to know a batch's load."""
+        """Examples in the whole schedule, whose tokens are counted to find a batch's load."""
 
     @property
     def merges(self) -> bool:
@@ -81,7 +81,7 @@ class Work(Protocol):
         """The computed tokens of the heaviest part of the schedule."""
 
     def prepare(self, bench: Bench) -> None:
-        """Run what a trial's process has behind it when this begins; its peak does not count."""
+        """Run what a trial's process has done before this part; its peak does not count."""
 
     def run(self, bench: Bench, batch: int) -> None:
         """Run the heaviest parts."""
@@ -96,13 +96,13 @@ class TrainingWork:
 
     @property
     def largest(self) -> int:
-        """All examples, or those of an optimizer step."""
+        """All examples, or the examples of an optimizer step."""
         examples = len(self.prepared.train)
         return min(examples, self.state.settings.training.effective_batch_size or examples)
 
     @property
     def examples(self) -> int:
-        """In all epochs, though a number of steps may end them sooner."""
+        """The examples of all epochs, though a number of steps may end them sooner."""
         return len(self.prepared.train) * self.state.settings.training.epochs
 
     @property
@@ -111,7 +111,7 @@ class TrainingWork:
         return False
 
     def load(self, batch: int) -> int:
-        """Of the heaviest micro-batch."""
+        """The computed tokens of the heaviest micro-batch."""
         return max(map(self._computed, self._micro_batches(batch)))
 
     def _micro_batches(self, batch: int) -> list[list[TokenizedExample]]:
@@ -126,7 +126,7 @@ class TrainingWork:
         return sum(layouts.count_targets(example, self.state.settings.training.loss_on) for example in part)
 
     def _heaviest(self, batch: int) -> list[list[TokenizedExample]]:
-        """The micro-batch with the most computed tokens, and the one with the most targets where that is another."""
+        """The micro-batch with the most computed tokens, and the one with the most targets if that is another."""
         parts = self._micro_batches(batch)
         most = max(parts, key=lambda part: (self._computed(part), self._targets(part)))
         most_targets = max(parts, key=lambda part: (self._targets(part), self._computed(part)))
@@ -143,33 +143,31 @@ class TrainingWork:
 
 
 def _train(bench: Bench, steps: Sequence[Sequence[Batch]] = ()) -> None:
-    """Light steps, which make the optimizer's moments and the kernels, and then these.
+    """Run light steps, which make the optimizer's moments and the kernels, and then the given ones.
 
-    What becomes of the weights does not matter for the memory; no gradient is left.
+    The weights' values do not matter for the memory. No gradient is left.
     """
-    trainer = make_trainer(bench.state, bench.session, bench.model, bench.precision, 1)
-    trainer.optimization = replace(trainer.optimization, learning_rate=0.0)
+    settings = bench.state.settings
+    set_to_training(settings, bench.model)
+    optimization = replace(optimization_of(settings, 1), learning_rate=0.0)
     # What matters is the memory that a step takes, not whether its loss is finite.
-    with (
-        as_it_trains(bench.state, bench.model, bench.precision),
-        bench.session.phase("train"),
-        suppress(DivergedError),
-    ):
+    with running(bench.model, bench.execution) as run, bench.session.phase("train"), suppress(DivergedError):
+        trainer = Trainer(run, optimization)
         for batch in _light_batches(bench):
             for _ in range(MAX_SKIPPED_STEPS):  # fp16 may skip the first
-                if not trainer.step([batch]).skipped:
+                if not trainer.outcome(trainer.step([batch])).skipped:
                     break
         for micro_batches in steps:
-            trainer.step(micro_batches)
+            trainer.outcome(trainer.step(micro_batches))
     bench.model.zero_grad(set_to_none=True)
 
 
 def _light_batches(bench: Bench) -> Iterator[Batch]:
     """The lightest examples, a batch each.
 
-    On a CPU they differ in shape, padded ones by being as short as they are: as many kernels are compiled as may be
-    kept, which in the course of a trial its last micro-batches, or all of them, would add. torch's own compiler
-    has to see the trial's shapes alone, or it compiles another graph.
+    On a CPU they differ in shape, padded ones by having no padding, so that as many kernels are compiled as may be
+    kept; in the course of a trial its micro-batches would compile them. torch's own compiler must see the trial's
+    shapes only, or it compiles another graph.
     """
     by_length = {example.length: example for example in bench.prepared.train}
     lightest = [by_length[length] for length in sorted(by_length)]
@@ -194,16 +192,16 @@ class InferenceWork:
 
     @property
     def examples(self) -> int:
-        """The test's."""
+        """The test examples."""
         return len(self.prepared.test)
 
     @property
     def merges(self) -> bool:
-        """As the trial does, when the test has run with the adapter attached."""
+        """If the trial merges the adapter, after the test has run with it attached."""
         return self.state.kind == "lora" and self.state.settings.inference.adapter == "merged"
 
     def load(self, batch: int) -> int:
-        """Of the heaviest batch, prompts with all their new tokens or prompts with completions."""
+        """The computed tokens of the heaviest batch: prompts with all new tokens, or prompts with completions."""
         return max(max(self._read(part), self._written(part)) for part in self._parts(batch))
 
     def _parts(self, batch: int) -> list[list[TokenizedExample]]:
@@ -220,18 +218,18 @@ class InferenceWork:
         return layouts.computed_tokens(prompts, self.state.choice.layout, length) + new * len(part)
 
     def prepare(self, bench: Bench) -> None:
-        """A little fine-tuning: its kernels, and what it leaves in the heap, take room beside inference."""
+        """A few steps of fine-tuning: its kernels, and what it leaves in the heap, take memory during inference."""
         if self.state.kind != "base":
             _train(bench)
             heap.release(bench.device)
 
     def run(self, bench: Bench, batch: int) -> None:
-        """The heaviest batch of each phase, to the last of its new tokens."""
+        """The heaviest batch of each phase, with all of its new tokens."""
         settings = self.state.settings
         endless = settings.model_copy(update={"task": settings.task.model_copy(update={"stop": None})})
         state, parts = replace(self.state, settings=endless), self._parts(batch)
         bench.model.eval()
-        given = (bench.tokenizer, self.prepared, bench.precision, bench.pad_id)
+        given = (bench.tokenizer, self.prepared, bench.execution, bench.pad_id)
         scorer = Scorer(state, bench.session, bench.model, *given, eos=frozenset())
         if bench.device.type == "cpu":
             self._fill_kernels(scorer, bench)
@@ -241,14 +239,14 @@ class InferenceWork:
 
     def _fill_kernels(self, scorer: Scorer, bench: Bench) -> None:
         """Let oneDNN compile as many kernels as it keeps, as in the course of a test, whose batches differ in shape."""
-        lightest, head = min(self.prepared.train, key=lambda example: example.length), self.state.settings.training.head
-        with scorer.frozen_layers():
+        lightest = min(self.prepared.train, key=lambda example: example.length)
+        with scorer.running("evaluate") as run:
             for rows in range(1, _ROWS + 1):
                 batch = layouts.lay_out([lightest] * rows, "padded", lightest.length, bench.pad_id, "completion")
-                generation.evaluate(bench.model, batch, precision=bench.precision, head=head)
+                evaluation.evaluate(run, batch)
         heap.release(bench.device)
 
     def _run_heaviest(self, scorer: Scorer, parts: Sequence[list[TokenizedExample]]) -> None:
         for phase, prepare in scorer.phases.items():
-            with scorer.frozen_layers(), scorer.session.phase(phase):
-                prepare(max(parts, key=self._written if phase == "generate" else self._read))(lambda _: None)
+            with scorer.running(phase) as run, scorer.session.phase(phase):
+                prepare(max(parts, key=self._written if phase == "generate" else self._read))(run, lambda _: None)

@@ -1,8 +1,8 @@
 """A training's state on disk: tensors as safetensors, the rest as JSON, nothing pickled, renamed into place.
 
 A checkpoint holds the trained parameters, AdamW's state, the scaler, every generator's state and the position. While
-a new one is moved in, the old one stands beside it as `checkpoint.old`; whichever moment the process dies at, one of
-them is whole.
+a new one is renamed into place, the old one is kept as `checkpoint.old`. Whenever the process dies, one of them is
+whole.
 """
 
 import json
@@ -52,10 +52,10 @@ def restore_generators(tensors: dict[str, Tensor], plain: dict[str, Any]) -> Non
 
 
 def save(folder: Path, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-    """Write a checkpoint in place of the one before.
+    """Write a checkpoint that replaces the previous one.
 
     Raises:
-        OSError: the disk is full; the checkpoint before stands.
+        OSError: the disk is full; the previous checkpoint is kept.
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     old = folder.with_name(f"{folder.name}.old")

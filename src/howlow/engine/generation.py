@@ -1,38 +1,41 @@
-"""Scoring: the loss of given completions, and greedy generation.
+"""Greedy generation.
 
-Generation is argmax at every step and nothing else: whatever the model's generation config asks for (sampling,
-penalties, forced tokens) is ignored, the same for every row. A row ends at any EOS of the model, at the stop text, or
-at `max_new_tokens`. In the layout `padded` prompts are padded on the left and an ended row waits for the others; in the
-others common prefixes are computed once and ended rows leave the batch (`howlow.engine.tree_generation`).
+Generation takes the most likely token at every step and does nothing else. Whatever the model's generation config asks
+for (sampling, penalties, forced tokens) is ignored, the same for every row. A row ends at any EOS of the model, at the
+stop text, or at `max_new_tokens`. In the layout `padded` prompts are padded on the left, and a row that has ended waits
+for the others. In the other layouts common prefixes are computed once, and rows that have ended leave the batch
+(`howlow.engine.tree_generation`).
+
+A step reads the device once: its tokens and their margins. In `padded` the model is given a mask, at which some of
+transformers' own code looks once more.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from howlow.engine import layouts
-from howlow.engine.attention import Kernel
-from howlow.engine.layouts import Batch, Layout
-from howlow.engine.loss import per_example, running, target_losses
-from howlow.engine.model import Precision, base_of
-from howlow.engine.training import autocast
-from howlow.engine.tree_generation import continue_prompts
+from howlow.engine.execution import Running
+from howlow.engine.layouts import Layout
+from howlow.engine.model import base_of
+from howlow.engine.tree_generation import Continuation, Writer, lay_out_prompts
 from howlow.errors import UserError
 
-_CACHES = ("past_key_values", "cache_params")  # what models call what they keep of the tokens so far
+_CACHES = ("past_key_values", "cache_params")  # the names under which models take what they keep of earlier tokens
+_LARGEST_VOCABULARY = 1 << 24  # up to which fp32 holds every token id exactly
 
 
 @dataclass(frozen=True)
 class Generated:
     """One row's continuation.
 
-    text: before the stop. new_tokens: tokens written, EOS included. smallest_margin: how far, at its closest, a chosen
-    token's logit stood above the second's; near 0 another order of the same arithmetic may choose otherwise.
+    text: before the stop. new_tokens: tokens written, EOS included. smallest_margin: how far a chosen token's logit
+    stood above the second's where they were closest; near 0 another order of the same arithmetic may choose otherwise.
     """
 
     text: str
@@ -41,64 +44,76 @@ class Generated:
 
 
 @torch.inference_mode()
-def evaluate(
-    model: Any, batch: Batch, *, precision: Precision, head: Literal["targets", "all"], kernel: Kernel = "sdpa"
-) -> list[float]:
-    """Summed negative log-likelihood of each example's targets, in nats."""
-    device = model.device
-    moved = batch.to(device)
-    with running(model, moved, head, kernel), autocast(device, precision):
-        losses, _ = target_losses(model, moved, head)
-    sums: list[float] = per_example(losses, batch).tolist()
-    return sums
-
-
-@torch.inference_mode()
 def generate(
-    model: Any,
+    running: Running,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
     layout: Layout,
     prompt_length: int,
     pad_id: int,
-    precision: Precision,
     max_new_tokens: int,
     stop: str | None,
     eos: frozenset[int],
-    kernel: Kernel = "sdpa",
     on_prompts_read: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[Generated], int]:
     """Continue prompts greedily.
 
-    prompt_length: what `padded` fills prompts up to; pad_id: with what. on_prompts_read: called once, when the prompts
-    are read and a token each is written, with the tokens that the model ran on until then.
+    prompt_length: `padded` fills prompts up to it with `pad_id`. on_prompts_read: called once, when the prompts are
+    read and one token each is written, with the number of tokens that the model ran on until then.
 
     Returns:
-        The rows, and the tokens that the model ran on.
+        The rows, and the number of tokens that the model ran on.
     """
     rows = _Rows(tokenizer, len(prompts), stop, eos)
-    with autocast(model.device, precision):
+    with running.autocast():
         if layout == "padded":
             ids, mask = layouts.left_padded(prompts, prompt_length, pad_id)
-            computed = _continue_padded(model, ids, mask, rows, max_new_tokens, on_prompts_read)
+            computed = _continue_padded(running.model, ids, mask, rows, max_new_tokens, on_prompts_read)
         else:
-            computed = continue_prompts(
-                model,
-                prompts,
-                rows,
-                share=layout == "shared",
-                kernel=kernel,
-                max_new_tokens=max_new_tokens,
-                on_prompts_read=on_prompts_read,
-            )
+            computed = _continue_trees(running, prompts, rows, layout == "shared", max_new_tokens, on_prompts_read)
     return rows.results(), computed
+
+
+def choose(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The most likely token of each row, and how far its logit stands above the second's; logits: (rows, vocabulary).
+
+    Of equal logits the first one is chosen.
+    """
+    assert logits.shape[1] <= _LARGEST_VOCABULARY, "token ids are read as fp32"
+    logits = logits.float()
+    best, chosen = logits.max(dim=-1)
+    second = logits.scatter(1, chosen[:, None], -math.inf).amax(dim=-1)
+    return chosen, best - second
+
+
+def _continue_trees(
+    running: Running,
+    prompts: Sequence[Sequence[int]],
+    writer: Writer,
+    share: bool,
+    max_new_tokens: int,
+    on_prompts_read: Callable[[int], None],
+) -> int:
+    """Continue prompts that share a row until all have ended; returns the number of tokens computed."""
+    row = lay_out_prompts(prompts, share=share, max_new_tokens=max_new_tokens)
+    continuation, going = Continuation(running, row.to(running.execution.device)), list(row.order)
+    chosen, computed = writer.write(going, continuation.read_prompts()), row.length
+    on_prompts_read(computed)
+    for _ in range(max_new_tokens - 1):
+        kept = [index for index, prompt in enumerate(going) if not writer.is_done(prompt)]
+        if not kept:
+            break
+        going, chosen = [going[index] for index in kept], chosen[kept]
+        chosen = writer.write(going, continuation.step(going, chosen))
+        computed += len(going)
+    return computed
 
 
 def _continue_padded(
     model: Any, ids: Tensor, mask: Tensor, rows: "_Rows", max_new_tokens: int, on_prompts_read: Callable[[int], None]
 ) -> int:
-    """Continue left-padded prompts: (rows, length) ids and mask; returns the tokens computed."""
+    """Continue left-padded prompts: (rows, length) ids and mask; returns the number of tokens computed."""
     ids, mask = ids.to(model.device), mask.to(model.device)
     known = inspect.signature(base_of(model).forward).parameters
     everyone, positions = range(ids.shape[0]), (mask.cumsum(-1) - 1).clamp(min=0)
@@ -137,12 +152,10 @@ class _Rows:
         return self._done[row]
 
     def write(self, rows: Sequence[int], logits: Tensor) -> Tensor:
-        """The most likely token of each of these rows, from logits (rows, vocabulary); ended rows keep their text."""
-        logits = logits.float()
-        best, chosen = logits.max(dim=-1)  # of equal ones the first
-        second = logits.scatter(1, chosen[:, None], -math.inf).amax(dim=-1)
-        margins = (best - second).tolist()
-        for row, token, margin in zip(rows, chosen.tolist(), margins, strict=True):
+        """The next token of each of these rows, from logits (rows, vocabulary); ended rows keep their text."""
+        chosen, margins = choose(logits)
+        read = torch.stack([chosen.to(margins), margins]).tolist()
+        for row, token, margin in zip(rows, map(int, read[0]), read[1], strict=True):
             if not self._done[row]:
                 self._margins[row] = min(self._margins[row], margin)
                 self._written[row].append(token)
@@ -155,7 +168,7 @@ class _Rows:
         return text
 
     def results(self) -> list[Generated]:
-        """What was written."""
+        """The rows as they were written."""
         found = []
         for row, written in enumerate(self._written):
             text = self._text(row)

@@ -1,9 +1,8 @@
 """Whether a loaded model can take a layout: its losses, gradients and decoding against the padded layout's.
 
-Many architectures take positions and attention as ours gives them; some keep a state along the row, bias their scores
-by the row, or bring masks of their own. No list of names says which: the model itself is asked, in evaluation mode,
-on the data's longest examples and on three continuations of one prefix, with the kernel and the precision that will
-be used.
+Many architectures take positions and attention as ours gives them. Others keep a state along the row, bias their scores
+by the row, or bring masks of their own. No list of names decides. The model itself is run, in evaluation mode, on the
+data's longest examples and on three continuations of one prefix, within the execution that the trials will have.
 """
 
 from collections.abc import Sequence
@@ -14,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from howlow.engine import layouts
-from howlow.engine.attention import Kernel, UnsupportedError, takes_positions
+from howlow.engine.attention_context import UnsupportedError, takes_positions
+from howlow.engine.execution import Execution, Precision, Running, running
 from howlow.engine.generation import generate
 from howlow.engine.layouts import Layout, LossOn
-from howlow.engine.loss import Head, per_example, running, target_losses
-from howlow.engine.model import REFUSALS, Precision, base_of
-from howlow.engine.rotary import as_in_a_full_row, depends_on_length
+from howlow.engine.loss import per_example, target_losses
+from howlow.engine.model import REFUSALS, base_of
+from howlow.engine.rotary import depends_on_length
 from howlow.engine.tokens import TokenizedExample
-from howlow.engine.training import autocast
 from howlow.errors import UserError
 
 _NEW_TOKENS = 4
@@ -47,47 +46,30 @@ _TOLERANCES: dict[Precision, Tolerance] = {
 
 
 def problem_with(
-    model: Any,
-    layout: Layout,
-    examples: Sequence[TokenizedExample],
-    *,
-    kernel: Kernel,
-    precision: Precision,
-    head: Head,
-    sequence_length: int,
-    pad_id: int,
+    model: Any, layout: Layout, examples: Sequence[TokenizedExample], *, execution: Execution, pad_id: int
 ) -> str | None:
     """What keeps a frozen model from taking a layout, in a few words; None where nothing does.
 
-    examples: those of the sweep; the longest are used. head: the one that training will use.
+    examples: those of the sweep; the longest are used. execution: that of training. Its layers are not compiled here.
     """
     if not takes_positions(base_of(model)):
         return f"{type(base_of(model)).__name__} takes no positions"
-    tolerance, probes = _TOLERANCES[precision], _probes(examples)
-    options = (precision, sequence_length, pad_id)
-    known = torch.unique(
-        torch.tensor([token for probe in probes for token in probe.prompt + probe.completion] + [pad_id])
-    )
+    probes, check = _probes(examples), execution.for_evaluation()
     try:
-        # Where few tokens are targets, few are read behind the last layer (`howlow.engine.last_layer`).
-        for loss_on in _LOSSES_ON:
-            common = (loss_on, kernel, head, *options)
-            expected = [_computed(model, [probe], known, "padded", *common) for probe in probes]
-            losses, gradient = _computed(model, probes, known, layout, *common)
-            if not _close(losses, torch.cat([one[0] for one in expected]), tolerance.loss):
-                return f"losses with {kernel} differ from those of padded"
-            if not _close(gradient, torch.stack([one[1] for one in expected]).sum(0), tolerance.gradient):
-                return f"gradients with {kernel} differ from those of padded"
-        if not depends_on_length(model, sequence_length):
-            return _decoding_problem(model, probes, layout, kernel, tolerance, *options)
+        with running(model, check) as run:
+            problem = _loss_problem(run, probes, layout, pad_id)
+        length = check.full_row
+        if problem is None and (length is None or not depends_on_length(model, length)):
+            with running(model, check.for_generation()) as run:
+                problem = _decoding_problem(run, probes, layout, pad_id, length)
     except _FAILURES as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    return None
+    return problem
 
 
 @torch.no_grad()
 def draws_at_random(model: nn.Module) -> bool:
-    """Whether a model in training mode gives the same tokens other logits each time: dropout that no module names."""
+    """Whether a model in training mode gives the same tokens new logits each time: dropout that no module names."""
     was_training = model.training
     ids = torch.arange(8, device=next(model.parameters()).device)[None]
     try:
@@ -108,32 +90,38 @@ def _probes(examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
     return longest + [TokenizedExample(f"probe {number}", "", prefix, end) for number, end in enumerate(turned)]
 
 
+def _loss_problem(run: Running, probes: Sequence[TokenizedExample], layout: Layout, pad_id: int) -> str | None:
+    tolerance, kernel = _TOLERANCES[run.execution.precision], _kernel(run.execution)
+    ids = [token for probe in probes for token in probe.prompt + probe.completion]
+    known = torch.unique(torch.tensor([*ids, pad_id]))
+    # With few targets few hidden states are used after the last layer's attention (`howlow.engine.last_layer`).
+    for loss_on in _LOSSES_ON:
+        expected = [_computed(run, [probe], known, "padded", loss_on, pad_id) for probe in probes]
+        losses, gradient = _computed(run, probes, known, layout, loss_on, pad_id)
+        if not _close(losses, torch.cat([one[0] for one in expected]), tolerance.loss):
+            return f"losses with {kernel} differ from those of padded"
+        if not _close(gradient, torch.stack([one[1] for one in expected]).sum(0), tolerance.gradient):
+            return f"gradients with {kernel} differ from those of padded"
+    return None
+
+
 def _computed(
-    model: Any,
-    probes: Sequence[TokenizedExample],
-    known: Tensor,
-    layout: Layout,
-    loss_on: LossOn,
-    kernel: Kernel,
-    head: Head,
-    precision: Precision,
-    sequence_length: int,
-    pad_id: int,
+    run: Running, probes: Sequence[TokenizedExample], known: Tensor, layout: Layout, loss_on: LossOn, pad_id: int
 ) -> tuple[Tensor, Tensor]:
     """Each probe's loss, and the gradient by the embedding of each `known` token id: (samples,) and (ids, width)."""
-    width = max(probe.length for probe in probes)  # padding beyond the longest changes nothing, and costs
-    batch = layouts.lay_out(probes, layout, width, pad_id, loss_on).to(model.device)
+    width = max(probe.length for probe in probes)  # padding beyond the longest changes nothing, and costs time
+    batch = layouts.lay_out(probes, layout, width, pad_id, loss_on).to(run.execution.device)
     leaves: list[Tensor] = []
 
     def as_leaf(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
         leaves.append(embedded.detach().requires_grad_())
         return leaves[-1]
 
-    hook = base_of(model).get_input_embeddings().register_forward_hook(as_leaf)
+    hook = base_of(run.model).get_input_embeddings().register_forward_hook(as_leaf)
     try:
-        with as_in_a_full_row(model, sequence_length), running(model, batch, head, kernel):
-            with autocast(model.device, precision):
-                losses, total = target_losses(model, batch, head)
+        with run.batch(batch):
+            with run.autocast():
+                losses, total = target_losses(run.model, batch, run.execution.head)
             total.backward()  # type: ignore[no-untyped-call]
     finally:
         hook.remove()
@@ -146,40 +134,38 @@ def _computed(
 
 
 def _decoding_problem(
-    model: Any,
-    probes: Sequence[TokenizedExample],
-    layout: Layout,
-    kernel: Kernel,
-    tolerance: Tolerance,
-    precision: Precision,
-    sequence_length: int,
-    pad_id: int,
+    run: Running, probes: Sequence[TokenizedExample], layout: Layout, pad_id: int, length: int | None
 ) -> str | None:
-    prompts = [(probe.prompt + probe.completion)[: sequence_length - _NEW_TOKENS] for probe in probes]
+    """length: the longest sequence; prompts and what is written must fit in it."""
+    longest = None if length is None else length - _NEW_TOKENS
+    prompts = [(probe.prompt + probe.completion)[:longest] for probe in probes]
     written = []
     for one in (layout, "padded"):
         rows, _ = generate(
-            model,
+            run,
             _Ids(),
             prompts,
             layout=one,
             prompt_length=max(map(len, prompts)),
             pad_id=pad_id,
-            precision=precision,
             max_new_tokens=_NEW_TOKENS,
             stop=None,
             eos=frozenset(),
-            kernel=kernel,
         )
         written.append(rows)
     for ours, theirs in zip(*written, strict=True):
-        if ours.text != theirs.text and theirs.smallest_margin > tolerance.margin:
-            return f"decoding with {kernel} writes other tokens than padded does"
+        if ours.text != theirs.text and theirs.smallest_margin > _TOLERANCES[run.execution.precision].margin:
+            return f"decoding with {_kernel(run.execution)} writes other tokens than padded does"
     return None
 
 
+def _kernel(execution: Execution) -> str:
+    """The kernel as the record names it: products are a form of SDPA's."""
+    return "flex" if execution.attention == "flex" else "sdpa"
+
+
 class _Ids:
-    """A tokenizer that reads token ids out."""
+    """A tokenizer whose text is the token ids."""
 
     def decode(self, ids: Sequence[int], **_: Any) -> str:
         return " ".join(map(str, ids))

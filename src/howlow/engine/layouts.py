@@ -1,29 +1,44 @@
 """How examples become a token batch.
 
-* `padded` (the paper's): each example is a row of its own, filled up to the sequence length. Padding stands after the
-  tokens, so causal attention never lets a token see it and no mask is needed; it is told from tokens by position, never
-  by its id (EOS is often the padding token and always a target).
-* `packed`: the examples stand one after the other in a single row without a token of padding, kept apart by the
-  attention mask, each with positions from 0.
+* `padded` (the paper's): each example is a row of its own, filled up to the sequence length. Padding follows the
+  tokens, so causal attention never lets a token see it and no mask is needed. A token is known as padding by its
+  position, never by its id: EOS is often the padding token and always a target.
+* `packed`: the examples follow each other in one row without padding. The attention mask keeps them apart, and each has
+  positions from 0.
 * `shared`: as packed, but tokens that several examples begin with (an instruction, a paragraph) stand there once, and
-  what continues them follows (`howlow.engine.prefix_tree`).
+  their continuations follow (`howlow.engine.prefix_tree`).
 
-All three hold the same targets of the same examples, so their loss and gradients are equal up to floating point: the
-hidden states of a prefix do not depend on what follows it, and its gradient is the sum over its continuations.
+All three hold the same targets of the same examples, so loss and gradients are equal up to floating point: the hidden
+states of a prefix do not depend on what follows it, and its gradient is the sum over its continuations.
+
+A batch is laid out on the host. Everything that a step would otherwise have to read from the device, such as the places
+of the targets and the bounds of the chunks of the loss, is computed then.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from howlow.engine.prefix_tree import Forest, length_of, plant
+from howlow.engine.prefix_tree import PrefixTree, build_prefix_tree, length_of
 from howlow.engine.tokens import TokenizedExample
 
 Layout = Literal["padded", "packed", "shared"]
 LossOn = Literal["completion", "all"]
+ROWS_AT_ONCE = 256
+"""Rows of logits that the loss computes at once: 50 MB in fp32 for a vocabulary of 49,152."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Predictors [first, end) of a batch, and the targets that they predict."""
+
+    first: int
+    end: int
+    targets: slice
 
 
 @dataclass(frozen=True)
@@ -31,12 +46,14 @@ class Batch:
     """Rows of tokens, and where the targets are.
 
     input_ids: (rows, length) int64.
-    predictors: (positions,) int64, flat positions row * length + column, each once, of the tokens that stand *before* a
-        target and whose hidden states predict it.
+    predictors: (positions,) int64, the tokens that stand *before* a target and whose hidden states predict it, each
+        once, as flat positions row * length + column.
     targets: (targets,) int64, the target tokens' ids; one entry for each example that has the target.
     sources: (targets,) int64, ascending, which of the predictors predicts each target.
     owners: (targets,) int64, which example of the batch each target belongs to.
-    forest: who sees whom, where the examples share a row; None where each has its own.
+    targets_of: (positions,) int64, how many targets each predictor predicts.
+    chunks: the predictors in parts of `ROWS_AT_ONCE`, with the bounds of their targets.
+    tree: who sees whom, where the examples share a row; None where each example has its own row.
     """
 
     input_ids: Tensor
@@ -44,9 +61,11 @@ class Batch:
     targets: Tensor
     sources: Tensor
     owners: Tensor
+    targets_of: Tensor
+    chunks: tuple[Chunk, ...]
     samples: int
     tokens: int
-    forest: Forest | None = None
+    tree: PrefixTree | None = None
 
     @property
     def target_tokens(self) -> int:
@@ -60,15 +79,15 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
-        return Batch(
-            self.input_ids.to(device),
-            self.predictors.to(device),
-            self.targets.to(device),
-            self.sources.to(device),
-            self.owners.to(device),
-            samples=self.samples,
-            tokens=self.tokens,
-            forest=self.forest.to(device) if self.forest else None,
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            predictors=self.predictors.to(device),
+            targets=self.targets.to(device),
+            sources=self.sources.to(device),
+            owners=self.owners.to(device),
+            targets_of=self.targets_of.to(device),
+            tree=self.tree.to(device) if self.tree else None,
         )
 
 
@@ -80,7 +99,7 @@ def count_targets(example: TokenizedExample, loss_on: LossOn) -> int:
 def lay_out(
     examples: Sequence[TokenizedExample], layout: Layout, sequence_length: int, pad_id: int, loss_on: LossOn
 ) -> Batch:
-    """The examples as a batch in the given layout; `sequence_length` and `pad_id` matter to `padded` alone."""
+    """The examples as a batch in the given layout; only `padded` uses `sequence_length` and `pad_id`."""
     if layout == "padded":
         return padded(examples, sequence_length, pad_id, loss_on)
     return packed(examples, loss_on) if layout == "packed" else shared(examples, loss_on)
@@ -116,8 +135,8 @@ def shared(examples: Sequence[TokenizedExample], loss_on: LossOn) -> Batch:
 
 
 def _in_one_row(examples: Sequence[TokenizedExample], loss_on: LossOn, share: bool) -> Batch:
-    forest, ids, places = plant([example.prompt + example.completion for example in examples], share=share)
-    return _batch(examples, ids[None], places, loss_on, forest)
+    tree, ids, places = build_prefix_tree([example.prompt + example.completion for example in examples], share=share)
+    return _batch(examples, ids[None], places, loss_on, tree)
 
 
 def _batch(
@@ -125,7 +144,7 @@ def _batch(
     input_ids: Tensor,
     places: Sequence[Tensor],
     loss_on: LossOn,
-    forest: Forest | None,
+    tree: PrefixTree | None,
 ) -> Batch:
     """A batch from the flat place of every token of every example."""
     before, targets, owners = [], [], []
@@ -136,15 +155,27 @@ def _batch(
         owners.append(torch.full((count,), owner))
     predictors, sources = torch.unique(torch.cat(before), return_inverse=True)
     order = torch.argsort(sources, stable=True)
+    sources = sources[order]
     return Batch(
         input_ids=input_ids,
         predictors=predictors,
         targets=torch.cat(targets)[order],
-        sources=sources[order],
+        sources=sources,
         owners=torch.cat(owners)[order],
+        targets_of=torch.bincount(sources, minlength=predictors.numel()),
+        chunks=_chunks(sources, predictors.numel()),
         samples=len(examples),
         tokens=sum(example.length for example in examples),
-        forest=forest,
+        tree=tree,
+    )
+
+
+def _chunks(sources: Tensor, predictors: int) -> tuple[Chunk, ...]:
+    edges = [*range(0, predictors, ROWS_AT_ONCE), predictors]
+    bounds = torch.searchsorted(sources, torch.tensor(edges)).tolist()
+    return tuple(
+        Chunk(first, end, slice(*targets))
+        for (first, end), targets in zip(pairwise(edges), pairwise(bounds), strict=True)
     )
 
 

@@ -1,53 +1,40 @@
-"""Summed negative log-likelihood of a batch's targets, with the vocabulary head where it is asked for.
+"""Summed negative log-likelihood of a batch's targets.
 
 With `head = "targets"` only the hidden states that predict a target go through the vocabulary head, a few hundred at a
-time, so that the logits of a whole batch never exist at once. The head is the model's own code (logit scaling and soft
-caps included): its decoder is made to hand over the chosen hidden states. Each chunk's gradient is computed where its
-logits are, in the forward pass, and only the hidden states' (and a trained head's) gradients are kept. The values are
-those of `head = "all"`.
+time, so the logits of a whole batch never exist at once. The head is the model's own code, logit scaling and soft caps
+included: its decoder is replaced by one that hands over the chosen hidden states. Each chunk's gradient is computed in
+the forward pass, where its logits are, and only the gradients of the hidden states (and of a trained head) are kept.
+The values are those of `head = "all"`.
+
+No function here reads the device, except `per_example`, which is called when the work is done.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from howlow.engine.attention import Kernel, among, company
-from howlow.engine.last_layer import reading
-from howlow.engine.layouts import Batch
+from howlow.engine.layouts import Batch, Chunk
 from howlow.engine.model import base_of, decoder_of
 
 Head = Literal["targets", "all"]
-ROWS_AT_ONCE = 256
-"""Rows of logits that exist at once: 50 MB in fp32 for a vocabulary of 49,152."""
-
-
-@contextmanager
-def running(model: nn.Module, batch: Batch, head: Head, kernel: Kernel) -> Iterator[None]:
-    """The context in which a model runs on a batch, forward and backward: who sees whom, and what is read."""
-    if batch.forest is None:
-        yield
-        return
-    read = reading(model, batch.predictors) if head == "targets" else nullcontext()
-    with read, among(model, company(batch.forest, kernel)):
-        yield
 
 
 def target_losses(model: nn.Module, batch: Batch, head: Head, scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
     """The targets' negative log-likelihood in nats.
 
-    scale: what the sum is multiplied with before its gradient is taken, loss scaling included; given here, and not
-        afterwards, because with head = "targets" gradients are made in the forward pass.
+    scale: the sum is multiplied by it before its gradient is taken, loss scaling included. It is an argument because
+        with head = "targets" the gradients are computed in the forward pass.
 
     Returns:
-        Each target's, (targets,) float32, without a graph; and their sum times `scale`, to call backward on.
+        Each target's loss, (targets,) float32, without a graph; and their sum times `scale`, to call backward on.
     """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-    if batch.forest is not None:
-        inputs["position_ids"] = batch.forest.positions[None]
+    if batch.tree is not None:
+        inputs["position_ids"] = batch.tree.positions[None]
     if head == "all":
         logits = model(**inputs).logits.flatten(0, 1)[batch.predictors]
         losses = _negative_log_likelihood(logits, batch.sources, batch.targets)
@@ -72,7 +59,7 @@ def _precise(logits: Tensor) -> Tensor:
 
 
 class _ChunkedHead(torch.autograd.Function):
-    """Hidden states (positions, width) -> losses and their scaled sum; gradients are ready when it returns."""
+    """Hidden states (positions, width) -> losses and their scaled sum; it computes the gradients at once."""
 
     @staticmethod
     def forward(
@@ -98,11 +85,11 @@ def _in_chunks(
     hidden = inputs[0]
     gradients = [torch.zeros_like(part) for part, is_needed in zip(inputs, needed, strict=True) if is_needed]
     losses, total = [], torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-    for start in range(0, hidden.shape[0], ROWS_AT_ONCE):
-        rows = slice(start, min(start + ROWS_AT_ONCE, hidden.shape[0]))
-        found, parts = _of_chunk(model, batch, scale, inputs, needed, rows)
+    for chunk in batch.chunks:
+        found, parts = _of_chunk(model, batch, scale, inputs, needed, chunk)
         losses.append(found)
         total += found.sum() * scale
+        rows = slice(chunk.first, chunk.end)
         places = [one[rows] if needed[0] and not index else one for index, one in enumerate(gradients)]
         for place, gradient in zip(places, parts, strict=True):
             place.add_(gradient)
@@ -110,13 +97,12 @@ def _in_chunks(
 
 
 def _of_chunk(
-    model: Any, batch: Batch, scale: Tensor | float, inputs: Sequence[Tensor], needed: Sequence[bool], rows: slice
+    model: Any, batch: Batch, scale: Tensor | float, inputs: Sequence[Tensor], needed: Sequence[bool], chunk: Chunk
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """The losses of some rows' targets, and the gradients of their scaled sum; the logits go when it returns."""
+    """The losses of a chunk's targets, and the gradients of their scaled sum; its logits are freed at the end."""
     hidden, *trained = inputs
-    part = hidden[rows].detach().requires_grad_(needed[0])
-    first, last = torch.searchsorted(batch.sources, batch.sources.new_tensor([rows.start, rows.stop])).tolist()
-    sources, targets = batch.sources[first:last] - rows.start, batch.targets[first:last]
+    part = hidden[chunk.first : chunk.end].detach().requires_grad_(needed[0])
+    sources, targets = batch.sources[chunk.targets] - chunk.first, batch.targets[chunk.targets]
     with torch.set_grad_enabled(any(needed)):
         logits = head_logits(model, part)
     log_chances = torch.log_softmax(_precise(logits.detach()), -1)
@@ -124,7 +110,7 @@ def _of_chunk(
     if not any(needed):
         return losses, ()
     # softmax - one-hot for each target, made in place of the log-probabilities
-    counts = torch.bincount(sources, minlength=len(log_chances))[:, None].to(log_chances.dtype)
+    counts = batch.targets_of[chunk.first : chunk.end, None].to(log_chances.dtype)
     upstream = log_chances.exp_().mul_(counts * scale)
     upstream.index_put_((sources, targets), -torch.as_tensor(scale).to(upstream), accumulate=True)
     wanted = [one for one, is_needed in zip((part, *trained), needed, strict=True) if is_needed]
@@ -132,7 +118,7 @@ def _of_chunk(
 
 
 def _outside_decoder(model: Any) -> Iterator[nn.Parameter]:
-    """The parameters that the head's code reads: those that are not within the decoder, and a tied head's."""
+    """The parameters that the head's code reads: those outside of the decoder, and those of a tied head."""
     inside = {id(parameter) for parameter in decoder_of(model).parameters()}
     head = base_of(model).get_output_embeddings()
     tied = {id(parameter) for parameter in head.parameters()} if head is not None else set()
@@ -142,7 +128,7 @@ def _outside_decoder(model: Any) -> Iterator[nn.Parameter]:
 
 
 class _Handed:
-    """A decoder's output of which only the hidden states are there; whatever else a head's code looks for is None."""
+    """A decoder's output with only the hidden states; all else that a head's code looks for is None."""
 
     def __init__(self, hidden: Tensor) -> None:
         self.last_hidden_state = hidden
@@ -174,6 +160,6 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 def per_example(losses: Tensor, batch: Batch) -> Tensor:
-    """Targets' losses summed for each example: (samples,) float64."""
+    """The targets' losses summed for each example: (samples,) float64, on the CPU; this reads the device."""
     sums = torch.zeros(batch.samples, dtype=torch.float64, device="cpu")
     return sums.index_add_(0, batch.owners.cpu(), losses.detach().double().cpu())

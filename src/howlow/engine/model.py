@@ -4,6 +4,7 @@ LoRA (Hu et al. 2021, section 4.1; the paper, section II): h = W x + s B A x. PE
 (out, rank), the other way round than the paper writes them.
 """
 
+import copy
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
@@ -22,14 +24,14 @@ from howlow import hub
 from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate, locate_tokenizer
 from howlow.errors import UserError
 
-Precision = Literal["fp32", "bf16", "fp16-autocast"]
 REFUSALS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError, AssertionError)
-"""What a model's own code raises where it is given something that it was not written for."""
+"""What a model's own code raises when it is given something that it was not written for."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What is known of a model without its weights."""
+    """What a model's config alone says of it."""
 
     architecture: str
     total_parameters: int
@@ -48,7 +50,7 @@ def load_config(reference: ModelReference, revision: str | None, trust_remote_co
 
 
 def _source_options(reference: ModelReference, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
-    """What every loader of transformers is told: without a network only the disk (and the hub's cache) is asked."""
+    """The options of every loader of transformers; without a network it looks on the disk and in the cache only."""
     if reference.is_local:
         return {"local_files_only": True, "trust_remote_code": trust_remote_code}
     offline = not hub.is_reachable()
@@ -58,7 +60,7 @@ def _source_options(reference: ModelReference, revision: str | None, trust_remot
 def load_tokenizer(
     model: ModelReference, tokenizer: str | None, revision: str | None, trust_remote_code: bool
 ) -> tuple[Any, str, bool]:
-    """The tokenizer, its name, and whether the packaged one stands in for a model that has none."""
+    """The tokenizer, its name, and whether the packaged one replaces that of a model that has none."""
     reference = locate_tokenizer(tokenizer) if tokenizer is not None else model
     substituted = tokenizer is None and not reference.has_tokenizer
     if substituted:
@@ -89,7 +91,7 @@ def structure(config: Any, trust_remote_code: bool) -> Structure:
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """The layers that can hold an adapter; the vocabulary head is not offered."""
+    """The layers that can hold an adapter, by name: (in, out); the vocabulary head is left out."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     shapes: dict[str, tuple[int, int]] = {}
     for name, module in model.named_modules():
@@ -101,10 +103,10 @@ def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def matched_layers(shapes: dict[str, tuple[int, int]], target_modules: Sequence[str]) -> list[str]:
-    """The layers that the target modules name, by PEFT's rule: the whole name or its end after a dot.
+    """The layers that match the target modules by PEFT's rule: by the whole name, or by its end after a dot.
 
     Raises:
-        UserError: a target that matches no layer, with those that would.
+        UserError: a target matches no layer; the message names the targets that would.
     """
     found: list[str] = []
     for target in target_modules:
@@ -130,7 +132,7 @@ def load_model(
 ) -> Any:
     """The base model on its device, in evaluation mode.
 
-    With random weights it is initialised on the device itself, from a seed of its own, the same for every trial.
+    Random weights are initialised on the device itself, from a fixed seed, so that every trial has the same.
     """
     if random_weights:
         torch.manual_seed(0)
@@ -146,7 +148,7 @@ def load_model(
         reference.is_local,
     )
     missing = sorted(loading["missing_keys"])
-    if missing:  # transformers would make them up
+    if missing:  # transformers would initialise them at random
         raise UserError(
             f"model {reference.name}: its weights lack {len(missing)} of the model's tensors ({missing[0]}, ...); "
             "the files belong to another model or are incomplete"
@@ -155,7 +157,7 @@ def load_model(
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends a generation: the generation config's, the config's and the tokenizer's EOS."""
+    """Every token that ends a generation: the EOS of the generation config, the config and the tokenizer."""
     found: set[int] = set()
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         ids = getattr(source, "eos_token_id", None)
@@ -173,7 +175,7 @@ def attach_lora(
     dropout: float,
     seed: int,
 ) -> Any:
-    """Put an adapter on the model: A uniform (Kaiming), B zero, so that training starts from the base model.
+    """Attach an adapter to the model: A uniform (Kaiming), B zero, so that training starts from the base model.
 
     The base is frozen; the adapter is stored in fp32 whatever the base's dtype.
     """
@@ -195,15 +197,15 @@ def attach_lora(
 
 
 def base_of(model: Any) -> Any:
-    """The causal language model within PEFT's wrapper, or the model itself."""
+    """The causal language model inside PEFT's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def decoder_of(model: Any) -> Any:
-    """The part of a model that ends in hidden states.
+    """The part of a model whose result is the hidden states.
 
     Raises:
-        UserError: the model does not say which it is.
+        UserError: the model does not name it.
     """
     base = base_of(model)
     decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
@@ -221,7 +223,7 @@ def _names_decoder(model: Any) -> bool:
 
 
 def merged(model: Any) -> Any:
-    """The base model with the adapter's product in copies of the adapted matrices; the adapter is gone from it.
+    """The base model with the adapter's product added to copies of the adapted matrices, and without the adapter.
 
     W + s B A is summed in fp32 and cast to the dtype of W; the matrices as loaded are left as they are.
     """
@@ -241,8 +243,8 @@ def merged(model: Any) -> Any:
 def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
     """Within this context the decoder's layers run compiled, each as a region of its own.
 
-    The layers are alike, so one compilation serves all; what changes from step to step (which positions go through the
-    vocabulary head) stays outside and never compiles anew.
+    The layers are alike, so one compilation serves all. The part that changes from step to step (which positions go
+    through the vocabulary head) is not compiled.
     """
     base = base_of(model)
     layers = list(getattr(base.get_decoder(), "layers", [])) if wanted else []
@@ -255,6 +257,27 @@ def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._compiled_call_impl = None
+
+
+def with_values(parts: _T) -> _T:
+    """Modules (or functions of them) whose code can be probed: the very same where their weights have values.
+
+    A model that is built from its config alone has none. Then this is a copy with random values on the CPU.
+    """
+    memo: dict[int, Any] = {}
+    for module in parts if isinstance(parts, tuple) else (parts,):
+        for tensor in _tensors(module):
+            if tensor.is_meta or isinstance(tensor, FakeTensor):
+                values = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor.dtype)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
+    return copy.deepcopy(parts, memo) if memo else parts
+
+
+def _tensors(module: Any) -> Iterator[Tensor]:
+    if isinstance(module, nn.Module):
+        yield from module.parameters()
+        yield from module.buffers()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

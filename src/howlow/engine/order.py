@@ -1,7 +1,7 @@
 """The order of training: every step has the same number of examples, only an epoch's last may be short.
 
-`groups`: the groups are shuffled and lie end to end, each kept together, so that examples with a common prefix meet in
-one step; a group may be split where a step ends. `examples`: the classic order, every example by itself.
+`groups`: the groups are shuffled and each is kept together, so that examples with a common prefix meet in one step; a
+group may be split where a step ends. `examples`: the classic order, in which every example is shuffled by itself.
 """
 
 import random

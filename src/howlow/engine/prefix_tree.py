@@ -1,12 +1,12 @@
-"""Token sequences in one row: what they begin with in common stands there once, and who may see whom.
+"""Token sequences in one row: a common prefix stands there once, and one number a token says who may see it.
 
-The sequences are sorted and grown into trees. A *segment* is a run of tokens that belongs to the same sequences; the
-segments that continue it are its children. Segments lie in the row depth first, each followed by everything below it,
-so one number a token says who sees it: token j is visible to token i exactly where j <= i < visible_until[j], the end
-of j's subtree. Positions count along the path from the root, not along the row.
+The sequences are sorted and made into a tree. A *segment* is a run of tokens that belongs to the same sequences; the
+segments that continue it are its children. The row holds the segments depth first, each followed by everything below
+it. So token j is visible to token i exactly where j <= i < visible_until[j], the end of j's subtree. Positions count
+along the path from the root, not along the row. Sequences without a common prefix have roots of their own.
 
-Prefixes may nest to any depth, and are found from the tokens alone. A common beginning shorter than `SMALLEST_SHARED`
-tokens is not worth a segment: its sequences would be tied into one tree, whose attention costs more than is saved.
+Prefixes may nest to any depth, and are found from the tokens alone. A common prefix shorter than `SMALLEST_SHARED`
+tokens gets no segment: it would join its sequences into one subtree, whose attention costs more than is saved.
 """
 
 from bisect import bisect_left
@@ -19,12 +19,12 @@ from torch import Tensor
 
 SMALLEST_SHARED = 8
 LARGEST_BLOCK = 384
-"""Siblings of together no more tokens than this attend in one masked block; larger ones each in their own."""
+"""Siblings with no more tokens than this in all attend in one masked block; larger ones each in a block of its own."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens [start, end) of the sequences `members`, as far as only they share them; `row` is where they stand."""
+    """Tokens [start, end) that exactly the sequences `members` share; `row` is their place in the row."""
 
     start: int
     end: int
@@ -37,8 +37,8 @@ class Segment:
 class Block:
     """Consecutive tokens of the row that attend together: to the blocks `ancestors`, and among themselves.
 
-    is_chain: among themselves plainly causal; else `Forest.mask` says who sees whom.
-    longest: tokens of the longest sequence up to here, ancestors included.
+    is_chain: they are plainly causal among themselves; otherwise `PrefixTree.mask` says who sees whom.
+    longest: tokens of the longest sequence up to the block's end, ancestors included.
     """
 
     start: int
@@ -49,12 +49,12 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Forest:
+class PrefixTree:
     """Who sees whom in a row.
 
     positions: (length,) int64, each token's position in its own sequences.
     visible_until: (length,) int64.
-    blocks: the row from left to right; every ancestor is a block before.
+    blocks: the row from left to right; a block's ancestors come before it.
     """
 
     positions: Tensor
@@ -62,15 +62,15 @@ class Forest:
     blocks: tuple[Block, ...]
     _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict, compare=False)
 
-    def to(self, device: torch.device) -> "Forest":
-        """The same on a device."""
-        return Forest(self.positions.to(device), self.visible_until.to(device), self.blocks)
+    def to(self, device: torch.device) -> "PrefixTree":
+        """The same tree on a device."""
+        return PrefixTree(self.positions.to(device), self.visible_until.to(device), self.blocks)
 
     def mask(self, index: int, dtype: torch.dtype, window: int | None, chunk: int | None) -> Tensor | None:
-        """What is added to the scores of block `index`: (queries, keys), 0 or -inf; None for plainly causal.
+        """The mask added to the scores of block `index`: (queries, keys), 0 or -inf; None for plainly causal.
 
-        The keys are those of the ancestors, then the block's own. window: a key is seen from positions less than this
-        many after its own. chunk: only from positions in the same chunk. Kept for the next layer that asks.
+        The keys are those of the ancestors, then the block's own. window: how many positions, its own included, can
+        see a key. chunk: only positions in the same chunk can. The mask is kept for the next layer.
         """
         block = self.blocks[index]
         window, chunk = (limit if limit and limit < block.longest else None for limit in (window, chunk))
@@ -96,13 +96,13 @@ class Forest:
         return seen
 
 
-def plant(sequences: Sequence[Sequence[int]], *, share: bool) -> tuple[Forest, Tensor, list[Tensor]]:
-    """Lay sequences into one row.
+def build_prefix_tree(sequences: Sequence[Sequence[int]], *, share: bool) -> tuple[PrefixTree, Tensor, list[Tensor]]:
+    """Put sequences into one row.
 
-    share: whether common beginnings stand there once.
+    share: whether a common prefix stands there once.
 
     Returns:
-        Who sees whom, the row's token ids (length,), and for each sequence the places of its tokens in the row.
+        The tree, the row's token ids (length,), and for each sequence the places of its tokens in the row.
     """
     segments = _segments(sequences, share)
     length = segments[-1].row + segments[-1].end - segments[-1].start
@@ -119,12 +119,12 @@ def plant(sequences: Sequence[Sequence[int]], *, share: bool) -> tuple[Forest, T
     visible_until = torch.empty(length, dtype=torch.int64)
     for segment, end in zip(segments, ends, strict=True):
         visible_until[segment.row : segment.row + segment.end - segment.start] = end
-    forest = Forest(positions, visible_until, tuple(_blocks(segments, ends)))
-    return forest, ids, [torch.cat(parts) for parts in places]
+    tree = PrefixTree(positions, visible_until, tuple(_blocks(segments, ends)))
+    return tree, ids, [torch.cat(parts) for parts in places]
 
 
 def length_of(sequences: Sequence[Sequence[int]], *, share: bool) -> int:
-    """The tokens of the row that `plant` lays these sequences into, without laying them."""
+    """The length of the row that `build_prefix_tree` makes of these sequences, without making it."""
     last = _segments(sequences, share)[-1]
     return last.row + last.end - last.start
 
@@ -147,16 +147,16 @@ def _append(found: list[Segment], start: int, end: int, parent: int | None, memb
 
 
 def _grow(sequences: Sequence[Sequence[int]], members: list[int], found: list[Segment]) -> None:
-    """Append the segments of `members`, which are sorted, depth first; not by recursion, as prefixes nest to any depth.
+    """Append the segments of the sorted `members`, depth first, without recursion: prefixes nest to any depth.
 
-    What waits: some members, the tokens of theirs that are placed, those that are known to be alike, and the parent.
+    An entry that waits: some members, how many of their tokens are placed, how many are known equal, and the parent.
     """
     waiting: list[tuple[list[int], int, int, int | None]] = [(members, 0, 0, None)]
     while waiting:
         members, start, common, parent = waiting.pop()
         first, last = sequences[members[0]], sequences[members[-1]]
         while common < min(len(first), len(last)) and first[common] == last[common]:
-            common += 1  # sorted, so what the first and the last have in common all have
+            common += 1  # sorted, so all have what the first and the last have in common
         if common > start and (len(members) == 1 or common - start >= SMALLEST_SHARED):
             parent = _append(found, start, common, parent, members)
             start = common
@@ -175,7 +175,7 @@ def _token(sequence: Sequence[int], place: int) -> int | None:
 
 
 def _subtree_ends(segments: Sequence[Segment], length: int) -> list[int]:
-    """For each segment where in the row its subtree ends."""
+    """The end of each segment's subtree in the row."""
     ends = [segment.row + segment.end - segment.start for segment in segments]
     for index in reversed(range(len(segments))):
         parent = segments[index].parent
@@ -190,7 +190,7 @@ def _blocks(segments: Sequence[Segment], ends: Sequence[int]) -> Iterator[Block]
     for index, segment in enumerate(segments):
         children.setdefault(segment.parent, []).append(index)
     rows = [segment.row for segment in segments]
-    after = [bisect_left(rows, end) for end in ends]  # the first segment behind each one's subtree
+    after = [bisect_left(rows, end) for end in ends]  # the first segment after each one's subtree
     waiting: list[tuple[int, tuple[int, ...]]] = [(root, ()) for root in reversed(children.get(None, []))]
     count = 0
     while waiting:

@@ -1,11 +1,10 @@
 """What a model's name means: a hub id, a folder, a GGUF file, the packaged model, or a known architecture.
 
-A GGUF file holds quantised weights. They are dequantised once into a folder of the platform's cache, named by the
-content of the file, so that the second load takes seconds; the folder appears whole, by renaming. Weights are read
-from safetensors only: pickles can run code, and are refused.
+A GGUF file holds quantised weights. They are dequantised once into a folder of the platform's cache, which is named by
+the file's content, so that the second load takes seconds. The folder is renamed into place when it is complete. Weights
+are read from safetensors only: pickles can run code, and are refused.
 """
 
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -22,7 +21,7 @@ from filelock import FileLock
 from huggingface_hub.errors import StrictDataclassError
 from platformdirs import user_cache_path
 
-from howlow.engine.weights import shards
+from howlow.engine.weights import file_sha256, shards
 from howlow.errors import UserError
 
 _OF_LOADERS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
@@ -33,7 +32,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 @dataclass(frozen=True)
 class ModelReference:
-    """Where a model is: a folder with a config (and weights, unless they are to be random), or a hub id."""
+    """Where a model is: a folder with a config (and weights, unless random ones are asked for), or a hub id."""
 
     name: str
     location: str
@@ -46,7 +45,7 @@ def locate(reference: str, random_weights: bool = False) -> ModelReference:
     """Find what `reference` names; a GGUF file is dequantised into the cache when it is first used.
 
     Raises:
-        UserError: nothing there, no weights, or pickle weights only.
+        UserError: nothing is there, or no weights, or only pickled ones.
     """
     if reference == PACKAGED:
         return ModelReference(reference, str(_dequantised(_packaged_gguf())), True, True)
@@ -67,7 +66,9 @@ def locate(reference: str, random_weights: bool = False) -> ModelReference:
     if path.is_file() and path.suffix == ".json" and random_weights:
         return ModelReference(reference, str(path), True, False)
     if path.exists():
-        raise UserError(f"model {reference}: a folder, a .gguf file or a hub id is expected, this is another file")
+        raise UserError(
+            f"model {reference}: a folder, a .gguf file or a hub id is expected, and this is another kind of file"
+        )
     if reference.startswith(("/", ".", "~")) or reference.count("/") > 1:
         raise UserError(f"model {reference}: no such folder or file")
     return ModelReference(reference, reference, False, True)
@@ -77,7 +78,7 @@ def locate_tokenizer(reference: str) -> ModelReference:
     """Find what the setting `tokenizer` names: as `locate`, but a folder needs neither config nor weights.
 
     Raises:
-        UserError: nothing there, or no tokenizer.
+        UserError: nothing is there, or no tokenizer.
     """
     path = Path(reference).expanduser()
     if path.is_dir() and reference != PACKAGED:
@@ -89,7 +90,7 @@ def locate_tokenizer(reference: str) -> ModelReference:
     except UserError as error:
         raise UserError(str(error).replace("model ", "tokenizer ", 1)) from None
     if not found.has_tokenizer:
-        raise UserError(f"tokenizer {reference}: only a config is there, which holds no tokenizer")
+        raise UserError(f"tokenizer {reference}: there is only a config, which has no tokenizer")
     return found
 
 
@@ -118,15 +119,10 @@ def _check_folder(folder: Path, random_weights: bool) -> None:
         shards(folder)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _dequantised(gguf: Path) -> Path:
-    """The folder in the cache with the file's weights in fp32 and its tokenizer; made when it is missing."""
+    """The folder in the cache with the file's weights in fp32 and its tokenizer; it is made if it is missing."""
     try:
-        digest = _sha256(gguf)
+        digest = file_sha256(gguf)
     except OSError as error:
         raise UserError(f"model {gguf}: {error.strerror}") from None
     cache = user_cache_path("howlow") / "models"
@@ -136,7 +132,7 @@ def _dequantised(gguf: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / f"{folder.name}.lock"):
         if not folder.is_dir():
-            for left in cache.glob(f".{folder.name}-*"):  # by a process that was killed
+            for left in cache.glob(f".{folder.name}-*"):  # left by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
             try:
@@ -169,7 +165,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool = False) -> Any:
-    """Run a transformers loader; its many failures become one line that says what to do.
+    """Run a transformers loader; each of its many failures becomes one line that says what to do.
 
     Raises:
         UserError: unknown name, no network, a gated model, remote code that was not allowed, pickle weights, weights
@@ -180,23 +176,25 @@ def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool 
     except RuntimeError as error:
         if "mismatch" not in str(error):  # an allocation that failed, above all
             raise
-        raise UserError(f"{what} {reference}: its weights do not fit its config; the files are of two models") from None
+        raise UserError(
+            f"{what} {reference}: its weights do not fit its config; the files belong to two models"
+        ) from None
     except Exception as error:
         if not isinstance(error, _OF_LOADERS) and type(error) is not Exception:  # tokenizers raises plain ones
             raise
         text, problem = str(error), _first_line(error)[:160]
         if "trust_remote_code" in text:
             raise UserError(
-                f"{what} {reference}: it brings code of its own; set trust_remote_code = true to run it"
+                f"{what} {reference}: it needs its own code; set trust_remote_code = true to run it"
             ) from None
         if is_local:
             raise UserError(
-                f"{what} {reference}: its files cannot be loaded ({problem}); see that they are whole, and of a "
-                "kind that transformers knows"
+                f"{what} {reference}: its files cannot be loaded ({problem}); check that they are complete, and of a "
+                "model type that transformers knows"
             ) from None
         if "safetensors" in text:
             raise UserError(f"{what} {reference}: no safetensors weights there; pickled weights are refused") from None
         raise UserError(
-            f"{what} {reference}: not found here, and the hub does not give it ({problem}); without a network give a "
+            f"{what} {reference}: not found here or on the hub ({problem}); without a network give a "
             f"folder, a GGUF file or {PACKAGED}"
         ) from None

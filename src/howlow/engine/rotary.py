@@ -1,8 +1,9 @@
 """Rotary positions whose frequencies depend on the longest row of the batch (dynamic NTK, LongRoPE).
 
-In the layout `padded` that row is as long as the sequence length whatever the examples are. Where examples share a row,
-its highest position is the longest example's, and the frequencies would be others. `as_in_a_full_row` shows the rotary
-module one position more, the last of a full row, and takes its angles away again: the same frequencies in every layout.
+In the layout `padded` every row is as long as the sequence length, whatever the examples are. Where examples share a
+row, its highest position is that of the longest example, and the frequencies would be others. `as_in_a_full_row` shows
+the rotary module one position more, the last of a full row, and drops the angles that it gives for it. So all layouts
+have the same frequencies.
 """
 
 from collections.abc import Iterator

@@ -1,11 +1,11 @@
-"""Examples -> tokens: prompt and completion tokenised apart and joined, cut or dropped at the sequence length.
+"""Examples -> tokens: prompt and completion tokenised separately, joined, and cut or dropped at the sequence length.
 
 * A completion ends with EOS, which is a target like any other token. Language modelling has no prompt: a text starts
   with BOS (EOS where the tokenizer has none), which is never a target, and does not get an EOS.
-* Training: what exceeds the sequence length in language modelling is cut; in other tasks the example is dropped.
+* Training: language modelling cuts a text that exceeds the sequence length; other tasks drop the example.
 * Test: no example is dropped. A prompt that leaves no room for its completion and the new tokens loses the end of its
-  context (or, where nothing marks a context, its beginning), so that the question stays; a question that does not fit
-  even without its context is refused.
+  context, or its beginning where no context is marked, so that the question stays. A question that does not fit even
+  without its context is refused.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from howlow.tasks import Example
 
 
 class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used here."""
 
     bos_token_id: int | None
     eos_token_id: int | None
@@ -35,9 +35,9 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """Token ids of one example; targets are the completion's (with `loss_on = "all"` also the prompt's but the first).
+    """Token ids of one example; targets are the completion, with `loss_on = "all"` also the prompt except its first.
 
-    `words` and `bytes` are those of exactly the text that is scored, after cutting (language modelling).
+    `words` and `bytes` count exactly the text that is scored, after cutting (language modelling).
     """
 
     id: str
@@ -64,16 +64,16 @@ def eos_of(tokenizer: Tokenizer) -> int:
 def _ids(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     if special and ids and ids[-1] == tokenizer.eos_token_id and ids[-1] != tokenizer.bos_token_id:
-        ids = ids[:-1]  # some tokenizers end every text; a prompt goes on
+        ids = ids[:-1]  # some tokenizers end every text, but a prompt is continued
     return ids
 
 
 def render(tokenizer: Any, example: Example, chat: bool) -> Example:
-    """With the template "chat": the prompt as the user's turn of the tokenizer's chat template."""
+    """The example with its prompt as the user's turn of the tokenizer's chat template, where `chat` asks for it."""
     if not chat:
         return example
     if not tokenizer.chat_template:
-        raise UserError('task.template = "chat": the tokenizer has no chat template; leave it out or give the text')
+        raise UserError('task.template = "chat": the tokenizer has no chat template; leave it out or give its text')
     mark = "\u2063\u2063"  # invisible separators stand for the prompt, so that the template cannot alter it
     turns = [{"role": "user", "content": mark}]
     text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
@@ -107,7 +107,7 @@ def tokenize_text(tokenizer: Tokenizer, example: Example, sequence_length: int) 
 
 
 def windows(tokenizer: Tokenizer, document: Example, sequence_length: int) -> list[tuple[Example, TokenizedExample]]:
-    """A document cut into windows that do not overlap: BOS and `sequence_length - 1` tokens each, the last shorter."""
+    """A document cut into windows without overlap: BOS and `sequence_length - 1` tokens each, the last shorter."""
     ids, spans = _ids_and_spans(tokenizer, document.completion)
     starts = [word.start() for word in re.finditer(r"\S+", document.completion)]
     room, first, start, found = sequence_length - 1, 0, 0, []
@@ -117,7 +117,7 @@ def windows(tokenizer: Tokenizer, document: Example, sequence_length: int) -> li
         text = document.completion[start:end]
         words = bisect_left(starts, end) - bisect_left(starts, start)  # a word counts where it begins
         name = f"{document.id}@{first}"
-        # A window is a leak where one of its longer lines stands in the test data; headings recur without harm.
+        # A window leaks test data if one of its longer lines occurs there; repeated headings do no harm.
         lines = tuple(line.strip() for line in text.splitlines() if len(line.split()) > 5)
         window = Example(name, name, "", "", "", text, overlap_keys=lines or (text,))
         found.append((window, _text(tokenizer, window, part, text, words)))
@@ -143,7 +143,7 @@ Span = tuple[int, int]
 
 
 def _ids_and_spans(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
-    """Token ids and, for each, the places in the text where it begins and ends.
+    """Token ids, and where in the text each one begins and ends.
 
     Tokens of one character (bytes of an emoji) each have that whole character's span.
     """
@@ -156,7 +156,7 @@ def _ids_and_spans(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Spa
 
 
 def _whole_characters(spans: Sequence[Span], room: int) -> int:
-    """How many tokens, at most `room`, end where a character ends; `room` where none does."""
+    """The most tokens, up to `room`, that end where a character ends; `room` if none does."""
     if len(spans) <= room:
         return len(spans)
     whole = (count for count in range(room, 0, -1) if spans[count][0] >= spans[count - 1][1])
@@ -171,8 +171,8 @@ def fit_prompt(
     room = sequence_length - max(max_new_tokens, len(whole.completion))
     if room < 1:
         raise UserError(
-            f"training.sequence_length {sequence_length} leaves no room for the prompt beside "
-            f"{max(max_new_tokens, len(whole.completion))} tokens of completion (test example {example.id}); "
+            f"training.sequence_length {sequence_length} leaves no room for the prompt with "
+            f"{max(max_new_tokens, len(whole.completion))} tokens after it (test example {example.id}); "
             "raise it, or lower inference.max_new_tokens"
         )
     shorter, context = whole, example.context
@@ -180,20 +180,21 @@ def fit_prompt(
         ids, spans = _ids_and_spans(tokenizer, context)
         keep = len(ids) - (len(shorter.prompt) - room)
         end = spans[keep - 1][1] if keep > 0 else 0
-        context = context[: end if end < len(context) else spans[-1][0]]  # a cut within a character takes it whole
+        # A cut within a character removes the whole character.
+        context = context[: end if end < len(context) else spans[-1][0]]
         shorter = tokenize(tokenizer, replace(example, context=context), chat)
     if len(shorter.prompt) > room and example.context:
         raise UserError(
             f"test example {example.id}: even without its context its prompt has {len(shorter.prompt)} tokens; "
-            f"training.sequence_length = {sequence_length} has room for {room} beside the answer "
-            f"(inference.max_new_tokens = {max_new_tokens}); raise the one or lower the other"
+            f"training.sequence_length = {sequence_length} leaves room for {room} before the answer "
+            f"(inference.max_new_tokens = {max_new_tokens}); raise training.sequence_length or lower max_new_tokens"
         )
     prompt = shorter.prompt[-room:] if len(shorter.prompt) > room else shorter.prompt
     return replace(whole, prompt=prompt, cut=prompt != whole.prompt)
 
 
 def fingerprint(examples: Sequence[TokenizedExample]) -> str:
-    """SHA-256 over ids and tokens: equal where, and only where, two trials see the same examples."""
+    """SHA-256 over ids and tokens: equal exactly if two trials see the same examples."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(repr((example.id, example.group, example.prompt, example.completion)).encode())

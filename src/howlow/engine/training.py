@@ -7,21 +7,23 @@ schedule that is a plain function of the step, so that a resumed training needs 
 Precision: `fp32`; `bf16`: autocast to bf16 over a bf16 base, the adapter's own weights in fp32; `fp16-autocast`: fp32
 weights, autocast to fp16, the loss scaled so that small gradients survive (the paper's mode, section III.D). A step
 whose scaled gradients overflow is skipped, as torch's scaler does.
+
+A step does not read the device: `Trainer.step` returns tensors, and its caller reads them once (`Trainer.outcome`).
+There is one exception. With loss scaling, torch's scaler itself reads whether gradients overflowed.
 """
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from howlow.engine.attention import Kernel
+from howlow.engine.execution import Running
 from howlow.engine.layouts import Batch
-from howlow.engine.loss import running, target_losses
-from howlow.engine.model import Precision
+from howlow.engine.loss import target_losses
+from howlow.engine.model import trainable
 
 MAX_SKIPPED_STEPS = 20
 
@@ -32,7 +34,7 @@ class DivergedError(Exception):
 
 @dataclass(frozen=True)
 class Optimization:
-    """How the optimizer moves."""
+    """The optimizer's settings."""
 
     learning_rate: float
     weight_decay: float = 0.0
@@ -54,6 +56,28 @@ class Optimization:
 
 
 @dataclass(frozen=True)
+class StepTensors:
+    """What one optimizer step did, not yet read from the device.
+
+    loss_sums: (micro_batches,), each one's summed loss. overflowed: whether the scaler skipped the step; None without
+    loss scaling.
+    """
+
+    step: int
+    target_tokens: int
+    loss_sums: Tensor
+    gradient_norm: Tensor
+    overflowed: Tensor | None
+
+    def read(self) -> list[float]:
+        """All numbers in one read: the loss sums, the gradient's norm, and 1 or 0 for a skipped step."""
+        last = [] if self.overflowed is None else [self.overflowed]
+        parts = [self.loss_sums, *(part.reshape(1) for part in (self.gradient_norm, *last))]
+        numbers: list[float] = torch.cat(parts).tolist()  # in the widest of their dtypes, so that none is rounded
+        return numbers if last else [*numbers, 0.0]
+
+
+@dataclass(frozen=True)
 class StepOutcome:
     """What one optimizer step did."""
 
@@ -62,86 +86,81 @@ class StepOutcome:
     skipped: bool
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The context in which forward passes run."""
-    if precision == "fp32":
-        return nullcontext()
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
-    return torch.autocast(device.type, dtype=dtype)
-
-
 class Trainer:
-    """Model, optimizer and scaler of one training; `step` is the whole loop's body."""
+    """Optimizer and scaler of one training; `step` is the whole loop's body."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        parameters: dict[str, nn.Parameter],
-        optimization: Optimization,
-        *,
-        device: torch.device,
-        precision: Precision,
-        head: Literal["targets", "all"],
-        kernel: Kernel = "sdpa",
-    ) -> None:
-        self.model = model
-        self.parameters = parameters
+    def __init__(self, running: Running, optimization: Optimization) -> None:
+        execution = running.execution
+        self.running = running
+        self.parameters = trainable(running.model)
         self.optimization = optimization
-        self.device = device
-        self.precision = precision
-        self.head: Literal["targets", "all"] = head
-        self.kernel: Kernel = kernel
+        self.device = execution.device
         self.optimizer = torch.optim.AdamW(
-            parameters.values(),
+            self.parameters.values(),
             lr=optimization.learning_rate,
             betas=optimization.betas,
             weight_decay=optimization.weight_decay,
         )
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16-autocast")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=execution.scales_loss)
         self.steps_done = 0
         self.skipped_in_a_row = 0
 
-    def step(self, micro_batches: Sequence[Batch]) -> StepOutcome:
+    def step(self, micro_batches: Sequence[Batch]) -> StepTensors:
         """Forward and backward over the micro-batches, one at a time on the device, then one move of the optimizer.
 
-        Raises:
-            DivergedError: the loss is not finite, or too many steps in a row were skipped.
+        The caller reads the result with `outcome` before it does anything with the weights.
         """
         target_tokens = sum(batch.target_tokens for batch in micro_batches)
-        scale = self.scaler.scale(torch.ones((), device=self.device)) / target_tokens
-        total = 0.0
+        scale, sums = self._loss_scale() / target_tokens, []
         for batch in (batch.to(self.device) for batch in micro_batches):
             # also around backward, which recomputes with gradient checkpointing
-            with running(self.model, batch, self.head, self.kernel):
-                with autocast(self.device, self.precision):
-                    losses, scaled = target_losses(self.model, batch, self.head, scale)
+            with self.running.batch(batch):
+                with self.running.autocast():
+                    losses, scaled = target_losses(self.running.model, batch, self.running.execution.head, scale)
                 scaled.backward()  # type: ignore[no-untyped-call]
-            total += float(losses.sum()) / target_tokens
-        if not math.isfinite(total):
-            raise DivergedError(f"the loss of step {self.steps_done} is {total}")
-        return self._move(total)
+            sums.append(losses.sum())
+        norm, overflowed = self._move()
+        self.steps_done += 1
+        return StepTensors(self.steps_done - 1, target_tokens, torch.stack(sums), norm, overflowed)
 
-    def _move(self, loss: float) -> StepOutcome:
+    def _loss_scale(self) -> Tensor:
+        scale: Tensor = self.scaler.scale(torch.ones((), device=self.device))
+        return scale
+
+    def _move(self) -> tuple[Tensor, Tensor | None]:
+        """Move the weights; returns the gradient's norm, and whether the scaler skipped the step."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.optimization.learning_rate_at(self.steps_done)
         self.scaler.unscale_(self.optimizer)
-        limit = self.optimization.max_grad_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
-        scale = self.scaler.get_scale()
+        limit, before = self.optimization.max_grad_norm or math.inf, self._loss_scale()
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), limit)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        skipped = self.scaler.is_enabled() and self.scaler.get_scale() < scale
-        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
-        self.steps_done += 1
+        return norm, self._loss_scale() < before if self.scaler.is_enabled() else None
+
+    def outcome(self, moved: StepTensors) -> StepOutcome:
+        """Read from the device what the last step did.
+
+        Raises:
+            DivergedError: the loss or the gradient is not finite, or too many steps in a row were skipped. The weights
+                are then of no use, and must not be saved.
+        """
+        *sums, norm, overflowed = moved.read()
+        loss = 0.0
+        for part in sums:
+            loss += part / moved.target_tokens
+        if not math.isfinite(loss):
+            raise DivergedError(f"the loss of step {moved.step} is {loss}")
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if overflowed else 0
         if self.skipped_in_a_row >= MAX_SKIPPED_STEPS:
             raise DivergedError(f"{MAX_SKIPPED_STEPS} steps in a row were skipped: their fp16 gradients overflow")
         if not self.scaler.is_enabled() and not math.isfinite(norm):
-            raise DivergedError(f"the gradient of step {self.steps_done - 1} is not finite")
-        return StepOutcome(loss, norm if math.isfinite(norm) else None, skipped)
+            raise DivergedError(f"the gradient of step {moved.step} is not finite")
+        return StepOutcome(loss, norm if math.isfinite(norm) else None, bool(overflowed))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the next step depends on, generators aside: tensors by name, and plain values."""
+        """All that the next step depends on, except generators: tensors by name, and plain values."""
         tensors = {f"parameter.{name}": parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():

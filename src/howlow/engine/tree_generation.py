@@ -1,13 +1,13 @@
-"""Greedy generation from prompts that begin alike: a common prefix's keys and values are computed once.
+"""Greedy generation from prompts that share a row: a common prefix's keys and values are computed once.
 
-The prompts lie in one row as in the layouts `packed` and `shared` (`howlow.engine.prefix_tree`). One forward pass
-computes all of it and keeps every layer's keys and values; then each prompt is continued by a token at a time, all of
-them in one row of as many tokens as prompts are still going on. Each tree of prompts has a region of the cache: its
-tokens, then one slot a prompt for every new token. So the prompts of a tree attend to one slice of the cache, behind a
-mask that says which of its tokens are on a prompt's own path.
+The prompts form a prefix tree, as in the layouts `packed` and `shared` (`howlow.engine.prefix_tree`). One forward pass
+computes the whole row and keeps every layer's keys and values. Then each step continues the prompts that have not ended
+by a token each, all in one row. The prompts that share a root have a *region* of the cache: their tokens, then one slot
+a prompt for every new token. So they attend to one slice of the cache, under a mask that says which of its slots are on
+a prompt's own path.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -15,48 +15,200 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from howlow.engine.attention import Company, Kernel, Limits, among, company, sdpa
-from howlow.engine.last_layer import reading
+from howlow.engine.attention import sdpa, tree_attention
+from howlow.engine.attention_context import AttentionContext, Limits
+from howlow.engine.execution import Running
 from howlow.engine.loss import head_logits
 from howlow.engine.model import decoder_of
-from howlow.engine.prefix_tree import Forest, plant
+from howlow.engine.prefix_tree import PrefixTree, build_prefix_tree
+
+
+class Writer(Protocol):
+    """Chooses tokens, and knows which prompts are done."""
+
+    def write(self, prompts: Sequence[int], logits: Tensor) -> Tensor:
+        """The next token of each of these prompts, (prompts,) int64, from its logits (prompts, vocabulary)."""
+
+    def is_done(self, prompt: int) -> bool:
+        """Whether this prompt's continuation has ended."""
 
 
 @dataclass(frozen=True)
-class Tree:
-    """Prompts that share a root: which they are, where their tokens lie in the row, where their region begins.
+class Region:
+    """The prompts that share a root: which they are, where their tokens are in the row, where their slots begin.
 
-    lengths: (prompts,), each prompt's tokens. seen: (prompts, region) bool, which slots are on each prompt's own path.
+    lengths: (prompts,), each prompt's tokens. seen: (prompts, slots) bool, which slots are on each prompt's own path.
     positions: the same shape, the positions of those slots.
     """
 
     prompts: tuple[int, ...]
     start: int
     end: int
-    region: int
+    first_slot: int
     lengths: Tensor
     seen: Tensor
     positions: Tensor
 
     def new_slots(self, rows: Tensor, step: int) -> Tensor:
-        """Where these prompts' tokens of a step are kept."""
-        return rows + (self.region + self.end - self.start + step * len(self.prompts))
+        """The slots that keep these prompts' tokens of a step."""
+        return rows + (self.first_slot + self.end - self.start + step * len(self.prompts))
 
-    def to(self, device: torch.device) -> "Tree":
-        """The same on a device."""
+    def to(self, device: torch.device) -> "Region":
+        """The same region on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("lengths", "seen", "positions")}
         return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """Prompts laid out in one row, with the slots of their keys and values.
+
+    ids: (length,) int64. slots: (length,) int64, the slot of each token. order: the prompts, region by region.
+    last: (prompts,) int64, the place of each one's last token, in that order. ends: the same places, each once.
+    """
+
+    tree: PrefixTree
+    ids: Tensor
+    slots: Tensor
+    last: Tensor
+    ends: Tensor
+    regions: tuple[Region, ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the row."""
+        return self.ids.numel()
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The prompts, region by region."""
+        return tuple(prompt for region in self.regions for prompt in region.prompts)
+
+    @property
+    def slot_count(self) -> int:
+        """Slots of all regions."""
+        return self.regions[-1].first_slot + self.regions[-1].seen.shape[1]
+
+    def to(self, device: torch.device) -> "PromptRow":
+        """The same row on a device."""
+        moved = {name: getattr(self, name).to(device) for name in ("tree", "ids", "slots", "last", "ends")}
+        return replace(self, **moved, regions=tuple(region.to(device) for region in self.regions))
+
+
+def lay_out_prompts(prompts: Sequence[Sequence[int]], *, share: bool, max_new_tokens: int) -> PromptRow:
+    """Lay out prompts, on the host; share: whether a common prefix is computed once."""
+    tree, ids, places = build_prefix_tree(prompts, share=share)
+    regions = _regions(tree, places, max_new_tokens)
+    order = [prompt for region in regions for prompt in region.prompts]
+    last = torch.stack([places[prompt][-1] for prompt in order])
+    slots = [torch.arange(one.first_slot, one.first_slot + one.end - one.start) for one in regions]
+    return PromptRow(tree, ids, torch.cat(slots), last, torch.unique(last), tuple(regions))
+
+
+def _regions(tree: PrefixTree, places: Sequence[Tensor], max_new_tokens: int) -> list[Region]:
+    """The regions with their prompts, from left to right."""
+    members: dict[int, list[int]] = {}
+    for prompt, place in enumerate(places):
+        members.setdefault(int(place[0]), []).append(prompt)
+    starts = sorted(members)
+    ends = [*starts[1:], tree.positions.numel()]
+    found: list[Region] = []
+    for start, end in zip(starts, ends, strict=True):
+        first_slot = found[-1].first_slot + found[-1].seen.shape[1] if found else 0
+        found.append(_region(tree, places, members[start], (start, end), first_slot, max_new_tokens))
+    return found
+
+
+def _region(
+    tree: PrefixTree,
+    places: Sequence[Tensor],
+    prompts: Sequence[int],
+    span: tuple[int, int],
+    first_slot: int,
+    max_new_tokens: int,
+) -> Region:
+    (start, end), count = span, len(prompts)
+    lengths = torch.tensor([places[prompt].numel() for prompt in prompts])
+    new = torch.arange(count * max_new_tokens)
+    on_path = torch.zeros((count, end - start), dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        on_path[row, places[prompt] - start] = True
+    own = new[None] % count == torch.arange(count)[:, None]
+    there = tree.positions[start:end].expand(count, -1)
+    return Region(
+        prompts=tuple(prompts),
+        start=start,
+        end=end,
+        first_slot=first_slot,
+        lengths=lengths,
+        seen=torch.cat([on_path, own], dim=1),
+        positions=torch.cat([there, lengths[:, None] + new[None] // count], dim=1),
+    )
+
+
+# -- on the device ------------------------------------------------------------------------------------------------
+
+
+class Continuation:
+    """Prompts on the device: read once, then continued a token at a time. Nothing here reads the device."""
+
+    def __init__(self, running: Running, row: PromptRow) -> None:
+        self._running, self._row, self._steps = running, row, 0
+        self._slots = _Slots(row.slot_count, row.slots)
+        self._cache = Cache(layer_class_to_replicate=lambda: _Layer(self._slots))
+
+    def read_prompts(self) -> Tensor:
+        """Logits behind every prompt, in the row's order: (prompts, vocabulary)."""
+        row, execution = self._row, self._running.execution
+        context = tree_attention(row.tree, execution.attention, execution.kernels_kept)
+        hidden = self._hidden(row.ids, row.tree.positions, context, row.ends)
+        self._slots.is_reading_prompts = False
+        return head_logits(self._running.model, hidden[row.last])
+
+    def step(self, prompts: Sequence[int], tokens: Tensor) -> Tensor:
+        """Logits behind the prompts that go on, (prompts, vocabulary), when each one's newest token is given.
+
+        prompts: in the row's order. tokens: (prompts,) int64.
+        """
+        step, self._steps = self._steps, self._steps + 1
+        active = self._active(set(prompts), step)
+        self._slots.where = torch.cat([one.region.new_slots(one.rows, step) for one in active])
+        positions = torch.cat([one.region.lengths[one.rows] for one in active]) + step
+        return head_logits(self._running.model, self._hidden(tokens, positions, _StepAttention(active, step)))
+
+    def _hidden(self, ids: Tensor, positions: Tensor, context: AttentionContext, used: Tensor | None = None) -> Tensor:
+        inputs: dict[str, Any] = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": True}
+        with self._running.row(context, used):
+            output = decoder_of(self._running.model)(**inputs, past_key_values=self._cache)
+        hidden: Tensor = output.last_hidden_state[0]
+        return hidden
+
+    def _active(self, going: set[int], step: int) -> list["_ActiveRegion"]:
+        found = []
+        for region in self._row.regions:
+            rows = [row for row, prompt in enumerate(region.prompts) if prompt in going]
+            if rows:
+                used = region.end - region.start + (step + 1) * len(region.prompts)
+                found.append(_ActiveRegion(region, torch.tensor(rows, device=region.seen.device), used))
+        return found
+
+
+class _Slots:
+    """The slots that keep the tokens of the next forward pass."""
+
+    def __init__(self, size: int, where: Tensor) -> None:
+        self.size, self.where, self.is_reading_prompts = size, where, True
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's keys and values: (1, key heads, slots, dimension)."""
 
-    def __init__(self, cache: "_Slots") -> None:
+    def __init__(self, cache: _Slots) -> None:
         super().__init__()
         self._cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Take the room for all slots when the first layer's shapes are seen."""
+        """Take the memory for all slots when the first layer's shapes are known."""
         self.keys, self.values = (
             part.new_zeros((1, part.shape[1], self._cache.size, part.shape[3])) for part in (key_states, value_states)
         )
@@ -73,47 +225,55 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         return (key_states, value_states) if self._cache.is_reading_prompts else (self.keys, self.values)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Not asked: no mask is made for our attention."""
+        """Not used: no mask is made for our attention."""
         return query_length, 0
 
     def get_seq_length(self) -> int:
-        """Positions are always given, so that nothing follows from this."""
+        """Not used: positions are always given."""
         return 0
 
     def get_max_length(self) -> int:
-        """No limit of its own."""
+        """The cache has no limit of its own."""
         return -1
 
 
-class _Slots:
-    """Where the tokens of the next forward pass are kept."""
+@dataclass(frozen=True)
+class _ActiveRegion:
+    """A region's prompts that go on (`rows`, numbers within the region), and how many of its slots are in use."""
 
-    def __init__(self, size: int, where: Tensor) -> None:
-        self.size, self.where, self.is_reading_prompts = size, where, True
+    region: Region
+    rows: Tensor
+    used: int
+
+    @property
+    def slots(self) -> slice:
+        """The slots in use."""
+        return slice(self.region.first_slot, self.region.first_slot + self.used)
 
 
-class _Continuing:
-    """The newest token of every prompt that goes on, attending to its own path (`howlow.engine.attention.Company`)."""
+class _StepAttention:
+    """The newest token of every prompt that goes on, attending to its own path: an `AttentionContext`."""
 
-    def __init__(self, parts: Sequence["_Part"], step: int) -> None:
-        self._parts, self._step = parts, step
+    def __init__(self, active: Sequence[_ActiveRegion], step: int) -> None:
+        self._active, self._step = active, step
         self._masks: dict[tuple[int, int | None, int | None], Tensor] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
-        """One masked attention a tree."""
-        queries = torch.split(query, [part.rows.numel() for part in self._parts], dim=2)
+        """One masked attention a region."""
+        queries = torch.split(query, [one.rows.numel() for one in self._active], dim=2)
         found = []
-        for number, part in enumerate(self._parts):
+        for number, one in enumerate(self._active):
             mask = self._mask(number, query.dtype, limits)
-            found.append(sdpa(queries[number], key[:, :, part.slots], value[:, :, part.slots], mask, limits))
+            found.append(sdpa(queries[number], key[:, :, one.slots], value[:, :, one.slots], mask, limits))
         return torch.cat(found, dim=2)
 
     def _mask(self, number: int, dtype: torch.dtype, limits: Limits) -> Tensor:
         key = (number, limits.window, limits.chunk)
         if key not in self._masks:
-            tree, rows, used = self._parts[number].tree, self._parts[number].rows, self._parts[number].used
-            seen, there = tree.seen[rows, :used], tree.positions[rows, :used]
-            here = tree.lengths[rows, None] + self._step
+            active = self._active[number]
+            region, rows, used = active.region, active.rows, active.used
+            seen, there = region.seen[rows, :used], region.positions[rows, :used]
+            here = region.lengths[rows, None] + self._step
             if limits.window is not None:
                 seen = seen & (here - there < limits.window)
             if limits.chunk is not None:
@@ -121,130 +281,3 @@ class _Continuing:
             blank = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             self._masks[key] = blank.masked_fill_(~seen, -torch.inf)
         return self._masks[key]
-
-
-@dataclass(frozen=True)
-class _Part:
-    """The prompts of a tree that go on (`rows`, numbers within the tree), and how much of its region is in use."""
-
-    tree: Tree
-    rows: Tensor
-    used: int
-
-    @property
-    def slots(self) -> slice:
-        """The part of the region in use."""
-        return slice(self.tree.region, self.tree.region + self.used)
-
-
-class Writer(Protocol):
-    """Chooses tokens, and knows which prompts are done."""
-
-    def write(self, prompts: Sequence[int], logits: Tensor) -> Tensor:
-        """The next token of each of these prompts, (prompts,) int64, from its logits (prompts, vocabulary)."""
-
-    def is_done(self, prompt: int) -> bool:
-        """Whether this prompt's continuation has ended."""
-
-
-@torch.inference_mode()
-def continue_prompts(
-    model: Any,
-    prompts: Sequence[Sequence[int]],
-    writer: Writer,
-    *,
-    share: bool,
-    kernel: Kernel,
-    max_new_tokens: int,
-    on_prompts_read: Callable[[int], None] = lambda _: None,
-) -> int:
-    """Continue prompts for as long as any goes on; returns the tokens that the model ran on.
-
-    share: whether common beginnings are computed once. on_prompts_read: called with the tokens computed so far when
-    the prompts are read and a token each is written.
-    """
-    device = model.device
-    forest, ids, places = plant(prompts, share=share)
-    trees = _trees(forest, places, max_new_tokens, device)
-    going = [prompt for tree in trees for prompt in tree.prompts]
-    where = torch.cat([torch.arange(tree.region, tree.region + tree.end - tree.start) for tree in trees])
-    slots = _Slots(trees[-1].region + trees[-1].seen.shape[1], where.to(device))
-    cache = Cache(layer_class_to_replicate=lambda: _Layer(slots))
-
-    def run(ids: Tensor, positions: Tensor, together: Company) -> Tensor:
-        with among(model, together):
-            inputs = {"input_ids": ids[None].to(device), "position_ids": positions[None].to(device)}
-            hidden: Tensor = decoder_of(model)(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[0]
-        return hidden
-
-    last = torch.stack([places[prompt][-1] for prompt in going]).to(device)
-    with reading(model, torch.unique(last)):
-        hidden = run(ids, forest.positions, company(forest.to(device), kernel))
-    chosen, computed = writer.write(going, head_logits(model, hidden[last])), ids.numel()
-    on_prompts_read(computed)
-    slots.is_reading_prompts = False
-    for step in range(max_new_tokens - 1):
-        kept = [index for index, prompt in enumerate(going) if not writer.is_done(prompt)]
-        if not kept:
-            break
-        going, chosen = [going[index] for index in kept], chosen[kept]
-        parts = _parts(trees, set(going), step)
-        slots.where = torch.cat([part.tree.new_slots(part.rows, step) for part in parts])
-        positions = torch.cat([part.tree.lengths[part.rows] for part in parts]) + step
-        hidden = run(chosen, positions, _Continuing(parts, step))
-        chosen = writer.write(going, head_logits(model, hidden))
-        computed += len(going)
-    return computed
-
-
-def _parts(trees: Sequence[Tree], going: set[int], step: int) -> list[_Part]:
-    """The trees with prompts that go on."""
-    found = []
-    for tree in trees:
-        rows = [row for row, prompt in enumerate(tree.prompts) if prompt in going]
-        if rows:
-            used = tree.end - tree.start + (step + 1) * len(tree.prompts)
-            found.append(_Part(tree, torch.tensor(rows, device=tree.seen.device), used))
-    return found
-
-
-def _trees(forest: Forest, places: Sequence[Tensor], max_new_tokens: int, device: torch.device) -> list[Tree]:
-    """The row's trees with their prompts, from left to right."""
-    members: dict[int, list[int]] = {}
-    for prompt, place in enumerate(places):
-        members.setdefault(int(place[0]), []).append(prompt)
-    starts = sorted(members)
-    ends = [*starts[1:], forest.positions.numel()]
-    found, region = [], 0
-    for start, end in zip(starts, ends, strict=True):
-        tree = _tree(forest, places, members[start], (start, end), region, max_new_tokens)
-        found.append(tree.to(device))
-        region += tree.seen.shape[1]
-    return found
-
-
-def _tree(
-    forest: Forest,
-    places: Sequence[Tensor],
-    prompts: Sequence[int],
-    span: tuple[int, int],
-    region: int,
-    max_new_tokens: int,
-) -> Tree:
-    (start, end), count = span, len(prompts)
-    lengths = torch.tensor([places[prompt].numel() for prompt in prompts])
-    new = torch.arange(count * max_new_tokens)
-    on_path = torch.zeros((count, end - start), dtype=torch.bool)
-    for row, prompt in enumerate(prompts):
-        on_path[row, places[prompt] - start] = True
-    own = new[None] % count == torch.arange(count)[:, None]
-    there = forest.positions[start:end].expand(count, -1)
-    return Tree(
-        prompts=tuple(prompts),
-        start=start,
-        end=end,
-        region=region,
-        lengths=lengths,
-        seen=torch.cat([on_path, own], dim=1),
-        positions=torch.cat([there, lengths[:, None] + new[None] // count], dim=1),
-    )

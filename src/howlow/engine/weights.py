@@ -1,23 +1,31 @@
-"""Weights on a disk, looked at without being read: which files they are in, and whether they fit the model.
+"""Weights on a disk: which files hold them, the hash of these files, and whether they fit the model.
 
-The headers of safetensors files tell every tensor's name and shape. They are given, as tensors without storage, to the
-loader that a trial uses, which renames, converts and ties what it must; what it then misses is missing.
+Whether they fit is seen without reading them. The headers of safetensors files hold every tensor's name and shape; as
+tensors without storage these go to the loader that a trial uses, which renames, converts and ties what it must. What it
+then misses is missing.
+
+A file is hashed whole, once: the hash is kept in the user's cache under the file's path, size, modification time and
+inode, so later starts do not read the file again.
 """
 
 import copy
 import hashlib
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from howlow.errors import UserError
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_SAMPLES, _SAMPLE_BYTES = 128, 4096
+_SETTLED_S = 2.0
+"""A file that was hashed sooner after it was written may have been written again within a tick of the disk's clock."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -25,7 +33,7 @@ def shards(folder: Path) -> list[Path]:
     """The files that hold a model's weights.
 
     Raises:
-        UserError: none, pickles only, a shard that the index names is not there, a file that is no safetensors.
+        UserError: no weights, pickles only, a shard of the index that is missing, a file that is not safetensors.
     """
     if (folder / _SINGLE).exists():
         found = [folder / _SINGLE]
@@ -42,18 +50,41 @@ def shards(folder: Path) -> list[Path]:
     return found
 
 
-def sampled_hash(folder: Path) -> bytes:
-    """A hash of the weights' headers and of blocks spread evenly over them; reads at most a MB of each file."""
+def weights_sha256(folder: Path) -> str:
+    """A hash of the names and contents of a folder's weights."""
     digest = hashlib.sha256()
     for shard in sorted(folder.glob("*.safetensors")):
-        size = shard.stat().st_size
-        digest.update(f"{shard.name} {size}\n".encode())
-        with shard.open("rb") as file:
-            digest.update(file.read(_SAMPLE_BYTES * _SAMPLES))
-            for number in range(_SAMPLES):
-                file.seek(size * number // _SAMPLES)
-                digest.update(file.read(_SAMPLE_BYTES))
-    return digest.digest()
+        digest.update(f"{shard.name} {file_sha256(shard)}\n".encode())
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, read from the user's cache where the file has not changed since it was hashed.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    seen = path.stat()
+    known = json.dumps([str(path.resolve()), seen.st_size, seen.st_mtime_ns, seen.st_ino])
+    kept = user_cache_path("howlow") / "hashes" / hashlib.sha256(known.encode()).hexdigest()
+    if kept.is_file() and kept.stat().st_mtime - seen.st_mtime > _SETTLED_S:
+        return kept.read_text(encoding="ascii")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    _keep(kept, found)
+    return found
+
+
+def _keep(path: Path, text: str) -> None:
+    """Write a cached hash whole; without a cache that can be written the next start hashes again."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="ascii")
+        temporary.replace(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _indexed(folder: Path) -> list[Path]:
@@ -79,7 +110,9 @@ def _no_weights(folder: Path) -> UserError:
             f"model {folder}: {pickles[0]} holds pickled weights, which can run code and are refused; "
             "convert them to safetensors (save_pretrained does)"
         )
-    return UserError(f"model {folder}: no weights (*.safetensors) beside config.json; or set random_weights = true")
+    return UserError(
+        f"model {folder}: no weights (*.safetensors) next to config.json; add them, or set random_weights = true"
+    )
 
 
 def headers(folder: Path) -> dict[str, Tensor]:
@@ -93,9 +126,9 @@ def headers(folder: Path) -> dict[str, Tensor]:
 
 
 def check_fit(folder: Path, config: Any, trust_remote_code: bool) -> list[str]:
-    """Refuse weights that do not fill the model; returns the names of tensors that it has no place for.
+    """Refuse weights that do not fill the model; returns the names of tensors that the model does not have.
 
-    Weights that are quantised in a way of their own are left to their loader.
+    Weights in a quantised format are not checked: only their own loader knows their shapes.
 
     Raises:
         UserError: a tensor is missing or has another shape than the config asks for.

@@ -43,7 +43,6 @@ from howlow.jobs.work import (
     TrialJob,
     on_device,
     value_of,
-    with_batches,
 )
 
 __all__ = [
@@ -87,5 +86,4 @@ __all__ = [
     "TrialWaits",
     "on_device",
     "value_of",
-    "with_batches",
 ]

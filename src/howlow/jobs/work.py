@@ -1,6 +1,5 @@
 """Jobs, each for one process, and what runs them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -37,17 +36,6 @@ class TrialJob(Frozen):
     def folder(self) -> str:
         """The trial's own folder."""
         return f"trials/{self.name}"
-
-
-def with_batches(settings: Settings, searches: Sequence[BatchSearch]) -> Settings:
-    """The settings with the batch sizes that were found; a search that found none leaves "max"."""
-    for search in searches:
-        if search.batch is None:
-            continue
-        section, _, name = search.setting.partition(".")
-        changed = getattr(settings, section).model_copy(update={name: search.batch})
-        settings = settings.model_copy(update={section: changed})
-    return settings
 
 
 def on_device(settings: Settings, device: str | None) -> Settings:

@@ -1,1 +1,2 @@
-"""The heap, the limits and the peaks of a process: `heap`, `limits`, `peaks`."""
+"""The memory of a process: its heap (`heap`), limits (`limits`) and peaks (`peaks`), and what a phase needs of it
+(`phases`)."""

@@ -1,54 +1,68 @@
-"""The heap of a process: kept for speed or bounded, and giving memory back between phases.
+"""The heap of a process: kept for speed or bounded, and memory given back between phases.
 
-One phase's peak must not be another's, so unreferenced memory is given back between them.
+The peak of one phase must not count for the next, so unreferenced memory is given back between them.
 """
 
 import ctypes
 import gc
 import os
 import platform
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4  # the numbers of glibc's <malloc.h>
 KERNELS_KEPT = 256
-"""Compiled kernels that a process may keep: twice those of the attention over 80 questions (`engine.written_out`)."""
+"""Compiled kernels in a process with a kept heap: twice those of attention over 80 questions (`engine.cpu.attention`).
+
+Compiled kernels are allocated among the activations. In a kept heap, fine-tuning whose steps all differ in shape grew
+by 60 % in its first 60 steps with torch's default of 1,024, and by 28 % with this number.
+"""
 KERNELS_BOUNDED = 32
-"""That one whose memory is bounded may keep: a Llama layer's 28, forward and backward, without attention's."""
+"""Compiled kernels in a process with a bounded heap: a LLaMA layer needs 28, forward and backward, without attention.
+
+A kernel takes 0.3 to 1 MB and is for one shape. Where every step has shapes of its own, a gigabyte would gather over
+the first hundred steps with the default.
+"""
 KERNELS_KEPT_BY = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""The variables that oneDNN and ideep, torch's layer above it, read at their first use."""
+"""The variables that oneDNN, and ideep, torch's layer above it, read when they are first used."""
+_FORMER_NAMES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "DNNL_PRIMITIVE_CACHE_CAPACITY"}
+_KERNELS_BY_DEFAULT = 1024
 
 
-def keep_heap() -> bool:
-    """Let glibc keep and reuse freed memory in this process instead of mapping and faulting it in anew each step.
+@dataclass(frozen=True)
+class Heap:
+    """How this process keeps memory.
 
-    With the default thresholds every activation above 128 KiB is a fresh mapping whose pages fault in at first touch;
-    a training step on a CPU loses a third of its time to that. Returns whether glibc took the options.
+    mode: `kept` frees nothing, `bounded` gives freed memory back at once, `default` is the allocator's own way.
+    kernels_kept: how many compiled kernels oneDNN keeps.
+    """
 
-    oneDNN and torch's own layer in front of it keep `KERNELS_KEPT` compiled kernels each instead of 1024, unless the
-    environment says otherwise. They lie among the activations: in a heap that is kept, fine-tuning whose steps all
-    differ in shape grew by 60 % in its first 60 steps, and by 28 % with these.
+    mode: Literal["kept", "bounded", "default"]
+    kernels_kept: int
+
+
+def keep_heap() -> Heap:
+    """Let glibc keep and reuse freed memory in this process; to be called before anything is computed.
+
+    With the default thresholds every activation above 128 KiB is a fresh mapping whose pages fault in at first touch; a
+    training step on a CPU loses a third of its time to that. Where the environment does not say how many compiled
+    kernels oneDNN and ideep keep, they keep `KERNELS_KEPT`.
     """
     for name in KERNELS_KEPT_BY:
-        if (
-            name.replace("ONEDNN", "DNNL") not in os.environ
-        ):  # its former name, still heeded where the new one is not set
+        if _FORMER_NAMES.get(name, name) not in os.environ:
             os.environ.setdefault(name, str(KERNELS_KEPT))
     libc = _glibc()
-    if libc is None:
-        return False
-    return bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, -1))  # -1: never
+    is_kept = libc is not None and bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, -1))
+    return Heap("kept" if is_kept else "default", kernels_kept())
 
 
-def bound_heap() -> None:
-    """For a process whose memory is bounded: give freed memory back at once; before anything is computed.
+def bound_heap() -> Heap:
+    """Let freed memory go back at once, for a process whose memory is bounded; before anything is computed.
 
-    A kept heap breaks up: in the course of a trial it grows to half as much again as is in use, each time differently,
-    so that there is no saying what fits. Mapping and faulting anew costs about a quarter of a training step's time.
-
-    Compiled kernels are kept in two places, oneDNN's cache and torch's own in front of it, 1024 in each. A kernel takes
-    0.3 to 1 MB and is for one shape; where every step has shapes of its own, a gigabyte would gather over the first
-    hundred steps. `KERNELS_BOUNDED` are enough for a layer's products, forward and backward.
+    A kept heap fragments: in the course of a trial it grows to half as much again as is in use, by another amount each
+    time, so nobody could say what fits. Giving memory back costs about a quarter of a training step's time.
     """
     for name in KERNELS_KEPT_BY:
         os.environ[name] = str(KERNELS_BOUNDED)
@@ -56,6 +70,17 @@ def bound_heap() -> None:
     if libc is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, 128 << 10)
         libc.mallopt(_M_TRIM_THRESHOLD, 4 << 20)
+    return Heap("bounded", kernels_kept())
+
+
+def kernels_kept() -> int:
+    """How many compiled kernels this process keeps: the smaller number of oneDNN's and ideep's."""
+    return min(_capacity(name, _FORMER_NAMES.get(name, name)) for name in KERNELS_KEPT_BY)
+
+
+def _capacity(*names: str) -> int:
+    found = next((os.environ[name] for name in names if name in os.environ), "")
+    return int(found) if found.isdecimal() else _KERNELS_BY_DEFAULT
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -1,4 +1,4 @@
-"""The bound on a process's memory, and whether an error means that memory ran out."""
+"""The limit on a process's memory, and whether an error means that memory ran out."""
 
 import errno
 import sys
@@ -10,7 +10,7 @@ from howlow.outcomes import names_lack_of_memory
 
 
 def limit_memory(limit_bytes: int | None, device: torch.device) -> None:
-    """Bound what this process may take: the allocator's cap on CUDA, `RLIMIT_DATA` on a CPU."""
+    """Limit the memory of this process: the allocator's share on CUDA, `RLIMIT_DATA` on a CPU."""
     if limit_bytes is None:
         return
     if device.type == "cuda":
@@ -25,7 +25,7 @@ def limit_memory(limit_bytes: int | None, device: torch.device) -> None:
 
 
 def unlimit_memory() -> None:
-    """Take the bound of a CPU's process off: a traceback, a record and an answer through the pipe take memory, too."""
+    """Remove the limit on a CPU: a traceback, a record and an answer through the pipe need memory, too."""
     if sys.platform != "win32":
         import resource
 
@@ -34,7 +34,7 @@ def unlimit_memory() -> None:
 
 
 def is_memory_limited() -> bool:
-    """Whether this process is held to less memory than the machine has, by us or by the user's `ulimit`."""
+    """Whether this process is limited to less memory than the machine has, by us or by the user's `ulimit`."""
     if sys.platform == "win32":
         return False
     import resource
@@ -44,14 +44,14 @@ def is_memory_limited() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is an allocation that failed, on a GPU or a CPU, or comes of one (in an import, in a loader)."""
+    """Whether an error is a failed allocation, on a GPU or a CPU, or was caused by one (in an import, in a loader)."""
     return any(map(_is_failed_allocation, _with_causes(error)))
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__  # also one that is kept from users (`from None`)
+        error = error.__cause__ or error.__context__  # `from None` hides the context from users, not from us
 
 
 def _is_failed_allocation(error: BaseException) -> bool:

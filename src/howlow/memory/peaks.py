@@ -1,10 +1,11 @@
-"""Peak memory of a phase, and what a memory limit counts.
+"""Peak memory of a phase, and the memory that a limit counts.
 
-On CUDA the peaks are those of torch's allocator; the device's own memory in use comes with the timeline. On a CPU the
-peak is the resident set's high-water mark (`VmHWM` in `/proc/self/status`), which Linux resets when "5" is written to
-`/proc/self/clear_refs` (proc(5)). Freed heap is trimmed first, or the mark would start where the last phase left it.
+On CUDA the peaks are those of torch's allocator; the timeline has the device's own memory in use. On a CPU the peak is
+the high-water mark of the resident set (`VmHWM` in `/proc/self/status`), which Linux resets when "5" is written to
+`/proc/self/clear_refs` (proc(5)). Freed heap has to be trimmed before a reset, or the mark starts where the last phase
+left it.
 
-What a limit counts is another figure (`Taken`): on CUDA what torch's allocator has reserved, on a CPU `VmData`, the
+A limit counts another figure (`LimitedMemory`): on CUDA what torch's allocator has reserved, on a CPU `VmData`, the
 private writable memory that `RLIMIT_DATA` bounds. VmData has no high-water mark, so a thread reads it every
 millisecond.
 """
@@ -23,7 +24,7 @@ _LOOK_EVERY_S = 0.001
 
 @dataclass(frozen=True)
 class Peaks:
-    """The highest values since the last reset; None where this device or system does not tell."""
+    """The highest values since the last reset; None where this device or system does not report one."""
 
     resident_bytes: int | None = None
     allocated_bytes: int | None = None
@@ -31,10 +32,10 @@ class Peaks:
 
 
 def reset_peaks(device: torch.device) -> str | None:
-    """Start a new peak; returns why the resident peak cannot be reset, None if it was."""
+    """Start new peaks; returns why the peak of resident memory cannot be reset, None where it was."""
     if device.type == "cuda":
-        for taken in _watching:
-            taken.note()
+        for memory in _watching:
+            memory.note()
         torch.cuda.reset_peak_memory_stats(device)
         return None
     try:
@@ -54,18 +55,18 @@ def peaks(device: torch.device) -> Peaks:
     return Peaks(resident_bytes=_status_bytes("VmHWM"))
 
 
-class Taken:
-    """What a memory limit counts, at its highest while this context is entered (`highest_bytes`)."""
+class LimitedMemory:
+    """The highest memory, as a limit counts it, while this context is entered (`highest_bytes`)."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.highest_bytes = 0
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="howlow-taken", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="howlow-memory", daemon=True)
 
     @staticmethod
     def is_known(device: torch.device) -> bool:
-        """Whether this system tells what was taken."""
+        """Whether this system reports the memory that a limit counts."""
         return device.type == "cuda" or (device.type == "cpu" and _status_bytes("VmData") is not None)
 
     def __enter__(self) -> Self:
@@ -85,7 +86,7 @@ class Taken:
         self._thread.join()
 
     def note(self) -> None:
-        """The allocator's peak up to now; before it is reset, as each phase does."""
+        """Take the allocator's peak so far into account; called before a phase resets it."""
         self.highest_bytes = max(self.highest_bytes, torch.cuda.max_memory_reserved(self.device))
 
     def _watch(self) -> None:
@@ -94,11 +95,11 @@ class Taken:
             self._done.wait(_LOOK_EVERY_S)
 
 
-_watching: list[Taken] = []  # those entered on CUDA, whose allocator has one peak for all
+_watching: list[LimitedMemory] = []  # those entered on CUDA, where torch's allocator has one peak for all of them
 
 
 def available_bytes(device: torch.device) -> tuple[int, int]:
-    """What this process could still take on the device (its own allocator's cache included), and all of its memory."""
+    """The memory that this process can still get on a device (its allocator's cache included), and the whole."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device), total

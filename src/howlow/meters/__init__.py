@@ -1,8 +1,10 @@
-"""What the machine says while a trial works: time, memory, utilisation, power and energy.
+"""What the machine reports while a trial works: time, memory, utilisation, power and energy.
 
-`session` is what a trial talks to: it opens phases and times steps. `sources` chooses among the sources of energy, each
-a file of its own (`nvml`, `nvidia_smi`, `rapl`, `zeus_devices`; `energy` has the watts that a user gave), which keep
-the protocol in `instruments`. `sampler` reads them off the trial's thread and keeps the timeline; `windows` makes of
-the readings energy and its error. `memory` reads and resets peaks, `idle` measures the device at rest, `steadiness` and
-`surroundings` look for reasons to distrust, `clock` is the only clock for timing.
+A trial talks to `session`: it opens phases (`phase`), and a phase times steps. `sources` chooses among the sources of
+energy, each a file of its own (`nvml`, `nvidia_smi`, `rapl`, `zeus_devices`) that keeps the protocol in `instruments`.
+`sampler` reads them in threads of their own and `timeline` writes the readings down; `energy_bounds` computes energy
+and its error from the readings, and `energy_sums` adds it up for each part of a phase. `idle` measures the device at
+rest. `steadiness`, `interference` and `self_report` look for reasons to distrust. `clock` is the only clock for timing.
+
+Sensors only: nothing here changes the process or the machine. What a phase needs of memory is passed in.
 """

@@ -1,11 +1,11 @@
-"""The clocks: one that never goes back, for timing; one for the date on a record."""
+"""The clocks: a monotonic one for timing, and the date for a record."""
 
 import time
 from datetime import UTC, datetime
 
 
 def now_s() -> float:
-    """Seconds on a monotonic clock of the highest resolution; only differences mean something."""
+    """Seconds on a monotonic clock of the highest resolution; only differences are meaningful."""
     return time.perf_counter()
 
 
@@ -20,7 +20,7 @@ def process_cpu_s() -> float:
 
 
 def boot_s() -> float | None:
-    """Seconds since the system started, suspensions included; None where the system does not say."""
+    """Seconds since the system started, suspensions included; None where the system does not report it."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return None if clock is None else time.clock_gettime(clock)
 

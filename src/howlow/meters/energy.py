@@ -1,27 +1,29 @@
 """Where energy comes from: counters, polled power, watts that the user gave, or nowhere.
 
-A meter is a name for the record and the instruments that are read for it. Energy is always a difference: of a
-counter's readings, or of polled power integrated (`howlow.meters.energy_bounds`). Watts that the user gave are
-multiplied by time and named `assumed` wherever they show.
+A meter has a name for the record and the instruments that are read for it. Energy is the difference of a counter's
+readings, or polled power integrated over time (`howlow.meters.energy_bounds`). Watts that the user gave are multiplied
+by time, and every place that shows the result calls it `assumed`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from howlow.meters.energy_bounds import Missing, Point, WindowEnergy, counter_energy, power_energy
+from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, power_energy
 from howlow.meters.instruments import Instrument
 from howlow.records import WarningKind
 
 MeterKind = Literal["counter", "power", "assumed", "absent"]
+MeterName = Literal["trial", "cpu"]
+"""The trial's own energy source, and that of the CPU of a trial on an accelerator."""
 
 
 @dataclass(frozen=True)
 class EnergyMeter:
     """A source of energy: `name` is None where there is none, and `detail` then says why.
 
-    `update_period_s` is how often the source has something new, as far as its maker says; of a counter whose maker
-    is silent the sampler finds it out.
+    `update_period_s` is how often the source has something new, where its documentation says so. For a counter without
+    such documentation the sampler finds it.
     """
 
     name: str | None
@@ -39,16 +41,16 @@ def no_energy(detail: str) -> EnergyMeter:
 
 
 def assumed_power(watts: float) -> EnergyMeter:
-    """Watts that the user gave, times time. Not a measurement, and named so wherever it shows."""
+    """Watts that the user gave, multiplied by time; every place that shows the result says that it is not measured."""
     detail = f"{watts:g} W given in meters.assumed_power_w, not measured"
     return EnergyMeter("assumed", detail, "assumed", watts=watts)
 
 
 @dataclass(frozen=True)
-class Trace:
-    """The readings of one instrument so far, and what the sampler knows of its pace.
+class InstrumentReadings:
+    """The readings of one instrument so far, and how often it is read and updated.
 
-    Readings with a counter and those with a power stand apart, so that a window looks at its own alone.
+    Readings of its counter and of its power are kept apart, because a window needs only one kind.
     """
 
     counters: Sequence[Point]
@@ -60,11 +62,13 @@ class Trace:
     problems: Mapping[str, str] = field(default_factory=dict)
 
 
-def window_energy(meter: EnergyMeter, traces: Sequence[Trace], start_s: float, end_s: float) -> WindowEnergy | Missing:
+def window_energy(
+    meter: EnergyMeter, traces: Sequence[InstrumentReadings], start_s: float, end_s: float
+) -> BoundedEnergy | Missing:
     """The energy of a window, summed over the meter's instruments; missing where one of them misses it."""
     if meter.kind == "assumed":
         assert meter.watts is not None, "assumed energy comes with watts"
-        return WindowEnergy(meter.watts * (end_s - start_s), None, 0)
+        return BoundedEnergy(meter.watts * (end_s - start_s), None, 0)
     energies = []
     for trace in traces:
         found = _instrument_energy(meter, trace, start_s, end_s)
@@ -73,14 +77,16 @@ def window_energy(meter: EnergyMeter, traces: Sequence[Trace], start_s: float, e
         energies.append(found)
     errors = [part.error_j for part in energies if part.error_j is not None]
     error_j = sum(errors) if len(errors) == len(energies) else None
-    return WindowEnergy(sum(part.energy_j for part in energies), error_j, sum(part.readings for part in energies))
+    return BoundedEnergy(sum(part.energy_j for part in energies), error_j, sum(part.readings for part in energies))
 
 
-def _of_one(missing: Missing, trace: Trace) -> Missing:
+def _of_one(missing: Missing, trace: InstrumentReadings) -> Missing:
     return Missing(missing.kind, f"{missing.detail} ({trace.device}; meters.devices can leave it out)")
 
 
-def _instrument_energy(meter: EnergyMeter, trace: Trace, start_s: float, end_s: float) -> WindowEnergy | Missing:
+def _instrument_energy(
+    meter: EnergyMeter, trace: InstrumentReadings, start_s: float, end_s: float
+) -> BoundedEnergy | Missing:
     if meter.kind == "counter":
         found = counter_energy(trace.counters, start_s, end_s, trace.update_period_s, trace.step_j)
     else:

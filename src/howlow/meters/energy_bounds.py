@@ -1,21 +1,21 @@
-"""Readings -> the energy of a window, with an error bound that follows from them.
+"""The energy of a window, computed from readings, with an error bound that follows from them.
 
-**Counters.** A counter c that is renewed every U seconds shows, at any moment, the energy E of at most U seconds ago:
-E(t - U) - g <= c(t) <= E(t), where g is the size of its steps. It never falls, so readings around a moment enclose E
-there. E(t) is at least the last reading before t, or the first one after t less what the largest device draws in the
-time between, where that is more; and at most the first reading that was asked for U or more after t, plus g, or the
-first one after t, plus g and what the largest device draws in U, where that is less. The energy of a window is the
-difference of the readings at its edges; the bound is the farthest that E(end) - E(start) can lie from it. Readings that
-are missing only move the enclosing ones apart.
+**Counters.** A counter c that is updated every U seconds shows, at any moment t, the energy E of at most U seconds ago:
+E(t - U) - g <= c(t) <= E(t), where g is the size of its steps. It never falls, so the readings before and after t
+enclose E(t). A lower bound is the last reading before t. A second one is the first reading after t, less what the
+largest device draws in the time between. An upper bound is the first reading that was asked for U or more after t, plus
+g. A second one is the first reading after t, plus g and what the largest device draws in U. The tighter of each pair
+counts. The energy of a window is the difference of the counter at its edges; its error is the farthest that
+E(end) - E(start) can be from that. Missing readings only move the bounds apart.
 
-**Power.** Polled power is integrated by the trapezoidal rule. Between two readings the power is taken to stay between
-their values: then an interval dt with the difference dP is wrong by at most dt * |dP| / 2. A reading that is up to U
-late adds at most U times the sum of all |dP|, up to the first reading U after the window, which knows of its end; an
-edge or a hole without readings adds its length times the range of the readings. Readings are rounded, to a hundredth of
-a watt by the coarsest source. Without a reading U after the window nothing bounds its end, and there is no bound. What
-swings between two readings as a whole, as steps in time with the polling do, is not seen and not in the bound.
+**Power.** Polled power is integrated by the trapezoidal rule. Between two readings the power is assumed to stay between
+their values, so an interval dt over which power changes by dP is wrong by at most dt * |dP| / 2. A reading that is up
+to U late adds at most U times the sum of all |dP|, up to the first reading U after the window, which includes its end.
+An edge or a hole without readings adds its length times the range of the readings. The rounding of the readings adds a
+hundredth of a watt, that of the coarsest source. Without a reading U after the window nothing bounds its end, and there
+is no error. Swings that start and end between two readings are not seen and not in the error.
 
-No bound holds the sensor's own tolerance, which few makers state.
+No error includes the sensor's own tolerance, which few makers state.
 
 A window that is too short for its source, or that has a hole, has no energy: `Missing` says why.
 """
@@ -28,16 +28,16 @@ from itertools import pairwise
 
 from howlow.records import WarningKind
 
-UPDATES_IN_WINDOW = 5  # a counter's two edges are then at most two fifths of the window
+UPDATES_IN_WINDOW = 5  # at least; the uncertain time at the two edges is then at most two fifths of the window
 MOST_W = 5000.0  # no device draws more, whatever its counter says
-ROUNDING = 1e-9  # of a window's length, taken as the difference of two moments
-LARGEST_HOLE = 0.05  # of a window; what happens in a hole is not known
-RESOLUTION_W = 0.01  # nvidia-smi's print; the library's milliwatts are finer
+ROUNDING = 1e-9  # relative, of a window's length, which is a difference of two moments
+LARGEST_HOLE = 0.05  # the share of a window that may be without readings
+RESOLUTION_W = 0.01  # nvidia-smi prints hundredths; NVML has milliwatts
 
 
 @dataclass(frozen=True)
 class Point:
-    """One reading of a source, taken between two moments; `epoch` changes where a counter was set back."""
+    """One reading of a source, taken between two moments; `epoch` changes where a counter was reset."""
 
     asked_s: float
     time_s: float
@@ -47,8 +47,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class WindowEnergy:
-    """Joules, how wrong they can be, and the number of readings that they rest on."""
+class BoundedEnergy:
+    """Joules, the bound of their error, and the number of readings that they are computed from."""
 
     energy_j: float
     error_j: float | None
@@ -65,17 +65,17 @@ class Missing:
 
 def counter_energy(
     points: Sequence[Point], start_s: float, end_s: float, update_period_s: float, step_j: float = 0.0
-) -> WindowEnergy | Missing:
-    """The energy of a window from a counter's readings, in the order of time (the module's docstring has the bound)."""
+) -> BoundedEnergy | Missing:
+    """The energy of a window from a counter's readings, which are in the order of time."""
     shortest_s = UPDATES_IN_WINDOW * update_period_s
     if end_s - start_s < shortest_s * (1 - ROUNDING):
-        return _too_short(end_s - start_s, shortest_s, f"the counter is renewed every {update_period_s:.3g} s")
+        return _too_short(end_s - start_s, shortest_s, f"the counter is updated every {update_period_s:.3g} s")
     first = bisect_right(points, start_s, key=lambda point: point.time_s) - 1
     last = bisect_left(points, end_s, key=lambda point: point.asked_s)
     if first < 0 or last >= len(points):
         return Missing(WarningKind.ENERGY_GAP, "no reading of the counter at an edge of the window")
     if points[first].epoch != points[last].epoch:
-        return Missing(WarningKind.ENERGY_GAP, "the counter was set back inside the window")
+        return Missing(WarningKind.ENERGY_GAP, "the counter was reset inside the window")
     energy_j = _interpolated(points, end_s) - _interpolated(points, start_s)
     if energy_j <= 0:
         return Missing(WarningKind.ENERGY_GAP, "the counter stood still over the window")
@@ -83,7 +83,7 @@ def counter_energy(
         _enclosed(points, moment, update_period_s, step_j) for moment in (start_s, end_s)
     )
     error_j = max(high_end - low_start - energy_j, energy_j - (low_end - high_start))
-    return WindowEnergy(energy_j, error_j, last - first + 1)
+    return BoundedEnergy(energy_j, error_j, last - first + 1)
 
 
 def _interpolated(read: Sequence[Point], moment_s: float) -> float:
@@ -99,7 +99,7 @@ def _interpolated(read: Sequence[Point], moment_s: float) -> float:
 
 
 def _enclosed(read: Sequence[Point], moment_s: float, update_period_s: float, step_j: float) -> tuple[float, float]:
-    """What the energy at a moment is at least and at most; a reading has been asked for at that moment or after it."""
+    """The bounds of the energy at a moment; there must be a reading that was asked for at that moment or later."""
     before = bisect_right(read, moment_s, key=lambda point: point.time_s) - 1
     after = bisect_left(read, moment_s, key=lambda point: point.asked_s)
     known = bisect_left(read, moment_s + update_period_s, key=lambda point: point.asked_s)
@@ -115,16 +115,16 @@ def _enclosed(read: Sequence[Point], moment_s: float, update_period_s: float, st
 
 
 def _counter(point: Point) -> float:
-    assert point.counter_j is not None, "only points with a counter are asked for it"
+    assert point.counter_j is not None, "these readings are of a counter"
     return point.counter_j
 
 
 def power_energy(
     points: Sequence[Point], start_s: float, end_s: float, period_s: float, update_period_s: float
-) -> WindowEnergy | Missing:
-    """The energy of a window from polled power, in the order of time.
+) -> BoundedEnergy | Missing:
+    """The energy of a window from readings of power, which are in the order of time.
 
-    period_s: the time between readings that was asked for.
+    period_s: the intended time between two readings.
     """
     first = max(0, bisect_right(points, start_s, key=lambda point: point.time_s) - 1)
     last, knowing = (
@@ -143,8 +143,8 @@ def power_energy(
     if energy_j <= 0:
         return Missing(WarningKind.ENERGY_GAP, "the power read is 0 over the whole window")
     if (near + later)[-1][0] < end_s + update_period_s:
-        return WindowEnergy(energy_j, None, len(near))
-    return WindowEnergy(energy_j, _power_error_j(near, later, (start_s, end_s), update_period_s, holes_s), len(near))
+        return BoundedEnergy(energy_j, None, len(near))
+    return BoundedEnergy(energy_j, _power_error_j(near, later, (start_s, end_s), update_period_s, holes_s), len(near))
 
 
 def _too_short(length_s: float, shortest_s: float, reason: str) -> Missing:
@@ -153,7 +153,7 @@ def _too_short(length_s: float, shortest_s: float, reason: str) -> Missing:
 
 
 def _holes_s(near: Sequence[tuple[float, float]], start_s: float, end_s: float, period_s: float) -> float:
-    """Seconds of the window in intervals far longer than the period, the edges' included."""
+    """Seconds of the window in intervals far longer than the period, those at its edges included."""
     moments = [start_s, *(time_s for time_s, _ in near if start_s < time_s < end_s), end_s]
     if near[0][0] <= start_s:
         moments[0] = near[0][0]
@@ -170,7 +170,7 @@ def _power_error_j(
     update_period_s: float,
     holes_s: float,
 ) -> float:
-    """See the module; `later` readings tell of the window's end."""
+    """The bound of the module's docstring; the `later` readings are those up to U after the window."""
     start_s, end_s = window
     seen = [*near, *later]
     powers = [power_w for _, power_w in seen]
@@ -186,7 +186,7 @@ def _power_error_j(
 def integrate_power(times_s: Sequence[float], powers_w: Sequence[float], start_s: float, end_s: float) -> float | None:
     """Joules between two moments from power readings, by the trapezoidal rule with the readings held at the edges.
 
-    Absent where fewer than two readings lie in the window: one reading says nothing about an interval.
+    None where fewer than two readings are in the window: one reading says nothing about an interval.
     """
     inside = sum(start_s <= time <= end_s for time in times_s)
     if inside < 2 or end_s <= start_s:
@@ -200,7 +200,7 @@ def integrate_power(times_s: Sequence[float], powers_w: Sequence[float], start_s
     for (t0, p0), (t1, p1) in pairwise(zip(times, powers, strict=True)):
         low, high = max(t0, start_s), min(t1, end_s)
         if high > low:
-            # The share of the gap, not the slope: two readings may lie so close that the slope overflows.
+            # The share of the gap, not the slope: two readings may be so close that the slope overflows.
             share = ((low + high) / 2 - t0) / (t1 - t0)
             energy += (high - low) * (p0 + share * (p1 - p0))
     return energy

@@ -1,145 +1,157 @@
-"""The energy of a phase's parts, summed over the windows of each: what a window had, and why another had none.
+"""The energy of a phase's parts, each summed over the stretches of time that belong to it.
 
-A part is what is summed: the measured steps, the pauses between them, the whole phase, and of a generation the reading
-of prompts and the writing. Every part is summed for the trial's own meter, for the CPU beside an accelerator, and for
-each device of several; the latter are never added to the first.
+Every part is summed for the trial's own energy source, for the CPU of a trial on an accelerator, and for each device
+of a source that has several. The sums of the CPU and of single devices are never added to the trial's own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from howlow.meters.energy import EnergyMeter, window_energy
-from howlow.meters.energy_bounds import Missing
+from howlow.meters.energy import EnergyMeter, MeterName, window_energy
+from howlow.meters.energy_bounds import BoundedEnergy, Missing
 from howlow.meters.sampler import Reader
-from howlow.records import EnergyWindow, RecordWarning
+from howlow.records import EnergyPart, EnergyWindow, RecordWarning
 
-Part = Literal["measured", "pauses", "phase", "prefill", "decode"]
-_NEGLIGIBLE = 1e-3
-"""Of a part's time: a window so short, as of a batch whose rows all end at once, may lack energy."""
-_MISSED: Mapping[Part, tuple[str, float]] = {
+SumKey = tuple[EnergyPart, str | None]
+"""The part and the device of an `EnergyWindow`."""
+
+_NEGLIGIBLE = 1e-3  # of a part's time: very short stretches, as of a batch whose rows all end at once, may lack energy
+_TOLERATED: Mapping[Literal["measured", "phase", "prefill", "decode"], tuple[str, float]] = {
     "measured": ("", 0.05),
     "phase": ("the whole phase, ", _NEGLIGIBLE),
     "prefill": ("reading prompts, ", _NEGLIGIBLE),
     "decode": ("writing, ", _NEGLIGIBLE),
 }
-"""How a warning of a part begins, and the share of its time that may lack energy without one.
+"""For each part: how its warning begins, and the share of its time that may lack energy without a warning.
 
-Pauses are not in it: a checkpoint is nearly always too short for a counter, and nothing rests on its energy.
+Pauses are left out: a checkpoint is nearly always too short for a counter, and no figure needs its energy.
 """
 
 
-@dataclass
-class Window:
-    """A stretch of the trial's time, and the samples worked off in it."""
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of the trial's time, and the samples processed in it; None where samples are not counted."""
 
     start_s: float
     end_s: float
-    samples: int = 0
+    samples: int | None = None
 
     @property
     def length_s(self) -> float:
         """Seconds from its start to its end."""
         return self.end_s - self.start_s
 
-
-@dataclass
-class EnergySum:
-    """Energy summed over windows, with the time and the samples of exactly those windows."""
-
-    energy_j: float = 0.0
-    error_j: float | None = 0.0
-    measured_duration_s: float = 0.0
-    samples: int = 0
-    readings: int = 0
+    def extended(self, end_s: float, samples: int) -> "Stretch":
+        """The same stretch until a later end, with more samples."""
+        return replace(self, end_s=end_s, samples=(self.samples or 0) + samples)
 
 
 @dataclass
 class EnergySums:
-    """The sums of one phase.
+    """The energies of one phase; `before` are those from before an interruption."""
 
-    `kept` holds them as plain values by part and meter, `measured trial` or `phase cpu`, as they go into a checkpoint.
-    """
-
-    meters: Mapping[str, EnergyMeter]
+    meters: Mapping[MeterName, EnergyMeter]
     readers_of: Callable[[EnergyMeter], Sequence[Reader]]
-    kept: dict[str, Any]
-    _missing: dict[tuple[Part, str], Missing] = field(init=False, default_factory=dict)
-    _before: dict[str, Any] = field(init=False)
+    before: Sequence[EnergyWindow] = ()
+    _sums: dict[SumKey, EnergyWindow] = field(init=False)
+    _missing: dict[SumKey, Missing] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._before = {key: dict(value) for key, value in self.kept.items()}
+        self._sums = {(window.part, window.device): window for window in self.before}
 
-    def add(self, part: Part, window: Window) -> None:
-        """Add a window to the sums of every meter, and of every device where there are several."""
+    @property
+    def windows(self) -> tuple[EnergyWindow, ...]:
+        """All sums so far."""
+        return tuple(self._sums.values())
+
+    def add(self, part: EnergyPart, stretch: Stretch) -> None:
+        """Add a stretch to the part's sums: of every meter, and of every device of a meter that has several."""
         for name, meter in self.meters.items():
             if meter.kind == "absent":
                 continue
             readers = self.readers_of(meter)
-            self._add_one(part, name, meter, readers, window)
+            self._add_one((part, _device(name)), meter, readers, stretch)
             for reader in readers if len(readers) > 1 else ():
-                self._add_one(part, reader.instrument.device, meter, [reader], window)
+                self._add_one((part, reader.instrument.device), meter, [reader], stretch)
 
-    def renew(self, part: Part, window: Window) -> None:
-        """Let a part consist of what it had before an interruption, and of one window instead of those added since."""
-        for key in [key for key in self.kept if key.startswith(f"{part} ")]:
-            del self.kept[key]
-        self.kept.update({key: dict(value) for key, value in self._before.items() if key.startswith(f"{part} ")})
-        self._missing = {place: missing for place, missing in self._missing.items() if place[0] != part}
-        self.add(part, window)
+    def renew(self, part: EnergyPart, stretch: Stretch) -> None:
+        """Replace what was added to a part in this process by one stretch."""
+        self._sums = {key: window for key, window in self._sums.items() if key[0] != part}
+        self._sums |= {(part, window.device): window for window in self.before if window.part == part}
+        self._missing = {key: missing for key, missing in self._missing.items() if key[0] != part}
+        self.add(part, stretch)
 
-    def add_own(self, part: Part, window: Window) -> None:
-        """Add a window to the sum of the trial's own meter alone."""
+    def add_own(self, part: EnergyPart, stretch: Stretch) -> None:
+        """Add a stretch to the sum of the trial's own meter only."""
         meter = self.meters["trial"]
         if meter.kind != "absent":
-            self._add_one(part, "trial", meter, self.readers_of(meter), window)
+            self._add_one((part, None), meter, self.readers_of(meter), stretch)
 
-    def _add_one(self, part: Part, name: str, meter: EnergyMeter, readers: Sequence[Reader], window: Window) -> None:
-        found = window_energy(meter, [reader.trace for reader in readers], window.start_s, window.end_s)
+    def _add_one(self, key: SumKey, meter: EnergyMeter, readers: Sequence[Reader], stretch: Stretch) -> None:
+        found = window_energy(meter, [reader.readings for reader in readers], stretch.start_s, stretch.end_s)
         if isinstance(found, Missing):
-            self._missing[part, name] = found
+            self._missing[key] = found
             return
-        total = EnergySum(**self.kept.get(f"{part} {name}", {}))
-        total.energy_j += found.energy_j
-        is_bounded = total.error_j is not None and found.error_j is not None
-        total.error_j = total.error_j + found.error_j if is_bounded else None  # type: ignore[operator]
-        total.measured_duration_s += window.length_s
-        total.samples += window.samples
-        total.readings += found.readings
-        self.kept[f"{part} {name}"] = asdict(total)
+        self._sums[key] = _summed(self._sums.get(key), _window(key, stretch, found))
 
-    def of(self, part: Part, name: str = "trial") -> EnergySum | None:
-        """What the windows of a part had together; None where none of them had energy."""
-        found = self.kept.get(f"{part} {name}")
-        return EnergySum(**found) if found else None
+    def recorded(self, parts_s: Mapping[EnergyPart, float]) -> tuple[EnergyWindow, ...]:
+        """The sums for the record.
 
-    def whole(self, part: Part, whole_s: float) -> EnergySum | None:
-        """The same of the trial's own meter, but None where more than a negligible part has no energy."""
-        found = self.of(part)
-        return found if found is not None and found.measured_duration_s >= (1 - _NEGLIGIBLE) * whole_s else None
-
-    def beside(self) -> tuple[EnergyWindow, ...]:
-        """The sums of the CPU beside an accelerator, and of each device of several."""
-        found = []
-        for key, total in self.kept.items():
-            part, _, device = key.partition(" ")
-            if device != "trial":
-                duration_s = total["measured_duration_s"]
-                fields = {name: value for name, value in total.items() if name != "measured_duration_s"}
-                found.append(EnergyWindow(part=part, device=device, duration_s=duration_s, **fields))
-        return tuple(found)
-
-    def lacking(self, parts_s: Mapping[Part, float]) -> Iterator[RecordWarning]:
-        """Warnings of the measured part, or else of another one, that has no energy for more than is let pass.
+        The trial's own sum of a part other than the measured one is left out where more than a negligible share of the
+        part's time has no energy.
 
         parts_s: the seconds of each part.
         """
+        return tuple(window for window in self.windows if _is_whole(window, parts_s[window.part]))
+
+    def warnings(self, parts_s: Mapping[EnergyPart, float]) -> Iterator[RecordWarning]:
+        """For each meter, a warning of the first part that has no energy for more than its tolerated share."""
         for name, meter in self.meters.items():
-            for part, (said, let_pass) in _MISSED.items():
-                whole_s, missing, found = parts_s[part], self._missing.get((part, name)), self.of(part, name)
-                left_s = whole_s - (found.measured_duration_s if found else 0.0)
-                if missing is not None and left_s > let_pass * whole_s:
+            for part, (said, tolerated) in _TOLERATED.items():
+                whole_s, key = parts_s[part], (part, _device(name))
+                missing, found = self._missing.get(key), self._sums.get(key)
+                left_s = whole_s - ((found.duration_s or 0.0) if found else 0.0)
+                if missing is not None and left_s > tolerated * whole_s:
                     lack = f"{left_s:.3g} s of {whole_s:.3g} s have no energy: {missing.detail}"
                     detail = f"{said}{meter.name}: {lack}"
                     yield RecordWarning(kind=missing.kind, detail=detail, part=part, meter=name)
-                    break  # what the measured part lacks its parts lack as well
+                    break  # what the measured part lacks, its parts lack too
+
+
+def _device(meter: MeterName) -> str | None:
+    return None if meter == "trial" else meter
+
+
+def _is_whole(window: EnergyWindow, whole_s: float) -> bool:
+    if window.device is not None or window.part == "measured":
+        return True
+    return (window.duration_s or 0.0) >= (1 - _NEGLIGIBLE) * whole_s
+
+
+def _window(key: SumKey, stretch: Stretch, found: BoundedEnergy) -> EnergyWindow:
+    part, device = key
+    return EnergyWindow(
+        part=part,
+        device=device,
+        energy_j=found.energy_j,
+        error_j=found.error_j,
+        duration_s=stretch.length_s,
+        samples=stretch.samples,
+        readings=found.readings,
+    )
+
+
+def _summed(before: EnergyWindow | None, added: EnergyWindow) -> EnergyWindow:
+    if before is None:
+        return added
+    has_error = before.error_j is not None and added.error_j is not None
+    return added.model_copy(
+        update={
+            "energy_j": before.energy_j + added.energy_j,
+            "error_j": (before.error_j or 0.0) + (added.error_j or 0.0) if has_error else None,
+            "duration_s": (before.duration_s or 0.0) + (added.duration_s or 0.0),
+            "samples": None if added.samples is None else (before.samples or 0) + added.samples,
+            "readings": (before.readings or 0) + (added.readings or 0),
+        }
+    )

@@ -1,4 +1,4 @@
-"""The device at rest: its power before the trials, and the rest between them until its temperature is steady."""
+"""The idle device: its power before the trials, and the wait between them until its temperature is steady."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -7,22 +7,23 @@ from threading import Event
 
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, window_energy
-from howlow.meters.energy_bounds import Missing
-from howlow.meters.sampler import Reader, Timeline
+from howlow.meters.energy_bounds import BoundedEnergy, Missing
+from howlow.meters.sampler import Reader
+from howlow.meters.timeline import Timeline
 from howlow.records import Idle
 
 MEASURED_S = 3.0
 SLOWEST_HZ = 4.0
 _FIRST_WITHIN_S = 5.0
-_SETTLING_S = 0.7  # the sampler finds out a counter's pace first
+_SETTLING_S = 0.7  # the sampler first finds a counter's update period
 _STEADY_C, _STEADY_READINGS = 1.0, 5
 _LOOK_EVERY_S = 1.0
 
 
 def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURED_S) -> Idle | Missing | None:
-    """The mean power while this process only waits; None without a source that could read it, else why it is missing.
+    """The mean power while this process only waits: None without a source for it, `Missing` where the source failed.
 
-    rate_hz: of the readings, at least `SLOWEST_HZ`, and of the instruments that print by themselves.
+    rate_hz: the rate of the readings, at least `SLOWEST_HZ`; instruments that print by themselves have the same one.
     """
     if meter.kind not in ("counter", "power"):
         return None
@@ -34,14 +35,7 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     ]
     for reader in readers:
         reader.start()
-    while not all(reader.has_energy for reader in readers) and clock.now_s() - origin_s < _FIRST_WITHIN_S:
-        Event().wait(0.05)  # nvidia-smi needs seconds for its first line where the driver sleeps
-    start_s = clock.now_s() - origin_s + _SETTLING_S
-    end_s = start_s + duration_s
-    Event().wait(end_s + 0.5 - (clock.now_s() - origin_s))
-    for reader in readers:
-        reader.settle(end_s, meter.kind)
-    found = window_energy(meter, [reader.trace for reader in readers], start_s, end_s)
+    found = _energy(meter, readers, origin_s, duration_s)
     for reader in readers:
         reader.stop()
     timeline.close()
@@ -56,15 +50,29 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     )
 
 
+def _energy(
+    meter: EnergyMeter, readers: Sequence[Reader], origin_s: float, duration_s: float
+) -> BoundedEnergy | Missing:
+    """The energy of so many seconds, after all readers have begun to read."""
+    while not all(reader.has_energy for reader in readers) and clock.now_s() - origin_s < _FIRST_WITHIN_S:
+        Event().wait(0.05)  # nvidia-smi needs seconds for its first line where the driver sleeps
+    start_s = clock.now_s() - origin_s + _SETTLING_S
+    end_s = start_s + duration_s
+    Event().wait(end_s + 0.5 - (clock.now_s() - origin_s))
+    for reader in readers:
+        reader.settle(end_s, meter.kind)
+    return window_energy(meter, [reader.readings for reader in readers], start_s, end_s)
+
+
 def _temperature_c(readers: Sequence[Reader]) -> float | None:
     found = [look.temperature_c for reader in readers for look in reader.looks[-1:] if look.temperature_c is not None]
     return max(found, default=None)
 
 
 def rest(read_c: Callable[[], float | None], at_most_s: float, is_stopped: Callable[[], bool]) -> float:
-    """Wait until the last readings of the temperature lie within a degree; returns the seconds it took.
+    """Wait until the last readings of the temperature are within one degree; returns the seconds it took.
 
-    Without a temperature the whole time is waited: nothing says that less would do.
+    Without a temperature it waits for the whole time, because nothing shows that less is enough.
     """
     started_s = clock.now_s()
     seen: list[float] = []

@@ -1,7 +1,7 @@
-"""What can be looked at: the protocol that every source of readings keeps, and the process itself.
+"""Instruments: the protocol that every source of readings keeps, and the instrument that reads this process.
 
-One that may hang is called by the sampler's threads only (`howlow.meters.sampler`), never by the trial's own thread.
-A value that the instrument does not give is absent, never 0.
+Only the sampler's threads call an instrument that may hang (`howlow.meters.sampler`), never the trial's own thread.
+A value that an instrument does not report is absent, never 0.
 """
 
 import math
@@ -17,7 +17,7 @@ from howlow.records import WarningKind
 
 @dataclass(frozen=True)
 class Look:
-    """One look at a device; each value absent where it is not supported. `age_s`: how long ago it was taken."""
+    """The values of a device at one moment, each None where it is not supported; `age_s` is how old they are."""
 
     power_w: float | None = None
     counter_j: float | None = None
@@ -35,40 +35,40 @@ Finding = tuple[WarningKind, str]
 
 
 class Instrument(Protocol):
-    """A device or a zone that is read; `range_j` is where its counter starts again at 0, if it does."""
+    """A device, or a part of one, that can be read."""
 
     @property
     def device(self) -> str:
-        """What the timeline calls it."""
+        """Its name in the timeline."""
 
     @property
     def range_j(self) -> float | None:
-        """The counter's range; None where it does not wrap."""
+        """The value at which its counter wraps around to 0; None where it does not wrap."""
 
     @property
     def may_hang(self) -> bool:
-        """Whether a question may take forever, so that no step may ask it itself."""
+        """Whether reading it may block forever, so that no step may read it in its own thread."""
 
     @property
     def programs_cpu_s(self) -> float:
-        """The CPU time that programs which it started have taken, in seconds; 0 where it starts none."""
+        """The CPU time, in seconds, of the programs that it started; 0 where it starts none."""
 
     @property
     def problems(self) -> Mapping[str, str]:
-        """By what was asked, `counter` or `power`: why it did not tell it when it was last asked."""
+        """Why the last reading of its `counter` or its `power` failed."""
 
     def look(self) -> Look:
-        """Everything that it tells; for the timeline."""
+        """All its values, for the timeline."""
 
     def counter_j(self) -> float | None:
-        """Its energy counter alone, as fast as can be; for the steps."""
+        """Its energy counter alone, read as fast as possible, for the steps."""
 
     def findings(self) -> list[Finding]:
-        """Outside work and other reasons for distrust that it knows of."""
+        """The outside work and the other reasons for distrust that it knows of."""
 
 
 class ProcessView:
-    """This process on a CPU: its resident memory and its share of the cores that it may use."""
+    """This process on a CPU: its resident memory, and how busy it keeps the cores that it may use."""
 
     range_j = None
     may_hang = False
@@ -82,7 +82,7 @@ class ProcessView:
         self._last = (clock.now_s(), clock.process_cpu_s())
 
     def look(self) -> Look:
-        """Memory, and the share since the last look."""
+        """Memory, and the share of the cores' time since the last look."""
         (before_s, busy_before_s), self._last = self._last, (clock.now_s(), clock.process_cpu_s())
         share = (self._last[1] - busy_before_s) / max(1e-9, (self._last[0] - before_s) * self._cores)
         return Look(memory_bytes=self._process.memory_info().rss, utilization=min(1.0, share))
@@ -97,7 +97,7 @@ class ProcessView:
 
 
 def positive(value: float | None) -> float | None:
-    """A power or a counter as it may be told: 0 and less, infinity and NaN are no reading of a device that runs."""
+    """A power or a counter that a running device can have; None for 0, negative values, infinity and NaN."""
     return value if value is not None and math.isfinite(value) and value > 0 else None
 
 
@@ -108,9 +108,9 @@ def thousandth(
     errors: tuple[type[Exception], ...],
     said: Callable[[Exception], str] = str,
 ) -> float | None:
-    """Millijoules or milliwatts that are asked for, in SI; None where there are none, with the reason in `problems`.
+    """Read millijoules or milliwatts and convert them to joules or watts; None where reading fails.
 
-    what: `counter` or `power`.
+    what: `counter` or `power`, the key of the reason for a failure in `problems`. errors: the failures of `ask`.
     """
     try:
         found = positive(ask())

@@ -1,8 +1,8 @@
-"""Outside work: what else happened on the machine and the device while a trial ran, as warnings for its record.
+"""Interference: what else happened on the machine and the device while a trial ran, as warnings for its record.
 
-The machine is asked at the trial's start and end; the difference is what happened meanwhile. The work of others is the
-busy time of the cores that this process may use, less its own (proc(5), /proc/stat). Instruments tell what they know of
-their device: other processes, partitions, a power limit (`Instrument.findings`).
+The machine's counters are read at the trial's start and end. The load of other processes is the busy time of the cores
+that this process may use, less its own CPU time (proc(5), /proc/stat). What an instrument knows about its device (other
+processes, partitions, a power limit) comes from `Instrument.findings`.
 """
 
 import os
@@ -23,8 +23,8 @@ _SLOWED = {"hw_slowdown", "sw_thermal_slowdown", "hw_thermal_slowdown", "hw_powe
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Counters of the machine at one moment; None where the system does not tell."""
+class MachineCounters:
+    """The machine's counters at one moment; None where the system does not report one."""
 
     at_s: float
     own_s: float
@@ -35,10 +35,10 @@ class Machine:
     throttles: int | None
 
 
-def look_around() -> Machine:
+def machine_counters() -> MachineCounters:
     """The machine's counters now."""
     allowed = _allowed_cores()
-    return Machine(
+    return MachineCounters(
         at_s=clock.now_s(),
         own_s=clock.process_cpu_s(),
         busy_s=_busy_s(allowed),
@@ -49,13 +49,13 @@ def look_around() -> Machine:
     )
 
 
-def machine_findings(before: Machine, after: Machine) -> list[Finding]:
-    """What others did on the machine between two moments."""
+def machine_findings(before: MachineCounters, after: MachineCounters) -> list[Finding]:
+    """What happened on the machine between two moments besides this process's work."""
     found = [_others(before, after), _swap(before, after), _cpu_throttling(before, after)]
     return [finding for finding in found if finding is not None]
 
 
-def _others(before: Machine, after: Machine) -> Finding | None:
+def _others(before: MachineCounters, after: MachineCounters) -> Finding | None:
     elapsed_s = after.at_s - before.at_s
     if before.busy_s is None or after.busy_s is None or elapsed_s < _SHORTEST_S:
         return None
@@ -64,27 +64,27 @@ def _others(before: Machine, after: Machine) -> Finding | None:
     if share <= LARGEST_SHARE:
         return None
     load = "" if before.load is None else f"; load average {before.load:.2f} at the start"
-    detail = f"other work took {share:.0%} of the {before.cores} cores' time{load}"
+    detail = f"other processes took {share:.0%} of the {before.cores} cores' time{load}"
     return WarningKind.OTHER_WORK_ON_MACHINE, detail
 
 
-def _swap(before: Machine, after: Machine) -> Finding | None:
+def _swap(before: MachineCounters, after: MachineCounters) -> Finding | None:
     if before.swapped_pages is None or after.swapped_pages is None:
         return None
     pages = after.swapped_pages - before.swapped_pages
     if pages < _SWAPPED_PAGES:
         return None
-    return WarningKind.SWAPPING, f"{pages} pages went to or came from the swap"
+    return WarningKind.SWAPPING, f"{pages} pages were swapped in or out"
 
 
-def _cpu_throttling(before: Machine, after: Machine) -> Finding | None:
+def _cpu_throttling(before: MachineCounters, after: MachineCounters) -> Finding | None:
     if before.throttles is None or after.throttles is None or after.throttles <= before.throttles:
         return None
-    return WarningKind.THROTTLED, f"the CPU was slowed for heat {after.throttles - before.throttles} time(s)"
+    return WarningKind.THROTTLED, f"the CPU throttled for heat {after.throttles - before.throttles} time(s)"
 
 
 def throttling(looks: Sequence[Reading]) -> Finding | None:
-    """A device that was slowed for heat or by its power supply while the phases ran."""
+    """A device that throttled for heat or because of its power supply, after loading."""
     working = [_SLOWED & set(look.throttle_reasons or ()) for look in looks if look.phase != "load"]
     slowed = [reasons for reasons in working if reasons]
     if not slowed:
@@ -105,7 +105,7 @@ def _allowed_cores() -> list[int]:
 
 
 def _busy_s(allowed: Sequence[int]) -> float | None:
-    """Seconds in which these cores did something; guests are counted within user."""
+    """Seconds in which these cores were busy; `user` includes the time of guests."""
     times = psutil.cpu_times(percpu=True)
     if not times or max(allowed) >= len(times):
         return None

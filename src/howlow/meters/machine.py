@@ -1,8 +1,10 @@
-"""What the trial runs on, for the record: two trials are only compared on the same machine and versions."""
+"""What a trial runs on, for its record, and how old its process is."""
 
 import os
 import platform
 import time
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,17 +17,29 @@ from howlow.meters.instruments import cores
 from howlow.meters.nvml import NvmlAbsentError, NvmlDevice
 from howlow.meters.sources import own_uuid
 from howlow.records import Environment
+from howlow.records.own_sources import code_sha256, revision
+
+_VARIABLES = (
+    *("ONEDNN_*", "DNNL_*", "MKL_*", "OMP_*", "KMP_*", "GOMP_*", "ATEN_CPU_CAPABILITY", "LRU_CACHE_CAPACITY"),
+    *("MALLOC_*", "CUDA_*", "PYTORCH_*", "TORCH_*", "NVIDIA_TF32_OVERRIDE"),
+)
+_AS_STARTED = dict(os.environ)
+"""As the user set them: a trial's heap and some libraries set variables of their own later."""
+# Which card a process sees is told by the card's UUID, and torch itself sets the last one.
+_NOT_OF_SPEED = {"CUDA_VISIBLE_DEVICES": None, "CUDA_DEVICE_ORDER": None, "CUDA_MODULE_LOADING": "LAZY"}
+_GOVERNORS = "cpu[0-9]*/cpufreq/scaling_governor"
 
 
 def environment(device: torch.device) -> Environment:
-    """The device, the processor, the memory and the versions of what computes."""
+    """The machine, its settings and the code: all that costs depend on."""
     cuda = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     packages = ("howlow", "torch", "transformers", "peft", "tokenizers")
+    card = _card(device)
     return Environment(
         device=str(device),
         device_name=cuda.name if cuda else _processor(),
         device_uuid=str(cuda.uuid) if cuda else None,
-        driver=_driver(device),
+        driver=card.driver() if card else None,
         device_memory_bytes=cuda.total_memory if cuda else None,
         cpu=_processor(),
         cores=cores(),
@@ -34,14 +48,53 @@ def environment(device: torch.device) -> Environment:
         platform=platform.platform(),
         python=platform.python_version(),
         versions={name: version(name) for name in packages},
+        power_limit_w=card.power_limit_w() if card else None,
+        governor=governor(),
+        variables=variables_of_speed(_AS_STARTED),
+        switches=_switches(),
+        code_sha256=code_sha256(),
+        revision=revision(),
     )
+
+
+def variables_of_speed(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables that can change a trial's speed."""
+    return {
+        name: value
+        for name, value in sorted(variables.items())
+        if any(fnmatchcase(name, pattern) for pattern in _VARIABLES)
+        and not (name in _NOT_OF_SPEED and _NOT_OF_SPEED[name] in (None, value))
+    }
+
+
+def governor(cpus: Path = Path("/sys/devices/system/cpu")) -> str | None:
+    """How Linux sets the frequency of the cores, e.g. "performance"; None where it does not say."""
+    try:
+        found = {path.read_text().strip() for path in cpus.glob(_GOVERNORS)}
+    except OSError:
+        return None
+    return ", ".join(sorted(found)) or None
+
+
+def _switches() -> dict[str, str]:
+    """Torch's switches that change speed."""
+    cudnn = torch.backends.cudnn
+    return {
+        "matmul_precision": torch.get_float32_matmul_precision(),
+        "matmul_tf32": str(torch.backends.cuda.matmul.allow_tf32),
+        "cudnn_tf32": str(cudnn.allow_tf32),
+        "cudnn_enabled": str(cudnn.enabled),
+        "cudnn_benchmark": str(cudnn.benchmark),
+        "cudnn_deterministic": str(cudnn.deterministic),
+        "deterministic_algorithms": str(torch.are_deterministic_algorithms_enabled()),
+    }
 
 
 def choose_device(asked: str) -> torch.device:
     """The trial's device; `auto` is CUDA, then MPS, then the CPU.
 
     Raises:
-        UserError: the device that was asked for is not there.
+        UserError: the device is not there.
     """
     if asked == "auto":
         best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -64,11 +117,11 @@ def process_age_s() -> float:
     return max(0.0, now_s - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
 
 
-def _driver(device: torch.device) -> str | None:
+def _card(device: torch.device) -> NvmlDevice | None:
     if device.type != "cuda":
         return None
     try:
-        return NvmlDevice(own_uuid(device)).driver()
+        return NvmlDevice(own_uuid(device))
     except NvmlAbsentError:
         return None
 

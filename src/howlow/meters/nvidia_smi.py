@@ -1,8 +1,8 @@
-"""`nvidia-smi` as the paper used it: a process beside the trial that prints power, memory and utilisation at a rate.
+"""`nvidia-smi` as the paper used it: a separate process that prints power, memory and utilisation at a fixed rate.
 
-It averages power over up to a second, so it says less than NVML; it is read only where it is asked for or where the
-library cannot be loaded. A field it answers with `[N/A]` is absent. When it ends, readings are absent until it has been
-started again; when it falls silent, there is a gap.
+It averages power over up to a second, so it is less exact than NVML. It is read only where the settings name it or
+where NVML cannot be loaded. A field that it prints as `[N/A]` is absent. When it ends, it is started again; until then,
+and when it stops printing, readings are absent.
 """
 
 import csv
@@ -18,14 +18,14 @@ import psutil
 from howlow.meters import clock
 from howlow.meters.instruments import Finding, Instrument, Look, positive
 
-UPDATE_PERIOD_S = 1.0  # power.draw is an average over the last second on most devices
+POWER_PERIOD_S = 1.0  # power.draw is an average over the last second on most devices
 _FIELDS = "uuid,power.draw,memory.used,utilization.gpu,utilization.memory,temperature.gpu,clocks.sm,clocks.mem"
 _RESTART_AFTER_S = 2.0
-_PATIENCE_S = 9.0  # less than those who ask have, so that it is ended here and says so
+_TIMEOUT_S = 9.0  # less than the callers', so that it is killed here and the error says so
 _KILLED_WITHIN_S = 2.0
-_SILENT = "see the kernel's log for the driver (NVRM, Xid); restart the machine if it stays silent"
-_POWERLESS = "this device or its driver does not tell; take another source, or watts of yours (meters.assumed_power_w)"
-_FAILED = "run plain nvidia-smi: it has to work first"
+_SILENT = "look for the driver in the kernel's log (NVRM, Xid); restart the machine if it still does not answer"
+_POWERLESS = "the device or its driver does not report it; use another source, or give watts (meters.assumed_power_w)"
+_FAILED = "run plain nvidia-smi and make it work first"
 _FAILURES = {  # nvidia-smi(1), "Return value"
     4: "let this user use it: as root, in a container with the device's rights, or ask who runs the machine",
     9: "load NVIDIA's driver (modprobe nvidia), or install the one that fits this kernel",
@@ -34,7 +34,7 @@ _FAILURES = {  # nvidia-smi(1), "Return value"
 
 
 class SmiAbsentError(Exception):
-    """nvidia-smi cannot be used here; the text says why, `remedy` what to do where it is more than to install it."""
+    """nvidia-smi cannot be used here. The text says why; `remedy` says what to do, None where it is to install it."""
 
     def __init__(self, reason: str, remedy: str | None = None) -> None:
         super().__init__(reason)
@@ -42,7 +42,7 @@ class SmiAbsentError(Exception):
 
 
 class NvidiaSmi:
-    """One device in the output of a running nvidia-smi; an instrument. It gives power, never a counter."""
+    """One device in the output of a running nvidia-smi, as an instrument. It has power, but no counter."""
 
     range_j = None
     may_hang = True
@@ -64,7 +64,7 @@ class NvidiaSmi:
         return self._ended_cpu_s + self._running_cpu_s
 
     def look(self) -> Look:
-        """The newest line, if it is fresh and was not given before; else nothing."""
+        """The newest line, if it is fresh and was not returned before; else nothing."""
         self._note_cpu_time()
         if self._process is None or self._process.poll() is not None:
             if self._process is not None:
@@ -79,7 +79,7 @@ class NvidiaSmi:
         return replace(newest[1], age_s=age_s, throttle_reasons=reasons)
 
     def _note_cpu_time(self) -> None:
-        """Before the process is asked whether it has ended: after that its number may be another's."""
+        """Called before `poll`: once that shows that the process has ended, its number may belong to another."""
         if self._process is not None and self._process.returncode is None:
             with suppress(psutil.Error):
                 times = psutil.Process(self._process.pid).cpu_times()
@@ -90,7 +90,7 @@ class NvidiaSmi:
         return
 
     def findings(self) -> list[Finding]:
-        """What NVML says of the same device, where the library is there, as of throttling (`look`)."""
+        """The findings of NVML for the same device, where the library can be loaded."""
         return [] if self._library is None else self._library.findings()
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class NvidiaSmi:
         if self._process is not None:
             self._note_cpu_time()
             self._process.kill()
-            with suppress(subprocess.TimeoutExpired):  # one that the driver holds does not even die
+            with suppress(subprocess.TimeoutExpired):  # a process that is blocked in the driver cannot be killed
                 self._process.wait(_KILLED_WITHIN_S)
 
     def _start(self) -> None:
@@ -109,7 +109,7 @@ class NvidiaSmi:
         command = ["nvidia-smi", f"--id={self.uuid}", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits", *every]
         try:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        except OSError:  # gone since it was found: there is nothing to read
+        except OSError:  # the program is gone since it was found: there is nothing to read
             return
         self._ended_cpu_s, self._running_cpu_s = self.programs_cpu_s, 0.0
         threading.Thread(target=self._follow, args=(self._process,), name="howlow-smi", daemon=True).start()
@@ -124,7 +124,7 @@ class NvidiaSmi:
 
 
 def parse(line: str) -> Look | None:
-    """A line of nvidia-smi's CSV; None for a header or a line that was torn off."""
+    """The values of a line of nvidia-smi's CSV; None for a header or an incomplete line."""
     cells = [cell.strip() for cell in next(csv.reader([line]), [])]
     if len(cells) != len(_FIELDS.split(",")) or cells[0] == "uuid":
         return None
@@ -148,23 +148,23 @@ def _number(cell: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def smi_devices(patience_s: float = _PATIENCE_S) -> dict[str, bool]:
-    """The UUIDs that nvidia-smi lists, and whether it has power of each; it is ended when it does not answer in time.
+def smi_devices(timeout_s: float = _TIMEOUT_S) -> dict[str, bool]:
+    """The UUIDs that nvidia-smi lists, and whether it reads power on each. It is killed after the timeout.
 
     Raises:
-        SmiAbsentError: it is not there, fails, or is silent.
+        SmiAbsentError: it is not installed, fails, does not answer in time, or reads no power.
     """
     if shutil.which("nvidia-smi") is None:
         raise SmiAbsentError("nvidia-smi is not on PATH")
     command = ["nvidia-smi", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=patience_s, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
-        raise SmiAbsentError(f"nvidia-smi did not answer within {patience_s:g} s", _SILENT) from None
+        raise SmiAbsentError(f"nvidia-smi did not answer within {timeout_s:g} s", _SILENT) from None
     except OSError as error:
         raise SmiAbsentError(f"nvidia-smi failed: {error}", _FAILED) from None
     if done.returncode != 0:
-        said = " ".join(f"{done.stderr} {done.stdout}".split())[:200] or "it says nothing"
+        said = " ".join(f"{done.stderr} {done.stdout}".split())[:200] or "no output"
         remedy = _FAILURES.get(done.returncode, _FAILED)
         raise SmiAbsentError(f"nvidia-smi ended with {done.returncode}: {said}", remedy)
     lines = done.stdout.splitlines()

@@ -1,7 +1,7 @@
 """NVIDIA devices through NVML (nvidia-ml-py): energy, power, memory, utilisation, temperature, clocks, throttling.
 
-CUDA's numbering of devices and NVML's differ (CUDA_VISIBLE_DEVICES, the fastest-first order), so a device is found
-by its UUID. A value that the device does not support is absent, not 0.
+CUDA and NVML number devices differently (CUDA_VISIBLE_DEVICES, CUDA's fastest-first order), so a device is found by its
+UUID. A value that the device does not support is absent, not 0.
 """
 
 import os
@@ -14,8 +14,9 @@ import torch
 from howlow.meters.instruments import Finding, Look, thousandth
 from howlow.records import WarningKind
 
-INSTANT_PERIOD_S, AVERAGED_PERIOD_S = 0.1, 1.0  # NVML's documentation of nvmlDeviceGetPowerUsage; the first as seen
-_RANGE_J = 2**32 / 1000  # should the driver count in 32 bits
+INSTANT_PERIOD_S = 0.1  # as measured
+AVERAGED_PERIOD_S = 1.0  # NVML's documentation of nvmlDeviceGetPowerUsage
+_RANGE_J = 2**32 / 1000  # in case the driver counts in 32 bits
 _THROTTLES = {
     "sw_power_cap": pynvml.nvmlClocksEventReasonSwPowerCap,
     "hw_slowdown": pynvml.nvmlClocksEventReasonHwSlowdown,
@@ -24,14 +25,14 @@ _THROTTLES = {
     "hw_power_brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
 }
 _VGPU = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU
-_ERRORS = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError)  # the second: the driver is older than a question
+_ERRORS = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError)  # the second: the driver lacks the function
 _PROCESSES = (
     (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
     (pynvml.nvmlDeviceGetGraphicsRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2),
 )
-"""Each with its form for older drivers."""
+"""Each with its version for older drivers."""
 
-_TOLD = {
+_MENDABLE = {
     pynvml.NVML_ERROR_NO_PERMISSION: (
         "permission denied",
         "let this user read it: as root, in a container with the device's rights, or ask who runs the machine",
@@ -41,11 +42,11 @@ _TOLD = {
         "reset it (nvidia-smi --gpu-reset) or restart the machine; the kernel's log (Xid) says why it fell off the bus",
     ),
 }
-"""Errors that a person can do something about: in words, and what to do."""
+"""Errors that a user can mend: what they mean, and what to do."""
 
 
 class NvmlAbsentError(Exception):
-    """NVML cannot be used here; the text says why, `remedy` what to do where the library's answer tells."""
+    """NVML cannot be used here. The text says why; `remedy` says what to do, where the error is known."""
 
     def __init__(self, reason: str, remedy: str | None = None) -> None:
         super().__init__(reason)
@@ -53,15 +54,15 @@ class NvmlAbsentError(Exception):
 
 
 def _absent(error: pynvml.NVMLError) -> NvmlAbsentError:
-    return NvmlAbsentError(f"NVML: {_said(error)}", _TOLD.get(error.value, (None, None))[1])
+    return NvmlAbsentError(f"NVML: {_said(error)}", _MENDABLE.get(error.value, (None, None))[1])
 
 
 def _said(error: Exception) -> str:
-    return _TOLD.get(getattr(error, "value", None), (str(error), None))[0]
+    return _MENDABLE.get(getattr(error, "value", None), (str(error), None))[0]
 
 
 class NvmlDevice:
-    """One device, opened by its UUID; an instrument. `label` is its name in the timeline, by default the UUID."""
+    """One device, opened by its UUID, as an instrument. `label` is its name in the timeline, by default the UUID."""
 
     range_j = _RANGE_J
     may_hang = True
@@ -80,7 +81,7 @@ class NvmlDevice:
         self.reads_instant_power = self._instant_power_w() is not None
 
     def _opened(self) -> Any:
-        # Where any card has fallen off the bus, none is found by its UUID (nvml.h, nvmlDeviceGetHandleByUUID).
+        # When one card has fallen off the bus, NVML finds no card by its UUID (nvml.h, nvmlDeviceGetHandleByUUID).
         for index in range(pynvml.nvmlDeviceGetCount()):
             card = _value(pynvml.nvmlDeviceGetHandleByIndex, index)
             if card is not None and _value(pynvml.nvmlDeviceGetUUID, card) == self.uuid:
@@ -90,12 +91,12 @@ class NvmlDevice:
         except pynvml.NVMLError_NotFound:
             if self.uuid.startswith("MIG-"):
                 raise
-        # Of a partition CUDA tells the UUID as of a card, without what it begins with (cuDeviceGetUuid_v2).
+        # CUDA reports a partition's UUID without the prefix, just as a card's (cuDeviceGetUuid_v2).
         self.uuid = f"MIG-{self.uuid.removeprefix('GPU-')}"
         return pynvml.nvmlDeviceGetHandleByUUID(self.uuid)
 
     def _whole_card(self) -> Any:
-        """What power and energy are asked of: a partition (MIG) has none of its own."""
+        """The card whose power and energy are read: a partition (MIG) has none of its own."""
         parent = None
         if self.uuid.startswith("MIG-"):
             parent = _value(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, self._handle)
@@ -106,30 +107,32 @@ class NvmlDevice:
         version: str | None = _value(pynvml.nvmlSystemGetDriverVersion)
         return version
 
+    def power_limit_w(self) -> float | None:
+        """The limit that the driver enforces."""
+        limit = _value(pynvml.nvmlDeviceGetEnforcedPowerLimit, self._card)
+        return None if limit is None else limit / 1000
+
     def name(self) -> str | None:
         """The model."""
         name: str | None = _value(pynvml.nvmlDeviceGetName, self._handle)
         return name
 
     def counter_j(self) -> float | None:
-        """The energy counter: joules since the driver was loaded (NVML counts in mJ; Volta and later).
-
-        0 is no reading of a counter that has run since the driver was loaded.
-        """
+        """The energy counter: joules since the driver was loaded (Volta and later); None where NVML answers 0."""
         return self._thousandth("counter", pynvml.nvmlDeviceGetTotalEnergyConsumption)
 
     def counter_problem(self) -> tuple[str, str] | None:
-        """Why the counter is not read, and what to do; None where it is read, or the device has none."""
+        """Why the counter cannot be read, and what to do; None where it can, or where the device has none."""
         try:
             pynvml.nvmlDeviceGetTotalEnergyConsumption(self._card)
         except pynvml.NVMLError as error:
-            return _TOLD.get(error.value)
+            return _MENDABLE.get(error.value)
         except pynvml.NVMLLibraryMismatchError:
             return None
         return None
 
     def power_w(self) -> float | None:
-        """The power of this moment where the device tells it, else the averaged one."""
+        """Instantaneous power where the device reports it, else averaged power."""
         if self.reads_instant_power:
             return self._instant_power_w()
         return self._thousandth("power", pynvml.nvmlDeviceGetPowerUsage)
@@ -141,7 +144,7 @@ class NvmlDevice:
         return self._thousandth("power", _instant_power_mw)
 
     def look(self) -> Look:
-        """Everything for the timeline."""
+        """All values, for the timeline."""
         memory = _value(pynvml.nvmlDeviceGetMemoryInfo, self._handle)
         rates = _value(pynvml.nvmlDeviceGetUtilizationRates, self._handle)
         reasons = _value(pynvml.nvmlDeviceGetCurrentClocksEventReasons, self._card) or 0
@@ -158,7 +161,7 @@ class NvmlDevice:
         )
 
     def _temperature_c(self) -> float | None:
-        """NVML is about to replace the first question by the second."""
+        """The temperature; NVML is replacing the first of these functions by the second."""
         for name in ("nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV"):
             query = getattr(pynvml, name, None)
             degrees = _value(query, self._card, pynvml.NVML_TEMPERATURE_GPU) if query else None
@@ -178,7 +181,7 @@ class NvmlDevice:
         return [finding for finding in found if finding is not None]
 
     def _others(self) -> Finding | None:
-        """Processes beside this one; in a container NVML may give this process another number."""
+        """Other processes on the device; in a container NVML may list this process under another number."""
         seen: set[int] = set()
         for forms in _PROCESSES:
             answers = (_value(query, self._handle) for query in forms)
@@ -211,18 +214,18 @@ class NvmlDevice:
 
 
 def device_uuids() -> tuple[list[str], list[NvmlAbsentError]]:
-    """The UUIDs of all devices in NVML's order, and of those that do not tell theirs why not.
+    """The UUIDs of all devices in NVML's order, and the errors of the devices whose UUID cannot be read.
 
     Raises:
         NvmlAbsentError: NVML cannot be used here.
     """
     try:
         pynvml.nvmlInit()
-        told = [_uuid_or_problem(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        answers = [_uuid_or_problem(index) for index in range(pynvml.nvmlDeviceGetCount())]
     except pynvml.NVMLError as error:
         raise _absent(error) from None
-    uuids = [one for one in told if isinstance(one, str)]
-    return uuids, [one for one in told if isinstance(one, NvmlAbsentError)]
+    uuids = [one for one in answers if isinstance(one, str)]
+    return uuids, [one for one in answers if isinstance(one, NvmlAbsentError)]
 
 
 def _uuid_or_problem(index: int) -> str | NvmlAbsentError:
@@ -234,10 +237,10 @@ def _uuid_or_problem(index: int) -> str | NvmlAbsentError:
 
 
 def _instant_power_mw(card: Any) -> int:
-    (told,) = pynvml.nvmlDeviceGetFieldValues(card, [pynvml.NVML_FI_DEV_POWER_INSTANT])
-    if told.nvmlReturn != pynvml.NVML_SUCCESS:
-        raise pynvml.NVMLError(told.nvmlReturn)
-    return int(told.value.uiVal)
+    (value,) = pynvml.nvmlDeviceGetFieldValues(card, [pynvml.NVML_FI_DEV_POWER_INSTANT])
+    if value.nvmlReturn != pynvml.NVML_SUCCESS:
+        raise pynvml.NVMLError(value.nvmlReturn)
+    return int(value.value.uiVal)
 
 
 def _value(query: Callable[..., Any], *arguments: Any) -> Any:
@@ -248,7 +251,7 @@ def _value(query: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _in_namespace() -> bool:
-    """Whether this process has another number outside, as in a container (proc(5): the host's first is kthreadd)."""
+    """Whether this process is in a PID namespace, as in a container (proc(5): the host's process 2 is kthreadd)."""
     try:
         with open("/proc/2/comm", encoding="ascii") as file:  # noqa: PTH123
             return file.read().strip() != "kthreadd"

@@ -1,11 +1,11 @@
 """RAPL, the energy counters of Intel and AMD processors, through Linux's powercap tree.
 
-Each package zone (`intel-rapl:N`, on AMD too) and each `dram` zone below one is an instrument. `core` and `uncore` lie
-inside the package and `psys` holds everything, so they are left out. A counter is in microjoules, is renewed about
-every millisecond (Intel SDM, volume 3, 15.10) and starts again at 0 behind `max_energy_range_uj`.
+Each package zone (`intel-rapl:N`, on AMD too) and each `dram` zone in a package is an instrument. The zones `core` and
+`uncore` are parts of the package and `psys` includes it, so they are left out. A counter is in microjoules, is updated
+about every millisecond (Intel SDM, volume 3, 15.10) and wraps around to 0 after `max_energy_range_uj`.
 
-zeus reads the same files, but starts a process for each zone to count the wrap-arounds, which takes up to a second to
-notice one and would itself run on the processor that is measured; here the sampler's own readings notice them.
+zeus reads the same files, but counts the wrap-arounds in a process for each zone, which notices one after up to a
+second and runs on the processor that is measured. Here the sampler's own readings notice them.
 """
 
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from pathlib import Path
 from howlow.meters.instruments import Finding, Look
 
 POWERCAP = Path("/sys/class/powercap")
-UPDATE_PERIOD_S = 0.001
+COUNTER_PERIOD_S = 0.001
 _FORMS = ("intel-rapl:*/intel-rapl:*:*", "intel-rapl:*")  # a container may pass the tree on without its flat links
 
 
 class RaplAbsentError(Exception):
-    """RAPL cannot be read here; the text says why, `remedy` what to do."""
+    """RAPL cannot be read here. The text says why, `remedy` what to do."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
@@ -28,7 +28,7 @@ class RaplAbsentError(Exception):
 
 @dataclass(frozen=True)
 class RaplZone:
-    """A package or its memory; an instrument."""
+    """A package, or its memory, as an instrument."""
 
     folder: Path
     device: str
@@ -38,9 +38,9 @@ class RaplZone:
     problems: dict[str, str] = field(default_factory=dict, compare=False)
 
     def counter_j(self) -> float | None:
-        """The counter; None when it cannot be read."""
+        """The counter; None where it cannot be read."""
         try:
-            # Between steps the caches are cold: `Path.read_text` takes 2.5 times as long.
+            # Unbuffered, because this runs between steps, when caches are cold: `Path.read_text` is far slower then.
             with (self.folder / "energy_uj").open("rb", buffering=0) as file:
                 found = int(file.read()) / 1e6
         except (OSError, ValueError) as error:
@@ -50,7 +50,7 @@ class RaplZone:
         return found
 
     def look(self) -> Look:
-        """The counter; the sampler makes power of two of them."""
+        """The counter; the sampler computes power from consecutive readings."""
         return Look(counter_j=self.counter_j())
 
     def findings(self) -> list[Finding]:
@@ -59,10 +59,10 @@ class RaplZone:
 
 
 def folders(root: Path | None = None) -> dict[str, Path]:
-    """Where each package and memory zone lies, by its name; whether it may be read is seen by `zone`.
+    """The folder of each package and memory zone, by the zone's name; `zone` shows whether it can be read.
 
     Raises:
-        RaplAbsentError: there is none.
+        RaplAbsentError: there is no zone.
     """
     root = root or POWERCAP
     everything = {folder.name: folder for form in _FORMS for folder in sorted(root.glob(form))}
@@ -73,13 +73,13 @@ def folders(root: Path | None = None) -> dict[str, Path]:
             device = _device(folder, name)
             named[f"{device} ({folder.name})" if device in named else device] = folder
     if not named:
-        remedy = "none in a virtual machine; on bare metal load the module intel_rapl_common"
+        remedy = "virtual machines have none; on bare metal load the kernel module intel_rapl_common"
         raise RaplAbsentError(f"no package zone in {root}", remedy)
     return named
 
 
 def _device(folder: Path, name: str) -> str:
-    """A package's own name, which holds its number; a memory zone's with that of its package."""
+    """The name of a package, which includes its number; for a memory zone, with the number of its package."""
     return name if name.startswith("package") else f"{name}-{folder.name.split(':')[1]}"
 
 
@@ -87,14 +87,14 @@ def zone(folder: Path, device: str) -> RaplZone:
     """The zone in a folder.
 
     Raises:
-        RaplAbsentError: it cannot be read, or must not be.
+        RaplAbsentError: it cannot be read, or this user may not read it.
     """
     energy = folder / "energy_uj"
     try:
         int(energy.read_text())
         range_j = int((folder / "max_energy_range_uj").read_text()) / 1e6
     except PermissionError:
-        remedy = f"let this user read it: sudo chmod a+r {folder.parent}/intel-rapl:*/energy_uj (until the next start)"
+        remedy = f"let this user read it: sudo chmod a+r {folder.parent}/intel-rapl:*/energy_uj (until the next boot)"
         raise RaplAbsentError(f"{energy}: permission denied", remedy) from None
     except (OSError, ValueError) as error:
         raise RaplAbsentError(f"{energy}: {error}", "see the kernel's log for intel_rapl") from None
@@ -105,7 +105,7 @@ def zones(root: Path | None = None) -> list[RaplZone]:
     """All package and memory zones.
 
     Raises:
-        RaplAbsentError: there is none, or one cannot be read: the others' sum would pass for the whole.
+        RaplAbsentError: there is no zone, or one cannot be read; the sum of the others would look like the whole.
     """
     return [zone(folder, device) for device, folder in folders(root).items()]
 

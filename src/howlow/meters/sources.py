@@ -1,8 +1,8 @@
-"""Which source of energy a trial has: every one is tried in its order, and says why it is not there.
+"""Which source of energy a trial has: the possible sources are tried in order, and each says why it is absent.
 
-`auto` looks only at the trial's own device: on CUDA NVML's counter, then its power, then nvidia-smi (then the Jetson's
-rails); on an AMD GPU zeus; on Apple silicon zeus; on a CPU RAPL. A source that is asked for by name is used all the
-same, with every device that it has, or those of `meters.devices`.
+`auto` considers only sources of the trial's own device: on CUDA NVML's counter, then NVML's power, then nvidia-smi,
+then the Jetson's rails; on an AMD GPU and on Apple silicon zeus; on a CPU RAPL. A source that the settings name is used
+whatever the trial's device, with all of the source's devices or those of `meters.devices`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ from howlow.meters.rapl import RaplAbsentError
 from howlow.meters.timeouts import answered
 from howlow.meters.zeus_devices import ZeusAbsentError, ZeusDevice, amd_devices, apple_devices, jetson_devices
 
-PATIENCE_S = 10.0
+OPEN_TIMEOUT_S = 10.0
 AbsentErrors = (NvmlAbsentError, SmiAbsentError, RaplAbsentError, ZeusAbsentError)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the settings say about energy, and the trial's device."""
+    """What the settings ask for, and the trial's device."""
 
     source: str
     device: torch.device
@@ -37,13 +37,13 @@ class Asked:
 
     @property
     def is_by_name(self) -> bool:
-        """Whether the source was named, rather than looked for."""
+        """Whether the settings name the source, rather than leave the choice to `auto`."""
         return self.source != "auto"
 
 
 @dataclass(frozen=True)
 class Meters:
-    """The sources of a trial: its energy, that of the CPU beside it, and what else is looked at for the timeline."""
+    """The sources of a trial: for its energy, for the energy of an accelerator trial's CPU, and for the timeline."""
 
     energy: EnergyMeter
     cpu_energy: EnergyMeter
@@ -51,16 +51,16 @@ class Meters:
 
 
 def open_meters(asked: Asked) -> Meters:
-    """All that a trial is measured with.
+    """Open everything that a trial is measured with.
 
     Raises:
         UserError: `meters.devices` names a device that the source does not have.
     """
     energy = open_energy(asked)
-    beside = asked.source not in ("none", "assumed") and asked.device.type != "cpu"
+    wants_cpu = asked.source not in ("none", "assumed") and asked.device.type != "cpu"
     has_cpu = any(isinstance(instrument, rapl.RaplZone) for instrument in energy.instruments)
     cpu_energy = no_energy("not asked for")
-    if beside and not has_cpu:
+    if wants_cpu and not has_cpu:
         try:
             cpu_energy = _rapl(asked)
         except RaplAbsentError as error:
@@ -70,15 +70,15 @@ def open_meters(asked: Asked) -> Meters:
 
 
 def _through_nvml(uuid: str, label: str | None = None) -> NvmlDevice | None:
-    """A device through the library, None where that does not answer."""
+    """A device of NVML; None where NVML fails or does not answer."""
     try:
-        return answered(lambda: NvmlDevice(uuid, label), PATIENCE_S, (NvmlAbsentError,))
+        return answered(lambda: NvmlDevice(uuid, label), OPEN_TIMEOUT_S, (NvmlAbsentError,))
     except NvmlAbsentError:
         return None
 
 
 def own_views(device: torch.device) -> list[Instrument]:
-    """The trial's own accelerator, for its memory and utilisation."""
+    """The trial's own accelerator, read for its memory and utilisation."""
     if device.type != "cuda" or torch.version.hip:
         return []
     own = _through_nvml(own_uuid(device), str(device))
@@ -86,7 +86,7 @@ def own_views(device: torch.device) -> list[Instrument]:
 
 
 def open_energy(asked: Asked) -> EnergyMeter:
-    """The source that the settings ask for, as far as this machine has it.
+    """Open the energy source that the settings ask for; without it, the meter says why.
 
     Raises:
         UserError: `meters.devices` names a device that the source does not have.
@@ -99,13 +99,13 @@ def open_energy(asked: Asked) -> EnergyMeter:
     reasons = []
     for opener in _openers(asked):
         try:
-            meter = answered(partial(opener, asked), PATIENCE_S, (*AbsentErrors, UserError))
+            meter = answered(partial(opener, asked), OPEN_TIMEOUT_S, (*AbsentErrors, UserError))
         except AbsentErrors as error:
             reasons.append(str(error))
             continue
         if meter is not None:
             return meter
-        reasons.append(f"no answer within {PATIENCE_S:g} s")
+        reasons.append(f"no answer within {OPEN_TIMEOUT_S:g} s")
     where = f"no energy sensor of the device {asked.device}" if asked.source == "auto" else f"no {asked.source}"
     return no_energy(f"{where}: {'; '.join(reasons)}" if reasons else where)
 
@@ -143,12 +143,15 @@ def _nvml(asked: Asked) -> EnergyMeter:
         chosen = _chosen(asked, [*uuids, *partitions])
     except UserError as error:
         raise UserError("; ".join(map(str, [error, *unreadable]))) from None
-    devices = [NvmlDevice(uuid, label) for uuid, label in chosen]
+    return _of_nvml([NvmlDevice(uuid, label) for uuid, label in chosen], _has_another(chosen, asked))
+
+
+def _of_nvml(devices: Sequence[NvmlDevice], other: bool) -> EnergyMeter:
+    """The counters of the devices, or their power where fewer of them have a counter."""
     names = _listed([device.uuid for device in devices])
-    other = _has_another(chosen, asked)
     with_counter = [device for device in devices if device.counter_j() is not None]
     with_power = [device for device in devices if device.power_w() is not None]
-    # Where one of several has no such sensor, the sum is absent and says so; the others have their own rows.
+    # Where one of several devices has no such sensor, their sum is absent; the others still have their own figures.
     if with_counter and len(with_counter) >= len(with_power):
         detail = f"total energy consumption of {names}"
         return EnergyMeter("nvml counter", detail, "counter", tuple(devices), None, of_another_device=other)
@@ -171,12 +174,12 @@ def _nvidia_smi(asked: Asked) -> EnergyMeter:
     instruments = tuple(NvidiaSmi(uuid, asked.rate_hz, label, _through_nvml(uuid)) for uuid, label in chosen)
     detail = f"power.draw of {_listed([uuid for uuid, _ in chosen])}, integrated"
     other = _has_another(chosen, asked)
-    period_s = nvidia_smi.UPDATE_PERIOD_S
+    period_s = nvidia_smi.POWER_PERIOD_S
     return EnergyMeter("nvidia-smi", detail, "power", instruments, period_s, of_another_device=other)
 
 
 def _chosen(asked: Asked, uuids: Sequence[str]) -> list[tuple[str, str]]:
-    """UUIDs with their names in the timeline: those asked for, else the trial's own, else (by name, on a CPU) all."""
+    """UUIDs with their names in the timeline: those of `meters.devices`, else the trial's own, else all."""
     own = own_uuid(asked.device) if asked.device.type == "cuda" else None
     if asked.devices:
         wanted = list(dict.fromkeys(_named(name, uuids) for name in asked.devices))
@@ -190,12 +193,12 @@ def _chosen(asked: Asked, uuids: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _bare(uuid: str | None) -> str | None:
-    """Without what it begins with: CUDA does not tell a partition's UUID from a card's."""
+    """A UUID without its prefix: CUDA does not distinguish a partition's UUID from a card's."""
     return None if uuid is None else uuid.removeprefix("GPU-").removeprefix("MIG-")
 
 
 def _has_another(chosen: Sequence[tuple[str, str]], asked: Asked) -> bool:
-    """Whether a device is among them that is not the trial's own."""
+    """Whether one of the devices is not the trial's own."""
     return any(label != str(asked.device) for _, label in chosen)
 
 
@@ -203,7 +206,9 @@ def _named(name: str, there: Sequence[str]) -> str:
     same = [device for device in there if device == name]
     found = same or [device for device in there if device.startswith((name, f"GPU-{name}"))]
     if len(found) != 1:
-        raise UserError(f"meters.devices {name!r} is none, or more than one, of the source's: {', '.join(there)}")
+        raise UserError(
+            f"meters.devices {name!r} must match exactly one device of the source; it has: {', '.join(there)}"
+        )
     return found[0]
 
 
@@ -215,7 +220,7 @@ def _rapl(asked: Asked) -> EnergyMeter:
     zones = [rapl.zone(folder, device) for device, folder in folders.items()]
     detail = f"RAPL: {_listed([zone.device for zone in zones])}"
     other = asked.source == "rapl" and asked.device.type != "cpu"
-    return EnergyMeter("rapl", detail, "counter", tuple(zones), rapl.UPDATE_PERIOD_S, of_another_device=other)
+    return EnergyMeter("rapl", detail, "counter", tuple(zones), rapl.COUNTER_PERIOD_S, of_another_device=other)
 
 
 def _amd(asked: Asked) -> EnergyMeter:
@@ -235,7 +240,7 @@ def _jetson(asked: Asked) -> EnergyMeter:
 
 
 def _through_zeus(name: str, there: Sequence[ZeusDevice], asked: Asked, own: Sequence[ZeusDevice]) -> EnergyMeter:
-    """The devices asked for by name, else the trial's own, else all."""
+    """The devices of `meters.devices`, else the trial's own, else all."""
     devices = own or there
     if asked.devices:
         names = [_named(device, [part.device for part in there]) for device in asked.devices]

@@ -1,8 +1,8 @@
-"""When burn-in ends, and whether what is measured after it is steady: two halves must agree in speed.
+"""When burn-in ends, and whether the measured steps are steady: their two halves must agree in speed.
 
-The speed of a step is its computed tokens over its time. The halves disagree where their mean speeds differ by more
-than 5 % and by more than three standard errors of that difference, so that neither a small drift nor plain noise raises
-an alarm. Too few steps cannot tell.
+The speed of a step is its computed tokens divided by its time. The halves disagree where their mean speeds differ by
+more than 5 % and by more than three standard errors of that difference. So neither a small drift nor plain noise raises
+an alarm. With too few steps nothing can be said.
 """
 
 import math
@@ -20,7 +20,7 @@ _STANDARD_ERRORS = 3.0
 
 @dataclass(frozen=True)
 class Drift:
-    """The second half's speed relative to the first's, less 1, with its standard error."""
+    """The relative change of speed from the first half to the second, with its standard error."""
 
     relative: float
     error: float
@@ -32,7 +32,7 @@ class Drift:
 
 
 def drift(speeds: Sequence[float]) -> Drift | None:
-    """Compare the halves of a series of speeds; None where it is too short to tell."""
+    """Compare the halves of a series of speeds; None where the series is too short."""
     if len(speeds) < FEWEST_STEPS:
         return None
     first, second = speeds[: len(speeds) // 2], speeds[len(speeds) // 2 :]
@@ -42,7 +42,7 @@ def drift(speeds: Sequence[float]) -> Drift | None:
 
 
 def steady_from(speeds: Sequence[float]) -> int | None:
-    """How many more steps of burn-in would let the halves of the rest agree; None where no number would."""
+    """After how many further burn-in steps the halves of the rest agree; None where they never do."""
     for skipped in range(1, len(speeds) - FEWEST_STEPS + 1):
         found = drift(speeds[skipped:])
         if found is not None and found.is_steady:
@@ -51,11 +51,10 @@ def steady_from(speeds: Sequence[float]) -> int | None:
 
 
 class BurnIn:
-    """Which steps of a phase are burn-in: so many, or with "auto" until the halves of the last six steps agree.
+    """Which steps of a phase are burn-in: a given number, or with "auto" until the halves of the last six steps agree.
 
-    samples: of each step of the phase. Burn-in is never more than half of the steps, and leaves at least a quarter of
-    the samples: where a large batch leaves a few examples over, these alone would tell nothing of it. `ran_out`: that
-    bound is reached, and the steps have not become steady or are too few to tell.
+    samples: the samples of each step of the phase. Burn-in has at most half of the steps and leaves at least a quarter
+    of the samples: the few examples that a large batch leaves for the last step say nothing about its speed.
     """
 
     def __init__(self, asked: int | Literal["auto"], samples: Sequence[int]) -> None:
@@ -73,17 +72,17 @@ class BurnIn:
 
     @property
     def ran_out(self) -> bool:
-        """Whether burn-in ended for want of steps."""
+        """Whether burn-in ended at that bound, before its number of steps or a steady speed was reached."""
         wanted = not self._is_steady if self._asked == "auto" else self._asked > self._longest
         return self.is_over and wanted
 
     @property
     def steps(self) -> int:
-        """The steps so far."""
+        """The burn-in steps so far."""
         return len(self._speeds)
 
     def add(self, speed: float) -> None:
-        """A step of burn-in has ended."""
+        """Take the speed of a burn-in step that ended into account."""
         self._speeds.append(speed)
         if self._asked == "auto":
             found = drift(self._speeds[-FEWEST_STEPS:])

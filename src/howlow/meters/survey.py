@@ -1,7 +1,7 @@
-"""What this machine can measure, what not, why, and what to do: every source is tried, and may not answer.
+"""What this machine can measure, what not, why, and what to do about it: every source is tried.
 
-Each is asked in a thread of its own and given some seconds, so that a driver that hangs is a line in the answer and not
-the end of it. Sources that nobody has tested say so.
+Each source is asked in a thread of its own with a timeout, so that a driver that hangs costs one line of the answer.
+Sources that we have not tested say so.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from howlow.memory import peaks
 from howlow.meters import rapl
 from howlow.meters.idle import measure_idle
 from howlow.meters.instruments import Instrument
-from howlow.meters.interference import look_around
+from howlow.meters.interference import machine_counters
 from howlow.meters.machine import environment
 from howlow.meters.nvidia_smi import smi_devices
 from howlow.meters.nvml import NvmlAbsentError, NvmlDevice, device_uuids
@@ -23,18 +22,18 @@ from howlow.meters.timeouts import answered
 from howlow.meters.zeus_devices import amd_devices, apple_devices, jetson_devices
 from howlow.records import REMEDIES, Idle
 
-PATIENCE_S = 5.0
-_SMI_PATIENCE_S = 4.0  # a process that hangs is ended before the answer is given up, or it would outlive us
+_TIMEOUT_S = 5.0
+_SMI_TIMEOUT_S = 4.0  # less, so that an nvidia-smi that hangs is killed before its answer is given up
 _UNTESTED = ("amd", "apple", "jetson")
 _REMEDIES = {
-    "nvml": "on a machine with an NVIDIA GPU install its driver, in a container pass the GPU and the driver in",
-    "nvidia-smi": "it comes with NVIDIA's driver; put it on PATH",
+    "nvml": "with an NVIDIA GPU: install its driver; in a container: pass the GPU and its driver in",
+    "nvidia-smi": "install NVIDIA's driver, which brings it, and put it on PATH",
 }
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One thing that can be measured here or not; `remedy` says what to do where it cannot."""
+    """One source or figure that was tried; `remedy` says what to do where it is not available."""
 
     name: str
     is_available: bool
@@ -45,7 +44,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Survey:
-    """The whole answer: `energy` is the source that `meters.energy = "auto"` takes for the device, None without one."""
+    """The whole answer; `energy` is the source that `meters.energy = "auto"` takes for the device, None without one."""
 
     device: str
     device_name: str
@@ -61,8 +60,11 @@ class Survey:
         return asdict(self)
 
 
-def survey(device: torch.device) -> Survey:
-    """Try everything."""
+def survey(device: torch.device, peak_problem: str | None) -> Survey:
+    """Try everything.
+
+    peak_problem: why the peak of resident memory cannot be reset here, None where it can.
+    """
     energy = open_energy(Asked("auto", device))
     idle = measure_idle(energy, 10.0, 1.0)
     return Survey(
@@ -72,7 +74,7 @@ def survey(device: torch.device) -> Survey:
         energy_detail=energy.detail,
         idle_power_w=idle.power_w if isinstance(idle, Idle) else None,
         sources=(*(_source(name, find) for name, find in _SOURCES.items()), _ASSUMED),
-        measures=tuple(_measures(device)),
+        measures=tuple(_measures(device, peak_problem)),
         warnings=tuple(_warnings(energy.instruments)),
     )
 
@@ -98,7 +100,7 @@ def _named(device: NvmlDevice) -> str:
 
 
 def _given(device: NvmlDevice) -> str | None:
-    """What a device gives of energy."""
+    """What a device reports of its energy, in words; None where it reports nothing."""
     if device.counter_j() is not None:
         return "energy counter"
     if device.power_w() is not None:
@@ -116,7 +118,7 @@ def _nvml_device(device: NvmlDevice, gives: str | None, problem: tuple[str, str]
 
 
 def _nvidia_smi() -> str:
-    devices = smi_devices(_SMI_PATIENCE_S)
+    devices = smi_devices(_SMI_TIMEOUT_S)
     return ", ".join(uuid if has_power else f"{uuid} (no power)" for uuid, has_power in devices.items())
 
 
@@ -133,48 +135,47 @@ _SOURCES: dict[str, Callable[[], str]] = {
     "jetson": _listed(jetson_devices),
 }
 _ASSUMED = Tried(
-    "assumed", True, 'watts of yours: meters.energy = "assumed" with meters.assumed_power_w; no measurement'
+    "assumed", True, 'not measured: meters.energy = "assumed" multiplies meters.assumed_power_w by the time'
 )
 
 
 def _source(name: str, find: Callable[[], str]) -> Tried:
     tested = name not in _UNTESTED
     try:
-        detail = answered(find, PATIENCE_S, AbsentErrors)
+        detail = answered(find, _TIMEOUT_S, AbsentErrors)
     except AbsentErrors as error:
         return Tried(name, False, str(error), error.remedy or _REMEDIES.get(name), tested)
     if detail is None:
-        return Tried(name, False, f"no answer within {PATIENCE_S:g} s", "see the driver's log", tested)
+        return Tried(name, False, f"no answer within {_TIMEOUT_S:g} s", "see the driver's log", tested)
     return Tried(name, bool(detail), detail or "no device", None if detail else _REMEDIES.get(name), tested)
 
 
 # -- everything else ------------------------------------------------------------------------------------------------
 
 
-def _measures(device: torch.device) -> list[Tried]:
-    here = look_around()
-    found = [_peaks(device)]
+def _measures(device: torch.device, peak_problem: str | None) -> list[Tried]:
+    here = machine_counters()
+    found = [_peaks(device, peak_problem)]
     known = {
-        "work of others on the cores": here.busy_s is not None,
+        "other processes on these cores": here.busy_s is not None,
         "load average": here.load is not None,
         "swapping": here.swapped_pages is not None,
-        "slowing of the CPU for heat": here.throttles is not None,
+        "thermal throttling of the CPU": here.throttles is not None,
     }
     for name, is_known in known.items():
-        detail = "watched while a trial runs" if is_known else "this system does not tell"
-        found.append(Tried(name, is_known, detail, None if is_known else "nothing to do; other systems tell"))
+        detail = "read at a trial's start and end" if is_known else "this system does not report it"
+        found.append(Tried(name, is_known, detail, None if is_known else "nothing to do here; other systems report it"))
     return found
 
 
-def _peaks(device: torch.device) -> Tried:
+def _peaks(device: torch.device, problem: str | None) -> Tried:
     if device.type == "cuda":
         return Tried("peak memory", True, "torch's allocator, and the device's memory in use")
-    problem = peaks.reset_peaks(device)
     if problem is None:
         return Tried("peak memory", True, "resident memory's high-water mark")
     return Tried("peak memory", False, problem, "run where /proc/self/clear_refs can be written")
 
 
 def _warnings(instruments: Sequence[Instrument]) -> list[dict[str, str]]:
-    found = [finding for part in instruments for finding in answered(part.findings, PATIENCE_S) or ()]
+    found = [finding for part in instruments for finding in answered(part.findings, _TIMEOUT_S) or ()]
     return [{"kind": kind.value, "detail": detail, "remedy": REMEDIES[kind]} for kind, detail in found]

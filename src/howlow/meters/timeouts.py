@@ -1,15 +1,18 @@
-"""Asking what may never answer: a call in a thread of its own that is given some seconds."""
+"""A timeout for calls that may never return, as into a driver that hangs: each runs in a thread of its own."""
 
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-def answered(call: Callable[[], T], patience_s: float, raises: tuple[type[Exception], ...] = ()) -> T | None:
-    """What the call gives, or None where it does not come back in time; of its errors, those named are raised here."""
-    found: list[T] = []
+def answered(call: Callable[[], _T], timeout_s: float, raises: tuple[type[Exception], ...] = ()) -> _T | None:
+    """The result of a call, or None where it does not return in time.
+
+    raises: the errors of the call that are raised here too.
+    """
+    found: list[_T] = []
     raised: list[Exception] = []
 
     def ask() -> None:
@@ -18,9 +21,9 @@ def answered(call: Callable[[], T], patience_s: float, raises: tuple[type[Except
         except raises as error:
             raised.append(error)
 
-    thread = threading.Thread(target=ask, name="howlow-patience", daemon=True)
+    thread = threading.Thread(target=ask, name="howlow-timeout", daemon=True)
     thread.start()
-    thread.join(patience_s)
+    thread.join(timeout_s)
     if raised:
         raise raised[0]
     return found[0] if found else None

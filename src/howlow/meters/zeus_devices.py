@@ -1,8 +1,8 @@
-"""AMD GPUs, Apple silicon and Jetson, read through zeus. None of the three has been tested by us; `howlow env` says so.
+"""AMD GPUs, Apple silicon and Jetson, read through zeus. We have tested none of the three; `howlow env` says so.
 
-zeus is imported only here and only when such a source is looked for: it loads an HTTP client, and on import it probes
-for AMD's library. Only its counters are read; its windows, which would synchronise devices of their own choosing, are
-not used, as the trial synchronises its own device.
+zeus is imported only here, and only when such a source is wanted: it loads an HTTP client and looks for AMD's library
+on import. Only its counters are read. Its measurement windows are not used, because they synchronise devices of their
+own choice, and the trial synchronises its own device.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from howlow.meters.instruments import Finding, Look, thousandth
 
 
 class ZeusAbsentError(Exception):
-    """zeus finds no such device here; the text says why, `remedy` what to do."""
+    """zeus finds no such device here. The text says why, `remedy` what to do."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason)
@@ -22,7 +22,7 @@ class ZeusAbsentError(Exception):
 
 @dataclass(frozen=True)
 class ZeusDevice:
-    """A device whose counter or power zeus reads in millijoules or milliwatts; an instrument."""
+    """A device whose counter or power zeus reads in millijoules or milliwatts, as an instrument."""
 
     device: str
     read_mj: Callable[[], float | None] | None = None
@@ -75,10 +75,10 @@ def _amd_device(gpu: Any, index: int) -> ZeusDevice:
 
 
 def apple_devices() -> list[ZeusDevice]:
-    """The one Apple processor: CPU, GPU, memory and neural engine together, as its parts cannot be told apart by use.
+    """The Apple processor: CPU, GPU, memory and neural engine together, because a trial may use any of them.
 
     Raises:
-        ZeusAbsentError: this is none, or its package is missing.
+        ZeusAbsentError: this is no Apple silicon, or the package that reads it is missing.
     """
     from zeus.device.soc.apple import AppleSilicon, ZeusAppleInitError, apple_silicon_is_available
 
@@ -93,7 +93,7 @@ def apple_devices() -> list[ZeusDevice]:
 
 
 def jetson_devices() -> list[ZeusDevice]:
-    """The Jetson's module: the sum over its rails where it has one, else its CPU's and GPU's.
+    """The Jetson's module: the total of its rails where it reports one, else the sum of CPU and GPU.
 
     Raises:
         ZeusAbsentError: this is no Jetson.
@@ -101,7 +101,7 @@ def jetson_devices() -> list[ZeusDevice]:
     from zeus.device.soc.jetson import Jetson, ZeusJetsonInitError, jetson_is_available
 
     if not jetson_is_available():
-        raise ZeusAbsentError("no Jetson", "nothing to do on other machines")
+        raise ZeusAbsentError("no Jetson", "nothing to do: other machines have other sources")
     try:
         module: Any = Jetson()
     except ZeusJetsonInitError as error:

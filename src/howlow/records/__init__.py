@@ -1,14 +1,15 @@
 """What a trial leaves behind: the types of a record, how it is written and read, and when two may be compared.
 
-A trial's folder holds `record.json` (settings, environment, status, measurements, scores, warnings), `steps.jsonl`
-(one raw line a step) and `timeline.jsonl` (one line a reading). The record is written last, under a temporary name,
-flushed to the disk and renamed: there is a record, or the trial is not done. Nothing here is a summary; throughput,
-relative figures and the like are computed when records are read (`howlow.analysis`).
+A trial's folder holds `record.json` (settings as asked, what was decided, environment, status, measurements, scores,
+warnings), `steps.jsonl` (one raw line a step) and `timeline.jsonl` (one line a reading). The record is written last,
+under a temporary name, flushed to the disk and renamed: there is a record, or the trial is not done. Records hold no
+summaries: throughput and relative figures are computed when records are read (`howlow.analysis`).
 
 Absent is `None`, never 0, -1 or NaN.
 """
 
-from howlow.records.comparability import refuse_to_mix
+from howlow.records.comparability import Difference, refuse_other_machine, refuse_to_mix
+from howlow.records.energy import EnergyPart, EnergyWindow
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -21,14 +22,15 @@ from howlow.records.files import (
     write_atomically,
     write_record,
 )
+from howlow.records.identity import Provenance
 from howlow.records.schema import (
     SCHEMA_VERSION,
     BatchProbe,
     BatchSearch,
     DataRecord,
     EnergySource,
-    EnergyWindow,
     Environment,
+    HeapMode,
     Idle,
     LayoutChoice,
     LayoutRecord,
@@ -40,19 +42,24 @@ from howlow.records.schema import (
     PhaseRecord,
     Reading,
     Record,
+    Resolved,
     Scores,
     Status,
     Step,
 )
-from howlow.records.warnings import REMEDIES, PhaseName, RecordWarning, WarningKind
+from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, WarningKind
 
 __all__ = [
     "BatchProbe",
     "BatchSearch",
     "DataRecord",
+    "Difference",
+    "EnergyPart",
     "EnergySource",
     "EnergyWindow",
     "Environment",
+    "Frozen",
+    "HeapMode",
     "Idle",
     "LayoutChoice",
     "LayoutRecord",
@@ -64,10 +71,12 @@ __all__ = [
     "Part",
     "PhaseName",
     "PhaseRecord",
+    "Provenance",
     "REMEDIES",
     "Reading",
     "Record",
     "RecordWarning",
+    "Resolved",
     "SCHEMA_VERSION",
     "Scores",
     "Status",
@@ -80,6 +89,7 @@ __all__ = [
     "read_records",
     "read_steps",
     "read_timeline",
+    "refuse_other_machine",
     "refuse_to_mix",
     "write_atomically",
     "write_record",

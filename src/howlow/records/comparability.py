@@ -1,76 +1,297 @@
-"""When two records may stand in one table."""
+"""What must be equal before figures are compared: the one place that says it.
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+Trials whose identities (`howlow.records.identity`) are equal in the part of quality may be compared in losses and
+scores, also across machines. Costs (time, energy, power, memory) are compared only where the part of costs is equal:
+the same device and driver, the same energy source, heap and library versions, the same variables that change speed,
+the same sources of howlow. Three questions are answered here:
+
+* may these trials stand in one table (`refuse_to_mix`);
+* may a sweep continue what its folder holds (`differing_settings`, `refuse_changed`);
+* may a machine join a sweep (`refuse_other_machine`).
+
+The axes of a grid may differ within its sweep, and so may what follows from them. A key that one side does not know
+(its trial died early, its record is of an older schema) is not held against it. The hash of howlow's sources is the
+exception: where one side lacks it, the costs differ.
+
+A person may accept a difference by its key (`--accept-different KEY`). It is then not refused, and every trial that
+differs carries a warning.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from howlow.errors import UserError
-from howlow.records.schema import Record
-from howlow.settings import setting_keys
+from howlow.records.identity import OF_QUALITY, TOLD_BY_FACTS, Identified, facts_of_environment, identity
+from howlow.records.schema import DataRecord, Environment, ModelRecord, Resolved
+from howlow.records.warnings import Frozen, RecordWarning, WarningKind
+from howlow.settings import Settings, effects, keys_affecting, setting_keys
 
-# A trial's own place in the grid, paths whose content the data's hashes stand for, and the batch, which the largest
-# that fits makes depend on the rank (the paper, section IV.B): every table and figure shows where it changes.
-_MAY_DIFFER = ("grid", "baselines", "seed", "lora.rank", "task.train", "task.test", "training.batch_size")
+Figures = Literal["quality", "costs"]
+COSTS = "costs"
+"""Accepts every difference that matters to costs alone."""
 
-
-def _identity(record: Record) -> dict[str, Any]:
-    """What must be equal for two records to stand in one table, key -> value."""
-    identity: dict[str, Any] = {}
-    if record.environment is not None:
-        for key in ("device_name", "cpu", "cores", "threads"):
-            identity[f"environment.{key}"] = getattr(record.environment, key)
-        identity.update({f"versions.{name}": value for name, value in record.environment.versions.items()})
-    if record.model is not None:
-        for key in ("reference", "weights", "precision", "tokenizer", "total_parameters"):
-            identity[f"model.{key}"] = getattr(record.model, key)
-    if record.data is not None:
-        for key in ("train_sha256", "test_sha256", "model_sha256"):
-            identity[f"data.{key}"] = getattr(record.data, key)
-    searched = {search.setting for search in record.batch_search}
-    for key in setting_keys():
-        is_unused = record.kind == "base" and key.startswith(("lora.", "training."))
-        value = record.settings.get(key)
-        if key in searched:
-            value = "max"
-        is_open = value == "auto"  # a trial that died before it chose
-        if (
-            key not in _MAY_DIFFER
-            and not key.startswith(("run.", "training.checkpoint"))
-            and not is_unused
-            and not is_open
-        ):
-            identity[key] = value
-    return identity
+_MAY_DIFFER_IN_A_TABLE = ("seed", "lora.rank", "training.batch_size")
+"""A trial's place in the grid, and the batch: the largest that fits depends on the rank (the paper, section IV.B), and
+every table and figure shows where it changes."""
+_TABLES = ("environment.versions", "environment.variables", "environment.switches")
+"""Keys whose value is a table: each entry is a key of its own, and an entry that is not there is unset."""
 
 
-# What follows from a setting that is an axis, beside the setting itself.
-_FOLLOWS: Mapping[str, tuple[str, ...]] = {
-    "model": ("model.", "data."),
-    "tokenizer": ("model.tokenizer", "data."),
-    "revision": ("model.", "data."),
-    "random_weights": ("model.weights", "data."),
-    "task": ("data.",),
-    "training.sequence_length": ("data.",),
-    "training.precision": ("model.precision",),
-    "inference.max_new_tokens": ("data.",),
-}
+@dataclass(frozen=True)
+class Difference:
+    """A key in which `trial` differs from `other`."""
+
+    key: str
+    trial: str
+    value: Any
+    other: str
+    other_value: Any
+    figures: frozenset[Figures]
+
+    @property
+    def is_of_costs_alone(self) -> bool:
+        """Whether quality may be compared all the same."""
+        return self.figures == {"costs"}
+
+    @property
+    def warnings(self) -> list[RecordWarning]:
+        """What the trial carries where the difference is accepted."""
+        kinds = {"quality": WarningKind.QUALITY_NOT_COMPARABLE, "costs": WarningKind.COSTS_NOT_COMPARABLE}
+        detail = f"{self.key} is {shown(self.value)}, in {self.other} it is {shown(self.other_value)}"
+        return [RecordWarning(kind=kind, detail=detail) for part, kind in kinds.items() if part in self.figures]
 
 
-def refuse_to_mix(records: Sequence[Record]) -> None:
-    """Refuse records that were not measured alike; a sweep's own grid axes, and what follows from them, may differ.
+# -- what differs ---------------------------------------------------------------------------------------------------
+
+
+def differences(trials: Sequence[Identified], may_differ: Iterable[str] = ()) -> list[Difference]:
+    """Where trials differ, what matters to quality first; `may_differ`: settings that may, with what follows from them.
+
+    A trial is held against the value that most trials have; where none is the most frequent, against the first.
+    """
+    excused = frozenset(may_differ)
+    identities = [identity(trial) for trial in trials]
+    of_quality = _expanded([found.quality for found in identities])
+    of_costs = _expanded([found.costs for found in identities])
+    found = [*_in_part("quality", trials, of_quality), *_in_part("costs", trials, of_costs)]
+    kept = [one for one in found if one.key not in excused and excused.isdisjoint(_follows_from(one.key))]
+    return _joined(kept)
+
+
+def _in_part(part: Figures, trials: Sequence[Identified], tables: Sequence[Mapping[str, Any]]) -> Iterator[Difference]:
+    for key in dict.fromkeys(key for table in tables for key in table):
+        known = [(trial.trial, table[key]) for trial, table in zip(trials, tables, strict=True) if key in table]
+        ((usual, _),) = Counter(value for _, value in known).most_common(1)
+        other = next(trial for trial, value in known if value == usual)
+        for trial, value in known:
+            if value != usual:
+                yield Difference(key, trial, value, other, usual, frozenset({part}))
+
+
+def _joined(found: Iterable[Difference]) -> list[Difference]:
+    """The same difference in quality and in costs made one."""
+    joined: dict[tuple[str, str], Difference] = {}
+    for one in found:
+        same = joined.setdefault((one.key, one.trial), one)
+        joined[one.key, one.trial] = replace(same, figures=same.figures | one.figures)
+    return list(joined.values())
+
+
+def _expanded(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tables taken apart into their entries; an entry that another trial has and this one lacks is None."""
+    entries = {table: dict.fromkeys(entry for part in parts for entry in part.get(table, ())) for table in _TABLES}
+    expanded = []
+    for part in parts:
+        plain = {key: value for key, value in part.items() if key not in _TABLES}
+        for table in _TABLES:
+            if table in part:
+                plain |= {f"{table}.{entry}": part[table].get(entry) for entry in entries[table]}
+        expanded.append(plain)
+    return expanded
+
+
+def _follows_from(key: str) -> tuple[str, ...]:
+    """The settings that a fact follows from: where one of them is an axis of the grid, the fact may differ."""
+    of_model = tuple(name for name in keys_affecting("data") if "." not in name)
+    if key.startswith(("model.", "data.model_")):
+        return of_model
+    if key.startswith("data."):
+        return keys_affecting("data")
+    if key in ("resolved.layout", "resolved.generation_layout", "resolved.attention_kernel"):
+        return keys_affecting("data", "layout")
+    return ("training.precision",) if key == "resolved.precision" else ()
+
+
+def differing_settings(then: Settings, now: Settings, except_for: Iterable[str] = ()) -> list[Difference]:
+    """The settings in which what is asked for now differs from what was asked for; those that affect nothing may."""
+    free = {*except_for, *TOLD_BY_FACTS}
+    return [
+        Difference(key, "now", now.get(key), "then", then.get(key), _figures_of(key))
+        for key in setting_keys()
+        if effects()[key] and key not in free and then.get(key) != now.get(key)
+    ]
+
+
+def _figures_of(key: str) -> frozenset[Figures]:
+    return frozenset({"quality", "costs"} if effects()[key] & OF_QUALITY else {"costs"})
+
+
+# -- refusing -------------------------------------------------------------------------------------------------------
+
+
+def refuse_to_mix(trials: Sequence[Identified], accept_different: Sequence[str] = ()) -> list[Difference]:
+    """Refuse trials that were not measured alike; gives the differences that were accepted.
+
+    A sweep's grid axes, and what follows from them, may differ.
 
     Raises:
-        UserError: naming the first differing key, both values and both trials.
+        UserError: names the first key that differs, both values and both trials.
     """
-    axes = {axis for record in records for axis in record.axes}
-    follows = tuple(
-        key for axis in axes for known, keys in _FOLLOWS.items() if f"{axis}.".startswith(f"{known}.") for key in keys
+    axes = {axis for trial in trials for axis in trial.axes}
+    found = differences(trials, axes.union(_MAY_DIFFER_IN_A_TABLE))
+    left = not_accepted(found, accept_different)
+    if left:
+        first, is_of_costs = left[0], all(one.is_of_costs_alone for one in left)
+        what = "costs" if is_of_costs else "figures"
+        then = "compares their quality alone" if is_of_costs else "compares them all the same"
+        raise UserError(
+            f"records differ in {first.key}: {first.other} has {shown(first.other_value)}, {first.trial} has "
+            f"{shown(first.value)}{_further(left)}; {what} measured differently are not compared; "
+            f"{flags(left)} {then}, and marks the {what}"
+        )
+    return found
+
+
+def refuse_changed(then: Identified, now: Identified, accept_different: Sequence[str], where: str) -> None:
+    """Refuse to continue a trial, or its sweep, where not everything is as it was when the trial ran.
+
+    Raises:
+        UserError: names `where`, the trial, the first key that differs, and both values.
+    """
+    left = not_accepted(_changes(then, now), accept_different)
+    if left:
+        first = left[0]
+        raise UserError(
+            f"{where}: {_what(first.key)} has changed since {then.trial} was measured: {first.key} was "
+            f"{shown(first.other_value)}, is {shown(first.value)}{_further(left)}; "
+            f"give another folder, {advice(left)}"
+        )
+
+
+def _what(key: str) -> str:
+    """What a key is about, in a word."""
+    if key.startswith(("model.", "data.model_")):
+        return "the model"
+    named = {"data.": "the data", "environment.code": "howlow's code", "environment.": "the machine"}
+    return next((what for prefix, what in named.items() if key.startswith(prefix)), "what is measured")
+
+
+def refuse_other_machine(then: Environment, now: Environment, accept_different: Sequence[str], where: str) -> None:
+    """Refuse a machine on which a sweep's costs could not be compared with those measured so far.
+
+    Raises:
+        UserError: names `where`, the first key that differs, and both values.
+    """
+    found = [
+        Difference(key, "here", value, "the sweep", other, frozenset({"costs"}))
+        for key, other, value in _pairs(facts_of_environment(then), facts_of_environment(now))
+    ]
+    left = not_accepted(found, accept_different)
+    if left:
+        first = left[0]
+        raise UserError(
+            f"{where}: this machine cannot join: {first.key} is {shown(first.value)} here, "
+            f"{shown(first.other_value)} in the sweep{_further(left)}; run it elsewhere, {advice(left)}"
+        )
+
+
+def _changes(then: Identified, now: Identified) -> list[Difference]:
+    before, after = identity(then), identity(now)
+    parts: dict[Figures, Iterator[tuple[str, Any, Any]]] = {
+        "quality": _pairs(before.quality, after.quality),
+        "costs": _pairs(before.costs, after.costs),
+    }
+    return _joined(
+        Difference(key, "now", value, then.trial, other, frozenset({part}))
+        for part, pairs in parts.items()
+        for key, other, value in pairs
     )
-    seen: dict[str, tuple[str, Any]] = {}
-    for record in records:
-        for key, value in _identity(record).items():
-            trial, first = seen.setdefault(key, (record.trial, value))
-            if first != value and key not in axes and not key.startswith(follows or ("\0",)):
-                raise UserError(
-                    f"records differ in {key}: {trial} has {first!r}, {record.trial} has {value!r}; "
-                    "figures measured differently are not compared"
-                )
+
+
+def _pairs(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    before, after = _expanded([then, now])
+    for key, value in before.items():
+        if key in after and after[key] != value:
+            yield key, value, after[key]
+
+
+# -- accepting ------------------------------------------------------------------------------------------------------
+
+
+def not_accepted(found: Sequence[Difference], accept_different: Sequence[str]) -> list[Difference]:
+    """The differences that no accepted key covers: a key covers itself and all below it, `costs` all of costs alone.
+
+    Raises:
+        UserError: an accepted key does not exist.
+    """
+    for key in accept_different:
+        if not _is_key(key):
+            raise UserError(f"--accept-different {key}: there is no such key; {_keys_that_differ(key, found)}")
+    return [one for one in found if not any(_covers(key, one) for key in accept_different)]
+
+
+def _covers(key: str, one: Difference) -> bool:
+    return one.is_of_costs_alone if key == COSTS else f"{one.key}.".startswith(f"{key}.")
+
+
+def _is_key(key: str) -> bool:
+    below_tables = key.startswith(tuple(f"{table}." for table in _TABLES))
+    return below_tables or any(f"{known}.".startswith(f"{key}.") for known in (COSTS, *_all_keys()))
+
+
+def _all_keys() -> list[str]:
+    records: dict[str, type[Frozen]] = {
+        "model": ModelRecord,
+        "data": DataRecord,
+        "resolved": Resolved,
+        "environment": Environment,
+    }
+    facts = [f"{prefix}.{name}" for prefix, kind in records.items() for name in kind.model_fields]
+    return [*setting_keys(), *facts, "energy.source", "energy.devices"]
+
+
+def _keys_that_differ(key: str, found: Sequence[Difference]) -> str:
+    if found:
+        return f"the keys that differ are {', '.join(dict.fromkeys(one.key for one in found))}"
+    near = difflib.get_close_matches(key, _all_keys(), n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"{COSTS} accepts every difference that matters to costs alone"
+
+
+def flags(left: Sequence[Difference]) -> str:
+    """The flags that accept these differences."""
+    keys = list(dict.fromkeys(one.key for one in left if not one.is_of_costs_alone))
+    accepted = [*keys, *([COSTS] if any(one.is_of_costs_alone for one in left) else [])]
+    return " ".join(f"--accept-different {key}" for key in accepted)
+
+
+def advice(left: Sequence[Difference]) -> str:
+    """How a folder's sweep can be continued in spite of these differences."""
+    if all(one.is_of_costs_alone for one in left):
+        return f"or {flags(left)}: quality is compared as ever, and the costs are marked"
+    return f"or {flags(left)}: the figures are marked"
+
+
+def _further(left: Sequence[Difference]) -> str:
+    keys = list(dict.fromkeys(one.key for one in left))[1:]
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return f" (also: {', '.join(keys[:3])}{more})" if keys else ""
+
+
+def shown(value: Any) -> str:
+    """A value in a message; of a hash its beginning."""
+    text = repr(value)
+    is_hash = isinstance(value, str) and len(value) in (40, 64) and set(value) <= set("0123456789abcdef")
+    return text[1:13] if is_hash else text

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from howlow.errors import UserError
 from howlow.records.schema import SCHEMA_VERSION, Reading, Record, Step
+from howlow.records.schema_1 import as_schema_2
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -31,7 +32,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def clear_temporaries(folder: Path) -> None:
-    """Remove what a killed writer left under temporary names; only for the one that holds the folder's lock."""
+    """Remove what a killed writer left under temporary names; only the holder of the folder's lock may call this."""
     for entry in folder.glob(".*.tmp"):
         if entry.is_dir():
             shutil.rmtree(entry)
@@ -77,7 +78,7 @@ def read_record(folder: Path) -> Record | None:
     """The trial's record, or None where there is none yet.
 
     Raises:
-        UserError: the file is no record, or one of another schema version.
+        UserError: the file is no record, or a record of an unknown schema version.
     """
     path = folder / "record.json"
     try:
@@ -87,20 +88,27 @@ def read_record(folder: Path) -> Record | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a record: {error}") from None
     try:
-        version = json.loads(text)["schema_version"]
+        document = json.loads(text)
+        version = document["schema_version"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: no record; remove the file to run this trial again") from None
-    if version != SCHEMA_VERSION:
+    if version not in (1, SCHEMA_VERSION):
         raise UserError(
-            f"{path}: schema version {version}, this howlow reads version {SCHEMA_VERSION}; "
+            f"{path}: schema version {version}, this howlow reads versions 1 and {SCHEMA_VERSION}; "
             "use the howlow that wrote it, or another folder"
         )
     try:
-        return Record.model_validate_json(text)
+        return Record.model_validate_json(text if version == SCHEMA_VERSION else json.dumps(as_schema_2(document)))
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{path}: damaged at {where}: {problem['msg']}; remove the file to run it again") from None
+        raise _damaged_record(path, f" at {where}: {problem['msg']}") from None
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise _damaged_record(path, "") from None
+
+
+def _damaged_record(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: damaged{problem}; remove the file to run it again")
 
 
 def read_records(folder: Path) -> list[Record]:
@@ -181,6 +189,3 @@ def read_steps(folder: Path) -> list[Step]:
 def read_timeline(folder: Path) -> list[Reading]:
     """The readings of a trial; a damaged line is refused as in `read_steps`."""
     return _read_models(folder / "timeline.jsonl", Reading)
-
-
-# -- comparing ------------------------------------------------------------------------------------------------------

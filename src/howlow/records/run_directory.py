@@ -1,36 +1,32 @@
-"""What a run directory holds already, and whether a sweep may go on with it.
+"""What a run directory already holds, and whether a sweep may continue it.
 
-A folder is gone on with where it holds the same sweep (grid values and baselines may be added) and everything that
-trials left there, by a record or by a checkpoint, was asked for with the same settings and measured on the same data,
-the same machine and the same library versions. Anything else would mix what cannot be compared, and is refused in one
-line that names the first difference with both its values.
+A sweep continues a folder that holds the same sweep (grid values and baselines may be added, and settings that affect
+nothing may change) if the data, the machine, the heap and the sources of howlow are those with which its trials ran,
+by their records and by their checkpoints. `howlow.records.comparability` says what must be equal. A difference is
+refused in one line that names the key and both values, unless the user accepts it by its key.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from howlow.errors import UserError
-from howlow.records import DataRecord, Environment, Record
-from howlow.settings import Settings, TrialKind, first_difference, load, setting_keys, united
-
-_CHOSEN_LATER = ("auto", "max")  # a trial writes down what it chose instead
+from howlow.records.comparability import advice, differing_settings, not_accepted, refuse_changed, shown
+from howlow.records.identity import Provenance
+from howlow.records.schema import SCHEMA_VERSION, DataRecord, Environment, HeapMode, Record, Resolved
+from howlow.settings import Settings, load, united
 
 _REPORT = ("results.csv", "report.html", "figures")
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What a trial left of itself: its record or, where it was interrupted, its checkpoint."""
+class Conditions:
+    """What trials would be measured with now."""
 
-    trial: str
-    kind: TrialKind
-    axes: Mapping[str, Any]
-    settings: Settings
-    data: DataRecord | None
-    environment: Environment | None
+    data: DataRecord
+    environment: Environment
+    heap: HeapMode | None = None
 
 
 # -- the folder -----------------------------------------------------------------------------------------------------
@@ -59,18 +55,19 @@ def refuse_foreign(folder: Path) -> None:
         raise UserError(f"--out {folder}: holds other files ({foreign[0]}) and no sweep; give a new folder")
 
 
-def joined(folder: Path, settings: Settings) -> Settings:
+def joined(folder: Path, settings: Settings, accept_different: Sequence[str] = ()) -> Settings:
     """The settings of the folder's own sweep joined with these; those of another sweep are refused."""
     if not (folder / "sweep.toml").exists():
         return settings
     there = load(str(folder / "sweep.toml"))
-    difference = first_difference(there, settings)
-    if difference is not None:
-        key, old, new = difference
-        raise UserError(
-            f"--out {folder}: holds another sweep: {key} is {old!r} there and {new!r} now; give another folder, or the "
-            f"same settings (howlow sweep {folder / 'sweep.toml'} --out {folder})"
-        )
+    same = f"give another folder, or the same settings (howlow sweep {folder / 'sweep.toml'} --out {folder})"
+    for axis in sorted(set(there.grid) ^ set(settings.grid)):
+        values = f"{there.grid.get(axis)!r} there and {settings.grid.get(axis)!r} now"
+        raise UserError(f"--out {folder}: holds another sweep: grid axis {axis} is {values}; {same}")
+    left = not_accepted(differing_settings(there, settings, there.grid), accept_different)
+    if left:
+        values = f"{left[0].key} is {shown(left[0].other_value)} there and {shown(left[0].value)} now"
+        raise UserError(f"--out {folder}: holds another sweep: {values}; {same}; {advice(left)}")
     return united(there, settings)
 
 
@@ -89,93 +86,81 @@ def set_aside(trial: Path) -> None:
 # -- what trials left -----------------------------------------------------------------------------------------------
 
 
-def traces(folder: Path, records: Mapping[str, Record]) -> list[Trace]:
-    """What the trials in a run directory left: their records, and the checkpoints of those without one.
+def left_behind(folder: Path, records: Mapping[str, Record]) -> list[Provenance]:
+    """What the trials in a run directory say about themselves: in records, or in checkpoints where there is none yet.
 
     Raises:
-        UserError: a checkpoint cannot be read.
+        UserError: a checkpoint cannot be read, or an older howlow has written a record or a checkpoint.
     """
-    found = [_of_record(record) for record in records.values()]
+    found = [Provenance.of(record) for record in records.values()]
     trials = folder / "trials"
     for trial in sorted(trials.iterdir()) if trials.is_dir() else []:
         if not (trial / "record.json").exists():
             found += _of_checkpoint(trial)
+    for one in found:
+        if one.schema_version != SCHEMA_VERSION:
+            raise UserError(
+                f"--out {folder}: {one.trial} is of an older howlow (schema {one.schema_version}; this one writes "
+                f"{SCHEMA_VERSION}): its sweep cannot be continued; give another folder (howlow report reads this one)"
+            )
     return found
 
 
-def _of_record(record: Record) -> Trace:
-    return Trace(record.trial, record.kind, record.axes, record.settings, record.data, record.environment)
-
-
-def _of_checkpoint(trial: Path) -> Iterator[Trace]:
-    """What the last whole checkpoint says of its trial (`howlow.trial.checkpointing` writes it)."""
+def _of_checkpoint(trial: Path) -> Iterator[Provenance]:
+    """What the last whole checkpoint says about its trial (`howlow.trial.checkpointing` writes it)."""
     places = (trial / name / "state.json" for name in ("checkpoint", "checkpoint.old"))
     place = next((place for place in places if place.is_file()), None)
     if place is None:
         return
     try:
-        identity = json.loads(place.read_text(encoding="utf-8"))["identity"]
-        yield Trace(
-            trial.name,
-            identity["kind"],
-            identity["axes"],
-            Settings.model_validate_json(json.dumps(identity["settings"])),
-            DataRecord.model_validate(identity["data"]),
-            Environment.model_validate(identity["environment"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        document = json.loads(place.read_text(encoding="utf-8"))["identity"]
+        document.pop("is_bounded", None)  # schema 1
+        yield Provenance.model_validate_json(json.dumps({"schema_version": 1, "trial": trial.name} | document))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         what = "damaged, or another version's" if not isinstance(error, OSError) else error.strerror
-        remedy = f"remove {place.parent} to start this trial afresh"
-        raise UserError(f"{place}: cannot be read as a checkpoint ({what}); {remedy}") from None
+        remove = f"remove {place.parent} to start this trial afresh"
+        raise UserError(f"{place}: cannot be read as a checkpoint ({what}); {remove}") from None
 
 
-def refuse_other_settings(folder: Path, left: Iterable[Trace], settings: Settings) -> None:
+def refuse_other_settings(
+    folder: Path, left: Iterable[Provenance], settings: Settings, accept_different: Sequence[str] = ()
+) -> None:
     """Refuse what a trial of another sweep left, as where sweep.toml is gone."""
-    for trace in left:
-        difference = _first_other(trace, settings)
-        if difference is not None:
-            key, old, new = difference
+    for one in left:
+        problem = _other_axis(one, settings) or _other_setting(one, settings, accept_different)
+        if problem is not None:
+            key, old, new = problem
             raise UserError(
-                f"--out {folder}: {trace.trial} there is of another sweep: {key} was {old!r}, is {new!r} now; give "
-                "another folder, or the same settings"
+                f"--out {folder}: {one.trial} there is of another sweep: {key} was {old}, is {new} now; give another "
+                "folder, or the same settings"
             )
 
 
-def _first_other(trace: Trace, settings: Settings) -> tuple[str, Any, Any] | None:
+def _other_axis(left: Provenance, settings: Settings) -> tuple[str, str, str] | None:
     further = set(settings.grid) - {"lora.rank", "seed"}
-    for axis in sorted(set(trace.axes) ^ further if trace.kind == "lora" else set(trace.axes) - further):
-        return f"grid axis {axis}", trace.axes.get(axis), settings.grid.get(axis)
-    for key in setting_keys():
-        if key in ("grid", "baselines") or key in settings.grid:
-            continue
-        old, new = trace.settings.get(key), settings.get(key)
-        if old != new and old not in _CHOSEN_LATER and new not in _CHOSEN_LATER:
-            return key, old, new
+    for axis in sorted(set(left.axes) ^ further if left.kind == "lora" else set(left.axes) - further):
+        return f"grid axis {axis}", repr(left.axes.get(axis)), repr(settings.grid.get(axis))
     return None
 
 
-def refuse_changed(left: Iterable[Trace], data: DataRecord, environment: Environment) -> None:
-    """Refuse to go on with other data, on another machine or with other versions of the libraries."""
-    for trace in left:
-        if trace.data is not None:
-            for key in ("train_sha256", "test_sha256", "model_sha256"):
-                old, new = getattr(trace.data, key), getattr(data, key)
-                if old != new and old is not None and new is not None:
-                    what = "model" if key == "model_sha256" else "data"
-                    raise UserError(
-                        f"the {what} has changed since {trace.trial} was measured: data.{key} was {old[:12]}, is "
-                        f"{new[:12]}; give another --out folder"
-                    )
-        if trace.environment is not None:
-            here = _identity(environment)
-            for key, old in _identity(trace.environment).items():
-                if old != here.get(key):
-                    raise UserError(
-                        f"{trace.trial} was measured elsewhere: environment.{key} was {old!r}, is {here.get(key)!r}; "
-                        "figures measured differently are not compared, give another --out folder"
-                    )
+def _other_setting(
+    left: Provenance, settings: Settings, accept_different: Sequence[str]
+) -> tuple[str, str, str] | None:
+    found = not_accepted(differing_settings(left.settings, settings, settings.grid), accept_different)
+    return (found[0].key, shown(found[0].other_value), shown(found[0].value)) if found else None
 
 
-def _identity(environment: Environment) -> dict[str, Any]:
-    plain = {key: getattr(environment, key) for key in ("device_name", "cpu", "cores", "threads")}
-    return plain | {f"versions.{name}": version for name, version in environment.versions.items()}
+def refuse_changed_conditions(
+    left: Iterable[Provenance], conditions: Conditions, accept_different: Sequence[str] = (), where: str = "--out"
+) -> None:
+    """Refuse to continue with other data, on another machine, with another heap or with other sources of howlow."""
+    for one in left:
+        now = Provenance.of(
+            one,
+            resolved=Resolved(heap=conditions.heap),
+            environment=conditions.environment,
+            model=None,
+            data=conditions.data,
+            energy=None,
+        )
+        refuse_changed(one, now, accept_different, where)

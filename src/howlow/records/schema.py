@@ -4,11 +4,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from howlow.records.energy import EnergyPart, EnergyWindow
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
+_AttentionKernel = Literal["own", "products", "sdpa", "flex"]
+HeapMode = Literal["kept", "bounded"]
+Layout = Literal["padded", "packed", "shared"]
 Part = Literal["burn_in", "measured"]
 Status = Literal["done", "out_of_memory", "diverged", "failed"]
 
@@ -57,18 +61,6 @@ class Reading(Frozen):
     phase: PhaseName
 
 
-class EnergyWindow(Frozen):
-    """The energy of one device beside the trial's own sum: the CPU beside an accelerator, or one device of several."""
-
-    device: str
-    part: Literal["measured", "pauses", "phase"]
-    energy_j: float
-    error_j: float | None = Field(None, description="how far the energy can lie from what the sensor saw")
-    duration_s: float = Field(description="the time that energy_j covers")
-    samples: int = Field(description="the samples that energy_j covers (of the measured part)")
-    readings: int
-
-
 class PhaseRecord(Frozen):
     """What was read once about a whole phase (the steps hold the rest)."""
 
@@ -78,33 +70,22 @@ class PhaseRecord(Frozen):
     peak_memory_bytes: int | None = Field(None, description="device memory in use on a GPU, resident on a CPU")
     peak_allocated_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     peak_reserved_bytes: int | None = Field(None, description="torch's allocator on a GPU")
-    measured_energy_j: float | None = Field(None, description="energy of the measured part, pauses subtracted")
-    measured_duration_s: float | None = Field(None, description="the time that measured_energy_j covers")
-    measured_samples: int | None = Field(None, description="the samples that measured_energy_j covers")
-    prefill_energy_j: float | None = Field(
-        None, description="energy until every prompt was read, summed over the measured steps of a generation"
+    measured_duration_s: float | None = Field(
+        None, description="the measured part, pauses left out; None without measured steps"
     )
-    prefill_energy_error_j: float | None = None
-    prefill_energy_readings: int | None = None
-    decode_energy_j: float | None = Field(None, description="energy of the rest of these steps")
-    decode_energy_error_j: float | None = None
-    decode_energy_readings: int | None = None
+    measured_samples: int | None = Field(None, description="the samples of the measured part")
     pauses: int | None = Field(None, description="pauses between measured steps, as for a checkpoint")
     pauses_duration_s: float | None = Field(None, description="their time, in none of the measured figures")
-    pauses_energy_j: float | None = Field(
-        None, description="their energy; None without any, or where one was too short for its source"
-    )
-    pauses_energy_error_j: float | None = None
-    pauses_energy_readings: int | None = None
-    phase_energy_j: float | None = Field(None, description="energy of the whole phase, burn-in and pauses included")
-    measured_energy_error_j: float | None = Field(
-        None, description="how far measured_energy_j can lie from what the sensor saw, as its pace and gaps allow"
-    )
-    measured_energy_readings: int | None = Field(None, description="the readings that measured_energy_j rests on")
-    phase_energy_error_j: float | None = Field(None, description="the same for phase_energy_j")
-    phase_energy_readings: int | None = Field(None, description="the readings that phase_energy_j rests on")
-    phase_energy_duration_s: float | None = Field(None, description="the time that phase_energy_j covers")
-    energies: tuple[EnergyWindow, ...] = Field((), description="the CPU beside it (cpu), and each device of several")
+    windows: tuple[EnergyWindow, ...] = Field((), description="the energies of its parts")
+
+    def window(self, part: EnergyPart, device: str | None = None) -> EnergyWindow | None:
+        """The energy of a part, of the trial's source or of one device; None where it has none."""
+        return next((found for found in self.windows if (found.part, found.device) == (part, device)), None)
+
+    def energy_j(self, part: EnergyPart) -> float | None:
+        """The joules of a part, of the trial's source; None where it has none."""
+        found = self.window(part)
+        return None if found is None else found.energy_j
 
 
 class EnergySource(Frozen):
@@ -114,10 +95,12 @@ class EnergySource(Frozen):
         description="nvml counter, nvml power, nvidia-smi, rapl, amd, apple, jetson, assumed; None: no source"
     )
     detail: str = Field(description="the device, or the reason for the absence")
-    update_period_s: float | None = Field(None, description="how often the source has something new")
+    update_period_s: float | None = Field(None, description="how often the source has a new value")
     devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
-    cpu: str | None = Field(None, description="the source of the CPU's energy beside an accelerator, or why none")
-    cpu_update_period_s: float | None = Field(None, description="how often that source has something new")
+    cpu: str | None = Field(
+        None, description="where the trial has an accelerator: the source of the CPU's energy, or why there is none"
+    )
+    cpu_update_period_s: float | None = Field(None, description="how often that source has a new value")
 
 
 class Idle(Frozen):
@@ -125,16 +108,16 @@ class Idle(Frozen):
 
     power_w: float
     error_w: float | None = None
-    cpu_power_w: float | None = Field(None, description="the same of the CPU beside an accelerator")
+    cpu_power_w: float | None = Field(None, description="the CPU's, where an accelerator is the trial's device")
     duration_s: float
     temperature_c: float | None = None
     measured_at: str = Field(description="UTC, ISO 8601")
 
 
 class MeterRecord(Frozen):
-    """How the meters themselves did."""
+    """How well the meters did."""
 
-    rate_hz: float | None = Field(None, description="readings a second of the slowest instrument, as it turned out")
+    rate_hz: float | None = Field(None, description="readings a second that the slowest instrument made")
     largest_gap_s: float | None = Field(
         None, description="the longest time without a reading of one instrument, from the trial's start to its end"
     )
@@ -155,7 +138,6 @@ class ModelRecord(Frozen):
     scaling_factor: float | None = None
     alpha: float | None = None
     adapter_bytes: int | None = Field(None, description="size of adapter_model.safetensors")
-    precision: str
     tokenizer: str
     weights: Literal["pretrained", "random"]
 
@@ -167,49 +149,75 @@ class DataRecord(Frozen):
     """
 
     train_sha256: str = Field(description="of the training examples' token ids, in order")
-    test_sha256: str
-    model_sha256: str | None = Field(None, description="of a local model's config and of samples of its weights")
+    test_sha256: str = Field(description="the same of the test examples")
+    answers_sha256: str | None = Field(
+        None, description="of what else the scores depend on: accepted answers, words and bytes; None in schema 1"
+    )
+    model_sha256: str | None = Field(None, description="of a local model's config and weights")
+    model_commit: str | None = Field(None, description="the commit of a hub model that was loaded")
     train_examples: int
     train_groups: int
     test_examples: int
     test_groups: int
     train_tokens: int
     test_tokens: int
-    longest_tokens: int = Field(description="the longest training example")
+    longest_tokens: int = Field(description="of the longest training example")
     overlap_left_out: int = Field(description="training examples left out because their group occurs in the test data")
     dropped: int = Field(description="training examples too long for the sequence length")
     cut: int = Field(description="examples whose text or context was cut")
 
 
 class LayoutChoice(Frozen):
-    """The layout that trials take, and why."""
+    """The layout chosen for trials, and why."""
 
-    layout: Literal["padded", "packed", "shared"]
+    layout: Layout
     kernel: Literal["sdpa", "flex"] | None = Field(None, description="the attention kernel of packed and shared")
-    problem: str | None = Field(None, description="why the layout is padded though another would have been taken")
+    problem: str | None = Field(None, description="why the layout is padded although another one was wanted")
     generation: Literal["padded"] | None = Field(
-        None, description="the layout of generation where it is another: frequencies follow a batch's longest row"
+        None, description="the layout of generation where it differs: frequencies follow a batch's longest row"
     )
 
 
 class LayoutTokens(Frozen):
-    """What a layout made of a phase's examples."""
+    """How many tokens a phase had, and how many of them the layout computed."""
 
-    tokens: int = Field(description="real tokens of the examples, a shared prefix counted once for each")
+    tokens: int = Field(description="real tokens of the examples; a shared prefix counts once for each of them")
     computed_tokens: int = Field(description="tokens the model ran on")
     padded_tokens: int | None = Field(
-        None, description="tokens that the layout padded would have run on; not known of a generation"
+        None, description="tokens the model would have run on in the layout padded; None for generation"
     )
     padding_share: float | None = Field(None, description="share of computed_tokens that is padding, 0..1")
     saved_share: float | None = Field(None, description="share of padded_tokens that was not computed, 0..1")
 
 
-class LayoutRecord(LayoutChoice):
-    """The layout of a trial, and what it saved."""
+class LayoutRecord(Frozen):
+    """What a trial's layout saved (`Resolved` says which layout it was)."""
 
+    problem: str | None = Field(None, description="why the layout is padded although another one was wanted")
     train: LayoutTokens | None = None
     evaluate: LayoutTokens | None = None
     generate: LayoutTokens | None = None
+
+
+class Resolved(Frozen):
+    """What was decided for a trial where the settings leave it open ("auto", "max") or do not say it at all.
+
+    None: the trial ended before it was decided, or a record of schema 1 does not say it.
+    """
+
+    layout: Layout | None = None
+    generation_layout: Layout | None = Field(None, description="generation's; another where frequencies ask for it")
+    attention_kernel: _AttentionKernel | None = Field(None, description="own: the model's own attention")
+    precision: str | None = None
+    train_batch_size: int | None = None
+    inference_batch_size: int | None = None
+    heap: HeapMode | None = Field(None, description="kept: freed memory is reused; bounded: it is given back at once")
+    kernels_kept: int | None = Field(None, description="compiled kernels that oneDNN keeps")
+    fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
+    compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
+    graphed: bool | None = Field(None, description="whether steps are replayed as CUDA graphs")
+    quantization: Literal["none"] | None = Field(None, description="how the frozen base is stored")
+    threads: int | None = Field(None, description="torch's intra-op threads")
 
 
 class MergedRecord(Frozen):
@@ -235,7 +243,7 @@ class BatchSearch(Frozen):
     """The search for the largest batch that fits, for a batch size of "max"."""
 
     setting: Literal["training.batch_size", "inference.batch_size"]
-    batch: int | None = Field(description="the largest that fits; None where not even one example does")
+    batch: int | None = Field(description="the largest that fits; None where not even one example fits")
     largest: int = Field(description="the largest that was allowed: the examples, or training.effective_batch_size")
     limit_bytes: int
     budget_bytes: int = Field(description="the limit less the margin; a peak of at most this fits")
@@ -262,7 +270,7 @@ class Scores(Frozen):
 
 
 class Environment(Frozen):
-    """What the trial ran on; records of different environments are not compared."""
+    """What the trial ran on; costs are compared only where all of it is equal (`howlow.records.comparability`)."""
 
     device: str = Field(description="cpu, cuda:0, mps")
     device_name: str
@@ -276,6 +284,16 @@ class Environment(Frozen):
     platform: str
     python: str
     versions: dict[str, str] = Field(description="howlow, torch, transformers, peft, tokenizers")
+    power_limit_w: float | None = Field(None, description="the limit that the GPU's driver enforces")
+    governor: str | None = Field(None, description="how Linux sets the CPU's frequency, where it says so")
+    variables: dict[str, str] | None = Field(
+        None, description="environment variables that change speed, as the user set them; None in schema 1"
+    )
+    switches: dict[str, str] | None = Field(
+        None, description="torch's switches that change speed: TF32, cuDNN, matmul precision; None in schema 1"
+    )
+    code_sha256: str | None = Field(None, description="of howlow's own sources, as far as a trial runs them")
+    revision: str | None = Field(None, description="git's commit of these sources, -dirty where files were changed")
 
 
 class Record(Frozen):
@@ -289,8 +307,9 @@ class Record(Frozen):
     axes: dict[str, Any] = Field(description="the further grid axes under their dotted names")
     status: Status
     error: str | None = Field(None, description="one line, where the status is not done")
-    resumed: int = Field(0, description="how often the trial went on after an interruption")
-    settings: Settings
+    resumed: int = Field(0, description="how often the trial was resumed after an interruption")
+    settings: Settings = Field(description='as asked: "auto" and "max" stay; `resolved` says what came of them')
+    resolved: Resolved = Resolved()
     environment: Environment | None
     model: ModelRecord | None
     data: DataRecord | None

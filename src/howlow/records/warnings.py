@@ -47,46 +47,53 @@ class WarningKind(StrEnum):
     DEVICE_VIRTUAL = "device_virtual"
     POWER_CAPPED = "power_capped"
     THROTTLED = "throttled"
+    QUALITY_NOT_COMPARABLE = "quality_not_comparable"
+    COSTS_NOT_COMPARABLE = "costs_not_comparable"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
-    WarningKind.TRAIN_TEST_OVERLAP: "nothing to do; task.overlap = keep trains on them all the same",
+    WarningKind.TRAIN_TEST_OVERLAP: "nothing to do; task.overlap = keep would train on them",
     WarningKind.EXAMPLES_DROPPED: "raise training.sequence_length to keep them",
-    WarningKind.TEXT_CUT: "raise training.sequence_length; where answers need the room, lower inference.max_new_tokens",
-    WarningKind.RANK_ABOVE_MATRIX: "the extra rank adds cost but no expressiveness; leave this rank out",
-    WarningKind.TOKENIZER_SUBSTITUTED: "give the model's own with the setting tokenizer",
+    WarningKind.TEXT_CUT: "raise training.sequence_length, or lower inference.max_new_tokens to leave room for prompts",
+    WarningKind.RANK_ABOVE_MATRIX: "leave this rank out: it adds cost, and the product of the matrices cannot use it",
+    WarningKind.TOKENIZER_SUBSTITUTED: "give the model's own tokenizer with the setting tokenizer",
     WarningKind.ENERGY_ABSENT: "run on a device with a sensor, or set meters.assumed_power_w",
-    WarningKind.ENERGY_ASSUMED: "the watts were given by the user, not measured; use a sensor for a measured figure",
-    WarningKind.ENERGY_OF_ANOTHER_DEVICE: "leave meters.energy at auto to read only the trial's own device",
-    WarningKind.IDLE_ABSENT: "no energy above idle; see what kept the sensor from answering (howlow env tries it)",
-    WarningKind.PEAK_MEMORY_ABSENT: "run where /proc/self/clear_refs can be written to reset the resident peak",
+    WarningKind.ENERGY_ASSUMED: "the user gave the watts and nothing was measured; use a device with a sensor",
+    WarningKind.ENERGY_OF_ANOTHER_DEVICE: "set meters.energy = auto to read only the trial's own device",
+    WarningKind.IDLE_ABSENT: "find out why the sensor did not answer (howlow env tries it)",
+    WarningKind.PEAK_MEMORY_ABSENT: "run where /proc/self/clear_refs can be written: that resets the peak of memory",
     WarningKind.PERPLEXITY_OVERFLOW: "read the loss instead",
-    WarningKind.STEPS_SKIPPED: "gradients overflowed in fp16; use bf16 or fp32 if there are many",
-    WarningKind.SHORT_BURN_IN: "use more examples, so that burn-in can have its steps",
-    WarningKind.RESUMED: "the trial was interrupted and went on; run it afresh for an unbroken measurement",
-    WarningKind.RANDOM_WEIGHTS: "the costs are those of the architecture; quality needs the real weights",
-    WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to what the model was made for",
-    WarningKind.LAYOUT_FELL_BACK: "nothing is wrong but the speed; training.layout = padded says the same on purpose",
-    WarningKind.NEAR_TIES: "another layout or batch may write other tokens there; smallest_margin in predictions.jsonl",
-    WarningKind.WEIGHTS_LEFT_OUT: "see that config.json and the weights are of the same model",
-    WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples, so that the measured part lasts that long",
-    WarningKind.ENERGY_GAP: "see what kept the sensor from answering; the figures cover only what it saw",
-    WarningKind.SENSOR_LATE: "no step waited for it; see what kept the sensor from answering (howlow env tries it)",
-    WarningKind.SENSOR_FAILED: "see whether driver and libraries fit each other; what was not read is a gap",
-    WarningKind.TIMELINE_GAP: "leave the meters a core of their own, or lower meters.rate_hz",
+    WarningKind.STEPS_SKIPPED: "if many steps were skipped, use bf16 or fp32: gradients overflowed in fp16",
+    WarningKind.SHORT_BURN_IN: "use more examples, so that all burn-in steps fit",
+    WarningKind.RESUMED: "run the trial again for a measurement without interruption",
+    WarningKind.RANDOM_WEIGHTS: "use the real weights to measure quality; the costs are those of the architecture",
+    WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to the length that the model was made for",
+    WarningKind.LAYOUT_FELL_BACK: "training is slower, the results are the same; set training.layout = padded to "
+    "choose this layout yourself",
+    WarningKind.NEAR_TIES: "another layout or batch size may write other tokens there (smallest_margin in "
+    "predictions.jsonl)",
+    WarningKind.WEIGHTS_LEFT_OUT: "check that config.json and the weights belong to the same model",
+    WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples, so that the measured part lasts long enough",
+    WarningKind.ENERGY_GAP: "find out why the sensor did not answer; the figures cover only the time in which it did",
+    WarningKind.SENSOR_LATE: "find out why the sensor was slow (howlow env tries it); no step waited for it",
+    WarningKind.SENSOR_FAILED: "check that the driver and its libraries match; what was not read is a gap",
+    WarningKind.TIMELINE_GAP: "leave a core free for the meters, or lower meters.rate_hz",
     WarningKind.METER_OVERHEAD: "lower meters.rate_hz, or use more examples in a step",
-    WarningKind.NOT_STEADY: 'raise meters.burn_in_steps, or set it to "auto", and use more examples; look for heat and '
-    "outside work",
-    WarningKind.STEADINESS_UNKNOWN: "use more examples: too few measured steps to tell whether the speed was steady",
+    WarningKind.NOT_STEADY: 'raise meters.burn_in_steps or set it to "auto", use more examples, and look for heat and '
+    "background load",
+    WarningKind.STEADINESS_UNKNOWN: "use more examples: too few measured steps to see whether the speed was steady",
     WarningKind.OTHER_PROCESS_ON_DEVICE: "end the other processes, or give the trial a device of its own",
-    WarningKind.OTHER_WORK_ON_MACHINE: "let the other work end, or bind it to other cores",
+    WarningKind.OTHER_WORK_ON_MACHINE: "wait until the other work has ended, or bind it to other cores",
     WarningKind.RAN_BESIDE_OTHER_TRIALS: "for costs that others can repeat, set run.workers = 1 and start no other "
     "worker on this machine",
     WarningKind.SWAPPING: "free memory, or use a smaller batch",
-    WarningKind.DEVICE_PARTITIONED: "use the whole card for energy; other instances work on it too",
-    WarningKind.DEVICE_VIRTUAL: "use a whole card; on a shared one time and energy depend on the others",
-    WarningKind.POWER_CAPPED: "the figures hold for this limit; nvidia-smi -pl sets another",
+    WarningKind.DEVICE_PARTITIONED: "use the whole card to measure energy: other instances of it work, too",
+    WarningKind.DEVICE_VIRTUAL: "use a whole card: on a shared one time and energy depend on the other users",
+    WarningKind.POWER_CAPPED: "the figures hold for this power limit; nvidia-smi -pl changes it",
     WarningKind.THROTTLED: "cool the device, set run.cooldown_s, and run the trial again",
+    WarningKind.QUALITY_NOT_COMPARABLE: "run the trials alike; --accept-different let this difference pass",
+    WarningKind.COSTS_NOT_COMPARABLE: "compare the quality alone, or run the trials alike on one machine; "
+    "--accept-different let this difference pass",
 }
 
 
@@ -97,16 +104,17 @@ class Frozen(BaseModel):
 
 
 class RecordWarning(Frozen):
-    """One reason to distrust or qualify a number, with what it is about."""
+    """One reason to distrust or to qualify a number, and what it concerns."""
 
     kind: WarningKind
     detail: str
-    phase: PhaseName | None = Field(None, description="the phase that it is about; None: more than one, or the trial")
+    phase: PhaseName | None = Field(None, description="the phase that it concerns; None: several phases, or the trial")
     part: Literal["measured", "phase", "prefill", "decode"] | None = Field(
-        None, description="what of the phase has no energy: its measured steps and all in them, or this alone"
+        None,
+        description="the part of the phase that has no energy; measured: its measured steps with prefill and decode",
     )
     meter: Literal["trial", "cpu"] | None = Field(
-        None, description="whose energy is missing: the trial's own device's, or the CPU's beside it"
+        None, description="whose energy is missing: that of the trial's own device, or that of the CPU"
     )
 
     @property

@@ -50,16 +50,20 @@ class Report:
         return json_text(self.comparison)
 
 
-def read_report(folders: Sequence[Path | str]) -> Report:
+def read_report(folders: Sequence[Path | str], *, accept_different: Sequence[str] = ()) -> Report:
     """Read run directories; nothing is written.
+
+    accept_different: keys that may differ between records (`howlow.records.comparability`).
 
     Raises:
         UserError: a folder is no run directory, or its records cannot stand in one table.
     """
-    return Report(compare(rows([Path(folder) for folder in folders])))
+    return Report(compare(rows([Path(folder) for folder in folders], accept_different)))
 
 
-def write_report(folders: Sequence[Path | str], into: Path | str | None = None) -> Report:
+def write_report(
+    folders: Sequence[Path | str], into: Path | str | None = None, *, accept_different: Sequence[str] = ()
+) -> Report:
     """Read run directories and write results.csv, report.html and figures/ into the first of them, or `into`.
 
     Raises:
@@ -69,7 +73,7 @@ def write_report(folders: Sequence[Path | str], into: Path | str | None = None) 
     from howlow.reporting.page import page
     from howlow.reporting.results import csv_text
 
-    comparison = read_report(folders).comparison
+    comparison = read_report(folders, accept_different=accept_different).comparison
     out = Path(folders[0] if into is None else into)
     drawn = [(figure, render_svg(figure)) for figure in figures(comparison)]
     files: list[Path] = []

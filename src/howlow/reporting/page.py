@@ -95,7 +95,7 @@ def _asked(comparison: Comparison) -> dict[str, str]:
     facts["seeds"] = formatting.listed([str(seed) for seed in seeds], 12)
     facts["device"] = f"{environment.device_name} ({environment.device})" if environment else formatting.ABSENT
     facts["training"] = (
-        f"layout {layout_of(trained)}, precision {model.precision if model else training.precision}, sequence length "
+        f"layout {layout_of(trained)}, precision {trained.resolved.precision or training.precision}, sequence length "
         f"{training.sequence_length}, learning rate {training.learning_rate:g}, "
         f"{formatting.counted(training.epochs, 'epoch')}"
     )
@@ -159,7 +159,7 @@ def _source(record: Record) -> list[str]:
     energy, idle = record.energy, record.meters.idle if record.meters else None
     lines = []
     if energy is not None and energy.update_period_s is not None:
-        lines.append(f"renewed every {formatting.duration(round(energy.update_period_s, 3))}")
+        lines.append(f"updated every {formatting.duration(round(energy.update_period_s, 3))}")
     if energy is not None and energy.cpu == "rapl":
         lines.append("the CPU beside it: rapl, in columns of its own and never added")
     if idle is not None:

@@ -18,7 +18,7 @@ _SECTIONS = {"fine-tuning": "train", "inference": "infer", "quality": "test", "a
 _GAP = 2
 _MOST = 10
 _MOST_TRIALS = 4
-_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ¹²³⁴⁵⁶⁷⁸⁹"
+_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ†‡¹²³⁴⁵⁶⁷⁸⁹"
 """One character a kind of warning, as several stand beside one number; digits, which look like powers, at last."""
 
 

@@ -1,14 +1,25 @@
-"""What is asked: every setting once, with its default, its unit and its rule.
+"""What is asked: every setting once, with its default, its unit, its rule and what it affects.
 
-A sweep is described by one `Settings` value. It is put together from a preset or a TOML file, then flags, then
-`--set KEY=VALUE`, later ones winning, and is checked here, at the door: behind it no part of the program meets a
-setting that it has to doubt. The `grid` maps dotted settings to lists of values; `expand` turns it into trials.
+One `Settings` value describes a sweep. It is put together from a preset or a TOML file, then flags, then
+`--set KEY=VALUE`; later sources win. All rules are checked here, so no other part of the program checks a setting. The
+`grid` maps dotted settings to lists of values; `expand` turns it into trials.
 
-`schema` holds the fields, `checking` the rules and the messages, `grid` the axes and the trials, `sources` the
-presets, files and flags.
+`fields` holds the kinds of values and the effects, `schema` the settings, `keys` what derives from their effects,
+`checking` the rules and the messages, `grid` the axes and the trials, `sources` the presets, files and flags.
 """
 
-from howlow.settings.grid import TrialKind, TrialPlan, expand, first_difference, resolve, to_toml, united
+from howlow.settings.fields import EFFECTS, Effect
+from howlow.settings.grid import TrialPlan, expand, resolve, to_toml, united
+from howlow.settings.keys import (
+    TrialKind,
+    batch_search_keys,
+    concerns,
+    effects,
+    keys_affecting,
+    layout_key,
+    preparation_key,
+    setting_keys,
+)
 from howlow.settings.schema import (
     InferenceSettings,
     LoraSettings,
@@ -17,11 +28,18 @@ from howlow.settings.schema import (
     Settings,
     TaskSettings,
     TrainingSettings,
-    setting_keys,
 )
 from howlow.settings.sources import load, merge, parse_assignment, parse_integers, parse_ranks, presets
 
 __all__ = [
+    "EFFECTS",
+    "Effect",
+    "batch_search_keys",
+    "concerns",
+    "effects",
+    "keys_affecting",
+    "layout_key",
+    "preparation_key",
     "InferenceSettings",
     "LoraSettings",
     "MeterSettings",
@@ -32,7 +50,6 @@ __all__ = [
     "TrialKind",
     "TrialPlan",
     "expand",
-    "first_difference",
     "load",
     "merge",
     "parse_assignment",

@@ -1,4 +1,4 @@
-"""Checking at the door: a merged table becomes `Settings`, or one line that says what is wrong."""
+"""A merged table becomes `Settings`, or one line that says what is wrong."""
 
 import difflib
 import re
@@ -11,11 +11,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from howlow.errors import UserError
-from howlow.settings.schema import Settings, setting_keys
+from howlow.settings.keys import axis_keys, setting_keys
+from howlow.settings.schema import Settings
 
 RANK_AXIS = "lora.rank"
 SEED_AXIS = "seed"
-NOT_AN_AXIS = ("grid", "baselines", "meters", "run")
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -35,7 +35,7 @@ def check_axis(axis: str, values: Any) -> None:
     """Refuse an axis that is no setting, may not vary within a sweep, or has no values."""
     if axis not in setting_keys():
         raise _unknown_setting(axis)
-    if axis.split(".")[0] in NOT_AN_AXIS:
+    if axis not in axis_keys():
         raise UserError(f"grid axis {axis}: this setting is the same for a whole sweep and cannot be an axis")
     if not isinstance(values, list) or not values:
         raise UserError(f"grid.{axis} = {values!r}: a list with at least one value is expected")
@@ -70,7 +70,7 @@ def _first_problem(error: ValidationError) -> str:
     return f"{key} = {problem['input']!r}: {rule} ({setting_keys().get(key, 'a table of settings')})"
 
 
-# Where a rule is about the whole value, it is told in the user's words and not in those of a validator.
+# Rules about a whole value are explained in the user's words, not in a validator's.
 _ABOUT_THE_WHOLE = (
     "missing",
     "too_short",
@@ -109,7 +109,7 @@ def located_model(reference: str) -> str:
 
 @cache
 def known_configs() -> tuple[str, ...]:
-    """The names of the model configs that travel with the package."""
+    """The names of the model configs that come with the package."""
     folder = resources.files("howlow") / "model_configs"
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
 

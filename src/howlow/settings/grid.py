@@ -1,4 +1,4 @@
-"""The grid: axes -> trials, and two sweeps compared, united and written down."""
+"""The grid: axes become trials; two grids are united; resolved settings are written as TOML."""
 
 import hashlib
 import itertools
@@ -6,16 +6,15 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import tomlkit
 from tomlkit.items import KeyType, SingleKey
 
 from howlow.errors import UserError
 from howlow.settings.checking import RANK_AXIS, SEED_AXIS, check_axis, flat, located, located_model, validated
-from howlow.settings.schema import Settings, setting_keys
-
-TrialKind = Literal["lora", "base", "full"]
+from howlow.settings.keys import TrialKind, concerns, setting_keys
+from howlow.settings.schema import Settings
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def resolve(table: Mapping[str, Any]) -> Settings:
 
 
 def _check_batches(plan: TrialPlan) -> None:
-    """A step never holds fewer examples than a batch: the batch that was asked for would not be the one measured."""
+    """Refuse a step of fewer examples than a batch: it would measure another batch than the one asked for."""
     batch, step = plan.settings.training.batch_size, plan.settings.training.effective_batch_size
     if plan.kind != "base" and step is not None and batch != "max" and step < batch:
         raise UserError(
@@ -76,26 +75,15 @@ def _distinct(values: list[Any]) -> list[Any]:
 def expand(settings: Settings) -> list[TrialPlan]:
     """All trials of a sweep: the baselines first, then the grid in its written order.
 
-    The zero-shot `base` runs once for each value of the axes that can change it (not for the seed, the adapter or the
-    optimizer); `full` runs once for each point of all axes but the adapter's.
+    The baselines run once for each point of the axes that can change them (`howlow.settings.keys.concerns`).
     """
     plans: list[TrialPlan] = []
-    matters: dict[TrialKind, Any] = {
-        "base": lambda axis: not axis.startswith(("lora.", "training.")) or axis in BASE_DEPENDS_ON,
-        "full": lambda axis: not axis.startswith("lora."),
-        "lora": lambda axis: True,
-    }
     kinds: list[TrialKind] = [kind for kind in ("base", "full") if kind in settings.baselines]
     for kind in [*kinds, "lora"]:
-        axes = [axis for axis in settings.grid if matters[kind](axis)]
-        if kind == "base":
-            axes = [axis for axis in axes if axis != SEED_AXIS]
+        axes = [axis for axis in settings.grid if concerns(kind, axis)]
         for values in itertools.product(*(settings.grid[axis] for axis in axes)):
             plans.append(_plan(settings, kind, dict(zip(axes, values, strict=True))))
     return plans
-
-
-BASE_DEPENDS_ON = ("training.layout", "training.sequence_length", "training.precision", "training.head")
 
 
 def _plan(settings: Settings, kind: TrialKind, point: dict[str, Any]) -> TrialPlan:
@@ -127,7 +115,7 @@ def _path_safe(value: Any) -> str:
 
 
 def to_toml(settings: Settings) -> str:
-    """The resolved settings as TOML that gives the same sweep when it is run again; absent ones stand as comments."""
+    """The resolved settings as TOML that gives the same sweep when it is run again; comments name absent ones."""
     document = tomlkit.document()
     document.add(tomlkit.comment("howlow sweep: every setting, defaults written out"))
     tables: dict[str, Any] = {}
@@ -150,20 +138,6 @@ def to_toml(settings: Settings) -> str:
     for name, table in tables.items():
         document.add(name, table)
     return tomlkit.dumps(document)
-
-
-def first_difference(ours: Settings, theirs: Settings) -> tuple[str, Any, Any] | None:
-    """The first setting in which two sweeps differ, grid values aside; None where they are the same sweep."""
-    for key in setting_keys():
-        if key in ("grid", "baselines"):
-            continue
-        if key in ours.grid and key in theirs.grid:
-            continue
-        if (key in ours.grid) != (key in theirs.grid):
-            return f"grid axis {key}", ours.grid.get(key), theirs.grid.get(key)
-        if ours.get(key) != theirs.get(key):
-            return key, ours.get(key), theirs.get(key)
-    return None
 
 
 def united(first: Settings, second: Settings) -> Settings:

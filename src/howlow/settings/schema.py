@@ -1,61 +1,70 @@
-"""Every setting once: its type, its default, its unit and its rule.
+"""Every setting once: its type, its default, its unit, its rule and what it affects.
 
-The text beside a field is its documentation: `docs/settings.md`, the flags' help and the messages derive from it.
+A field's description is its documentation: `docs/settings.md`, the flags' help and the messages derive from it.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable
-from functools import cache
-from typing import Annotated, Any, Literal, Self
+from operator import attrgetter
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # torch and TOML take no more
-BatchSize = Positive | Literal["max"]
-Text = Annotated[str, Field(min_length=1)]
-Name = Annotated[StrictStr, Field(min_length=1)]
-Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
-
-
-class Section(BaseModel):
-    """A frozen table of settings that refuses what it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+from howlow.settings.fields import BatchSize, Names, NonNegative, Positive, Section, Seed, Text, affects
 
 
 class TaskSettings(Section):
     """The data, how an example becomes prompt and completion, and how an answer is scored."""
 
     name: Literal["language_modeling", "question_answering", "completion"] = Field(
-        description="the kind of data and of scoring"
+        description="the kind of data and of scoring", json_schema_extra=affects("data")
     )
-    train: Text = Field(description="training data: a file, a folder, or hub data as owner/name[:config[:split]]")
-    test: Text = Field(description="test data, in the same forms; the same file as `train` is split by groups")
-    train_examples: Positive | None = Field(None, description="at most this many training examples; absent: all")
-    test_examples: Positive | None = Field(None, description="at most this many test examples; absent: all")
-    seed: Seed = Field(0, description="orders the groups before the limits cut; the same for every trial")
+    train: Text = Field(
+        description="a file, a folder, or hub data as owner/name[:config[:split]]", json_schema_extra=affects("data")
+    )
+    test: Text = Field(
+        description="test data, in the same forms; the same file as `train` is split by groups",
+        json_schema_extra=affects("data"),
+    )
+    train_examples: Positive | None = Field(
+        None, description="at most this many training examples; absent: all", json_schema_extra=affects("data")
+    )
+    test_examples: Positive | None = Field(
+        None, description="at most this many test examples; absent: all", json_schema_extra=affects("data")
+    )
+    seed: Seed = Field(
+        0,
+        description="orders the groups before the limits cut, alike for every trial",
+        json_schema_extra=affects("data"),
+    )
     overlap: Literal["exclude", "keep"] = Field(
-        "exclude", description="what happens to training groups whose prefix or text occurs in the test data"
+        "exclude",
+        description="what happens to training groups whose prefix or text occurs in the test data",
+        json_schema_extra=affects("data"),
     )
     unit: Literal["paragraph", "window"] | None = Field(
         None,
         description="language_modeling: each non-empty line an example (paragraph, the default), "
         "or the text cut into windows that do not overlap",
+        json_schema_extra=affects("data"),
     )
     template: str | None = Field(
         None,
         description="the prompt's text with {context} and {question} (question_answering) or {prompt} (completion); "
         '"chat": the tokenizer\'s chat template around the default text',
+        json_schema_extra=affects("data"),
     )
     stop: str | None = Field(
-        None, description="generation ends before this text; question_answering: a newline by default; empty: never"
+        None,
+        description="generation ends before this text; question_answering: a newline by default; empty: never",
+        json_schema_extra=affects("quality", "cost"),
     )
     answerable_only: bool | None = Field(
-        None, description="question_answering: leave unanswerable questions out of training and test (default true)"
+        None,
+        description="question_answering: leave unanswerable questions out (default true)",
+        json_schema_extra=affects("data"),
     )
 
     @model_validator(mode="after")
@@ -89,15 +98,31 @@ class TaskSettings(Section):
 class LoraSettings(Section):
     """The adapter: h = W x + s B A x with A of shape (rank, in) and B of shape (out, rank), as PEFT writes it."""
 
-    rank: Positive = Field(8, description="the adapter's inner dimension")
-    alpha: float | str = Field("2r", description='the numerator of the scaling: a number, or a multiple of r as "2r"')
+    rank: Positive = Field(
+        8, description="the adapter's inner dimension", json_schema_extra=affects("memory", "quality", "cost")
+    )
+    alpha: float | str = Field(
+        "2r",
+        description='the numerator of the scaling: a number, or a multiple of r as "2r"',
+        json_schema_extra=affects("quality"),
+    )
     scaling: Literal["standard", "rank_stabilized"] = Field(
-        "standard", description="s = alpha / r (standard) or alpha / sqrt(r) (rank_stabilized)"
+        "standard",
+        description="s = alpha / r (standard) or alpha / sqrt(r) (rank_stabilized)",
+        json_schema_extra=affects("quality"),
     )
     target_modules: Names = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj"), description="the ends of the names of the linear layers to adapt"
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        description="the ends of the names of the linear layers to adapt",
+        json_schema_extra=affects("memory", "quality", "cost"),
     )
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout before A while training")
+    dropout: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="dropout before A while training",
+        json_schema_extra=affects("layout", "memory", "quality", "cost"),
+    )
 
     @model_validator(mode="after")
     def _alpha_is_readable(self) -> Self:
@@ -124,47 +149,88 @@ class TrainingSettings(Section):
     layout: Literal["auto", "padded", "packed", "shared"] = Field(
         "auto",
         description="how examples become token batches: each padded to the sequence length (the paper's), several in a "
-        "row (packed), or with common prefixes once (shared); auto: shared where prefixes pay, else packed",
+        "row (packed), or with common prefixes once (shared); auto: shared where that saves tokens, else packed",
+        json_schema_extra=affects("layout"),
     )
     shuffle: Literal["groups", "examples"] = Field(
-        "groups", description="the training order: groups shuffled and each kept together, or every example by itself"
+        "groups",
+        description="the training order: whole groups are shuffled, or single examples",
+        json_schema_extra=affects("layout", "memory", "quality", "cost"),
     )
     batch_size: BatchSize = Field(
         8,
-        description="examples in one forward and backward pass; max: the most, of at most all examples, whose heaviest "
-        "batch fits into the memory, searched for before each trial",
+        description="examples in one forward and backward pass; max: the largest batch that fits into the memory, "
+        "searched for before each trial",
+        json_schema_extra=affects("memory", "quality", "cost"),
     )
     effective_batch_size: Positive | None = Field(
         None,
-        description="examples in one optimizer step, at least batch_size, reached by accumulation; absent: batch_size",
+        description="examples in one optimizer step, at least batch_size, by accumulation; absent: batch_size",
+        json_schema_extra=affects("memory", "quality", "cost"),
     )
-    sequence_length: Annotated[int, Field(ge=8)] = Field(512, description="the longest row, in tokens")
-    learning_rate: float = Field(5e-5, gt=0.0, description="AdamW's learning rate (the paper, section III.D)")
-    weight_decay: float = Field(0.0, ge=0.0, description="AdamW's decoupled weight decay")
+    sequence_length: Annotated[int, Field(ge=8)] = Field(
+        512, description="the longest row, in tokens", json_schema_extra=affects("data")
+    )
+    learning_rate: float = Field(
+        5e-5, gt=0.0, description="of AdamW (the paper, section III.D)", json_schema_extra=affects("quality")
+    )
+    weight_decay: float = Field(
+        0.0, ge=0.0, description="AdamW's decoupled weight decay", json_schema_extra=affects("quality")
+    )
     betas: Annotated[tuple[float, float], Field(strict=False)] = Field(
-        (0.9, 0.999), description="AdamW's two decay rates, each at least 0 and under 1"
+        (0.9, 0.999),
+        description="AdamW's two decay rates, each at least 0 and under 1",
+        json_schema_extra=affects("quality"),
     )
     lr_schedule: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="the learning rate after its warm-up; linear and cosine end at 0"
+        "constant",
+        description="the learning rate after its warm-up; linear and cosine end at 0",
+        json_schema_extra=affects("quality"),
     )
-    lr_warmup_steps: NonNegative = Field(0, description="steps over which the learning rate rises from 0")
-    max_grad_norm: float = Field(1.0, ge=0.0, description="gradients are clipped to this L2 norm; 0: no clipping")
-    epochs: Positive = Field(1, description="passes over the training examples")
-    max_steps: Positive | None = Field(None, description="stop after this many optimizer steps; absent: never early")
+    lr_warmup_steps: NonNegative = Field(
+        0, description="steps over which the learning rate rises from 0", json_schema_extra=affects("quality")
+    )
+    max_grad_norm: float = Field(
+        1.0,
+        ge=0.0,
+        description="gradients are clipped to this L2 norm; 0: no clipping",
+        json_schema_extra=affects("memory", "quality", "cost"),
+    )
+    epochs: Positive = Field(
+        1, description="passes over the training examples", json_schema_extra=affects("memory", "quality", "cost")
+    )
+    max_steps: Positive | None = Field(
+        None,
+        description="stop after this many optimizer steps; absent: never early",
+        json_schema_extra=affects("memory", "quality", "cost"),
+    )
     loss_on: Literal["completion", "all"] = Field(
-        "completion", description="which tokens are targets in training: the completion's, or the prompt's too"
+        "completion",
+        description="the target tokens in training: the completion's, or the prompt's too",
+        json_schema_extra=affects("memory", "quality", "cost"),
     )
     head: Literal["targets", "all"] = Field(
-        "targets", description="where the vocabulary head is computed: at target positions, or everywhere"
+        "targets",
+        description="where the vocabulary head is computed: at target positions, or everywhere",
+        json_schema_extra=affects("layout", "execution", "memory"),
     )
     precision: Literal["auto", "fp32", "bf16", "fp16-autocast"] = Field(
         "auto",
         description="fp32 (auto on CPU), bf16 (auto on CUDA: base in bf16, adapter in fp32 under autocast), "
         "or fp16-autocast (weights in fp32, loss scaling; the paper's)",
+        json_schema_extra=affects("layout", "execution", "memory", "quality"),
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-    compile: bool = Field(False, description="compile the model with torch.compile; the compilation is burn-in")
-    checkpoint_every_s: float = Field(60.0, gt=0.0, description="seconds between checkpoints")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass", json_schema_extra=affects("memory", "cost")
+    )
+    compile: bool = Field(
+        False,
+        description="compile the model with torch.compile; the compilation is burn-in",
+        json_schema_extra=affects("memory", "cost"),
+    )
+    checkpoint_every_s: float = Field(
+        60.0, gt=0.0, description="seconds between checkpoints", json_schema_extra=affects()
+    )
 
     @model_validator(mode="after")
     def _betas_are_rates(self) -> Self:
@@ -176,35 +242,55 @@ class TrainingSettings(Section):
 class InferenceSettings(Section):
     """Scoring the test data after fine-tuning, in the same process."""
 
-    batch_size: BatchSize = Field(8, description="test examples in one batch; max: the most that fit, as in training")
+    batch_size: BatchSize = Field(
+        8,
+        description="test examples in one batch; max: the largest that fits, as in training",
+        json_schema_extra=affects("memory", "cost"),
+    )
     adapter: Literal["attached", "merged"] = Field(
         "attached",
-        description="merged: inference is measured with the adapter merged into a copy of the weights; scores stay "
-        "those of the attached one, and the agreement of the two is recorded",
+        description="merged: inference is measured with the adapter merged into a copy of the weights; scores are "
+        "still those of the attached adapter, and the record says how far the two agree",
+        json_schema_extra=affects("memory", "cost"),
     )
-    max_new_tokens: Positive = Field(32, description="generation ends after this many tokens")
+    max_new_tokens: Positive = Field(
+        32, description="generation ends after this many tokens", json_schema_extra=affects("data")
+    )
 
 
 class MeterSettings(Section):
     """What is measured, and how often."""
 
-    rate_hz: float = Field(4.0, ge=0.5, le=50.0, description="readings a second in the timeline (the paper: 4)")
+    of_whole_sweep: ClassVar[bool] = True
+
+    rate_hz: float = Field(
+        4.0,
+        ge=0.5,
+        le=50.0,
+        description="readings a second in the timeline (the paper: 4)",
+        json_schema_extra=affects("cost"),
+    )
     burn_in_steps: NonNegative | Literal["auto"] = Field(
         2,
         description="first steps of a phase left out of its figures; auto: until the halves of the last six steps "
         "agree in speed; never more than half of the phase's steps or three quarters of its samples",
+        json_schema_extra=affects("cost"),
     )
     energy: Literal["auto", "nvml", "nvidia-smi", "amd", "rapl", "apple", "assumed", "none"] = Field(
         "auto",
-        description="where energy comes from; auto: the trial's own device, if it has a sensor; a source asked for by "
-        "name is used all the same, with a warning where it reads another device",
+        description="where energy comes from; auto: the trial's own device, if it has a sensor; a source given by "
+        "name may read another device, and a warning says so",
+        json_schema_extra=affects("cost"),
     )
     devices: Names | None = Field(
         None,
         description="the devices that the source reads, by UUID or its beginning (RAPL: package-0, dram-0), summed; "
-        "absent: the trial's own, or all of a source asked for by name on a CPU",
+        "absent: the trial's own device, or, on a CPU, all devices of a source given by name",
+        json_schema_extra=affects("cost"),
     )
-    assumed_power_w: float | None = Field(None, gt=0.0, description='watts for energy = "assumed"; shown as such')
+    assumed_power_w: float | None = Field(
+        None, gt=0.0, description='watts for energy = "assumed"; figures say so', json_schema_extra=affects("cost")
+    )
 
     @model_validator(mode="after")
     def _assumed_needs_watts(self) -> Self:
@@ -218,28 +304,44 @@ class MeterSettings(Section):
 class RunSettings(Section):
     """Where and in which order trials run."""
 
+    of_whole_sweep: ClassVar[bool] = True
+
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$", description="auto: CUDA, then MPS, then CPU"
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$",
+        description="auto: CUDA, then MPS, then CPU",
+        json_schema_extra=affects("layout", "execution", "memory"),
     )
-    executor: Literal["local"] = Field("local", description="local: each trial in a process of this machine")
+    executor: Literal["local"] = Field(
+        "local", description="local: each trial in a process of this machine", json_schema_extra=affects()
+    )
     workers: Positive | None = Field(
-        None, description="trials that run at one time on this machine; absent: one a device"
+        None,
+        description="trials that run at one time on this machine; absent: one a device",
+        json_schema_extra=affects("cost"),
     )
-    order_seed: Seed = Field(0, description="shuffles the trials, so that heat does not line up with rank")
+    order_seed: Seed = Field(
+        0, description="shuffles the trials, so that heat does not follow the rank", json_schema_extra=affects()
+    )
     cooldown_s: float = Field(
-        0.0, ge=0.0, description="rest between trials: until the temperature is steady, at most this many seconds"
+        0.0,
+        ge=0.0,
+        description="rest between trials: until the temperature is steady, at most this many seconds",
+        json_schema_extra=affects("cost"),
     )
     memory_limit_bytes: Annotated[int, Field(gt=0, le=2**63 - 1)] | None = Field(  # setrlimit takes no more
         None,
-        description="what a trial may take: RLIMIT_DATA on a CPU (trials then give freed memory back at once, which "
-        "takes time), the allocator's cap on CUDA",
+        description="the most a trial may take: RLIMIT_DATA on a CPU (trials then give freed memory back at once, "
+        "which takes time), the allocator's cap on CUDA",
+        json_schema_extra=affects("memory", "cost"),
     )
     memory_margin: float = Field(
         0.03,
         ge=0.0,
         lt=1.0,
         description="batch_size = max leaves this share of the limit free; without a limit, of the device's memory. "
-        "Two processes that do the same differ by up to 0.5 %: with less room a trial may run out of memory",
+        "Equal processes differ by up to 0.5 %: with less room a trial may run out of memory",
+        json_schema_extra=affects("memory"),
     )
 
 
@@ -247,20 +349,31 @@ class Settings(Section):
     """Everything a sweep, and with one value per axis a trial, is asked to do."""
 
     model: Text = Field(
-        description="hub id, folder, GGUF file, `smollm2-135m` (packaged), or a known config with random_weights"
+        description="hub id, folder, GGUF file, `smollm2-135m` (packaged), or a known config with random_weights",
+        json_schema_extra=affects("data"),
     )
-    tokenizer: Text | None = Field(None, description="hub id, folder or GGUF file; absent: the model's")
-    revision: str | None = Field(None, description="the hub's branch, tag or commit")
-    trust_remote_code: bool = Field(False, description="run Python code that comes with a hub model")
+    tokenizer: Text | None = Field(
+        None, description="hub id, folder or GGUF file; absent: the model's", json_schema_extra=affects("data")
+    )
+    revision: str | None = Field(None, description="the hub's branch, tag or commit", json_schema_extra=affects("data"))
+    trust_remote_code: bool = Field(
+        False, description="run Python code that comes with a hub model", json_schema_extra=affects("data")
+    )
     random_weights: bool = Field(
-        False, description="build the model from its config alone: a study of the costs, quality stays absent"
+        False, description="build the model from its config alone, to study costs", json_schema_extra=affects("data")
     )
     baselines: Annotated[tuple[Literal["base", "full"], ...], Field(strict=False)] = Field(
-        ("base",), description="trials beside the ranks: base (zero-shot, no adapter), full (every weight trained)"
+        ("base",),
+        description="further trials: base (zero-shot, no adapter), full (every weight trained)",
+        json_schema_extra=affects(),
     )
-    seed: Seed = Field(0, description="a trial's initialisation, order and dropout")
+    seed: Seed = Field(
+        0, description="initial weights, order, dropout", json_schema_extra=affects("memory", "quality", "cost")
+    )
     grid: dict[str, list[Any]] = Field(
-        default_factory=dict, description="axes: dotted setting -> list of values; lora.rank and seed are always there"
+        default_factory=dict,
+        description="axes: dotted setting -> list of values; lora.rank and seed are always there",
+        json_schema_extra=affects(),
     )
     task: TaskSettings = Field(description="the data")
     lora: LoraSettings = Field(default_factory=LoraSettings, description="the adapter")
@@ -272,34 +385,16 @@ class Settings(Section):
     @model_validator(mode="after")
     def _shared_needs_no_dropout(self) -> Self:
         if self.training.layout == "shared" and self.lora.dropout:
-            raise ValueError(
-                'training.layout = "shared" with lora.dropout: examples that share a prefix would share its mask; '
-                'take "packed", or no dropout'
-            )
+            problem = "examples that share a prefix would share its dropout mask"
+            raise ValueError(f'training.layout = "shared" with lora.dropout: {problem}; set "packed", or no dropout')
         return self
 
     def get(self, key: str) -> Any:
         """The value of a dotted setting, e.g. `settings.get("training.batch_size")`."""
-        value: Any = self
-        for part in key.split("."):
-            value = getattr(value, part)
-        return value
+        return attrgetter(key)(self)
 
-    def digest(self, keys: Iterable[str], **beside: Any) -> str:
-        """16 hex digits, equal where the settings of these dotted names, and what is given beside them, are equal."""
+    def digest(self, keys: Iterable[str], **further: Any) -> str:
+        """16 hex digits that are equal where the settings of these dotted names and the further values are equal."""
         values = {key: self.get(key) for key in keys}
         plain = {key: value.model_dump() if isinstance(value, Section) else value for key, value in values.items()}
-        return hashlib.sha256(json.dumps(plain | beside, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@cache
-def setting_keys() -> dict[str, str]:
-    """Every setting's dotted name -> its description."""
-    keys: dict[str, str] = {}
-    for name, field in Settings.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            keys.update({f"{name}.{sub}": inner.description or "" for sub, inner in annotation.model_fields.items()})
-        else:
-            keys[name] = field.description or ""
-    return keys
+        return hashlib.sha256(json.dumps(plain | further, sort_keys=True).encode()).hexdigest()[:16]

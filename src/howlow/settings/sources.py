@@ -1,4 +1,4 @@
-"""Where settings come from: presets, TOML files, flags and `--set KEY=VALUE`, later ones winning."""
+"""Where settings come from: presets, TOML files, flags and `--set KEY=VALUE`; later sources win."""
 
 import re
 import tomllib
@@ -88,7 +88,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` laid over `base`, table by table."""
+    """`base` updated by `top`, table by table."""
     merged = dict(base)
     for key, value in top.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
@@ -99,7 +99,7 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(source: str | None, overrides: Sequence[Mapping[str, Any]] = ()) -> Settings:
-    """Settings from a preset or TOML file (or nothing) with tables laid over it, later ones winning."""
+    """Settings from a preset or TOML file (or nothing), updated by tables; later ones win."""
     table: Mapping[str, Any] = read_source(source) if source else {}
     for override in overrides:
         table = merge(table, _grid_flat(table, override))

@@ -14,34 +14,12 @@ from typing import TypeVar
 from howlow.errors import UserError
 from howlow.jobs import JobFailedError, JobRunner, LayoutJob, PreparationReport, PrepareJob, value_of
 from howlow.outcomes import DiskFullError, Finished, StoppedError, is_disk_full
-from howlow.records import LayoutChoice, write_atomically
-from howlow.records.run_directory import Trace, refuse_changed
-from howlow.settings import Settings, TrialPlan
+from howlow.records import HeapMode, LayoutChoice, Provenance, write_atomically
+from howlow.records.run_directory import Conditions, refuse_changed_conditions
+from howlow.settings import TrialPlan, layout_key, preparation_key
 
 T = TypeVar("T")
 _SMALLEST_FREE_BYTES = 4 << 20
-_PREPARATION_KEYS = (
-    "model",
-    "tokenizer",
-    "revision",
-    "trust_remote_code",
-    "random_weights",
-    "task",
-    "training.sequence_length",
-    "inference.max_new_tokens",
-)
-
-
-# What the choice of a layout depends on besides the data (`howlow.trial.layout_choice`). The batch is left out: trials
-# that differ in it take the layout of the largest, so that a batch's effect is not mixed with a layout's.
-_LAYOUT_KEYS = (
-    "lora.dropout",
-    "training.layout",
-    "training.head",
-    "training.shuffle",
-    "training.precision",
-    "run.device",
-)
 
 
 @dataclass(frozen=True)
@@ -50,16 +28,6 @@ class Preparation:
 
     folder: Path
     report: PreparationReport
-
-
-def preparation_key(settings: Settings) -> str:
-    """Equal for trials that share what was prepared."""
-    return settings.digest(_PREPARATION_KEYS)
-
-
-def layout_key(settings: Settings) -> str:
-    """Equal for trials that share a layout."""
-    return settings.digest((*_PREPARATION_KEYS, *_LAYOUT_KEYS))
 
 
 def prepare(
@@ -137,12 +105,20 @@ def _checked(finished: Finished[T], folder: Path) -> T:
         raise RuntimeError(f"preparing the data ended with {error}:\n{written}") from None
 
 
-def refuse_changed_data(left: Sequence[Trace], prepared: Mapping[str, Preparation], plans: Sequence[TrialPlan]) -> None:
-    """Refuse to resume where the data or the machine of an earlier trial differ from those of now."""
+def refuse_changed_data(
+    folder: Path | None,
+    left: Sequence[Provenance],
+    prepared: Mapping[str, Preparation],
+    plans: Sequence[TrialPlan],
+    heap: HeapMode,
+    accept_different: Sequence[str],
+) -> None:
+    """Refuse to continue trials with other data, on another machine or with another heap than they ran with."""
     keys = {plan.name: preparation_key(plan.settings) for plan in plans}
     for key, preparation in prepared.items():
-        concerned = [trace for trace in left if keys.get(trace.trial) == key]
-        refuse_changed(concerned, preparation.report.data, preparation.report.environment)
+        conditions = Conditions(preparation.report.data, preparation.report.environment, heap)
+        concerned = [one for one in left if keys.get(one.trial) == key]
+        refuse_changed_conditions(concerned, conditions, accept_different, f"--out {folder}")
 
 
 def check_space(folder: Path, prepared: Iterable[Preparation], plans: Sequence[TrialPlan]) -> None:

@@ -20,23 +20,29 @@ from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
 from howlow.jobs import Prepared, Preparing, SweepEvent, Tell, TrialElsewhere, TrialEnded, TrialJob
-from howlow.records import LayoutChoice, Record, Status, read_record, read_records, write_atomically
+from howlow.records import (
+    HeapMode,
+    LayoutChoice,
+    Provenance,
+    Record,
+    Status,
+    read_record,
+    read_records,
+    write_atomically,
+)
 from howlow.records.run_directory import (
-    Trace,
     joined,
+    left_behind,
     out_folder,
     refuse_foreign,
     refuse_other_settings,
     set_aside,
-    traces,
 )
-from howlow.settings import Settings, TrialPlan, expand, to_toml
+from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, to_toml
 from howlow.sweeping.setup import (
     Preparation,
     check_space,
     choose_layouts,
-    layout_key,
-    preparation_key,
     prepare,
     refuse_changed_data,
     unwritable,
@@ -84,7 +90,12 @@ class DryRun:
 
 
 def sweep(
-    settings: Settings, out: Path | str, *, retry: Sequence[Status] = (), on_event: Tell | None = None
+    settings: Settings,
+    out: Path | str,
+    *,
+    retry: Sequence[Status] = (),
+    accept_different: Sequence[str] = (),
+    on_event: Tell | None = None,
 ) -> SweepResult:
     """Run, or resume, the sweep that `settings` describes in the folder `out`.
 
@@ -92,6 +103,7 @@ def sweep(
         settings: resolved settings (`howlow.load_settings`).
         out: the run directory; made if missing.
         retry: statuses whose trials are run again; the old files are kept under `attempts/`.
+        accept_different: keys that may differ from what the folder's trials ran with (`howlow.records.comparability`).
         on_event: is called with each event (`howlow.jobs`), in this thread.
 
     Raises:
@@ -100,22 +112,22 @@ def sweep(
         KeyboardInterrupt: after the running trials have written their checkpoints.
     """
     folder, tell = out_folder(out), on_event or (lambda event: None)
-    with _opened(folder, settings) as merged:
+    with _opened(folder, settings, accept_different) as merged:
         plans = ordered(expand(settings), settings.run.order_seed)
         existing, again = _existing(folder, plans, retry)
-        left = traces(folder, existing)
-        refuse_other_settings(folder, left, merged)
+        left, heap = left_behind(folder, existing), _heap_of(expand(merged))
+        refuse_other_settings(folder, left, merged, accept_different)
         tell(Preparing())
         runner, shared_by = ForkServer(), settings.run.workers or 1
         prepared = prepare(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
-        refuse_changed_data(left, prepared, expand(merged))
+        refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
         check_space(folder, prepared.values(), plans)
         pending = [plan for plan in plans if plan.name not in existing]
         layouts = choose_layouts(runner, plans, pending, prepared, folder / ".howlow")
         write_atomically(folder / "sweep.toml", to_toml(merged))
         for name in again:
             set_aside(folder / "trials" / name)
-        jobs = _jobs(plans, pending, prepared, layouts, shared_by)
+        jobs = _jobs(pending, prepared, layouts, heap, shared_by)
         write_board(folder, jobs)
         tell(Prepared(total=len(plans), done=len(plans) - len(pending)))
         if jobs:
@@ -124,24 +136,30 @@ def sweep(
         return SweepResult(folder, tuple(existing[plan.name] for plan in plans))
 
 
-def dry_run(settings: Settings, out: Path | str | None = None, *, retry: Sequence[Status] = ()) -> DryRun:
+def dry_run(
+    settings: Settings,
+    out: Path | str | None = None,
+    *,
+    retry: Sequence[Status] = (),
+    accept_different: Sequence[str] = (),
+) -> DryRun:
     """Say what `sweep` would do with these settings, without running a trial or writing into `out`.
 
     Raises:
         UserError: as in `sweep`.
     """
     plans = ordered(expand(settings), settings.run.order_seed)
-    merged, left, existing = settings, list[Trace](), dict[str, Record]()
-    if out is not None:
-        folder = out_folder(out)
+    merged, left, existing = settings, list[Provenance](), dict[str, Record]()
+    folder = None if out is None else out_folder(out)
+    if folder is not None:
         refuse_foreign(folder)
-        merged = joined(folder, settings)
+        merged = joined(folder, settings, accept_different)
         existing, _ = _existing(folder, plans, retry)
-        left = traces(folder, existing)
-        refuse_other_settings(folder, left, merged)
+        left = left_behind(folder, existing)
+        refuse_other_settings(folder, left, merged, accept_different)
     with tempfile.TemporaryDirectory(prefix="howlow-") as scratch:
         prepared = prepare(ForkServer(), plans, Path(scratch), cores_shared_by=settings.run.workers or 1)
-    refuse_changed_data(left, prepared, expand(merged))
+    refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
     ended = {plan.name: existing[plan.name].status for plan in plans if plan.name in existing}
     return DryRun(tuple(plans), ended, tuple(prepared.values()))
 
@@ -156,6 +174,14 @@ def _existing(
     return {name: record for name, record in records.items() if name not in again}, again
 
 
+def _heap_of(plans: Sequence[TrialPlan]) -> HeapMode:
+    """How all trials of a sweep keep freed memory: bounded as soon as one has a limit, or a batch size of "max"."""
+    is_bounded = any(
+        plan.settings.run.memory_limit_bytes or searched_settings(plan.kind, plan.settings) for plan in plans
+    )
+    return "bounded" if is_bounded else "kept"
+
+
 def ordered(plans: Sequence[TrialPlan], order_seed: int) -> list[TrialPlan]:
     """Zero-shot baselines first, then everything else shuffled, so that heat and drift do not line up with the rank."""
     first = [plan for plan in plans if plan.kind == "base"]
@@ -168,7 +194,7 @@ def ordered(plans: Sequence[TrialPlan], order_seed: int) -> list[TrialPlan]:
 
 
 @contextmanager
-def _opened(folder: Path, settings: Settings) -> Iterator[Settings]:
+def _opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -> Iterator[Settings]:
     """Lock the folder; gives the settings of the sweep in it joined with those asked for now."""
     refuse_foreign(folder)
     hidden = folder / ".howlow"
@@ -189,7 +215,7 @@ def _opened(folder: Path, settings: Settings) -> Iterator[Settings]:
     except OSError as error:
         raise UserError(f"--out {folder}: cannot be written to: {error.strerror}") from None
     try:
-        merged = joined(folder, settings)
+        merged = joined(folder, settings, accept_different)
         try:
             for left in folder.glob(".sweep.toml.*.tmp"):  # by a sweep that was killed while it wrote
                 left.unlink()
@@ -207,17 +233,13 @@ def _opened(folder: Path, settings: Settings) -> Iterator[Settings]:
 
 
 def _jobs(
-    plans: Sequence[TrialPlan],
     pending: Sequence[TrialPlan],
     prepared: Mapping[str, Preparation],
     layouts: Mapping[str, LayoutChoice],
+    heap: HeapMode,
     shared_by: int,
 ) -> tuple[TrialJob, ...]:
     """The trials that are left, as their workers are told of them."""
-    # One for all, so that trials with a number and those with "max" are measured alike.
-    is_bounded = any(
-        plan.settings.run.memory_limit_bytes or searched_settings(plan.kind, plan.settings) for plan in plans
-    )
     found = []
     for plan in pending:
         preparation = prepared[preparation_key(plan.settings)]
@@ -233,7 +255,7 @@ def _jobs(
                 data=preparation.report.data,
                 environment=preparation.report.environment,
                 layout=layouts[layout_key(plan.settings)],
-                is_bounded=is_bounded,
+                is_bounded=heap == "bounded",
                 cores_shared_by=shared_by,
             )
         )

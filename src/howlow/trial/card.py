@@ -1,4 +1,4 @@
-"""The model card beside an adapter: what it is, and code that loads it on the base that its own config names."""
+"""An adapter's model card: what it is, and code that loads it on the base that its config names."""
 
 import json
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ base = {_loading(reference, revision, random)}
 model = PeftModel.from_pretrained(base, "PATH/TO/THIS/FOLDER")
 ```
 
-Trained for a measurement. Its scores stand in the record beside it; it was not checked for anything else.
+Trained for a measurement. Its scores are in `record.json`, one folder up; it was not tested for anything else.
 """
 
 
@@ -47,9 +47,9 @@ def _loading(reference: ModelReference, revision: str | None, random: bool) -> s
 
 
 def _base(reference: ModelReference, random: bool) -> str:
-    """What the base model is, and where it comes from on another machine."""
+    """What the base model is, and where to get it on another machine."""
     if random:
-        return "Its base had random weights: the adapter shows what it costs, and is of no other use."
+        return "Its base had random weights: the adapter shows what training costs and has no other use."
     if not reference.is_local:
         return f"Its base is `{reference.name}` on the hub."
     if reference.name != PACKAGED and not reference.name.endswith(".gguf"):

@@ -1,10 +1,10 @@
-"""How a trial goes on after an interruption: the checkpoint's contents, and the files cut back to it.
+"""How an interrupted trial is resumed: the checkpoint's contents, and the files cut back to it.
 
-A checkpoint stands either within the training (`position` "train": weights, AdamW, generators, totals of the meters)
-or behind it ("inference": the trained weights). Behind the training its weights change no more, so what inference has
-come to goes into a small file beside them, `inference.json`: the phases that ended, and of the running one its batches
-and the meters' totals. Lines written after the last of these are cut away. Every checkpoint says of which trial, on
-which data and which machine it is (`identity`), so that no other trial continues it
+A checkpoint is made either within the training (`position` "train": weights, AdamW, generators, totals of the meters)
+or after it ("inference": the trained weights). After the training the weights no longer change, so the progress of
+inference is a small file in the same folder, `inference.json`: the phases that ended, and of the running one its
+batches and the meters' totals. Lines written after the last of these are cut away. Every checkpoint holds its trial's
+provenance (`identity`: settings, data, machine, heap), so that no other trial resumes from it
 (`howlow.records.run_directory`).
 """
 
@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from howlow.engine import checkpoint
 from howlow.engine.training import Trainer
-from howlow.meters.session import PhaseMeter, Session
+from howlow.meters.phase import PhaseMeter
+from howlow.meters.session import Session
 from howlow.records import (
     PhaseRecord,
+    Provenance,
     RecordWarning,
     WarningKind,
     clear_temporaries,
@@ -47,7 +49,7 @@ class Saved:
 
     @property
     def running(self) -> dict[str, Any]:
-        """Of an inference phase that was interrupted: `phase`, the batches of it that count, the meters' `totals`."""
+        """An interrupted inference phase: its name `phase`, the `batches` that count, the meters' `totals`."""
         return self.document.get("running") or {}
 
     @property
@@ -57,7 +59,7 @@ class Saved:
 
     @property
     def phases(self) -> list[PhaseRecord]:
-        """The phases that were over."""
+        """The phases that had ended."""
         return [PhaseRecord(**phase) for phase in self.document["phases"]]
 
     def restore_training(self, trainer: Trainer) -> None:
@@ -74,7 +76,7 @@ class Saved:
 
 def save_training(state: TrialState, session: Session, meter: PhaseMeter, trainer: Trainer) -> None:
     """A checkpoint within the training."""
-    totals = meter.pause()
+    totals = meter.pause().model_dump()
     tensors, plain = trainer.state()
     generators, states = checkpoint.generator_states(session.device)
     document = {"trainer": plain, "generators": states, "totals": totals}
@@ -82,13 +84,13 @@ def save_training(state: TrialState, session: Session, meter: PhaseMeter, traine
 
 
 def save_trained(state: TrialState, session: Session, parameters: dict[str, nn.Parameter]) -> None:
-    """The checkpoint that says: trained, only inference is left."""
+    """The checkpoint after the training: only inference is left."""
     tensors = {f"parameter.{name}": parameter.detach() for name, parameter in parameters.items()}
     _save(state, session, "inference", tensors or {"nothing": torch.zeros(1)}, {})
 
 
 def save_inference(state: TrialState, session: Session, running: dict[str, Any] | None = None) -> None:
-    """What inference has come to: the phases that ended, and the `running` one with its batches and totals."""
+    """The progress of inference: the phases that ended, and the `running` one with its batches and totals."""
     state.refuse_if_lost()
     text = json.dumps(_so_far(state, session) | {"running": running})
     write_atomically(state.folder / "checkpoint" / _INFERENCE, text)
@@ -108,33 +110,36 @@ def _so_far(state: TrialState, session: Session) -> dict[str, Any]:
     }
 
 
-def _identity(state: TrialState) -> dict[str, Any]:
-    data, environment = state.found.data, state.found.environment
-    assert data is not None, "the data is read before the first checkpoint"
-    assert environment is not None, "the environment is looked at before the first checkpoint"
-    return {
-        "kind": state.kind,
-        "is_bounded": state.is_bounded,
-        "axes": state.axes,
-        "settings": state.settings.model_dump(mode="json"),
-        "data": data.model_dump(),
-        "environment": environment.model_dump(),
-    }
+def _provenance(state: TrialState) -> Provenance:
+    found = state.found
+    assert found.data is not None, "the data is read before the first checkpoint"
+    assert found.environment is not None, "the environment is known before the first checkpoint"
+    return Provenance(
+        trial=state.name,
+        kind=state.kind,
+        axes=state.axes,
+        settings=state.settings,
+        resolved=found.resolved,
+        environment=found.environment,
+        model=found.model,
+        data=found.data,
+        energy=found.energy,
+    )
 
 
 def _save(
     state: TrialState, session: Session, position: str, tensors: dict[str, Tensor], document: dict[str, Any]
 ) -> None:
     state.refuse_if_lost()
-    kept = {"position": position, "identity": _identity(state)} | _so_far(state, session)
+    kept = {"position": position, "identity": _provenance(state).model_dump(mode="json")} | _so_far(state, session)
     checkpoint.save(state.folder / "checkpoint", tensors, kept | document)
 
 
 def resume(state: TrialState) -> Saved | None:
-    """The last checkpoint, with the files beside it cut back to it; without one the trial starts afresh."""
+    """The last checkpoint, with the trial's files cut back to it; without one the trial starts afresh."""
     clear_temporaries(state.folder)
     loaded = checkpoint.load(state.folder / "checkpoint")
-    if loaded is not None and not _is_of_now(state, loaded[1]["identity"]):
+    if loaded is not None and not _has_same_batches(state, loaded[1]["identity"]):
         checkpoint.remove(state.folder / "checkpoint")
         loaded = None
     timeline = state.folder / "timeline.jsonl"
@@ -166,16 +171,18 @@ def resume(state: TrialState) -> Saved | None:
     return Saved(document["position"], time_s, document, tensors)
 
 
-def _is_of_now(state: TrialState, identity: dict[str, Any]) -> bool:
-    """Whether a checkpoint is of the batches and the bound of now.
+def _has_same_batches(state: TrialState, identity: dict[str, Any]) -> bool:
+    """Whether a checkpoint was made with the batch sizes and the heap of this start.
 
-    A largest batch that is searched for again may be another, and a bound (which values added to the grid may bring for
-    all trials) changes how memory is kept and which form attention has.
+    A search for the largest batch that is made again may find another one. Another heap would be refused before, unless
+    the user accepted it.
     """
-    kept, now = identity["settings"], state.settings
-    batches = (kept["training"]["batch_size"], kept["inference"]["batch_size"])
-    is_bounded = identity.get("is_bounded", state.is_bounded)
-    return batches == (now.training.batch_size, now.inference.batch_size) and is_bounded == state.is_bounded
+    kept, heap = (
+        Provenance.model_validate_json(json.dumps(identity)).resolved,
+        "bounded" if state.is_bounded else "kept",
+    )
+    train = None if state.kind == "base" else state.training_batch_size
+    return (kept.train_batch_size, kept.inference_batch_size, kept.heap) == (train, state.inference_batch_size, heap)
 
 
 def _inference(path: Path) -> dict[str, Any]:
@@ -184,7 +191,7 @@ def _inference(path: Path) -> dict[str, Any]:
 
 
 def _cut_inference(state: TrialState, document: dict[str, Any]) -> None:
-    """Keep the training, the inference phases that ended, and the batches of the running one that are accounted for."""
+    """Keep the training, the inference phases that ended, and those batches of the running one that count."""
     ended = {"train", *(phase["phase"] for phase in document["phases"])}
     running = document.get("running") or {"phase": None, "batches": 0}
     cut_lines(

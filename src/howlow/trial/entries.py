@@ -21,8 +21,6 @@ from howlow.jobs import (
     MeasureJob,
     PreparationReport,
     PrepareJob,
-    on_device,
-    with_batches,
 )
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.energy_bounds import Missing
@@ -64,13 +62,11 @@ def trial_entry(job: MeasureJob, link: Link) -> Status:
     """Run one trial and write its record."""
     trial = job.trial
     settle(trial.cores_shared_by)
-    settings = on_device(with_batches(trial.settings, job.batch_search), job.device)
-    taken = settings.training.model_copy(update={"layout": trial.layout.layout})
     state = TrialState(
         name=trial.name,
         kind=trial.kind,
         axes=trial.axes,
-        settings=settings.model_copy(update={"training": taken}),
+        settings=trial.settings,
         folder=job.run_directory / trial.folder,
         data_folder=job.run_directory / trial.data_folder,
         link=link,
@@ -78,6 +74,7 @@ def trial_entry(job: MeasureJob, link: Link) -> Status:
         idle=job.idle,
         is_bounded=trial.is_bounded,
         batch_search=job.batch_search,
+        device=job.device,
         claim=job.claim,
     )
     with FileLock(state.folder / ".lock"):  # the process of a worker that has just died may still be ending

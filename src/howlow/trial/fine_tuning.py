@@ -1,20 +1,17 @@
-"""The fine-tuning phase: the schedule of steps, each timed and written down, checkpoints between them."""
+"""The fine-tuning phase: the schedule of steps, each timed and written down, with checkpoints between them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 
 from torch import nn
 
 from howlow.engine import layouts, order
-from howlow.engine import model as models
-from howlow.engine.cpu.patches import fused
+from howlow.engine.execution import Execution, Running, running
 from howlow.engine.layouts import Batch
-from howlow.engine.model import Precision
-from howlow.engine.rotary import as_in_a_full_row
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
+from howlow.meters.totals import PhaseTotals
 from howlow.records import LineWriter, WarningKind
 from howlow.settings import Settings
 from howlow.trial.checkpointing import Saved, save_training
@@ -28,21 +25,29 @@ def fine_tune(
     model: nn.Module,
     prepared: Prepared,
     *,
-    precision: Precision,
+    execution: Execution,
     pad_id: int,
     saved: Saved | None,
 ) -> None:
-    """Train on the whole schedule, or on what a checkpoint left of it."""
+    """Train on the whole schedule, or on the part of it that a checkpoint left."""
+    set_to_training(state.settings, model)
+    with running(model, execution) as run:
+        _run_schedule(state, session, run, prepared, pad_id, saved)
+
+
+def _run_schedule(
+    state: TrialState, session: Session, run: Running, prepared: Prepared, pad_id: int, saved: Saved | None
+) -> None:
     training, examples = state.settings.training, prepared.train
     schedule = schedule_of(state.settings, examples, state.training_batch_size)
-    trainer = make_trainer(state, session, model, precision, len(schedule))
+    trainer = Trainer(run, optimization_of(state.settings, len(schedule)))
     if saved is not None:
         saved.restore_training(trainer)
     first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()
     parts = state.burn_in("train", [len(step) for step in schedule[first:]])
     writer = LineWriter(state.steps_path)
-    totals = saved.document["totals"] if saved else None
-    with as_it_trains(state, model, precision), session.phase("train", totals) as meter:
+    totals = PhaseTotals(**saved.document["totals"]) if saved else None
+    with session.phase("train", totals) as meter:
         for index in range(first, len(schedule)):
             chosen = schedule[index]
             batches = split(chosen, state.training_batch_size)
@@ -50,7 +55,7 @@ def fine_tune(
             state.note_first_step()
             part, computed = parts.of_next, sum(batch.computed_tokens for batch in micro_batches)
             with meter.step(part == "measured", len(chosen)) as timed:
-                outcome = trainer.step(micro_batches)
+                outcome = trainer.outcome(trainer.step(micro_batches))
             parts.ended(part, timed, computed)
             skipped += outcome.skipped
             write_step(
@@ -73,7 +78,7 @@ def fine_tune(
             if is_due and index + 1 < len(schedule):
                 save_training(state, session, meter, trainer)
                 saved_at_s = now_s()
-                state.stop_if_asked()  # behind the last step the trained weights are saved first
+                state.stop_if_asked()  # after the last step the trained weights are saved first
         state.found.phases.append(meter.end())
     writer.close()
     if skipped:
@@ -99,28 +104,18 @@ def lay_out(state: TrialState, examples: Sequence[TokenizedExample], pad_id: int
     return layouts.lay_out(examples, state.choice.layout, training.sequence_length, pad_id, training.loss_on)
 
 
-@contextmanager
-def as_it_trains(state: TrialState, model: nn.Module, precision: Precision) -> Iterator[None]:
-    """Within this context the model runs as fine-tuning runs it."""
-    training = state.settings.training
-    with (
-        models.compiled_layers(model, training.compile),
-        fused(model) if precision == "fp32" and not training.compile else nullcontext(),
-        as_in_a_full_row(model, training.sequence_length),
-    ):
-        yield
-
-
-def make_trainer(
-    state: TrialState, session: Session, model: nn.Module, precision: Precision, total_steps: int
-) -> Trainer:
-    """The optimizer of a model that is set to training."""
-    training = state.settings.training
+def set_to_training(settings: Settings, model: nn.Module) -> None:
+    """Set the model to training mode, recomputing activations where the settings ask for it."""
     model.train()
-    if training.gradient_checkpointing:
+    if settings.training.gradient_checkpointing:
         options = {"use_reentrant": False}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
-    optimization = Optimization(
+
+
+def optimization_of(settings: Settings, total_steps: int) -> Optimization:
+    """The optimizer's settings for a training of so many steps."""
+    training = settings.training
+    return Optimization(
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         betas=training.betas,
@@ -128,14 +123,4 @@ def make_trainer(
         warmup_steps=training.lr_warmup_steps,
         max_grad_norm=training.max_grad_norm,
         total_steps=total_steps,
-    )
-    parameters = models.trainable(model)
-    return Trainer(
-        model,
-        parameters,
-        optimization,
-        device=session.device,
-        precision=precision,
-        head=training.head,
-        kernel=state.choice.kernel or "sdpa",
     )

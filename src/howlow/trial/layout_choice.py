@@ -1,32 +1,32 @@
-"""Which layout a sweep's trials take: what was asked for, as far as the model can take it.
+"""Which layout a sweep's trials take: the one that was asked for, if the model can take it.
 
-Chosen once for trials that share model, data and schedule, on the loaded model, before the first of them starts.
+It is chosen once for all trials that share model, data and schedule, on the loaded model, before the first one starts.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from howlow.engine import order
-from howlow.engine.attention import Kernel
 from howlow.engine.layout_check import draws_at_random, problem_with
 from howlow.engine.layouts import Layout
-from howlow.engine.prefix_tree import plant
+from howlow.engine.prefix_tree import length_of
 from howlow.engine.rotary import depends_on_length
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
+from howlow.memory.heap import kernels_kept
 from howlow.meters.machine import choose_device
 from howlow.records import LayoutChoice, LayoutRecord, LayoutTokens, read_lines
 from howlow.settings import Settings
-from howlow.trial.loading import choose_precision, load_base
+from howlow.trial.loading import decide_execution, load_base
 from howlow.trial.state import TrialState
 
 _SMALLEST_SAVING = 0.05
 _STEPS_LOOKED_AT = 50
 _SUPPOSED_BATCH = 8
-"""The largest batch is searched for in the layout, so the layout is chosen before it is known."""
+"""Stands in for the largest batch, which is not known yet: it is searched for in the chosen layout."""
 
 
 def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence[TokenizedExample]) -> LayoutChoice:
@@ -39,8 +39,8 @@ def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence
     if asked == "padded":
         return LayoutChoice(layout="padded")
     device = choose_device(settings.run.device)
-    precision = choose_precision(settings, device)
-    model = load_base(settings, device, precision)
+    execution = decide_execution(settings, device, kernels_kept(), attention="own")
+    model = load_base(settings, execution)
     dropout = _dropout(settings, model)
     if asked == "shared" and dropout:
         raise UserError(
@@ -50,20 +50,14 @@ def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence
         asked if asked != "auto" else "packed" if dropout or not _prefixes_pay(settings, train) else "shared"
     )
     problem = _router_losses(model)
-    kernels: tuple[Kernel, ...] = ("flex", "sdpa") if device.type == "cuda" and not dropout else ("sdpa",)
+    kernels: tuple[Literal["flex", "sdpa"], ...] = (
+        ("flex", "sdpa") if device.type == "cuda" and not dropout else ("sdpa",)
+    )
     for kernel in kernels if problem is None else ():
-        problem = problem_with(
-            model,
-            wanted,
-            [*train, *test],
-            kernel=kernel,
-            precision=precision,
-            head=settings.training.head,
-            sequence_length=settings.training.sequence_length,
-            pad_id=0,
-        )
+        execution = decide_execution(settings, device, kernels_kept(), attention=kernel)
+        problem = problem_with(model, wanted, [*train, *test], execution=execution, pad_id=0)
         if problem is None:
-            # Frequencies that follow the longest row would differ from those of a batch that is padded.
+            # Rotary frequencies that follow the longest row would differ from those of a padded batch.
             generation = "padded" if depends_on_length(model, settings.training.sequence_length) else None
             return LayoutChoice(layout=wanted, kernel=kernel, generation=generation)
     if asked != "auto":
@@ -72,7 +66,7 @@ def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence
 
 
 def layout_record(state: TrialState) -> LayoutRecord:
-    """The layout of a trial, and what it saved."""
+    """The layout of a trial, and the tokens that it saved."""
     length = state.settings.training.sequence_length
     lines = list(read_lines(state.steps_path))
     found = {}
@@ -84,7 +78,7 @@ def layout_record(state: TrialState) -> LayoutRecord:
     if generated:
         tokens, computed = (sum(step[key] for step in generated) for key in ("tokens", "computed_tokens"))
         found["generate"] = LayoutTokens(tokens=tokens, computed_tokens=computed)
-    return LayoutRecord(**state.choice.model_dump(), **found)
+    return LayoutRecord(problem=state.choice.problem, **found)
 
 
 def _tokens(steps: Sequence[Mapping[str, Any]], length: int, layout: Layout) -> LayoutTokens:
@@ -100,7 +94,7 @@ def _tokens(steps: Sequence[Mapping[str, Any]], length: int, layout: Layout) -> 
 
 
 def _dropout(settings: Settings, model: nn.Module) -> str | None:
-    """What drops activations while training, in a few words."""
+    """Why activations are dropped while training, in a few words; None where they are not."""
     if settings.lora.dropout:
         return "lora.dropout is above 0"
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
@@ -129,5 +123,5 @@ def _prefixes_pay(settings: Settings, examples: Sequence[TokenizedExample]) -> b
         _STEPS_LOOKED_AT,
     )
     steps = [[examples[index].prompt + examples[index].completion for index in step] for step in schedule]
-    computed = sum(plant(step, share=True)[1].numel() for step in steps)
+    computed = sum(length_of(step, share=True) for step in steps)
     return computed <= (1 - _SMALLEST_SAVING) * sum(map(len, chain.from_iterable(steps)))

@@ -1,14 +1,14 @@
-"""What a trial loads: the model with what trains in it, its tokenizer, and the precision it runs in."""
+"""What a trial loads: the model with the parameters that train, and its tokenizer; and how the model will run."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from howlow.engine import model as models
-from howlow.engine.model import Precision
+from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
-from howlow.records import ModelRecord, WarningKind
+from howlow.records import ModelRecord, Resolved, WarningKind
 from howlow.settings import Settings
 from howlow.trial.state import TrialState
 
@@ -21,30 +21,78 @@ def choose_precision(settings: Settings, device: torch.device) -> Precision:
     return asked
 
 
-def load_base(settings: Settings, device: torch.device, precision: Precision, *, trains: bool = False) -> Any:
-    """The base model on the device, frozen unless it `trains`: then its weights stay in fp32 under bf16 autocast."""
-    reference = locate(settings.model, settings.random_weights)
+def decide_execution(
+    settings: Settings,
+    device: torch.device,
+    kernels_kept: int,
+    *,
+    attention: Literal["own", "sdpa", "flex"],
+    trains_base: bool = False,
+) -> Execution:
+    """How a model with these settings runs while it trains; inference follows from it (`Execution.for_evaluation`)."""
+    training = settings.training
+    return decide(
+        device=device,
+        precision=choose_precision(settings, device),
+        attention=attention,
+        kernels_kept=kernels_kept,
+        head=training.head,
+        compiles=training.compile,
+        trains_base=trains_base,
+        full_row=training.sequence_length,
+    )
+
+
+def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> Execution:
+    """How the trial's model runs, in the layout and with the kernel that were chosen for it."""
+    attention: Literal["own", "sdpa", "flex"] = state.choice.kernel or "sdpa"
+    if state.choice.layout == "padded":
+        attention = "own"
+    trains_base = state.kind == "full"
+    return decide_execution(state.settings, device, kernels_kept, attention=attention, trains_base=trains_base)
+
+
+def resolved_by(state: TrialState, execution: Execution) -> Resolved:
+    """What is decided for a trial, once its execution is."""
+    own = execution.for_evaluation() if state.kind == "base" else execution
+    return state.found.resolved.model_copy(
+        update={
+            "attention_kernel": own.attention,
+            "precision": own.precision,
+            "kernels_kept": own.kernels_kept,
+            "fused": own.fused,
+            "compiled": own.compiled,
+            "threads": torch.get_num_threads(),
+        }
+    )
+
+
+def load_base(settings: Settings, execution: Execution, *, trains: bool = False, commit: str | None = None) -> Any:
+    """The base model on its device, frozen unless it `trains`.
+
+    commit: of a hub model, the commit with which the sweep was prepared.
+    """
+    reference, revision = locate(settings.model, settings.random_weights), commit or settings.revision
     model = models.load_model(
         reference,
-        models.load_config(reference, settings.revision, settings.trust_remote_code),
+        models.load_config(reference, revision, settings.trust_remote_code),
         random_weights=settings.random_weights,
-        dtype=torch.bfloat16 if precision == "bf16" and not trains else torch.float32,
-        device=device,
-        revision=settings.revision,
+        dtype=execution.storage,
+        device=execution.device,
+        revision=revision,
         trust_remote_code=settings.trust_remote_code,
     )
     return model.requires_grad_(trains)
 
 
-def load(
-    state: TrialState, device: torch.device, precision: Precision, tokenizer_name: str
-) -> tuple[Any, Any, frozenset[int]]:
-    """The model with what trains in it, its tokenizer, and the tokens that end a generation."""
+def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: str) -> tuple[Any, Any, frozenset[int]]:
+    """The model with the parameters that train, its tokenizer, and the tokens that end a generation."""
     settings, lora = state.settings, state.settings.lora
     reference = locate(settings.model, settings.random_weights)
     named = settings.tokenizer, settings.revision, settings.trust_remote_code
     tokenizer, _, _ = models.load_tokenizer(reference, *named)
-    model = load_base(settings, device, precision, trains=state.kind == "full")
+    commit = state.found.data.model_commit if state.found.data else None
+    model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
     eos = models.stop_tokens(model, tokenizer)
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
     if state.kind == "lora":
@@ -67,7 +115,6 @@ def load(
         trainable_parameters=sum(parameter.numel() for parameter in models.trainable(model).values()),
         scaling_factor=lora.scaling_factor if is_lora else None,
         alpha=lora.alpha_value if is_lora else None,
-        precision=precision,
         tokenizer=tokenizer_name,
         weights="random" if settings.random_weights else "pretrained",
     )

@@ -1,8 +1,9 @@
 """Scores of the attached adapter, for a trial whose inference is measured with it merged (`inference.adapter`).
 
-Merging rounds W + s B A to the weights' dtype, so a merged model may write other texts. Scores are always those of the
-attached adapter: before it is merged, every batch of the test is run once, unmeasured, and laid by in `attached.jsonl`.
-The merged model's texts and loss are then compared with these, and the record says how far they agree.
+Merging rounds W + s B A to the weights' dtype, so a merged model may write other texts. The scores are always those of
+the attached adapter: before it is merged, every batch of the test runs once, unmeasured, and its results are saved in
+`attached.jsonl`. The merged model's texts and loss are then compared with these, and the record says how far they
+agree.
 """
 
 import json
@@ -17,12 +18,12 @@ from howlow.records import LineWriter, MergedRecord, PhaseName, cut_lines, read_
 
 @dataclass(frozen=True)
 class Attached:
-    """What the attached adapter made of the test, a line a batch: phase, loss, target_tokens, lines of predictions."""
+    """The attached adapter's results on the test, one line a batch: phase, loss, target_tokens, predictions."""
 
     path: Path
 
     def add(self, phase: PhaseName, loss: float | None, target_tokens: int, lines: list[str]) -> None:
-        """Lay a batch by."""
+        """Save a batch's results."""
         writer = LineWriter(self.path)
         predictions = [json.loads(line) for line in lines]
         batch = {"phase": phase, "loss": loss, "target_tokens": target_tokens, "predictions": predictions}
@@ -42,8 +43,8 @@ class Attached:
         return summed_loss(self.batches("evaluate"))
 
 
-def beside(batch: dict[str, Any], merged: list[str]) -> Iterator[str]:
-    """The attached adapter's predictions of a batch, each with what the merged one made of it."""
+def with_merged(batch: dict[str, Any], merged: list[str]) -> Iterator[str]:
+    """The attached adapter's predictions of a batch, each with the merged model's text or log-likelihood."""
     for attached, line in zip(batch["predictions"], merged, strict=True):
         other = json.loads(line)
         found = {f"merged_{key}": other[key] for key in ("generated", "log_likelihood") if key in other}
@@ -51,7 +52,7 @@ def beside(batch: dict[str, Any], merged: list[str]) -> Iterator[str]:
 
 
 def summed_loss(batches: list[dict[str, Any]]) -> tuple[float, int]:
-    """Summed negative log-likelihood and target tokens of batches that say their mean and their number."""
+    """Summed negative log-likelihood and target tokens of batches, from each one's mean and number."""
     losses = (math.inf if batch.get("loss") is None else batch["loss"] * batch["target_tokens"] for batch in batches)
     return math.fsum(losses), sum(batch["target_tokens"] for batch in batches)
 

@@ -18,7 +18,7 @@ def asked_of(settings: Settings, device: torch.device) -> Asked:
 
 
 def energy_source(meters: Meters, session: Session | None = None) -> EnergySource:
-    """Where energy comes from; its pace is known for sure when the session has found it out."""
+    """Where energy comes from, and how often it has a new value, as far as the session has seen it."""
     energy, cpu = meters.energy, meters.cpu_energy
     return EnergySource(
         name=energy.name,
@@ -31,6 +31,6 @@ def energy_source(meters: Meters, session: Session | None = None) -> EnergySourc
 
 
 def _pace_s(meter: EnergyMeter, session: Session | None) -> float | None:
-    """Of several instruments the slowest one's."""
-    periods = [reader.update_period_s for reader in session.of(meter)] if session else []
+    """The pace of the slowest instrument."""
+    periods = [reader.update_period_s for reader in session.sensors.of(meter)] if session else []
     return max(periods, default=meter.update_period_s)

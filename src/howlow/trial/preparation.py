@@ -1,7 +1,7 @@
-"""What does not depend on the trial, done once a sweep: examples chosen, tokenised and laid by; the model looked at.
+"""What does not depend on the trial and is done once a sweep: choosing and tokenising examples, checking the model.
 
-Every mistake that a user can make in naming data, model, tokenizer or target modules shows itself here, before the
-first trial. The result is a folder that the trials read, so that all of them see the same tokens:
+Every mistake that a user can make in naming data, model, tokenizer or target modules is found here, before the first
+trial. The result is a folder that the trials read, so that all of them see the same tokens:
 
     prepared.safetensors    token ids of all examples, end to end, and their lengths
     prepared.json           ids, groups, references, counts, warnings
@@ -23,11 +23,12 @@ from howlow.engine import model as models
 from howlow.engine import tokens
 from howlow.engine.references import PACKAGED, ModelReference, locate
 from howlow.engine.tokens import TokenizedExample
-from howlow.engine.weights import check_fit, sampled_hash
+from howlow.engine.weights import check_fit, file_sha256, weights_sha256
 from howlow.errors import UserError
 from howlow.meters.machine import choose_device, environment
 from howlow.records import DataRecord, RecordWarning, WarningKind, write_atomically
-from howlow.settings import Settings
+from howlow.records.own_sources import code_sha256
+from howlow.settings import Settings, preparation_key
 from howlow.tasks import Example, Selection, select, task_named
 
 
@@ -44,7 +45,7 @@ class Prepared:
 
 
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.jinja", "*.model", "*.tiktoken")
-# Found anew at each start: what is laid by may have been prepared for another model.
+# Found anew at each start: the stored tokens may have been prepared for another model.
 _OF_MODEL = (WarningKind.WEIGHTS_LEFT_OUT, WarningKind.LONGER_THAN_MODEL)
 
 
@@ -53,9 +54,12 @@ def prepare(
 ) -> dict[str, Any]:
     """Prepare the data and check the model for trials with these settings.
 
-    adapters: their (rank, target modules). heads: their `training.head`.
+    Args:
+        adapters: rank and target modules of each trial's adapter.
+        heads: the values of `training.head`.
 
-    Returns what a person wants to know before starting: counts, warnings, the longest example.
+    Returns:
+        What a person wants to know before starting: counts, warnings, the longest example.
 
     Raises:
         UserError: anything wrong with the data, the model, the tokenizer or the target modules.
@@ -70,9 +74,9 @@ def prepare(
         for rank, targets in adapters
     ]
     content = _content(settings, reference)
-    laid_by = _laid_by(folder, content)
-    prepared = laid_by or tokenized(settings, reference)
-    prepared = replace(prepared, data=prepared.data.model_copy(update={"model_sha256": _model_hash(reference, config)}))
+    stored = _stored(folder, content)
+    prepared = stored or tokenized(settings, reference)
+    prepared = replace(prepared, data=prepared.data.model_copy(update=_model(reference, config)))
     _check_against_model(settings, structure, prepared)
     if "targets" in heads and not structure.names_decoder:
         raise UserError(f'training.head = "targets": {settings.model} does not name its decoder; set it to "all"')
@@ -80,7 +84,7 @@ def prepare(
         detail = f"sequence length {settings.training.sequence_length}, made for {structure.max_positions} positions"
         warnings.append(RecordWarning(kind=WarningKind.LONGER_THAN_MODEL, detail=detail))
     before = list(prepared.warnings)
-    is_new = laid_by is None or laid_by.data != prepared.data
+    is_new = stored is None or stored.data != prepared.data
     of_data = [warning for warning in before if warning.kind not in _OF_MODEL]
     prepared.warnings[:] = [*of_data, *warnings]
     if is_new or prepared.warnings != before:
@@ -97,7 +101,7 @@ def prepare(
 
 
 def _weights(settings: Settings, reference: ModelReference, config: Any) -> list[RecordWarning]:
-    """Refuse weights that do not fit; those of the hub are not here yet and show it when they are loaded."""
+    """Refuse weights that do not fit; weights of the hub may not be here yet, and their loader finds it."""
     if settings.random_weights or not reference.is_local:
         return []
     left = check_fit(Path(reference.location), config, settings.trust_remote_code)
@@ -105,14 +109,14 @@ def _weights(settings: Settings, reference: ModelReference, config: Any) -> list
     return [RecordWarning(kind=WarningKind.WEIGHTS_LEFT_OUT, detail=detail)] if left else []
 
 
-def _model_hash(reference: ModelReference, config: Any) -> str | None:
-    """Of the config and samples of the weights; None for a model of the hub, which its revision names."""
+def _model(reference: ModelReference, config: Any) -> dict[str, str | None]:
+    """Which model it is: a hash of a local one's config and weights, the commit of one from the hub."""
     if not reference.is_local:
-        return None
+        return {"model_sha256": None, "model_commit": getattr(config, "_commit_hash", None)}
     digest = hashlib.sha256(config.to_json_string(use_diff=False).encode())
     if Path(reference.location).is_dir():
-        digest.update(sampled_hash(Path(reference.location)))
-    return digest.hexdigest()
+        digest.update(weights_sha256(Path(reference.location)).encode())
+    return {"model_sha256": digest.hexdigest(), "model_commit": None}
 
 
 def _check_against_model(settings: Settings, structure: models.Structure, prepared: Prepared) -> None:
@@ -140,7 +144,7 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
     )
     warnings: list[RecordWarning] = []
     if substituted:
-        detail = f"{settings.model} has no tokenizer at hand; {tokenizer_name}'s is used"
+        detail = f"{settings.model} comes without a tokenizer; {tokenizer_name}'s is used"
         warnings.append(RecordWarning(kind=WarningKind.TOKENIZER_SUBSTITUTED, detail=detail))
     if settings.task.name == "language_modeling":
         selection, train, test = _texts(settings, tokenizer)
@@ -158,6 +162,7 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
     data = DataRecord(
         train_sha256=tokens.fingerprint(kept),
         test_sha256=tokens.fingerprint(test),
+        answers_sha256=_answers_sha256(selection.test, test),
         train_examples=len(kept),
         train_groups=len({example.group for example in kept}),
         test_examples=len(test),
@@ -171,6 +176,12 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
     )
     warnings += _data_warnings(data, settings)
     return Prepared(kept, test, list(selection.test), data, warnings, tokenizer_name)
+
+
+def _answers_sha256(examples: Sequence[Example], test: Sequence[TokenizedExample]) -> str:
+    """A hash of what the scores depend on beyond the tokens: accepted answers, and the units of loss a word or byte."""
+    scored = [(one.id, one.references, tokens.words, tokens.bytes) for one, tokens in zip(examples, test, strict=True)]
+    return hashlib.sha256(repr(scored).encode()).hexdigest()
 
 
 def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
@@ -237,8 +248,8 @@ def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokenize
 def _content(settings: Settings, reference: ModelReference) -> str | None:
     """A hash of everything that the tokens follow from; None where it cannot be known (data or a tokenizer of the hub).
 
-    Data and tokenizer count by the content of their files, so that a sweep that goes on tokenises nothing again, and
-    one whose data has changed does.
+    Data and tokenizer count by the content of their files: a sweep that is resumed tokenises nothing again, unless its
+    data has changed.
     """
     tokenizer = locate(settings.tokenizer, random_weights=True) if settings.tokenizer else reference
     if not tokenizer.has_tokenizer:
@@ -247,17 +258,15 @@ def _content(settings: Settings, reference: ModelReference) -> str | None:
     if not tokenizer.is_local or not all(source.exists() for source in sources):
         return None
     digest = hashlib.sha256()
-    asked = (settings.task, settings.training.sequence_length, settings.inference.max_new_tokens, settings.tokenizer)
-    digest.update(repr(([version(name) for name in ("howlow", "transformers", "tokenizers")], asked)).encode())
+    versions = [version(name) for name in ("howlow", "transformers", "tokenizers")]
+    digest.update(repr((versions, code_sha256(), preparation_key(settings))).encode())
     for path in [*_files(Path(tokenizer.location), *_TOKENIZER_FILES), *_files(*sources)]:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
 def _files(*places: Path | str) -> list[Path]:
-    """Files as they are; of folders, the files in them, those that match the patterns given after the first folder."""
+    """The files among the places, and the files in their folders that match a pattern (any, where none is given)."""
     patterns = [place for place in places if isinstance(place, str)] or ["*"]
     found = []
     for place in places:
@@ -267,8 +276,8 @@ def _files(*places: Path | str) -> list[Path]:
     return found
 
 
-def _laid_by(folder: Path, content: str | None) -> Prepared | None:
-    """What an earlier start prepared from the same content."""
+def _stored(folder: Path, content: str | None) -> Prepared | None:
+    """What an earlier start prepared from the same content; None where there is nothing to use."""
     try:
         document = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
         return read_prepared(folder) if content is not None and document.get("content") == content else None

@@ -23,7 +23,7 @@ from howlow.outcomes import ClaimLostError, StoppedError, is_disk_full
 from howlow.records import Record, Scores, Status, WarningKind, write_record
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.layout_choice import layout_record
-from howlow.trial.loading import load
+from howlow.trial.loading import load_trial_model
 from howlow.trial.merged_check import Attached
 from howlow.trial.metering import energy_source
 from howlow.trial.saving import save_trained_model, with_adapter_bytes
@@ -59,10 +59,10 @@ def run(state: TrialState) -> Status:
 def _method(state: TrialState) -> Scores:
     settings, found = state.settings, state.found
     setup = set_up(state)
-    device, precision, saved, prepared = setup.device, setup.precision, setup.saved, setup.prepared
+    device, execution, saved, prepared = setup.device, setup.execution, setup.saved, setup.prepared
     with measured(state, setup) as session:
         with session.phase("load") as meter:
-            model, tokenizer, eos = load(state, device, precision, prepared.tokenizer_name)
+            model, tokenizer, eos = load_trial_model(state, execution, prepared.tokenizer_name)
             found.phases = saved.phases if saved else [meter.end()]
         if session.peak_problem and device.type == "cpu":
             state.warn(WarningKind.PEAK_MEMORY_ABSENT, session.peak_problem)
@@ -74,14 +74,14 @@ def _method(state: TrialState) -> Scores:
                 saved.restore_weights(models.trainable(model))
         else:
             if state.kind != "base":
-                fine_tune(state, session, model, prepared, precision=precision, pad_id=pad_id, saved=saved)
+                fine_tune(state, session, model, prepared, execution=execution, pad_id=pad_id, saved=saved)
             save_trained_model(state, session, model)
         release(device)
         model.eval()
-        scorer = Scorer(state, session, model, tokenizer, prepared, precision, pad_id, eos, saved)
+        scorer = Scorer(state, session, model, tokenizer, prepared, execution, pad_id, eos, saved)
         if settings.inference.adapter == "merged" and state.kind == "lora":
             attached = Attached(state.folder / "attached.jsonl")
-            scorer.lay_by(attached)
+            scorer.save_attached(attached)
             scorer = replace(scorer, model=models.merged(model), attached=attached)
         scores = scorer.score()
         found.energy = energy_source(setup.meters, session)
@@ -120,6 +120,7 @@ def _record(state: TrialState, status: Status, error: str | None, scores: Scores
         error=error,
         resumed=found.resumed,
         settings=state.settings,
+        resolved=found.resolved,
         environment=found.environment,
         model=found.model,
         data=found.data,

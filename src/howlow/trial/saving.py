@@ -1,4 +1,4 @@
-"""What a trial saves when it has trained: the adapter with its card, then the checkpoint that says so."""
+"""What a trial saves after its training: the adapter with its card, then a checkpoint."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from howlow.trial.state import TrialState
 
 
 def save_trained_model(state: TrialState, session: Session, model: Any) -> None:
-    """Save the adapter, then the checkpoint that says so: a finished phase is never run again."""
+    """Save the adapter, then a checkpoint of the trained weights, so that a finished training is never repeated."""
     if state.kind == "lora":
         reference = locate(state.settings.model, state.settings.random_weights)
         size = models.save_adapter(model, state.folder / "adapter", reference.location, _card(state))

@@ -1,38 +1,38 @@
-"""The inference phases: the loss of the test's targets, and greedy generation for tasks that have answers."""
+"""The inference phases: the loss of the test's targets, and greedy generation for tasks with answers."""
 
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from howlow.engine import generation, layouts
-from howlow.engine.cpu.patches import fused
+from howlow.engine import evaluation, generation, layouts
+from howlow.engine.execution import Execution, Precision, Running, running
+from howlow.engine.generation import Generated
 from howlow.engine.layouts import Layout
-from howlow.engine.model import Precision
-from howlow.engine.rotary import as_in_a_full_row
 from howlow.engine.tokens import TokenizedExample
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
+from howlow.meters.totals import PhaseTotals
 from howlow.records import LineWriter, PhaseName, Scores, WarningKind, read_lines
 from howlow.tasks import Example, Task, task_named
 from howlow.trial.checkpointing import Saved, save_inference
-from howlow.trial.merged_check import Attached, agreement, beside, summed_loss
+from howlow.trial.merged_check import Attached, agreement, summed_loss, with_merged
 from howlow.trial.preparation import Prepared
 from howlow.trial.state import TrialState, split, write_step
 
 NEAR_TIE: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 0.125, "fp16-autocast": 0.02}
-"""Logits nearer than this are a tie within floating point: another order of the same sums may turn them round."""
+"""Logits nearer than this tie within floating point: another order of the same sums may choose the other token."""
 LARGEST_EXPONENT = 700.0  # exp of more than this is no longer a finite float64
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What one batch of inference gave: counts and loss for its step; `lines` makes those for the predictions.
+    """What one batch of inference gave: counts and loss for its step; `lines` makes the lines of the predictions.
 
-    Scoring and writing the answers is not inference: `lines` is called when the batch's time has been taken.
+    Scoring and writing the answers is not inference, so `lines` is called after the batch has been timed.
     """
 
     tokens: int
@@ -42,20 +42,20 @@ class BatchResult:
     lines: Callable[[], list[str]]
 
 
-Work = Callable[[Callable[[int], None]], BatchResult]
-"""Runs a batch; calls what it is given, with the tokens computed so far, when the prompts of a generation are read."""
+RunBatch = Callable[[Running, Callable[[int], None]], BatchResult]
+"""Runs a batch; calls its second argument, with the tokens computed so far, when a generation's prompts are read."""
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """A loaded model and what it is scored on."""
+    """A loaded model, how it runs, and the data on which it is scored."""
 
     state: TrialState
     session: Session
     model: Any
     tokenizer: Any
     prepared: Prepared
-    precision: Precision
+    execution: Execution
     pad_id: int
     eos: frozenset[int]
     saved: Saved | None = None
@@ -67,16 +67,15 @@ class Scorer:
         return task_named(self.state.settings.task.name)
 
     @property
-    def phases(self) -> dict[PhaseName, Callable[[list[TokenizedExample]], Work]]:
-        """What the task asks for, in its order."""
-        found: dict[PhaseName, Callable[[list[TokenizedExample]], Work]] = {"evaluate": self._evaluation}
+    def phases(self) -> dict[PhaseName, Callable[[list[TokenizedExample]], RunBatch]]:
+        """The phases that the task asks for, in its order."""
+        found: dict[PhaseName, Callable[[list[TokenizedExample]], RunBatch]] = {"evaluate": self._evaluation}
         return found | {"generate": self._generation} if self.task.generates else found
 
     def score(self) -> Scores:
         """Run the phases that the task asks for, measured, and score what came out."""
-        with self.frozen_layers():
-            for phase in self.phases:
-                self._run(phase)
+        for phase in self.phases:
+            self._run(phase)
         steps = [line for line in read_lines(self.state.steps_path) if line["phase"] == "evaluate"]
         total, targets = measured = summed_loss(steps)
         if self.attached:
@@ -91,52 +90,55 @@ class Scorer:
         ).overall
         return Scores(**_loss(total, targets), **overall)
 
-    def lay_by(self, attached: Attached) -> None:
-        """Run the test unmeasured, before the adapter is merged; batches that were laid by are not run again."""
+    def save_attached(self, attached: Attached) -> None:
+        """Run the test unmeasured, before the adapter is merged; batches that are in `attached` are not run again."""
         attached.cut()
-        with self.frozen_layers():
-            for phase, prepare in self.phases.items():
+        for phase, prepare in self.phases.items():
+            with self.running(phase) as run:
                 for batch in self._batches()[len(attached.batches(phase)) :]:
-                    result = prepare([self.prepared.test[row] for row in batch])(lambda _: None)
+                    result = prepare([self.prepared.test[row] for row in batch])(run, lambda _: None)
                     attached.add(phase, result.loss, result.target_tokens, result.lines())
                     self.state.stop_if_asked()
 
-    def frozen_layers(self) -> AbstractContextManager[None]:
-        """The context in which the model's frozen layers run as they do in a trial's inference."""
-        return fused(self.model) if self.precision == "fp32" else nullcontext()
+    def running(self, phase: PhaseName) -> AbstractContextManager[Running]:
+        """The context in which the model runs in an inference phase."""
+        is_generation = phase == "generate"
+        execution = self.execution.for_generation() if is_generation else self.execution.for_evaluation()
+        return running(self.model, execution)
 
     def _batches(self) -> list[list[int]]:
         return list(split(range(len(self.prepared.test)), self.state.inference_batch_size))
 
     def _warn_of_near_ties(self, lines: list[dict[str, Any]]) -> None:
-        near = sum(line.get("smallest_margin", math.inf) < NEAR_TIE[self.precision] for line in lines)
+        near = sum(line.get("smallest_margin", math.inf) < NEAR_TIE[self.execution.precision] for line in lines)
         if near:
             detail = f"{near} of {len(lines)} answers hold a token that ties with another within floating point"
             self.state.warn(WarningKind.NEAR_TIES, detail)
 
     def _run(self, phase: PhaseName) -> None:
-        """Run a phase's batches in their order, or those that an interrupted process left of them."""
+        """Run a phase's batches in their order; a phase that was interrupted goes on with the batches that are left."""
         state, test, prepare = self.state, self.prepared.test, self.phases[phase]
         if any(ended.phase == phase for ended in state.found.phases):
             return
         batches = self._batches()
-        running = self.saved.running if self.saved else {}
-        running = running if running.get("phase") == phase else {}
-        first, saved_at_s = running.get("batches", 0), now_s()
+        interrupted = self.saved.running if self.saved else {}
+        interrupted = interrupted if interrupted.get("phase") == phase else {}
+        first, saved_at_s = interrupted.get("batches", 0), now_s()
         parts = state.burn_in(phase, [len(batch) for batch in batches[first:]])
         attached = self.attached.batches(phase) if self.attached else None
         steps, predictions = LineWriter(state.steps_path), LineWriter(state.predictions_path)
-        with self.session.phase(phase, running.get("totals")) as meter:
+        totals = PhaseTotals(**interrupted["totals"]) if interrupted else None
+        with self.running(phase) as run, self.session.phase(phase, totals) as meter:
             for index in range(first, len(batches)):
                 work = prepare([test[row] for row in batches[index]])
                 samples = len(batches[index])
                 state.note_first_step()
                 part = parts.of_next
                 with meter.step(part == "measured", samples) as timed:
-                    result = work(partial(meter.mark_prefill, timed))
+                    result = work(run, partial(meter.mark_prefill, timed))
                 parts.ended(part, timed, result.computed_tokens)
                 lines = result.lines()
-                for line in beside(attached[index], lines) if attached else lines:
+                for line in with_merged(attached[index], lines) if attached else lines:
                     predictions.append(line)
                 write_step(
                     steps,
@@ -154,8 +156,8 @@ class Scorer:
                 state.report_progress(phase, index + 1, len(batches))
                 is_due = now_s() - saved_at_s >= state.settings.training.checkpoint_every_s
                 if index + 1 < len(batches) and (is_due or state.link.stop_requested):
-                    totals = meter.pause()
-                    save_inference(state, self.session, {"phase": phase, "batches": index + 1, "totals": totals})
+                    kept = meter.pause().model_dump()
+                    save_inference(state, self.session, {"phase": phase, "batches": index + 1, "totals": kept})
                     saved_at_s = now_s()
                     state.stop_if_asked()
             state.found.phases.append(meter.end())
@@ -165,19 +167,13 @@ class Scorer:
 
     # -- loss -------------------------------------------------------------------------------------------------------
 
-    def _evaluation(self, chosen: list[TokenizedExample]) -> Work:
+    def _evaluation(self, chosen: list[TokenizedExample]) -> RunBatch:
         training = self.state.settings.training
-        choice, length = self.state.choice, training.sequence_length
-        batch = layouts.lay_out(chosen, choice.layout, length, self.pad_id, "completion")
-        options: dict[str, Any] = {
-            "precision": self.precision,
-            "head": training.head,
-            "kernel": choice.kernel or "sdpa",
-        }
+        layout, length = self.state.choice.layout, training.sequence_length
+        batch = layouts.lay_out(chosen, layout, length, self.pad_id, "completion")
 
-        def work(_: Callable[[int], None]) -> BatchResult:
-            with as_in_a_full_row(self.model, length):
-                sums = generation.evaluate(self.model, batch, **options)
+        def work(run: Running, _: Callable[[int], None]) -> BatchResult:
+            sums = evaluation.evaluate(run, batch)
             loss = _finite(math.fsum(sums) / batch.target_tokens)
             lines = list[str] if self.task.generates else partial(_text_lines, chosen, sums)
             return BatchResult(batch.tokens, batch.target_tokens, batch.computed_tokens, loss, lines)
@@ -203,24 +199,22 @@ class Scorer:
 
     # -- answers ----------------------------------------------------------------------------------------------------
 
-    def _generation(self, chosen: list[TokenizedExample]) -> Work:
+    def _generation(self, chosen: list[TokenizedExample]) -> RunBatch:
         settings = self.state.settings
         new = settings.inference.max_new_tokens
         prompts = [example.prompt for example in chosen]
         length, choice = settings.training.sequence_length, self.state.choice
         layout: Layout = choice.generation or choice.layout
 
-        def work(on_prompts_read: Callable[[int], None]) -> BatchResult:
+        def work(run: Running, on_prompts_read: Callable[[int], None]) -> BatchResult:
             rows, computed = generation.generate(
-                self.model,
+                run,
                 self.tokenizer,
                 prompts,
                 layout=layout,
                 prompt_length=length - new,
                 pad_id=self.pad_id,
-                kernel=choice.kernel or "sdpa",
                 on_prompts_read=on_prompts_read,
-                precision=self.precision,
                 max_new_tokens=new,
                 stop=settings.task.stop,
                 eos=self.eos,
@@ -231,14 +225,14 @@ class Scorer:
 
         return work
 
-    def _answer_lines(self, chosen: list[TokenizedExample], rows: list[generation.Generated]) -> list[str]:
+    def _answer_lines(self, chosen: list[TokenizedExample], rows: list[Generated]) -> list[str]:
         return [self._answer_line(*pair) for pair in zip(chosen, rows, strict=True)]
 
     @cached_property
     def _examples(self) -> dict[str, Example]:
         return {example.id: example for example in self.prepared.test_examples}
 
-    def _answer_line(self, tokenized: TokenizedExample, row: generation.Generated) -> str:
+    def _answer_line(self, tokenized: TokenizedExample, row: Generated) -> str:
         prediction, example = self.task.prediction(row.text), self._examples[tokenized.id]
         scores = self.task.score([example], {example.id: prediction}).per_example[example.id]
         return _line(

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from howlow.claims import neighbours
-from howlow.engine.model import Precision
+from howlow.engine.execution import Execution
 from howlow.jobs import IdleAbsent
 from howlow.memory.heap import bound_heap, keep_heap
 from howlow.memory.limits import limit_memory
+from howlow.memory.phases import ProcessMemory
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.machine import choose_device, environment
 from howlow.meters.session import Session
@@ -18,7 +19,7 @@ from howlow.meters.sources import Meters, open_meters
 from howlow.records import Idle, MeterRecord, WarningKind
 from howlow.tasks import task_named
 from howlow.trial.checkpointing import Saved, resume
-from howlow.trial.loading import choose_precision
+from howlow.trial.loading import execution_of, resolved_by
 from howlow.trial.metering import asked_of, energy_source
 from howlow.trial.preparation import Prepared, read_prepared
 from howlow.trial.state import TrialState
@@ -29,7 +30,7 @@ class Setup:
     """What the trial works with; `saved` where it resumes from a checkpoint."""
 
     device: torch.device
-    precision: Precision
+    execution: Execution
     saved: Saved | None
     prepared: Prepared
     meters: Meters
@@ -38,12 +39,10 @@ class Setup:
 def set_up(state: TrialState) -> Setup:
     """Set up this process for the trial, and note in the record what it runs on and what is to be distrusted."""
     settings, found = state.settings, state.found
-    device = choose_device(settings.run.device)
-    precision = choose_precision(settings, device)
-    if state.is_bounded:
-        bound_heap()
-    else:
-        keep_heap()
+    device = choose_device(state.device or settings.run.device)
+    heap = bound_heap() if state.is_bounded else keep_heap()
+    execution = execution_of(state, device, heap.kernels_kept)
+    found.resolved = resolved_by(state, execution)
     limit_memory(settings.run.memory_limit_bytes, device)
     state.refuse_if_lost()  # resuming cuts files back
     saved = resume(state)
@@ -57,7 +56,7 @@ def set_up(state: TrialState) -> Setup:
     _warn_about_layout(state)
     if settings.random_weights:
         state.warn(WarningKind.RANDOM_WEIGHTS, "random weights: quality is absent")
-    return Setup(device, precision, saved, prepared, meters)
+    return Setup(device, execution, saved, prepared, meters)
 
 
 @contextmanager
@@ -69,6 +68,7 @@ def measured(state: TrialState, setup: Setup) -> Iterator[Session]:
         setup.meters.energy,
         state.settings.meters.rate_hz,
         setup.saved.time_s if setup.saved else 0.0,
+        memory=ProcessMemory(setup.device),
         cpu_energy=setup.meters.cpu_energy,
         views=setup.meters.views,
         warn=state.keep,

@@ -10,7 +10,8 @@ from howlow.claims import refuse_if_lost
 from howlow.jobs import IdleAbsent, Link, StepProgress
 from howlow.meters.clock import now_s, utc
 from howlow.meters.machine import process_age_s
-from howlow.meters.session import Session, Timed
+from howlow.meters.phase import Timed
+from howlow.meters.session import Session
 from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.outcomes import StoppedError
 from howlow.records import (
@@ -18,6 +19,7 @@ from howlow.records import (
     DataRecord,
     EnergySource,
     Environment,
+    HeapMode,
     Idle,
     LayoutChoice,
     LineWriter,
@@ -28,10 +30,12 @@ from howlow.records import (
     PhaseName,
     PhaseRecord,
     RecordWarning,
+    Resolved,
     Step,
     WarningKind,
     read_lines,
 )
+from howlow.records.resolved import batch_of, resolved_before
 from howlow.settings import Settings, TrialKind
 
 _SECONDS_BETWEEN_REPORTS = 0.25
@@ -41,6 +45,7 @@ _SECONDS_BETWEEN_REPORTS = 0.25
 class RecordDraft:
     """What the record will hold, as far as it is known."""
 
+    resolved: Resolved = field(default_factory=Resolved)
     environment: Environment | None = None
     data: DataRecord | None = None
     energy: EnergySource | None = None
@@ -69,11 +74,18 @@ class TrialState:
     idle: Idle | IdleAbsent | None = None
     batch_search: tuple[BatchSearch, ...] = ()
     is_bounded: bool = False
+    device: str | None = None
+    """The worker's own device; None: as the settings say."""
     claim: int | None = None
     found: RecordDraft = field(default_factory=RecordDraft)
     session: Session | None = None
     _reported_s: float = -math.inf
     _has_looked: bool = False
+
+    def __post_init__(self) -> None:
+        """Note what was decided before the trial."""
+        heap: HeapMode = "bounded" if self.is_bounded else "kept"
+        self.found.resolved = resolved_before(self.kind, self.settings, self.choice, self.batch_search, heap)
 
     @property
     def steps_path(self) -> Path:
@@ -88,12 +100,18 @@ class TrialState:
     @property
     def training_batch_size(self) -> int:
         """Examples in one forward and backward pass."""
-        return number(self.settings.training.batch_size)
+        return self._number("training.batch_size")
 
     @property
     def inference_batch_size(self) -> int:
         """Test examples in one batch."""
-        return number(self.settings.inference.batch_size)
+        return self._number("inference.batch_size")
+
+    def _number(self, setting: str) -> int:
+        """The batch size that was asked for or, for "max", found."""
+        number = batch_of(self.settings, self.batch_search, setting)
+        assert number is not None, "the largest batch is searched for before anything runs with it"
+        return number
 
     def warn(self, kind: WarningKind, detail: str, phase: PhaseName | None = None) -> None:
         """Put a warning into the record, once."""
@@ -142,12 +160,6 @@ class TrialState:
             self.session.look_for_outside_work()
         if self.found.preparation_s is None:
             self.found.preparation_s = process_age_s()
-
-
-def number(batch_size: int | str) -> int:
-    """A batch size as a number."""
-    assert isinstance(batch_size, int), "the largest batch is searched for before anything runs with it"
-    return batch_size
 
 
 def warn_unsteady(state: TrialState) -> None:

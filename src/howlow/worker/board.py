@@ -5,11 +5,9 @@ in other processes, here or on other machines that see the folder, read it befor
 says which process runs, or last ran, a sweep in the folder.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 
 import psutil
@@ -18,6 +16,7 @@ from pydantic import ValidationError
 from howlow.claims import Host
 from howlow.jobs import TrialJob
 from howlow.records import write_atomically
+from howlow.records.own_sources import code_sha256
 from howlow.records.warnings import Frozen
 
 
@@ -30,7 +29,7 @@ class Board(Frozen):
 
 def write_board(run_directory: Path, trials: tuple[TrialJob, ...]) -> None:
     """Let other workers join."""
-    write_atomically(_path(run_directory), Board(code=code_revision(), trials=trials).model_dump_json())
+    write_atomically(_path(run_directory), Board(code=code_sha256(), trials=trials).model_dump_json())
 
 
 def remove_board(run_directory: Path) -> None:
@@ -48,17 +47,6 @@ def read_board(run_directory: Path) -> Board | None:
 
 def _path(run_directory: Path) -> Path:
     return run_directory / ".howlow" / "board.json"
-
-
-@cache
-def code_revision() -> str:
-    """A hash of this package's sources: equal only where the same code runs."""
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 # -- who runs a sweep -----------------------------------------------------------------------------------------------

@@ -15,7 +15,9 @@ from howlow.executors.local import run_workers
 from howlow.jobs import EnvironmentJob, JobRunner, Prepared, Tell, TrialJob, value_of
 from howlow.outcomes import StoppedError
 from howlow.records import Environment, Record, read_record
-from howlow.worker.board import Board, code_revision, may_be_preparing, read_board
+from howlow.records.comparability import refuse_other_machine
+from howlow.records.own_sources import code_sha256
+from howlow.worker.board import Board, may_be_preparing, read_board
 from howlow.worker.measuring import Worker
 from howlow.worker.taking import has_record, take_trials
 
@@ -45,12 +47,13 @@ def work(
     runner = ForkServer()
     board = _wait_for_board(run_directory, runner)
     jobs = _chosen(run_directory, board, trial)
-    _refuse_other_code(board)
+    _refuse_other_code(run_directory, board)
     left = [job for job in jobs if not has_record(run_directory, job.name)]
     tell(Prepared(total=len(jobs), done=len(jobs) - len(left)))
     if not left:
         return WorkerResult((), 0)
-    _refuse_other_machine(left[0], _environment(runner, run_directory, left[0], device))
+    here = _environment(runner, run_directory, left[0], device)
+    refuse_other_machine(left[0].environment, here, (), str(run_directory))
     before = {job.name for job in jobs} - {job.name for job in left}
     taken = _take(run_directory, runner, jobs, trial, device, tell)
     ended = [job.name for job in jobs if job.name not in before and has_record(run_directory, job.name)]
@@ -72,7 +75,7 @@ def _take(
     def current() -> Sequence[TrialJob]:
         """The trials of the newest board: a sweep that was started again may have added some."""
         board = _wait_for_board(run_directory, runner)
-        _refuse_other_code(board)
+        _refuse_other_code(run_directory, board)
         return _chosen(run_directory, board, trial)
 
     def body(tell: Tell) -> None:
@@ -120,26 +123,9 @@ def _environment(runner: JobRunner, run_directory: Path, job: TrialJob, device: 
     return value_of(runner.run(asked, log), log)
 
 
-def _refuse_other_code(board: Board) -> None:
-    if board.code != code_revision():
-        raise UserError(_differs("code revision", board.code, code_revision()))
-
-
-def _refuse_other_machine(job: TrialJob, here: Environment) -> None:
-    """Refuse a machine whose costs may not be compared with the sweep's."""
-    theirs, ours = _identity(job.environment), _identity(here)
-    for key in theirs:
-        if theirs[key] != ours.get(key):
-            raise UserError(_differs(f"environment.{key}", theirs[key], ours.get(key)))
-
-
-def _identity(environment: Environment) -> dict[str, Any]:
-    plain = {key: getattr(environment, key) for key in ("device_name", "cpu", "cores", "threads")}
-    return plain | {f"versions.{name}": version for name, version in environment.versions.items()}
-
-
-def _differs(key: str, theirs: Any, ours: Any) -> str:
-    return (
-        f"this worker is not comparable with the sweep: {key} is {theirs!r} there and {ours!r} here; run it on an "
-        "equal machine with the same code and library versions"
-    )
+def _refuse_other_code(run_directory: Path, board: Board) -> None:
+    if board.code != code_sha256():
+        raise UserError(
+            f"{run_directory}: this worker cannot join: environment.code_sha256 is {code_sha256()[:12]} here, "
+            f"{board.code[:12]} in the sweep; run the same version of howlow"
+        )

@@ -30,7 +30,6 @@ from howlow.jobs import (
     TrialWaits,
     on_device,
     value_of,
-    with_batches,
 )
 from howlow.outcomes import (
     ClaimLostError,
@@ -43,6 +42,7 @@ from howlow.outcomes import (
     ran_out_of_memory,
 )
 from howlow.records import BatchSearch, Idle, Record, Status, read_record, write_record
+from howlow.records.resolved import resolved_before
 
 _NOT_IDLE = IdleAbsent(reason="other trials run on this machine at the same time")
 
@@ -177,7 +177,10 @@ class Worker:
             axes=trial.axes,
             status=status,
             error=error,
-            settings=with_batches(trial.settings, searches),
+            settings=trial.settings,
+            resolved=resolved_before(
+                trial.kind, trial.settings, trial.layout, searches, "bounded" if trial.is_bounded else "kept"
+            ),
             environment=None,
             model=None,
             data=None,

@@ -1,14 +1,13 @@
-"""Attention of short blocks on a CPU in fp32, written out as products: P = softmax(s Q K^T + mask), O = P V.
+"""Attention of short blocks on a CPU in fp32, as products: P = softmax(s Q K^T + mask), O = P V.
 
-The kernel behind torch's SDPA cuts a block into pieces of 32 queries a head, whose products are so small that they run
-at a quarter of the rate of the frozen layers'. Here all query heads of a key head are one product through oneDNN
-(`howlow.engine.cpu.linear`), and the probabilities P are kept for the backward pass, so that it needs four products
-and not five (Dao et al. 2022, appendix B.2, without tiles):
+The kernel behind torch's SDPA cuts a block into pieces of 32 queries a head. Their products are too small to run at the
+rate of the frozen layers' products. Here all query heads of a key head are one product through oneDNN
+(`howlow.engine.cpu.linear`). The probabilities P are kept for the backward pass, so that it needs four products and not
+five (Dao et al. 2022, appendix B.2, without tiles):
 
     dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(dP * P)),  dQ = s dS K,  dK = s dS^T Q
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,20 +18,23 @@ import torch
 from torch import Tensor
 
 from howlow.engine.cpu.linear import product
-from howlow.engine.prefix_tree import Block, Forest
+from howlow.engine.prefix_tree import Block, PrefixTree
 
 MOST_KEYS = 1024
-"""That a query may have: P is then as much as what a layer of SmolLM2-135M keeps of it for its backward pass anyway."""
+"""The most keys that a query may see: P then takes about as much memory as a layer's other activations."""
 MOST_QUERIES = 256
-"""In one piece of a causal chain, half of whose scores would be masked."""
-_FLOPS_A_THREAD = 3_000_000  # with less to do for each thread a product costs more in calls than it saves
-_KERNELS_KEPT = 1024  # by oneDNN and by ideep, unless told otherwise
-_FEWEST_KEPT = 128  # a process that keeps fewer is taken for one whose memory is bounded
+"""The most queries in one piece of a causal chain; in a longer piece about half of the scores would be masked."""
+FEWEST_KEPT = 128
+"""A process that keeps fewer compiled kernels has bounded memory, and does not use products (`howlow.memory.heap`).
+
+There the memory that batches take has to grow evenly, and must not jump from one form of attention to the other.
+"""
+_FLOPS_A_THREAD = 3_000_000  # with less work for each thread a product's calls cost more than it saves
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Queries [start, end) of the row, the parts of the row that they see some of, and what is added to the scores.
+    """Queries [start, end) of the row, the parts of the row that hold their keys, and the mask added to the scores.
 
     mask: (queries, keys), 0 or -inf.
     """
@@ -45,45 +47,45 @@ class Piece:
 
 @dataclass(frozen=True)
 class Pieces:
-    """A row's pieces, each token a query of one, and what decides whether they are worth it."""
+    """A row's pieces, in which each token is a query once, and the figures that decide whether products pay."""
 
     every: tuple[Piece, ...]
 
     @cached_property
     def most_keys(self) -> int:
-        """Of one piece."""
+        """The most keys of a piece."""
         return max(piece.mask.shape[1] for piece in self.every)
 
     @cached_property
     def mean_pairs(self) -> float:
-        """Queries times keys, on average: what a piece saves grows with them, and what it costs is the same."""
+        """Queries times keys of a piece, on average: the saving grows with them, the cost does not."""
         return sum(piece.mask.numel() for piece in self.every) / len(self.every)
 
     @cached_property
     def shapes(self) -> int:
-        """Different ones."""
+        """The number of different shapes."""
         return len({piece.mask.shape for piece in self.every})
 
 
-def cut(forest: Forest, window: int | None, chunk: int | None) -> Pieces:
-    """A forest's blocks as pieces; the limits are those of `Forest.mask`."""
+def cut(tree: PrefixTree, window: int | None, chunk: int | None) -> Pieces:
+    """A prefix tree's blocks as pieces; the limits are those of `PrefixTree.mask`."""
     causal: dict[int, Tensor] = {}
     found: list[Piece] = []
-    for index, block in enumerate(forest.blocks):
-        mask, length = forest.mask(index, torch.float32, window, chunk), block.end - block.start
+    for index, block in enumerate(tree.blocks):
+        mask, length = tree.mask(index, torch.float32, window, chunk), block.end - block.start
         if mask is None:
             if length not in causal:
                 causal[length] = torch.full((length, length), -torch.inf).triu_(1)
             mask = causal[length]
-        found += _pieces(forest, block, mask)
+        found += _pieces(tree, block, mask)
     return Pieces(tuple(found))
 
 
-def _pieces(forest: Forest, block: Block, mask: Tensor) -> Iterator[Piece]:
-    """Of a long causal chain each piece sees no further than its own last token."""
+def _pieces(tree: PrefixTree, block: Block, mask: Tensor) -> Iterator[Piece]:
+    """The pieces of a block; of a long causal chain each piece sees no further than its own last token."""
     length = block.end - block.start
     parts: list[slice] = []
-    for part in (*(forest.blocks[ancestor] for ancestor in block.ancestors), block):
+    for part in (*(tree.blocks[ancestor] for ancestor in block.ancestors), block):
         start = parts.pop().start if parts and parts[-1].stop == part.start else part.start
         parts.append(slice(start, part.end))
     number = -(-length // MOST_QUERIES) if block.is_chain else 1
@@ -94,53 +96,35 @@ def _pieces(forest: Forest, block: Block, mask: Tensor) -> Iterator[Piece]:
 
 
 def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether this form is for such tensors in this process: plain fp32 on a CPU.
-
-    A process that lets oneDNN keep few kernels is bounded in memory (`howlow.meters.memory`), and what its
-    batches take has to grow evenly, not from one form to the other.
-    """
-    return (
-        query.device.type == "cpu"
-        and query.dtype == key.dtype == value.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and _kernels_kept() >= _FEWEST_KEPT
-    )
+    """Whether products can take such tensors: all of them in fp32, on a CPU."""
+    return query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == torch.float32
 
 
-def _kernels_kept() -> int:
-    """The fewer of what oneDNN keeps and what ideep, torch's layer above it, does."""
-    return min(_told("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "DNNL_PRIMITIVE_CACHE_CAPACITY"), _told("LRU_CACHE_CAPACITY"))
+def pays(query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, kernels_kept: int) -> bool:
+    """Whether a row is faster as products, and keeps no more than it may; the shapes are those of `attend`.
 
-
-def _told(*names: str) -> int:
-    told = next((os.environ[name] for name in names if name in os.environ), "")
-    return int(told) if told.isdecimal() else _KERNELS_KEPT
-
-
-def pays(query: Tensor, key: Tensor, value: Tensor, pieces: Pieces) -> bool:
-    """Whether a row is faster in this form, and keeps no more than it may; the shapes are those of `attend`.
-
-    oneDNN compiles a kernel for each shape of a product, three a piece, and keeps the latest ones. Where those of a row
-    are more than half of what it keeps, each layer would compile them anew. There is no clock in the rule, so that a
+    oneDNN compiles a kernel for each shape of a product, three a piece, and keeps the `kernels_kept` latest ones. If a
+    row needs more than half of them, each layer would compile its kernels again. The rule reads no clock, so that a
     repeated step gives the same bits.
     """
     kernels = (3 if key.shape == value.shape else 6) * pieces.shapes
     flops = 2 * query.shape[3] * pieces.mean_pairs * query.shape[1] / key.shape[1]
     return (
         pieces.most_keys <= MOST_KEYS
-        and 2 * kernels <= _kernels_kept()
+        and 2 * kernels <= kernels_kept
         and flops / torch.get_num_threads() >= _FLOPS_A_THREAD
     )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, scale: float) -> Tensor:
     """Attention of a row: (1, heads, tokens, dimension) from keys and values of (1, key heads, tokens, dimension)."""
-    found: Tensor = _WrittenOut.apply(query, key, value, pieces.every, scale)  # type: ignore[no-untyped-call]
-    return _by_head(found)  # outside of the function: models may change in place what they are given, but not its views
+    found: Tensor = _Products.apply(query, key, value, pieces.every, scale)  # type: ignore[no-untyped-call]
+    return _by_head(
+        found
+    )  # outside of the function: a model may change its result in place, but not a view made within
 
 
-class _WrittenOut(torch.autograd.Function):
+class _Products(torch.autograd.Function):
     """See the module. Within, queries are (key heads, tokens, query heads of a key head, dimension)."""
 
     @staticmethod

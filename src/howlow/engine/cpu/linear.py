@@ -1,10 +1,10 @@
 """Products with frozen weights on a CPU in fp32, and adapters on them.
 
-A frozen layer needs two products, y = x W^T and in the backward pass dx = dy W; nothing else has to exist. Adapters on
-it (LoRA, h = W x + s B A x) add their part to the same y and dx in place, where PEFT's own code makes four further
-passes over them; layers that are given the same x share one product with all their A's. The products run through
-oneDNN, whose fp32 kernels reach 1.1 to 1.4 times the rate of the BLAS behind torch's `linear` on the machines that were
-measured (`docs/log.md`); weights stay where they are and are shared with every other process that maps them.
+A frozen layer needs two products, y = x W^T and in the backward pass dx = dy W. Adapters on it (LoRA,
+h = W x + s B A x) add their part to the same y and dx in place; PEFT's own code makes four further passes over them.
+Layers that are given the same x share one product with all their A's. The products run through oneDNN, whose fp32
+kernels are faster than the BLAS behind torch's `linear` (`docs/log.md` has the figures). Weights are not copied, so
+processes that map the same file share them.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,15 +20,15 @@ ADAPTER = "default"
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + bias through oneDNN; x: (tokens, in), W: (out, in)."""
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        weight = weight.contiguous()  # rows that lie apart would take a reference loop, a thousand times slower
+        weight = weight.contiguous()  # strided rows would take a reference loop, a thousand times slower
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return found
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """What a frozen layer gives."""
+    """The result of a frozen layer."""
     y: Tensor = _Frozen.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias)  # type: ignore[no-untyped-call]
-    # Outside of the function: models may change in place what they are given here, but not a view made within.
+    # Outside of the function: a model may change this result in place, but not a view made within.
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -46,10 +46,10 @@ class _Frozen(torch.autograd.Function):
 
 
 class Siblings:
-    """Layers with adapters that are given the very same x, as q, k and v of an attention are.
+    """Layers with adapters that are given the same x, as q, k and v of an attention are.
 
-    The first that is called computes all, and keeps what the others will be asked for. Layers that turn out to be given
-    different tensors run apart from then on.
+    The first layer that is called computes all results, and keeps those of the others until they are called. Layers
+    that turn out to be given different tensors run separately from then on.
     """
 
     def __init__(self, layers: Sequence[Any]) -> None:
@@ -73,7 +73,7 @@ class Siblings:
 
 
 class _Base(NamedTuple):
-    """What is frozen of a layer with an adapter."""
+    """The frozen part of a layer with an adapter."""
 
     weight: Tensor
     bias: Tensor | None

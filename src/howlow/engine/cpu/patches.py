@@ -1,8 +1,9 @@
 """Which parts of a frozen model run fused on a CPU in fp32: linear layers, adapters, gated MLPs, norms, rotations.
 
 A fused form gives what the module's own code gives, in another order of the same arithmetic, with fewer passes over
-activations and fewer of them kept for the backward pass. Where a module is anything but plain (dropout, a variant of
-LoRA, another dtype, a weight that trains) its own code runs.
+activations and fewer of them kept for the backward pass. A module that is not plain (dropout, a variant of LoRA,
+another dtype, a weight that trains) runs its own code. Names alone do not say what a module computes, so each module is
+compared with its fused form once, when the model enters its execution.
 """
 
 import sys
@@ -17,15 +18,15 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from howlow.engine.cpu import linear, pointwise
-from howlow.engine.model import REFUSALS
+from howlow.engine.model import REFUSALS, with_values
 
 _GIVEN_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of a module that are likely given the very same tensor; whether they are is seen when they run."""
+"""Layers of a module that are probably given the same tensor; whether they are shows when they run."""
 
 
 @contextmanager
 def fused(model: nn.Module) -> Iterator[None]:
-    """Within this context the model's frozen parts, with their adapters, run fused where they can."""
+    """Within this context the model's frozen parts, with their adapters, run fused where possible."""
     forwards: dict[nn.Module, Callable[..., Any]] = {}
     rotations: list[Any] = []
     if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
@@ -93,14 +94,14 @@ def _whole_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Any]]:
     found = {}
     for module in model.modules():
         whole = _gated_mlp(module) or _norm(module)
-        if whole is not None and _agrees(module, whole):
+        if whole is not None and _agrees(*with_values((module, whole))):
             found[module] = whole
     return found
 
 
 @torch.no_grad()
 def _agrees(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
-    """Whether a fused form gives what the module's own code gives: names alone do not say what a module computes."""
+    """Whether a fused form gives what the module's own code gives, on a large and on a small input."""
     width = next(module.parameters()).shape[-1]
     probe = torch.randn((3, width), generator=torch.Generator().manual_seed(0))
     try:
@@ -114,7 +115,7 @@ def _close(found: Tensor, expected: Tensor) -> bool:
 
 
 def _gated_mlp(module: Any) -> Callable[[Tensor], Tensor] | None:
-    """The fused form of down(silu(gate(x)) * up(x)), where a module looks like it and is linear."""
+    """The fused form of down(silu(gate(x)) * up(x)), for a module that has its parts."""
     layers: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     activation = getattr(module, "act_fn", None)
     if not isinstance(activation, nn.SiLU | SiLUActivation) or not all(map(_is_frozen, layers)):
@@ -140,13 +141,13 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor] | None:
 
 
 def _apply(function: Any, fixed: Sequence[Any], own: Callable[..., Any], x: Tensor, *further: Any, **named: Any) -> Any:
-    """The fused form; the module's own where it is asked for anything else."""
+    """The fused form; the module's own code where it is given anything else."""
     return own(x, *further, **named) if further or named else function.apply(x, *fixed)
 
 
 # -- rotary positions ---------------------------------------------------------------------------------------------
 
-_ROTATION = "apply_rotary_pos_emb"  # what the code of transformers' models calls the function
+_ROTATION = "apply_rotary_pos_emb"  # the function's name in the code of transformers' models
 
 
 def _rotations(model: nn.Module) -> list[Any]:
@@ -157,7 +158,7 @@ def _rotations(model: nn.Module) -> list[Any]:
 
 @torch.no_grad()
 def _rotates_alike(function: Callable[..., Any]) -> bool:
-    """Interleaved halves, more positions than one or other arguments show in the result, or raise."""
+    """Whether a function rotates as ours does; other conventions show in the result, or raise."""
     chance = torch.Generator().manual_seed(0)
     query, key = (torch.randn((1, heads, 3, 8), generator=chance) for heads in (2, 1))
     cos, sin = (torch.randn((1, 3, 8), generator=chance) for _ in range(2))
@@ -171,7 +172,7 @@ def _rotates_alike(function: Callable[..., Any]) -> bool:
 def _rotated(
     own: Callable[..., Any], query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *further: Any, **named: Any
 ) -> Any:
-    """Queries and keys, rotated; by the model's own function where it is asked for anything else."""
+    """Queries and keys, rotated; by the model's own function where it is given anything else."""
     plain = all(part.dtype == torch.float32 and part.device.type == "cpu" for part in (query, key, cos, sin))
     if not plain or further or named or any(part.shape[-1] != query.shape[-1] for part in (key, cos, sin)):
         return own(query, key, cos, sin, *further, **named)

@@ -1,6 +1,6 @@
-"""Attention among the tokens of a forest through torch's FlexAttention: one kernel that skips masked blocks, for CUDA.
+"""Attention among the tokens of a prefix tree on CUDA: torch's FlexAttention, one kernel that skips masked blocks.
 
-Not compiled, as on a CPU, FlexAttention computes every score; that is for tests.
+On a CPU FlexAttention runs uncompiled and computes every score; only tests use it there.
 """
 
 from functools import cache
@@ -10,19 +10,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from howlow.engine.attention import Limits, UnsupportedError
-from howlow.engine.prefix_tree import Forest
+from howlow.engine.attention_context import Limits, UnsupportedError
+from howlow.engine.prefix_tree import PrefixTree
 
 
-class FlexForest:
-    """A forest whose row attends in one call (`howlow.engine.attention.Company`)."""
+class FlexTreeAttention:
+    """A prefix tree whose whole row attends in one call."""
 
-    def __init__(self, forest: Forest) -> None:
-        self._forest = forest
+    def __init__(self, tree: PrefixTree) -> None:
+        self._tree = tree
         self._masks: dict[tuple[int | None, int | None], BlockMask] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
-        """See `Company`."""
+        """See `AttentionContext`."""
         if limits.dropout:
             raise UnsupportedError("dropout within FlexAttention")
         kind = (limits.window, limits.chunk)
@@ -41,7 +41,7 @@ class FlexForest:
         return found
 
     def _block_mask(self, window: int | None, chunk: int | None) -> BlockMask:
-        positions, visible_until = self._forest.positions, self._forest.visible_until
+        positions, visible_until = self._tree.positions, self._tree.visible_until
 
         def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             found = (key <= query) & (query < visible_until[key])

@@ -1,0 +1,183 @@
+"""How a model runs: decided once, held as one value, and the one context in which everything runs it.
+
+`decide` makes an `Execution` from plain arguments: the dtype in which the base is stored, the dtype in which it
+computes, whether the loss is scaled, which attention kernel runs, which parts run fused or compiled. A model enters it
+through `running`, once for a training, a phase of inference, a probe or a check. Whatever has to be learned from the
+model's weights (`howlow.engine.last_layer`, `howlow.engine.cpu.patches`) is learned there, so that no step reads the
+device. Within it `Running.batch` is the context of one batch.
+
+    precision       base stored in   computes in        loss scaling   fused on a CPU
+    fp32            fp32             fp32               no             yes, unless compiled
+    bf16            bf16 *           autocast to bf16   no             no
+    fp16-autocast   fp32             autocast to fp16   yes            no
+
+    * in fp32 where the base itself trains
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from howlow.engine.attention import AttentionKernel, tree_attention
+from howlow.engine.attention_context import AttentionContext, attending, configs_of
+from howlow.engine.cpu.attention import FEWEST_KEPT
+from howlow.engine.cpu.patches import fused
+from howlow.engine.last_layer import modules_by_token, only_rows
+from howlow.engine.layouts import Batch
+from howlow.engine.loss import Head
+from howlow.engine.model import compiled_layers
+from howlow.engine.rotary import as_in_a_full_row
+
+Precision = Literal["fp32", "bf16", "fp16-autocast"]
+_COMPUTED_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16-autocast": torch.float16}
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a model runs on one device.
+
+    storage: the dtype of the base's weights; an adapter's are always fp32.
+    compute: the dtype of products; where it is not fp32, forward passes run under autocast to it.
+    attention: the kernel for examples that share a row; examples in rows of their own use the model's own attention.
+    kernels_kept: how many compiled kernels oneDNN keeps in this process.
+    head: where the vocabulary head is computed: for the hidden states that predict a target, or for all.
+    fused: whether frozen parts run fused (`howlow.engine.cpu.patches`).
+    compiled: whether the decoder's layers run compiled by torch.
+    full_row: the sequence length whose rotary frequencies hold in every layout; None leaves them to the batch's length.
+    """
+
+    device: torch.device
+    precision: Precision
+    storage: torch.dtype
+    compute: torch.dtype
+    scales_loss: bool
+    attention: AttentionKernel
+    kernels_kept: int
+    head: Head
+    fused: bool
+    compiled: bool
+    full_row: int | None
+
+    def for_evaluation(self) -> "Execution":
+        """The same without compiled layers: inference compiles nothing, and so runs fused wherever fp32 allows it."""
+        return replace(self, compiled=False, fused=_can_fuse(self.device, self.precision))
+
+    def for_generation(self) -> "Execution":
+        """As evaluation, with rotary frequencies that follow the tokens so far, as in transformers' `generate`."""
+        return replace(self.for_evaluation(), full_row=None)
+
+    def facts(self) -> dict[str, str | int | bool]:
+        """What was decided, in plain values, for the record."""
+        return {
+            "device": str(self.device),
+            "precision": self.precision,
+            "storage": _name(self.storage),
+            "compute": _name(self.compute),
+            "loss_scaling": self.scales_loss,
+            "attention": self.attention,
+            "kernels_kept": self.kernels_kept,
+            "head": self.head,
+            "fused": self.fused,
+            "compiled": self.compiled,
+            "graphed": False,
+            "quantization": "none",
+        }
+
+
+def decide(
+    *,
+    device: torch.device,
+    precision: Precision,
+    attention: Literal["own", "sdpa", "flex"] = "sdpa",
+    kernels_kept: int = 0,
+    head: Head = "targets",
+    compiles: bool = False,
+    trains_base: bool = False,
+    full_row: int | None = None,
+) -> Execution:
+    """Decide how a model runs.
+
+    attention: the kernel that the check of the model found (`howlow.engine.layout_check`), or the model's `own`.
+    kernels_kept: see `Execution`; attention runs as products only where many are kept.
+    compiles: whether training compiles the decoder's layers.
+    trains_base: whether the base's own weights train.
+    """
+    can_fuse = _can_fuse(device, precision)
+    takes_products = attention == "sdpa" and can_fuse and kernels_kept >= FEWEST_KEPT
+    return Execution(
+        device=device,
+        precision=precision,
+        storage=torch.bfloat16 if precision == "bf16" and not trains_base else torch.float32,
+        compute=_COMPUTED_IN[precision],
+        scales_loss=precision == "fp16-autocast",
+        attention="products" if takes_products else attention,
+        kernels_kept=kernels_kept,
+        head=head,
+        fused=can_fuse and not compiles,  # torch's compiler fuses by itself, and cannot look into our functions
+        compiled=compiles,
+        full_row=full_row,
+    )
+
+
+def _can_fuse(device: torch.device, precision: Precision) -> bool:
+    """Whether oneDNN's products in fp32 are what this execution computes with."""
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return device.type == "cpu" and precision == "fp32" and has_onednn
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+class Running:
+    """A model within its execution; made by `running` and valid within that context."""
+
+    def __init__(self, model: Any, execution: Execution) -> None:
+        self.model = model
+        self.execution = execution
+        self._configs = configs_of(model)
+        self._by_token = modules_by_token(model) if execution.attention != "own" else []
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        execution = self.execution
+        if execution.compute == torch.float32:
+            return nullcontext()
+        return torch.autocast(execution.device.type, dtype=execution.compute)
+
+    def batch(self, batch: Batch) -> AbstractContextManager[None]:
+        """The context of a batch that is on the device, forward and backward: who sees whom, and what is computed.
+
+        Examples in rows of their own run the model's own attention and every hidden state, as the paper does.
+        """
+        if batch.tree is None:
+            return nullcontext()
+        used = batch.predictors if self.execution.head == "targets" else None
+        context = tree_attention(batch.tree, self.execution.attention, self.execution.kernels_kept)
+        return self.row(context, used)
+
+    @contextmanager
+    def row(self, context: AttentionContext, used: Tensor | None = None) -> Iterator[None]:
+        """The context of a row whose tokens attend as `context` says.
+
+        used: (count,) int64, the tokens whose hidden states are used; None for all.
+        """
+        chosen = nullcontext() if used is None else only_rows(self._by_token, used)
+        with chosen, attending(self._configs, context):
+            yield
+
+
+@contextmanager
+def running(model: Any, execution: Execution) -> Iterator[Running]:
+    """Within this context the model, which is on the execution's device, runs as it says."""
+    with ExitStack() as stack:
+        stack.enter_context(compiled_layers(model, execution.compiled))
+        if execution.fused:
+            stack.enter_context(fused(model))
+        if execution.full_row is not None:
+            stack.enter_context(as_in_a_full_row(model, execution.full_row))
+        yield Running(model, execution)

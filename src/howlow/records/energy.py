@@ -1,0 +1,36 @@
+"""The energy of a phase: one window for each of its parts and each source that was read.
+
+`PhaseRecord.windows` holds them. A part without energy has no window; the record's warnings say why.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from howlow.records.warnings import Frozen
+
+EnergyPart = Literal["measured", "pauses", "prefill", "decode", "phase"]
+
+
+class EnergyWindow(Frozen):
+    """The energy of one part of a phase, as one device or the trial's whole energy source gave it."""
+
+    part: EnergyPart = Field(
+        description="measured: the measured steps; pauses: between measured steps, as for a checkpoint; prefill: of "
+        "the steps that generate, until every prompt was read; decode: the rest of these steps; "
+        "phase: the whole phase, burn-in and pauses included"
+    )
+    device: str | None = Field(
+        None,
+        description="None: the trial's energy source, summed over its devices; cpu: the CPU of a trial on an "
+        "accelerator, never added to the former; else one of several devices of a source",
+    )
+    energy_j: float
+    error_j: float | None = Field(
+        None, description="how far energy_j can lie from what the sensor saw; None: nothing bounds it"
+    )
+    duration_s: float | None = Field(None, description="the time that energy_j covers; schema 1 did not always keep it")
+    samples: int | None = Field(
+        None, description="the samples that energy_j covers; not counted for the pauses and the whole phase"
+    )
+    readings: int | None = Field(None, description="the readings that energy_j rests on")
