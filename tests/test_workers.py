@@ -184,9 +184,8 @@ def test_a_second_signal_kills_the_children_of_all_workers(table: dict[str, Any]
     sweep = start("sweep", slow, "--workers", "2", "--out", tmp_path / "out")
     wait_until(lambda: len(writing(sweep, tmp_path / "out")) == 2)
     children = psutil.Process(sweep.pid).children(recursive=True)
-    for child in children:
-        if child.children() == []:
-            child.suspend()  # it cannot save a checkpoint
+    for child in writing(sweep, tmp_path / "out").values():
+        child.suspend()  # it cannot save a checkpoint
     os.kill(sweep.pid, signal.SIGTERM)
     time.sleep(1)
     assert sweep.poll() is None
