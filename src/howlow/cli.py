@@ -8,9 +8,9 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 import howlow
 from howlow.errors import UserError
 
+T = TypeVar("T")
 app = typer.Typer(
     name="howlow",
     help="How low can the LoRA rank go for this model, this data and this hardware? Measured, not guessed.",
@@ -70,6 +71,7 @@ def sweep_command(
     baselines: Annotated[str | None, typer.Option("--baselines", help="base,full or none [baselines]")] = None,
     batch_size: Annotated[str | None, typer.Option("--batch-size", help="training.batch_size")] = None,
     layout: Annotated[str | None, typer.Option("--layout", help="training.layout")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="run.workers")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as TOML")] = None,
     retry: Annotated[
         str | None, typer.Option("--retry", help="run trials again that ended as failed,out_of_memory,diverged")
@@ -77,10 +79,8 @@ def sweep_command(
     accept_different: AcceptDifferent = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and run nothing")] = False,
 ) -> None:
-    """Run a sweep, or go on with it: one fine-tuning per rank, measured and scored; ends with the report."""
+    """Run or resume a sweep: one fine-tuning per rank, measured and scored; ends with the report."""
     from howlow import settings as asked
-    from howlow.outcomes import DiskFullError
-    from howlow.progress import Progress
 
     flags: dict[str, Any] = {}
     for key, value in {"model": model, "task.name": task, "task.train": train, "task.test": test}.items():
@@ -92,6 +92,8 @@ def sweep_command(
         flags = asked.merge(
             flags, _nested("training.batch_size", int(batch_size) if _is_int(batch_size) else batch_size)
         )
+    if workers is not None:
+        flags = asked.merge(flags, _nested("run.workers", workers))
     if baselines is not None:
         names = [name.strip() for name in baselines.split(",") if name.strip() not in ("", "none")]
         flags = asked.merge(flags, {"baselines": names})
@@ -111,20 +113,48 @@ def sweep_command(
 
     from howlow.sweeping.sweep import sweep
 
+    result = _watched(lambda tell: sweep(settings, out, retry=statuses, accept_different=accepted, on_event=tell), out)
+    _print_report([Path(out)], accepted)
+    _say_failed(result.failed)
+
+
+@app.command("worker")
+def worker_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a started sweep")],
+    trial: Annotated[str | None, typer.Option("--trial", metavar="NAME", help="only this trial")] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="D", help="as run.device, for this worker")] = None,
+) -> None:
+    """Take and run trials of a started sweep, on any machine that sees DIR, until none is left to take."""
+    from howlow.worker.joining import work
+
+    done = _watched(lambda tell: work(folder, trial=trial, device=device, on_event=tell), folder)
+    _say(f"howlow: this worker ran {len(done.records)} trials; {done.left} are run by others")
+    _say_failed([record for record in done.records if record.status != "done"])
+
+
+def _watched(run: Callable[[Any], T], out: Path | str) -> T:
+    """Show the progress of a sweep or a worker; ends the program where the disk is full or a signal stopped it."""
+    from howlow.outcomes import DiskFullError
+    from howlow.progress import Progress
+
     progress = Progress()
     try:
         with progress:
-            result = sweep(settings, out, retry=statuses, accept_different=accepted, on_event=progress.on_event)
+            return run(progress.on_event)
     except DiskFullError as error:
-        _say(f"howlow: the disk is full: {error}; make room, then the same command goes on")
+        _say(f"howlow: the disk is full: {error}; make room, then the same command resumes")
         raise typer.Exit(1) from None
     except KeyboardInterrupt as interrupt:
-        _say(f"howlow: stopped; what is measured is kept in {out}, the same command goes on")
+        _say(f"howlow: stopped; what is measured is kept in {out}, the same command resumes")
         raise typer.Exit(143 if isinstance(interrupt, _TerminatedError) else 130) from None
-    _print_report([Path(out)], accepted)
-    for record in result.failed:
+
+
+def _say_failed(records: Iterable[Any]) -> None:
+    """Name the trials that failed, and end with exit code 1 where there are any."""
+    failed = list(records)
+    for record in failed:
         _say(f"howlow: {record.trial} ended as {record.status}: {record.error}")
-    if result.failed:
+    if failed:
         raise typer.Exit(1)
 
 
@@ -164,15 +194,15 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_diff
         if status != "done":
             print(f"not run again: {name} ended as {status}; --retry {status} does")
     for preparation in plan.preparations:
-        data = preparation.report["data"]
+        report, data = preparation.report, preparation.report.data
         for side in ("train", "test"):
-            examples, groups, tokens = (data[f"{side}_{what}"] for what in ("examples", "groups", "tokens"))
+            examples, groups, tokens = (getattr(data, f"{side}_{what}") for what in ("examples", "groups", "tokens"))
             print(f"{side}: {examples} examples in {groups} groups, {tokens} tokens")
-        print(f"longest training example: {data['longest_tokens']} tokens")
-        print(f"left out for overlap with the test data: {data['overlap_left_out']} training examples")
-        print(f"dropped as too long: {data['dropped']} training examples; cut: {data['cut']} examples")
-        print(f"model: {preparation.report['architecture']}, {preparation.report['total_parameters']} parameters")
-        for warning in preparation.warnings:
+        print(f"longest training example: {data.longest_tokens} tokens")
+        print(f"left out for overlap with the test data: {data.overlap_left_out} training examples")
+        print(f"dropped as too long: {data.dropped} training examples; cut: {data.cut} examples")
+        print(f"model: {report.architecture}, {report.total_parameters} parameters")
+        for warning in report.warnings:
             print(f"{warning.kind}: {warning.detail}; {warning.remedy}")
 
 

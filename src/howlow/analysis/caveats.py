@@ -48,6 +48,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.STEADINESS_UNKNOWN: _COSTS,
     WarningKind.OTHER_PROCESS_ON_DEVICE: (*_COSTS, "memory", "utilization"),
     WarningKind.OTHER_WORK_ON_MACHINE: _COSTS,
+    WarningKind.RAN_BESIDE_OTHER_TRIALS: _COSTS,
     WarningKind.SWAPPING: (*_COSTS, "memory"),
     WarningKind.DEVICE_PARTITIONED: ("energy",),
     WarningKind.DEVICE_VIRTUAL: _COSTS,

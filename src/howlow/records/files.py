@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, UnionType
@@ -19,7 +20,7 @@ T = TypeVar("T", bound=BaseModel)
 
 def write_atomically(path: Path, text: str) -> None:
     """Write under a temporary name, flush to the disk and rename: the file is whole or it is not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

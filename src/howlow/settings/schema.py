@@ -286,6 +286,11 @@ class RunSettings(Section):
     executor: Literal["local"] = Field(
         "local", description="local: each trial in a process of this machine", json_schema_extra=affects()
     )
+    workers: Positive | None = Field(
+        None,
+        description="trials that run at one time on this machine; absent: one a device",
+        json_schema_extra=affects("cost"),
+    )
     order_seed: Seed = Field(
         0, description="shuffles the trials, so that heat does not follow the rank", json_schema_extra=affects()
     )
