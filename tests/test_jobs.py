@@ -106,7 +106,7 @@ def test_events_of_a_sweep_survive_json(settings: Settings) -> None:
     record = Record(trial="t", kind="lora", status="failed", settings=expand(settings)[-1].settings, **given)
     events: list[Any] = [
         jobs.Preparing(),
-        jobs.Prepared(total=2, done=1),
+        jobs.SweepPrepared(total=2, done=1),
         jobs.TrialStarted(trial="t"),
         jobs.TrialWaits(trial="t", reason="cooling"),
         TrialProbed(trial="t", setting="inference.batch_size", probe=PROBES[0]),

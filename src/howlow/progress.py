@@ -14,9 +14,9 @@ from rich.text import Text
 
 from howlow.analysis.comparison import metrics_of
 from howlow.jobs import (
-    Prepared,
     Preparing,
     SweepEvent,
+    SweepPrepared,
     TrialElsewhere,
     TrialEnded,
     TrialProbed,
@@ -63,7 +63,7 @@ class Progress:
         match event:
             case Preparing():
                 self._say("preparing: data, tokens, model")
-            case Prepared():
+            case SweepPrepared():
                 self._total, self._begun, self._ended = event.total, event.done, event.done
                 self._say(f"{event.total} trials, {event.done} of them ended before")
             case TrialStarted():

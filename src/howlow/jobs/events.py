@@ -73,7 +73,7 @@ class Preparing(Frozen):
     event: Literal["preparing"] = "preparing"
 
 
-class Prepared(Frozen):
+class SweepPrepared(Frozen):
     """The trials are known; `done` of the `total` have a record."""
 
     event: Literal["prepared"] = "prepared"
@@ -130,7 +130,7 @@ class TrialEnded(Frozen):
 
 
 SweepEvent = Annotated[
-    Preparing | Prepared | TrialStarted | TrialWaits | TrialProbed | TrialProgress | TrialElsewhere | TrialEnded,
+    Preparing | SweepPrepared | TrialStarted | TrialWaits | TrialProbed | TrialProgress | TrialElsewhere | TrialEnded,
     Field(discriminator="event"),
 ]
 Tell = Callable[[SweepEvent], None]

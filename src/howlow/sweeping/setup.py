@@ -30,7 +30,7 @@ class Preparation:
     report: PreparationReport
 
 
-def prepare(
+def prepare_all(
     runner: JobRunner, plans: Sequence[TrialPlan], folder: Path, *, cores_shared_by: int = 1
 ) -> dict[str, Preparation]:
     """Prepare once for each combination of model, task and lengths among the trials."""

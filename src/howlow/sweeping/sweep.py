@@ -19,13 +19,14 @@ from howlow.claims import Claims
 from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
-from howlow.jobs import Prepared, Preparing, SweepEvent, Tell, TrialElsewhere, TrialEnded, TrialJob
+from howlow.jobs import Preparing, SweepEvent, SweepPrepared, Tell, TrialElsewhere, TrialEnded, TrialJob
 from howlow.records import (
     HeapMode,
     LayoutChoice,
     Provenance,
     Record,
     Status,
+    has_record,
     read_record,
     read_records,
     write_atomically,
@@ -43,13 +44,13 @@ from howlow.sweeping.setup import (
     Preparation,
     check_space,
     choose_layouts,
-    prepare,
+    prepare_all,
     refuse_changed_data,
     unwritable,
 )
 from howlow.worker.board import owner_name, remove_board, write_board, write_owner
 from howlow.worker.measuring import Worker
-from howlow.worker.taking import has_record, take_trials
+from howlow.worker.taking import take_trials
 
 RETRYABLE: tuple[Status, ...] = ("failed", "out_of_memory", "diverged")
 
@@ -119,7 +120,7 @@ def sweep(
         refuse_other_settings(folder, left, merged, accept_different)
         tell(Preparing())
         runner, shared_by = ForkServer(), settings.run.workers or 1
-        prepared = prepare(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
+        prepared = prepare_all(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
         refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
         check_space(folder, prepared.values(), plans)
         pending = [plan for plan in plans if plan.name not in existing]
@@ -129,7 +130,7 @@ def sweep(
             set_aside(folder / "trials" / name)
         jobs = _jobs(pending, prepared, layouts, heap, shared_by)
         write_board(folder, jobs)
-        tell(Prepared(total=len(plans), done=len(plans) - len(pending)))
+        tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending)))
         if jobs:
             _run(runner, folder, jobs, _devices(settings, prepared), tell)
         existing |= {job.name: _ended(folder, job.name) for job in jobs}
@@ -158,7 +159,7 @@ def dry_run(
         left = left_behind(folder, existing)
         refuse_other_settings(folder, left, merged, accept_different)
     with tempfile.TemporaryDirectory(prefix="howlow-") as scratch:
-        prepared = prepare(ForkServer(), plans, Path(scratch), cores_shared_by=settings.run.workers or 1)
+        prepared = prepare_all(ForkServer(), plans, Path(scratch), cores_shared_by=settings.run.workers or 1)
     refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
     ended = {plan.name: existing[plan.name].status for plan in plans if plan.name in existing}
     return DryRun(tuple(plans), ended, tuple(prepared.values()))

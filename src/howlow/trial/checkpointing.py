@@ -138,7 +138,7 @@ def _save(
 def resume(state: TrialState) -> Saved | None:
     """The last checkpoint, with the trial's files cut back to it; without one the trial starts afresh."""
     clear_temporaries(state.folder)
-    loaded = checkpoint.load(state.folder / "checkpoint")
+    loaded = checkpoint.read(state.folder / "checkpoint")
     if loaded is not None and not _has_same_batches(state, loaded[1]["identity"]):
         checkpoint.remove(state.folder / "checkpoint")
         loaded = None

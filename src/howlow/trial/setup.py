@@ -19,7 +19,7 @@ from howlow.meters.sources import Meters, open_meters
 from howlow.records import Idle, MeterRecord, WarningKind
 from howlow.tasks import task_named
 from howlow.trial.checkpointing import Saved, resume
-from howlow.trial.loading import execution_of, resolve
+from howlow.trial.loading import execution_of, with_execution
 from howlow.trial.metering import asked_of, energy_source
 from howlow.trial.preparation import Prepared, read_prepared
 from howlow.trial.state import TrialState
@@ -43,7 +43,7 @@ def set_up(state: TrialState) -> Setup:
     heap = bound_heap() if state.is_bounded else keep_heap()
     execution = execution_of(state, device, heap.kernels_kept)
     own = execution.for_evaluation() if state.kind == "base" else execution  # a baseline does not train
-    found.resolved = resolve(found.resolved, own)
+    found.resolved = with_execution(found.resolved, own)
     limit_memory(settings.run.memory_limit_bytes, device)
     state.refuse_if_lost()  # resuming cuts files back
     saved = resume(state)

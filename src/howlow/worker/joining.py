@@ -12,14 +12,14 @@ from howlow.claims import Claims
 from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
-from howlow.jobs import EnvironmentJob, JobRunner, Prepared, Tell, TrialJob, value_of
+from howlow.jobs import EnvironmentJob, JobRunner, SweepPrepared, Tell, TrialJob, value_of
 from howlow.outcomes import StoppedError
-from howlow.records import Environment, Record, read_record
+from howlow.records import Environment, Record, has_record, read_record
 from howlow.records.comparability import refuse_other_machine
 from howlow.records.own_sources import code_sha256
 from howlow.worker.board import Board, may_be_preparing, read_board
 from howlow.worker.measuring import Worker
-from howlow.worker.taking import has_record, take_trials
+from howlow.worker.taking import take_trials
 
 _PREPARING_AT_MOST_S = 600.0
 _LOOK_EVERY_S = 0.5
@@ -49,7 +49,7 @@ def work(
     jobs = _chosen(run_directory, board, trial)
     _refuse_other_code(run_directory, board)
     left = [job for job in jobs if not has_record(run_directory, job.name)]
-    tell(Prepared(total=len(jobs), done=len(jobs) - len(left)))
+    tell(SweepPrepared(total=len(jobs), done=len(jobs) - len(left)))
     if not left:
         return WorkerResult((), 0)
     here = _environment(runner, run_directory, left[0], device)

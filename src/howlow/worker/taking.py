@@ -10,14 +10,10 @@ from pathlib import Path
 from howlow.claims import Claim, Claims
 from howlow.jobs import TrialJob
 from howlow.outcomes import ClaimLostError, DiskFullError, StoppedError, is_disk_full
+from howlow.records import has_record
 from howlow.worker.measuring import Worker
 
 _LOOK_EVERY_S = 0.5
-
-
-def has_record(run_directory: Path, trial: str) -> bool:
-    """Whether a trial has ended."""
-    return (run_directory / "trials" / trial / "record.json").exists()
 
 
 def take_trials(worker: Worker, jobs: Callable[[], Sequence[TrialJob]], *, waits: bool) -> None:
