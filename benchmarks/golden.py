@@ -101,10 +101,12 @@ def cases() -> list[Case]:
 # -- running --------------------------------------------------------------------------------------------------------
 
 
-def start(tree: Path, folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+def start(tree: Path, folder: Path, *arguments: str, threads: int | None = 1) -> "subprocess.Popen[bytes]":
     """Start Python with the code of `tree`, in a folder; its output is appended to log.txt there."""
     # With two threads the same code was seen to round otherwise in one trial of twenty, from its first step on.
-    environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
+    paths = [str(tree / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log, env=environment, cwd=folder)
 
