@@ -35,6 +35,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -251,15 +253,23 @@ def check(case: Case, tree: Path, old: Path, new: Path) -> dict[str, Any]:
     return {"compared": counts, "seconds": seconds, "differences": [asdict(difference) for difference in found]}
 
 
-def golden(commit: str, chosen: list[Case], folder: Path, scratch: Path) -> dict[str, Any]:
-    """Check every case against a commit, whose code is in a git worktree meanwhile."""
-    tree, old, new = scratch / "tree", folder / commit, folder / "working-tree"
+@contextmanager
+def worktree(commit: str, scratch: Path) -> Iterator[Path]:
+    """The code of a commit, in a git worktree that is removed afterwards."""
+    tree = scratch / "tree"
     git("worktree", "add", "--detach", "--quiet", str(tree), commit)
     try:
         check_code(tree, scratch)
-        return {case.name: check(case, tree, old / case.name, new / case.name) for case in chosen}
+        yield tree
     finally:
         git("worktree", "remove", "--force", str(tree))
+
+
+def golden(commit: str, chosen: list[Case], folder: Path, scratch: Path) -> dict[str, Any]:
+    """Check every case against a commit."""
+    old, new = folder / commit, folder / "working-tree"
+    with worktree(commit, scratch) as tree:
+        return {case.name: check(case, tree, old / case.name, new / case.name) for case in chosen}
 
 
 def parsed() -> argparse.Namespace:
