@@ -35,6 +35,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,10 +103,12 @@ def cases() -> list[Case]:
 # -- running --------------------------------------------------------------------------------------------------------
 
 
-def start(tree: Path, folder: Path, *arguments: str) -> "subprocess.Popen[bytes]":
+def start(tree: Path, folder: Path, *arguments: str, threads: int | None = 1) -> "subprocess.Popen[bytes]":
     """Start Python with the code of `tree`, in a folder; its output is appended to log.txt there."""
     # With two threads the same code was seen to round otherwise in one trial of twenty, from its first step on.
-    environment = os.environ | {"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
+    paths = [str(tree / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment |= {"OMP_NUM_THREADS": str(threads)} if threads else {}
     with (folder / "log.txt").open("ab") as log:
         return subprocess.Popen([sys.executable, *arguments], stdout=log, stderr=log, env=environment, cwd=folder)
 
@@ -249,15 +253,23 @@ def check(case: Case, tree: Path, old: Path, new: Path) -> dict[str, Any]:
     return {"compared": counts, "seconds": seconds, "differences": [asdict(difference) for difference in found]}
 
 
-def golden(commit: str, chosen: list[Case], folder: Path, scratch: Path) -> dict[str, Any]:
-    """Check every case against a commit, whose code is in a git worktree meanwhile."""
-    tree, old, new = scratch / "tree", folder / commit, folder / "working-tree"
+@contextmanager
+def worktree(commit: str, scratch: Path) -> Iterator[Path]:
+    """The code of a commit, in a git worktree that is removed afterwards."""
+    tree = scratch / "tree"
     git("worktree", "add", "--detach", "--quiet", str(tree), commit)
     try:
         check_code(tree, scratch)
-        return {case.name: check(case, tree, old / case.name, new / case.name) for case in chosen}
+        yield tree
     finally:
         git("worktree", "remove", "--force", str(tree))
+
+
+def golden(commit: str, chosen: list[Case], folder: Path, scratch: Path) -> dict[str, Any]:
+    """Check every case against a commit."""
+    old, new = folder / commit, folder / "working-tree"
+    with worktree(commit, scratch) as tree:
+        return {case.name: check(case, tree, old / case.name, new / case.name) for case in chosen}
 
 
 def parsed() -> argparse.Namespace:

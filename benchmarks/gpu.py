@@ -199,7 +199,7 @@ def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
     """Time optimizer steps of 40 questions in each layout, on one model object that stays on the device."""
     import torch
 
-    from howlow import settings
+    from howlow import load_settings
     from howlow.engine import layouts as laying
     from howlow.engine import model as models
     from howlow.engine import order
@@ -212,7 +212,7 @@ def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
     steps = 1 if is_dry else 3
     task = {"name": "question_answering", "train": train, "test": test}
     task |= {"train_examples": STEP_SIZE * steps, "test_examples": 8}
-    asked = settings.resolve({"model": name, "random_weights": True, "task": task})
+    asked = load_settings(None, [{"model": name, "random_weights": True, "task": task}])
     reference = locate(name, True)
     examples = preparation.tokenized(asked, reference).train
     plan = order.steps([example.group for example in examples], "groups", 0, 1, STEP_SIZE)

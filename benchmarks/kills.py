@@ -1,14 +1,19 @@
-"""Kill sweeps of tiny trials at random: each must end complete, with equal losses and no record lost or doubled.
+"""Random kills over sweeps of tiny trials: every sweep ends complete, with the same losses, and runs no trial twice.
 
-    python benchmarks/kills.py [--kills 200] [--seed 0] [--work DIR]
+    python benchmarks/kills.py [--kills 200] [--workers 1] [--seed 0] [--work DIR]
 
-The script starts `howlow sweep` and kills it after a random time: the parent alone, the whole group, the trial alone
-(SIGKILL), or the parent as a cluster does it (SIGTERM). It repeats the same command up to eight times, then lets it
-end. Steps with their losses, predictions, scores and adapters must equal those of a sweep that was never killed. A
-trial that was killed alone has a record that says so, and `--retry failed` runs it again.
+A sweep is started with `howlow sweep`, and after a random time killed: the parent alone, the whole group, the trial
+alone (SIGKILL), or the parent as a cluster does it (SIGTERM). The same command is given again, up to eight times, then
+left to its end. With several workers a `howlow worker` joins the sweep, and is killed at random as well. Steps with
+their losses, predictions, scores and adapters must equal those of a sweep that was never killed. A trial that was
+killed alone has a record that says so and is run again by `--retry failed`.
 
-With `--work` the count is kept in that folder, so that this script can be killed, too, and resumes. The last line is
-one JSON document.
+Throughout a sweep a watcher looks at the processes and the records: no trial may be written by two processes at once
+(`double`), and none may be started that has a record (`again`). A trial's process starts again only where its holder
+was killed.
+
+With `--work` the count is kept in that folder, so the script can itself be killed, and resumes. The last line is one
+JSON document.
 """
 
 import argparse
@@ -21,7 +26,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +37,7 @@ import psutil
 from howlow.records import read_lines, read_record
 
 HOWLOW = Path(sys.executable).parent / "howlow"
-WAYS = ("parent", "group", "trial", "terminate")
+WAYS = ("parent", "group", "trial", "terminate", "worker")
 MOST_KILLS_A_SWEEP = 8
 
 
@@ -38,7 +45,7 @@ MOST_KILLS_A_SWEEP = 8
 
 
 def make_inputs(folder: Path) -> Path:
-    """Write a random LLaMA of two layers, a byte tokenizer, made-up questions, and the settings of a sweep."""
+    """A random LLaMA of two layers, a byte tokenizer, made-up questions, and the settings of a sweep over them."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -91,18 +98,103 @@ def questions(name: str, paragraphs: int) -> dict[str, Any]:
 # -- running, killing, comparing ------------------------------------------------------------------------------------
 
 
-def start(settings: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
-    command = [str(HOWLOW), "sweep", str(settings), "--out", str(out), "--retry", "failed"]
-    with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+@dataclass(frozen=True)
+class Case:
+    """A sweep to be killed: its settings, its folder, the log of all commands, and how many workers it has."""
+
+    settings: Path
+    out: Path
+    log: Path
+    workers: int
+
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start the sweep, or resume it."""
+        retry = ["--retry", "failed", "--workers", str(self.workers)]
+        return self._command("sweep", str(self.settings), "--out", str(self.out), *retry)
+
+    def join(self) -> subprocess.Popen[bytes]:
+        """Start a worker that joins it."""
+        return self._command("worker", str(self.out))
+
+    def _command(self, *arguments: str) -> subprocess.Popen[bytes]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # a trial has one thread, however many workers there are
+        with self.log.open("ab") as file:
+            return subprocess.Popen(
+                [str(HOWLOW), *arguments], stdout=file, stderr=file, start_new_session=True, env=environment
+            )
+
+
+class Watcher:
+    """Looks for trials that two processes write, and for trials that start although they have a record."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.double, self.again = out, list[str](), list[str]()
+        self._started: dict[int, tuple[str, bool]] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Watcher":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.05):
+            self._look()
+
+    def _look(self) -> None:
+        writers: dict[str, list[int]] = {}
+        for process in psutil.process_iter():
+            trial = trial_of(process.pid, self.out)
+            if trial is None:
+                continue
+            if process.pid not in self._started:
+                record = record_of(self.out / "trials" / trial)
+                # A failed trial is run again by --retry; a process seen for the first time may have just written.
+                is_over = record is not None and record[0] == "done" and record[1] < process.create_time() - 1.0
+                self.again += [trial] * is_over
+                self._started[process.pid] = (trial, is_over)
+            if holds_lock(process.pid, self.out / "trials" / trial):
+                writers.setdefault(trial, []).append(process.pid)
+        self.double += [trial for trial, pids in writers.items() if len(pids) > 1]
+
+
+def trial_of(pid: int, out: Path) -> str | None:
+    """The trial into whose log a process writes."""
+    try:
+        log = Path(f"/proc/{pid}/fd/1").readlink()
+    except OSError:
+        return None
+    return log.parent.name if log.name == "log.txt" and log.parent.parent == out / "trials" else None
+
+
+def holds_lock(pid: int, trial: Path) -> bool:
+    """Whether a process has a file of steps open: it has the trial's lock, and works."""
+    try:
+        return any(path.readlink() == trial / "steps.jsonl" for path in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
+def record_of(trial: Path) -> tuple[str, float] | None:
+    """A record's status and when it was written."""
+    try:
+        path = trial / "record.json"
+        return json.loads(path.read_text())["status"], path.stat().st_mtime
+    except (OSError, ValueError):
+        return None
 
 
 def kill(process: subprocess.Popen[bytes], way: str, out: Path) -> bool:
-    """Kill in one of the ways; return whether there was something to kill."""
+    """Kill in one of the ways; whether there was something to kill."""
     if process.poll() is not None:
         return False
     if way == "trial":
-        trials = [child for child in psutil.Process(process.pid).children(recursive=True) if writes_into(child, out)]
+        children = psutil.Process(process.pid).children(recursive=True)
+        trials = [child for child in children if trial_of(child.pid, out) is not None]
         for child in trials:
             child.kill()
         return bool(trials)
@@ -115,23 +207,16 @@ def kill(process: subprocess.Popen[bytes], way: str, out: Path) -> bool:
 
 
 def wait_for_trial(process: subprocess.Popen[bytes], out: Path) -> None:
-    """Wait until a trial runs or the sweep has ended; trials take only a small part of a sweep's time."""
+    """Wait until a trial runs, or the command has ended: a trial takes a small part of a sweep's time."""
     while process.poll() is None:
-        if any(writes_into(child, out) for child in psutil.Process(process.pid).children(recursive=True)):
+        children = psutil.Process(process.pid).children(recursive=True)
+        if any(trial_of(child.pid, out) is not None for child in children):
             return
         time.sleep(0.02)
 
 
-def writes_into(process: psutil.Process, out: Path) -> bool:
-    """Tell whether the process is a trial, whose output goes to the trial's log."""
-    try:
-        return str(out / "trials") in str(Path(f"/proc/{process.pid}/fd/1").readlink())
-    except OSError:
-        return False
-
-
 def contents(out: Path) -> dict[str, Any]:
-    """Collect by trial all that must not depend on kills; a missing record or an extra line is visible in it."""
+    """Everything that must not depend on kills, by trial; a trial without a record, or with lines too many, shows."""
     found = {}
     for folder in sorted(path for path in (out / "trials").iterdir() if path.is_dir()):
         record = read_record(folder)
@@ -150,63 +235,81 @@ def contents(out: Path) -> dict[str, Any]:
     return found
 
 
-def one_sweep(settings: Path, out: Path, log: Path, chance: random.Random, whole_s: float, most: int) -> dict[str, int]:
-    """Start and kill a sweep several times, with at most `most` kills, then let it end; return the kills by way."""
+def one_kill(case: Case, process: subprocess.Popen[bytes], way: str, chance: random.Random, whole_s: float) -> bool:
+    """Kill a running sweep, its trials or a worker that joins it; whether it was still there."""
+    victim = case.join() if way == "worker" else process
+    if way in ("trial", "worker"):
+        wait_for_trial(victim, case.out)
+    try:
+        victim.wait(chance.uniform(0.0, 0.5) if way in ("trial", "worker") else chance.uniform(0.2, 1.1 * whole_s))
+    except subprocess.TimeoutExpired:
+        return kill(victim, "parent" if way == "worker" else way, case.out)
+    return False
+
+
+def one_sweep(case: Case, chance: random.Random, whole_s: float, most: int) -> dict[str, int]:
+    """Start, kill, start again, at most so many times, then let it end; gives the kills by way."""
     kills = dict.fromkeys(WAYS, 0)
+    ways = WAYS if case.workers > 1 else WAYS[:-1]
+    process = case.start()
     for _ in range(chance.randint(1, MOST_KILLS_A_SWEEP)):
         if sum(kills.values()) == most:
             break
-        process, way = start(settings, out, log), chance.choice(WAYS)
-        if way == "trial":
-            wait_for_trial(process, out)
-        try:
-            process.wait(chance.uniform(0.0, 0.5) if way == "trial" else chance.uniform(0.2, 1.1 * whole_s))
-        except subprocess.TimeoutExpired:
-            kills[way] += kill(process, way, out)
-            if way == "trial":
-                process.wait(300)
-    process = start(settings, out, log)
+        way = chance.choice(ways)
+        kills[way] += one_kill(case, process, way, chance, whole_s)
+        if process.poll() is not None or way == "trial":
+            process.wait(300)
+            process = case.start()
     process.wait(300)
-    assert process.returncode == 0, f"the last start ended with {process.returncode}; see {log}"
+    if process.returncode == 1:  # a trial that was killed alone: its record says so, and --retry runs it again
+        process = case.start()
+        process.wait(300)
+    assert process.returncode == 0, f"the last start ended with {process.returncode}; see {case.log}"
     return kills
+
+
+def first_state(work: Path, case: Case) -> dict[str, Any]:
+    """The inputs, a sweep that is not killed, and a count of nothing."""
+    make_inputs(work / "inputs")
+    started_s = time.monotonic()
+    assert case.start().wait(600) == 0, f"the unbroken sweep failed; see {case.log}"
+    return {"whole_s": time.monotonic() - started_s, "sweeps": 0, "kills": dict.fromkeys(WAYS, 0)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=1, help="of the sweep; with two or more another one joins it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, help="keep the count here, and resume from it")
+    parser.add_argument("--work", type=Path, help="keep the count here, and resume it")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         work = (asked.work or Path(scratch)).resolve()
-        state_path, log = work / "state.json", work / "log.txt"
-        settings = work / "inputs" / "sweep.toml"
+        state_path, settings = work / "state.json", work / "inputs" / "sweep.toml"
+        unbroken = Case(settings, work / "unbroken", work / "log.txt", 1)
         if not state_path.exists():
-            make_inputs(work / "inputs")
-            started_s = time.monotonic()
-            assert start(settings, work / "unbroken", log).wait(600) == 0, f"the unbroken sweep failed; see {log}"
-            state: dict[str, Any] = {
-                "whole_s": time.monotonic() - started_s,
-                "sweeps": 0,
-                "kills": dict.fromkeys(WAYS, 0),
-            }
-            state_path.write_text(json.dumps(state))
-        state, expected = json.loads(state_path.read_text()), contents(work / "unbroken")
+            shutil.rmtree(unbroken.out, ignore_errors=True)
+            state_path.parent.mkdir(parents=True, exist_ok=True)
+            state_path.write_text(json.dumps(first_state(work, unbroken)))
+        state, expected = json.loads(state_path.read_text()), contents(unbroken.out)
         while (done := sum(state["kills"].values())) < asked.kills:
-            out = work / f"sweep-{state['sweeps']}"
-            shutil.rmtree(out, ignore_errors=True)
+            case = Case(settings, work / f"sweep-{state['sweeps']}", work / "log.txt", asked.workers)
+            shutil.rmtree(case.out, ignore_errors=True)
             chance = random.Random(f"{asked.seed}/{state['sweeps']}")
-            kills = one_sweep(settings, out, log, chance, state["whole_s"], asked.kills - done)
-            found = contents(out)
-            assert found == expected, f"{out} differs from {work / 'unbroken'}; look there, and into {log}"
-            shutil.rmtree(out)
+            with Watcher(case.out) as watcher:
+                kills = one_sweep(case, chance, state["whole_s"], asked.kills - done)
+            assert not watcher.double, f"two processes wrote {watcher.double} at once"
+            assert not watcher.again, f"{watcher.again} started again although they were done"
+            assert contents(case.out) == expected, f"{case.out} differs from {unbroken.out}; look there"
+            shutil.rmtree(case.out)
             state["sweeps"] += 1
             state["kills"] = {way: state["kills"][way] + kills[way] for way in WAYS}
             state_path.write_text(json.dumps(state))
             print(
                 f"sweep {state['sweeps']}: {sum(kills.values())} kills, {done + sum(kills.values())} in all", flush=True
             )
-        print(json.dumps({"kills": sum(state["kills"].values()), "sweeps": state["sweeps"], "by_way": state["kills"]}))
+        kinds = {"kills": sum(state["kills"].values()), "sweeps": state["sweeps"], "workers": asked.workers}
+        print(json.dumps(kinds | {"by_way": state["kills"]}))
 
 
 if __name__ == "__main__":

@@ -226,11 +226,11 @@ def wikitext(train_examples: int) -> Any:
 
 
 def _prepared(task: dict[str, Any]) -> Any:
-    from howlow import settings
+    from howlow import load_settings
     from howlow.engine.references import locate
     from howlow.trial import preparation
 
-    asked = settings.resolve({"model": MODEL, "task": task, "training": {"sequence_length": LENGTH}})
+    asked = load_settings(None, [{"model": MODEL, "task": task, "training": {"sequence_length": LENGTH}}])
     return preparation.tokenized(asked, locate(MODEL))
 
 

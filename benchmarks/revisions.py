@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from golden import DATA, ROOT, TIMEOUT_S, check_code, git, lines_of, start, worktree
+from golden import DATA, ROOT, check_code, finish, git, lines_of, start, worktree
 
 LEFT_OUT = 2  # steps in which the process warms up
 SQUAD = ("--task", "question_answering", "--train", str(DATA / "squad/dev-v1.1.json"), "--test")
@@ -51,7 +51,7 @@ def once(tree: Path, folder: Path, arguments: tuple[str, ...]) -> tuple[dict[str
     """Run a sweep with the code of `tree`: the median step of each phase in seconds, and every loss."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    status = start(tree, folder, "log.txt", "-m", "howlow", "sweep", *arguments, "--out", "run").wait(TIMEOUT_S)
+    status = finish(start(tree, folder, "-m", "howlow", "sweep", *arguments, "--out", "run", threads=None))
     if status:
         raise SystemExit(f"{tree}: exit status {status}: {(folder / 'log.txt').read_text(errors='replace')[-2000:]}")
     (path,) = (folder / "run" / "trials").glob("*/steps.jsonl")

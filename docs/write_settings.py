@@ -6,6 +6,7 @@ from pydantic_core import PydanticUndefined
 
 from howlow.settings import EFFECTS, effects
 from howlow.settings.schema import Section, Settings
+from howlow.tasks import Task, tasks
 
 
 def rows(section: type[Section], prefix: str = "") -> list[str]:
@@ -15,6 +16,7 @@ def rows(section: type[Section], prefix: str = "") -> list[str]:
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
             nested += ["", f"## [{name}]", "", kind.__doc__ or "", "", *HEAD, *rows(kind, f"{name}.")]
+            nested += task_rows() if name == "task" else []
             continue
         default = field.get_default(call_default_factory=True)
         shown = (
@@ -23,6 +25,24 @@ def rows(section: type[Section], prefix: str = "") -> list[str]:
         affected = ", ".join(sorted(effects()[f"{prefix}{name}"], key=list(EFFECTS).index)) or "nothing"
         plain.append(f"| `{prefix}{name}` | {shown} | {affected} | {field.description} |".replace("\n", " "))
     return plain + nested
+
+
+def task_rows() -> list[str]:
+    """The tasks, and which of the settings above each of them takes."""
+    return ["", *TASK_HEAD, *(task_row(name, task) for name, task in tasks().items())]
+
+
+def task_row(name: str, task: Task) -> str:
+    """One task: its data, its own settings with their defaults, its placeholders and its metrics."""
+    defaults = task.rules.defaults or {}
+    takes = [f"`{one}` = `{toml(defaults[one])}`" if one in defaults else f"`{one}`" for one in task.rules.takes]
+    cells = [f"`{name}`", task.about, ", ".join(takes), " ".join(task.rules.placeholders), ", ".join(task.metrics)]
+    return f"| {' | '.join(cells)} |"
+
+
+def toml(value: str | bool) -> str:
+    """A task's default as TOML writes it."""
+    return plain_toml(value).replace("\n", "\\n")
 
 
 def plain_toml(value: object) -> str:
@@ -35,6 +55,7 @@ def plain_toml(value: object) -> str:
 
 
 HEAD = ["| setting | default | affects | meaning |", "| --- | --- | --- | --- |"]
+TASK_HEAD = ["| task | data | its own settings | placeholders | metrics |", "| --- | --- | --- | --- | --- |"]
 
 
 def document() -> str:

@@ -7,11 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import pytest
 
-from howlow.executors.local import Link
+from howlow.jobs import Job, Link, StepProgress
 from howlow.meters.instruments import Finding, Look
 from howlow.outcomes import StoppedError
 from howlow.records import EnergyPart, EnergyWindow, PhaseRecord
@@ -53,12 +53,17 @@ def powercap_tree(root: Path, zones: dict[str, tuple[str, int, int]]) -> Path:
     return root
 
 
-def tell_after_stop(payload: dict[str, Any], link: Link) -> None:
-    """A child's entry: what it has begun when it is asked to stop, it ends."""
-    link.report("begun", 1)
+class TellAfterStop(Job[None]):
+    """A job that tells what it began, and, once it is asked to stop, that it has ended it."""
+
+    entry: ClassVar[str] = "stand_ins.tell_after_stop"
+
+
+def tell_after_stop(job: TellAfterStop, link: Link) -> None:
+    link.report(StepProgress(phase="train", step=1, steps=2))
     while not link.stop_requested:
         time.sleep(0.01)
-    link.report("ended", 1)
+    link.report(StepProgress(phase="train", step=2, steps=2))
     raise StoppedError
 
 

@@ -28,7 +28,7 @@ def plain(number: int) -> dict[str, Any]:
 
 def number_of(folder: Path) -> int | None:
     """Which checkpoint is found, all of its parts looked at."""
-    loaded = checkpoint.load(folder)
+    loaded = checkpoint.read(folder)
     if loaded is None:
         return None
     number: int = loaded[1]["steps_done"]
@@ -41,7 +41,7 @@ def number_of(folder: Path) -> int | None:
 
 def test_what_is_saved_is_loaded(tmp_path: Path):
     folder = tmp_path / "checkpoint"
-    assert checkpoint.load(folder) is None
+    assert checkpoint.read(folder) is None
     for number in (1, 2, 3):
         checkpoint.save(folder, tensors(number), plain(number))
         assert number_of(folder) == number
@@ -57,7 +57,7 @@ def test_tensors_keep_their_type_shape_and_bits(tmp_path: Path):
         "empty": torch.empty(0),
     }
     checkpoint.save(tmp_path / "checkpoint", given, {})
-    loaded = checkpoint.load(tmp_path / "checkpoint")
+    loaded = checkpoint.read(tmp_path / "checkpoint")
     assert loaded is not None
     assert loaded[0].keys() == given.keys()
     for name, tensor in given.items():
@@ -68,7 +68,7 @@ def test_tensors_keep_their_type_shape_and_bits(tmp_path: Path):
 def test_plain_values_keep_their_bits(tmp_path: Path):
     document = {"loss": 0.1 + 0.2, "tiny": 5e-324, "text": "é\u2028", "large": 2**80, "absent": None}
     checkpoint.save(tmp_path / "checkpoint", {}, document)
-    loaded = checkpoint.load(tmp_path / "checkpoint")
+    loaded = checkpoint.read(tmp_path / "checkpoint")
     assert loaded is not None
     assert loaded[1] == document
 
@@ -189,7 +189,7 @@ def test_every_generator_goes_on_where_it_was(tmp_path: Path):
     random.seed(8)
     np.random.seed(8)
     drawn()
-    loaded = checkpoint.load(tmp_path / "checkpoint")
+    loaded = checkpoint.read(tmp_path / "checkpoint")
     assert loaded is not None
     checkpoint.restore_generators(loaded[0], loaded[1]["generators"])
     assert [drawn() for _ in range(3)] == expected

@@ -39,7 +39,8 @@ def settings_file(tiny_table: dict[str, Any], tmp_path: Path) -> Callable[..., P
     """A settings file of the tiny sweep with changes."""
 
     def write(**changes: Any) -> Path:
-        from howlow.settings import load, to_toml
+        from howlow import load_settings as load
+        from howlow.settings import to_toml
 
         path = tmp_path / "settings.toml"
         path.write_text(to_toml(load(None, [merge(tiny_table, changes)])), encoding="utf-8")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from howlow import load_settings as load
 from howlow.errors import UserError
 from howlow.records import Provenance
 from howlow.records.comparability import differing_settings
@@ -21,7 +22,6 @@ from howlow.settings import (
     expand,
     keys_affecting,
     layout_key,
-    load,
     merge,
     preparation_key,
     setting_keys,

@@ -8,7 +8,8 @@ import pytest
 from conftest import squad_document
 
 import howlow
-from howlow.settings import load, merge
+from howlow import load_settings as load
+from howlow.settings import merge
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 

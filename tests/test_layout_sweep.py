@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
+from howlow import load_settings as load
 from howlow.errors import UserError
 from howlow.records import read_lines
-from howlow.settings import load, merge
+from howlow.settings import merge
 from howlow.sweeping.sweep import sweep
 
 pytestmark = pytest.mark.slow

@@ -12,10 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
+from stand_ins import TellAfterStop
 
-from howlow.executors.local import LocalExecutor
-from howlow.outcomes import Finished, ran_out_of_memory
-from howlow.settings import load, to_toml
+from howlow import load_settings as load
+from howlow.executors.fork_server import ForkServer
+from howlow.jobs import JobEvent, StepProgress
+from howlow.outcomes import Unfinished, ran_out_of_memory
+from howlow.settings import to_toml
 
 COMMAND = "import sys; from howlow.cli import main; sys.argv = ['howlow', *sys.argv[1:]]; main()"
 
@@ -71,7 +74,7 @@ def test_under_a_memory_limit_falls_of_libraries_are_for_want_of_memory(
 ) -> None:
     log = tmp_path / "log.txt"
     log.write_text(written, encoding="utf-8")
-    finished = Finished("died", "", exit_signal=number)
+    finished = Unfinished("died", "", exit_signal=number)
     assert ran_out_of_memory(finished, log, False, is_limited=True) == with_limit
     assert ran_out_of_memory(finished, log, False, is_limited=False) == without
 
@@ -79,7 +82,7 @@ def test_under_a_memory_limit_falls_of_libraries_are_for_want_of_memory(
 @pytest.mark.parametrize("is_kernel", [True, False])
 def test_a_killed_process_was_out_of_memory_only_where_the_kernel_killed_one(is_kernel: bool, tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("", encoding="utf-8")
-    finished = Finished("died", "", exit_signal=signal.SIGKILL)
+    finished = Unfinished("died", "", exit_signal=signal.SIGKILL)
     assert ran_out_of_memory(finished, tmp_path / "log.txt", is_kernel, is_limited=True) == is_kernel
 
 
@@ -87,14 +90,15 @@ def test_a_killed_process_was_out_of_memory_only_where_the_kernel_killed_one(is_
 def test_what_a_child_tells_after_it_was_asked_to_stop_is_heard(tmp_path: Path) -> None:
     heard = []
 
-    def hear(kind: str, value: Any) -> None:
-        heard.append((kind, value))
-        if kind == "begun":
+    def hear(event: JobEvent) -> None:
+        assert isinstance(event, StepProgress)
+        heard.append(event.step)
+        if event.step == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        LocalExecutor().run("stand_ins.tell_after_stop", {}, tmp_path / "log.txt", hear)
-    assert heard == [("begun", 1), ("ended", 1)]
+        ForkServer().run(TellAfterStop(), tmp_path / "log.txt", hear)
+    assert heard == [1, 2]
 
 
 @pytest.mark.slow

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 import torch
 
+from howlow import load_settings as load
 from howlow.engine import model as models
 from howlow.records import read_lines
 from howlow.reporting import write_report
-from howlow.settings import load, merge
+from howlow.settings import merge
 from howlow.sweeping.sweep import sweep
 
 

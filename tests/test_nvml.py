@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from stand_ins import build_nvml, energy, run_with_nvml
 
+from howlow import load_settings as load
 from howlow.records import PhaseRecord
-from howlow.settings import expand, load, merge
+from howlow.settings import expand, merge
 from howlow.sweeping.sweep import ordered
 
 Ask = Callable[..., dict[str, Any]]
@@ -332,7 +333,7 @@ SWEEP = """
 import json, sys
 import howlow
 from howlow.reporting import read_report
-from howlow.settings import load
+from howlow import load_settings as load
 howlow.sweep(load(None, [json.loads(sys.argv[1])]), sys.argv[2])
 report = read_report([sys.argv[2]])
 print(report.json_text())

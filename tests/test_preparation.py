@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from howlow import load_settings as load
 from howlow.engine.references import ModelReference
 from howlow.errors import UserError
-from howlow.settings import load, merge
+from howlow.settings import merge
 from howlow.trial import preparation
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from howlow.settings import load, merge
+from howlow import load_settings as load
+from howlow.settings import merge
 from howlow.trial import preparation
 
 

@@ -13,14 +13,24 @@ import pytest
 from conftest import squad_document, tiny_config
 
 import howlow
+from howlow import load_settings as load
 from howlow.batch_search.probe import judged
-from howlow.batch_search.search import Probe
 from howlow.errors import UserError
-from howlow.executors.local import LocalExecutor
-from howlow.records import BatchProbe, BatchSearch, Record, WarningKind
+from howlow.executors.fork_server import ForkServer
+from howlow.jobs import (
+    JobEvent,
+    MemoryBudget,
+    Probe,
+    ProbeEnded,
+    ProbeJob,
+    SweepEvent,
+    TrialProbed,
+    TrialProgress,
+)
+from howlow.outcomes import Returned
+from howlow.records import BatchProbe, BatchSearch, LayoutChoice, Record, WarningKind
 from howlow.reporting import read_report
-from howlow.settings import expand, load, merge
-from howlow.sweeping.sweep import Event
+from howlow.settings import expand, merge
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +62,7 @@ def wide_table(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: Any) ->
 
 
 @pytest.fixture(scope="module")
-def probe(wide_table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+def probe(wide_table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Probe]:
     """One probe of any batch in a fresh process, bounded by nothing that it is not told."""
     folder = tmp_path_factory.mktemp("brute")
 
@@ -61,41 +71,45 @@ def probe(wide_table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) 
         layout: str,
         batch: int,
         data: Path,
-        limit: dict[str, Any],
+        limit: MemoryBudget,
         adapter: str | None = None,
         targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj"),
-    ) -> dict[str, Any]:
+    ) -> Probe:
         """Of training; with `adapter`, of inference with it attached or merged."""
         table = merge(wide_table, {"grid": {"lora.rank": [rank]}, "training": {"layout": layout}})
         merging = {"inference": {"adapter": adapter}, "lora": {"target_modules": targets}} if adapter else {}
         (plan,) = expand(load(None, [merge(table, merging)]))
-        below = [{"batch": batch - 1, "load": 0, "peak_bytes": 1, "fits": True}]
-        above = [{"batch": one, "load": 10**9, "peak_bytes": None, "fits": False} for one in range(batch + 1, 1000)]
-        payload = {
-            "setting": "inference.batch_size" if adapter else "training.batch_size",
-            "kind": "lora",
-            "settings": plan.settings.model_dump_json(),
-            "folder": str(folder),
-            "data": str(data),
-            "layout": {"layout": layout, "kernel": None if layout == "padded" else "sdpa"},
-            "limit": limit,
-            "earlier_limit": None,
-            "probes": below[batch == 1 :] + above,
-            "others": [],
-        }
-        found = []
-        events: Callable[[str, Any], None] = lambda kind, value: found.append((kind, value))  # noqa: E731
-        finished = LocalExecutor().run("howlow.batch_search.probe.probe_entry", payload, folder / "log.txt", events)
-        assert finished.outcome == "result", (finished, (folder / "log.txt").read_text())
-        (one,) = [value for kind, value in found if kind == "probe"]
-        assert one["batch"] == batch
-        return dict(one)
+        below = (Probe(batch - 1, 0, 1, True),)
+        above = tuple(Probe(one, 10**9, None, False) for one in range(batch + 1, 1000))
+        job = ProbeJob(
+            setting="inference.batch_size" if adapter else "training.batch_size",
+            kind="lora",
+            settings=plan.settings,
+            folder=folder,
+            data_folder=data,
+            layout=LayoutChoice.model_validate({"layout": layout, "kernel": None if layout == "padded" else "sdpa"}),
+            budget=limit,
+            probes=below[batch == 1 :] + above,
+        )
+        found: list[JobEvent] = []
+        finished = ForkServer().run(job, folder / "log.txt", found.append)
+        assert isinstance(finished, Returned), (finished, (folder / "log.txt").read_text())
+        (one,) = [event.probe for event in found if isinstance(event, ProbeEnded)]
+        assert one.batch == batch
+        return one
 
     return run
 
 
-def unbounded(limit_bytes: int = 10**12) -> dict[str, Any]:
-    return {"limit_bytes": limit_bytes, "budget_bytes": limit_bytes, "enforced_bytes": None, "limit": "", "memory": ""}
+def unbounded(limit_bytes: int = 10**12) -> MemoryBudget:
+    return MemoryBudget(
+        limit_bytes=limit_bytes, budget_bytes=limit_bytes, enforced_bytes=None, limit="", memory="VmData"
+    )
+
+
+def peak_bytes(probe: Probe) -> int:
+    assert probe.peak_bytes is not None
+    return probe.peak_bytes
 
 
 def swept(table: dict[str, Any], out: Path, **options: Any) -> tuple[Record, ...]:
@@ -104,14 +118,14 @@ def swept(table: dict[str, Any], out: Path, **options: Any) -> tuple[Record, ...
 
 @pytest.fixture(scope="module")
 def limit_bytes(
-    wide_table: dict[str, Any], probe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+    wide_table: dict[str, Any], probe: Callable[..., Probe], tmp_path_factory: pytest.TempPathFactory
 ) -> int:
     """A limit that holds some batches beside what the process itself takes on this machine."""
     out = tmp_path_factory.mktemp("limit") / "out"
     small = {"training": {"batch_size": 1, "max_steps": 1, "layout": "padded"}, "grid": {"lora.rank": [128]}}
     swept(merge(wide_table, small), out)
     (data,) = (out / ".howlow").glob("prepared-*")
-    return round((probe(128, "padded", 1, data, unbounded())["peak_bytes"] + 100e6) / 0.97)
+    return round((peak_bytes(probe(128, "padded", 1, data, unbounded())) + 100e6) / 0.97)
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared"])
@@ -119,7 +133,7 @@ def test_the_batch_found_is_the_largest_that_fits(
     layout: str,
     limit_bytes: int,
     wide_table: dict[str, Any],
-    probe: Callable[..., dict[str, Any]],
+    probe: Callable[..., Probe],
     tmp_path: Path,
 ) -> None:
     changes = {
@@ -143,9 +157,9 @@ def test_the_batch_found_is_the_largest_that_fits(
         assert record.rank is not None
         jitter = 0.002 * limit_bytes  # by which the same probe differs from process to process
         # Processes differ, and a peak is looked for every millisecond and can be missed: up to three looks.
-        found = (probe(record.rank, layout, search.batch, data, unbounded())["peak_bytes"] for _ in range(3))
+        found = (peak_bytes(probe(record.rank, layout, search.batch, data, unbounded())) for _ in range(3))
         assert any(one <= search.budget_bytes + jitter for one in found)
-        more = (probe(record.rank, layout, search.batch + 1, data, unbounded())["peak_bytes"] for _ in range(3))
+        more = (peak_bytes(probe(record.rank, layout, search.batch + 1, data, unbounded())) for _ in range(3))
         assert any(one_more > search.budget_bytes - jitter for one_more in more)
     told = [[(p.batch, p.peak_memory_bytes, p.fits) for p in record.batch_search[0].probes] for record in records]
     assert all(count <= 5 for count in counts[1:]), told
@@ -183,9 +197,9 @@ def test_two_legs_beside_each_other_and_a_search_that_is_not_repeated(
     }
     table, probed = merge(wide_table, changes), list[str]()
 
-    def listen(event: Event) -> None:
-        if event.kind == "probed" and event.plan:
-            probed.append(event.plan.name)
+    def listen(event: SweepEvent) -> None:
+        if isinstance(event, TrialProbed):
+            probed.append(event.trial)
 
     records = {record.trial: record for record in swept(table, tmp_path / "out", on_event=listen)}
     leg = records["r0004-s0-training.batch_size=max"]
@@ -213,8 +227,8 @@ def test_a_trial_that_is_killed_leaves_the_batch_that_was_found_for_it(
         "run": {"memory_limit_bytes": limit_bytes},
     }
 
-    def kill(event: Event) -> None:
-        if event.kind == "progress":
+    def kill(event: SweepEvent) -> None:
+        if isinstance(event, TrialProgress):
             for server in psutil.Process().children():
                 for trial in server.children():
                     with suppress(psutil.NoSuchProcess):  # more events may be on their way
@@ -237,9 +251,9 @@ def test_a_search_that_was_interrupted_goes_on_with_its_probes(
     }
     table, probed = merge(wide_table, changes), list[tuple[int, bool]]()
 
-    def listen(event: Event) -> None:
-        if event.kind == "probed":
-            probed.append((event.progress["batch"], event.progress["fits"]))
+    def listen(event: SweepEvent) -> None:
+        if isinstance(event, TrialProbed):
+            probed.append((event.probe.batch, event.probe.fits))
             if len(probed) in (2, 3):
                 raise KeyboardInterrupt
 
@@ -256,7 +270,7 @@ def test_a_search_that_was_interrupted_goes_on_with_its_probes(
 
 
 def test_the_largest_batch_of_inference_is_bounded_by_memory_too(
-    limit_bytes: int, wide_table: dict[str, Any], probe: Callable[..., dict[str, Any]], tmp_path: Path
+    limit_bytes: int, wide_table: dict[str, Any], probe: Callable[..., Probe], tmp_path: Path
 ) -> None:
     test = tmp_path / "test.json"
     test.write_text(json.dumps(squad_document(200, name="test")), encoding="utf-8")
@@ -276,7 +290,7 @@ def test_the_largest_batch_of_inference_is_bounded_by_memory_too(
     assert search.batch < search.largest == 600
     (data,) = (tmp_path / "out" / ".howlow").glob("prepared-*")
     fits, one_more = (
-        probe(1, "padded", batch, data, unbounded(), "attached")["peak_bytes"]
+        peak_bytes(probe(1, "padded", batch, data, unbounded(), "attached"))
         for batch in (search.batch, search.batch + 1)
     )
     assert fits <= search.budget_bytes + 2e6  # what two processes may differ by
@@ -284,12 +298,12 @@ def test_the_largest_batch_of_inference_is_bounded_by_memory_too(
 
 
 def test_a_merged_models_copies_count_in_the_search_for_inference(
-    limit_bytes: int, probe: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+    limit_bytes: int, probe: Callable[..., Probe], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     (data,) = (tmp_path_factory.getbasetemp() / "limit0" / "out" / ".howlow").glob("prepared-*")
     every = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     peaks = {
-        adapter: probe(1, "padded", 1, data, unbounded(), adapter, every)["peak_bytes"]
+        adapter: peak_bytes(probe(1, "padded", 1, data, unbounded(), adapter, every))
         for adapter in ("attached", "merged")
     }
     assert peaks["merged"] > peaks["attached"] + 5e6  # the matrices of four layers have 9.4 MB

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from howlow import load_settings
 from howlow.errors import UserError
 from howlow.records import (
     REMEDIES,
@@ -38,7 +39,7 @@ from howlow.records import (
     write_atomically,
     write_record,
 )
-from howlow.settings import merge, resolve
+from howlow.settings import merge
 
 TABLE = {"model": "m", "task": {"name": "completion", "train": "a", "test": "b"}}
 ENVIRONMENT = {
@@ -87,7 +88,7 @@ def record(
         "seed": 0,
         "axes": {},
         "status": "done",
-        "settings": resolve(merge(TABLE, settings or {})),
+        "settings": load_settings(None, [merge(TABLE, settings or {})]),
         "environment": Environment(**merge(ENVIRONMENT, environment or {})),
         "model": ModelRecord(**MODEL | (model or {})),
         "data": DataRecord(**DATA | (data or {})),

@@ -10,18 +10,19 @@ import pytest
 from stand_ins import Scripted, energy
 
 import howlow
+from howlow import load_settings as load
 from howlow.engine import evaluation, generation
 from howlow.engine.training import Trainer
+from howlow.jobs import Job
 from howlow.memory.heap import Heap
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.instruments import Finding, Look
 from howlow.meters.sources import Meters
-from howlow.outcomes import Finished
+from howlow.outcomes import Returned
 from howlow.records import Idle, read_record, read_timeline
 from howlow.reporting import read_report
-from howlow.settings import load
-from howlow.trial import entries
+from howlow.trial import entries, setup
 
 pytestmark = pytest.mark.slow
 
@@ -71,16 +72,18 @@ class Replay:
 
 
 class Here:
-    """Runs what a sweep gives to its processes in this one."""
+    """Runs the jobs of a sweep in this process."""
 
-    def run(self, entry: str, payload: dict[str, Any], log: Path, on_event: Any = None, **_: Any) -> Finished:
+    is_stopping = False
+
+    def run(self, job: Job[Any], log: Path, hear: Any = None) -> Returned[Any]:
         class Link:
             stop_requested = False
 
-            def report(self, kind: str, value: Any) -> None:
+            def report(self, event: Any) -> None:
                 pass
 
-        return Finished("result", getattr(entries, entry.rpartition(".")[2])(payload, Link()))
+        return Returned(getattr(entries, job.entry.rpartition(".")[2])(job, Link()))
 
 
 @pytest.fixture
@@ -101,13 +104,13 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
     monkeypatch.setattr(clock, "now_s", lambda: moved.now_s)
     monkeypatch.setattr(entries, "open_meters", open_meters)
-    monkeypatch.setattr("howlow.trial.run.open_meters", open_meters)
+    monkeypatch.setattr(setup, "open_meters", open_meters)
     monkeypatch.setattr(entries, "measure_idle", measure_idle)
-    monkeypatch.setattr("howlow.trial.run.keep_heap", lambda: Heap("default", 1024))
+    monkeypatch.setattr(setup, "keep_heap", lambda: Heap("default", 1024))
     monkeypatch.setattr(Trainer, "step", moved.after(Trainer.step, STEP_S))
     monkeypatch.setattr(evaluation, "evaluate", moved.after(evaluation.evaluate, EVALUATE_S))
     monkeypatch.setattr(generation, "generate", moved.after(generation.generate, GENERATE_S))
-    monkeypatch.setattr(import_module("howlow.sweeping.sweep"), "LocalExecutor", Here)
+    monkeypatch.setattr(import_module("howlow.sweeping.sweep"), "ForkServer", Here)
     return moved
 
 

@@ -24,8 +24,9 @@ from howlow.errors import UserError
 from howlow.records import Reading, RecordWarning, Scores
 from howlow.reporting import Report, formatting, read_report, write_report
 from howlow.reporting.charts import figures
-from howlow.reporting.loss_curves import MOST_POINTS, thinned
-from howlow.reporting.panels import _spread, drawn_series, evenly, evenly_in_log
+from howlow.reporting.loss_curves import thinned
+from howlow.reporting.panels import spread
+from howlow.reporting.points import MOST_POINTS, drawn_series, evenly, evenly_in_log
 from howlow.reporting.summary import summarize
 from howlow.reporting.words import sentences
 
@@ -290,7 +291,7 @@ def test_a_thinned_curve_is_short_and_stays_within_its_losses(losses: list[float
 
 @given(st.lists(st.floats(0, 200), max_size=8))
 def test_labels_never_cover_each_other(tops: list[float]) -> None:
-    placed = sorted(_spread(tops))
+    placed = sorted(spread(tops))
     assert all(after - before >= 14 - 1e-6 for before, after in pairwise(placed))
 
 

@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 
+from howlow import load_settings as load
+from howlow.jobs import JobEvent, Link, MeasureJob, StepProgress, TrialJob
 from howlow.memory.heap import Heap
+from howlow.meters.machine import choose_device, environment
 from howlow.meters.session import Session
 from howlow.outcomes import StoppedError
-from howlow.records import Record, WarningKind, read_lines, read_record
-from howlow.settings import expand, load, merge
+from howlow.records import LayoutChoice, Record, WarningKind, read_lines, read_record
+from howlow.settings import expand, merge
 from howlow.trial import fine_tuning, preparation, scoring
 from howlow.trial.entries import trial_entry
-from howlow.trial.state import SweepLink
 
 # A killed process leaves its files to the system.
 pytestmark = [
@@ -27,14 +29,15 @@ class KilledError(BaseException):
     """Stands for a kill -9: nothing of ours catches it."""
 
 
-class Link:
+class Stopper:
     """A sweep that kills or stops its trial behind a given step of a phase."""
 
     def __init__(self, phase: str = "", step: int = -1, stops: bool = False) -> None:
         self.phase, self.step, self.stops, self.stop_requested = phase, step, stops, False
 
-    def report(self, kind: str, value: dict[str, Any]) -> None:
-        if (value["phase"], value["step"]) == (self.phase, self.step):
+    def report(self, event: JobEvent) -> None:
+        assert isinstance(event, StepProgress)
+        if (event.phase, event.step) == (self.phase, self.step):
             self.stop_requested = self.stops
             if not self.stops:
                 raise KilledError
@@ -52,24 +55,35 @@ def table(tiny_table: dict[str, Any]) -> dict[str, Any]:
     return merge(tiny_table, changes)
 
 
-def run(
-    table: dict[str, Any], folder: Path, link: SweepLink, kind: str = "lora", is_bounded: bool = False
-) -> Record | None:
+def run(table: dict[str, Any], folder: Path, link: Link, kind: str = "lora", is_bounded: bool = False) -> Record | None:
     plan = next(plan for plan in expand(load(None, [table])) if plan.kind == kind)
-    data, trial = folder / "data", folder / plan.name
+    data, trial = folder / "data", folder / "trials" / plan.name
     trial.mkdir(parents=True, exist_ok=True)
     if not data.exists():
         preparation.prepare(plan.settings, [], data)
-    payload: dict[str, Any] = {"name": plan.name, "kind": kind, "axes": {}, "settings": plan.settings.model_dump_json()}
-    payload |= {"is_bounded": is_bounded}
+    job = TrialJob(
+        name=plan.name,
+        kind=plan.kind,
+        rank=plan.rank,
+        seed=plan.seed,
+        axes={},
+        settings=plan.settings,
+        data_folder="data",
+        data=preparation.read_prepared(data).data,
+        environment=environment(choose_device("cpu")),
+        layout=LayoutChoice(layout="padded"),
+        is_bounded=is_bounded,
+    )
     with suppress(KilledError, StoppedError):
-        trial_entry({**payload, "folder": str(trial), "data": str(data), "layout": {"layout": "padded"}}, link)
+        trial_entry(MeasureJob(trial=job, run_directory=folder), link)
     return read_record(trial)
 
 
 def what_counts(folder: Path, record: Record) -> dict[str, Any]:
-    steps = [(s["phase"], s["step"], s["samples"]) for s in read_lines(folder / record.trial / "steps.jsonl")]
-    predictions = list(read_lines(folder / record.trial / "predictions.jsonl"))
+    steps = [
+        (s["phase"], s["step"], s["samples"]) for s in read_lines(folder / "trials" / record.trial / "steps.jsonl")
+    ]
+    predictions = list(read_lines(folder / "trials" / record.trial / "predictions.jsonl"))
     return {"steps": steps, "predictions": predictions, "scores": record.scores}
 
 
@@ -79,9 +93,9 @@ def what_counts(folder: Path, record: Record) -> dict[str, Any]:
 def test_the_phases_of_an_interrupted_inference_are_whole(
     table: dict[str, Any], tmp_path: Path, phase: str, step: int, stops: bool, kind: str
 ) -> None:
-    unbroken = run(table, tmp_path / "unbroken", Link(), kind)
-    interrupted = run(table, tmp_path / "ours", Link(phase, step, stops), kind)
-    record = interrupted or run(table, tmp_path / "ours", Link(), kind)
+    unbroken = run(table, tmp_path / "unbroken", Stopper(), kind)
+    interrupted = run(table, tmp_path / "ours", Stopper(phase, step, stops), kind)
+    record = interrupted or run(table, tmp_path / "ours", Stopper(), kind)
     assert record is not None
     assert unbroken is not None
     assert what_counts(tmp_path / "ours", record) == what_counts(tmp_path / "unbroken", unbroken)
@@ -90,7 +104,11 @@ def test_the_phases_of_an_interrupted_inference_are_whole(
     for name in ("evaluate", "generate"):
         ours = record.phase(name)
         assert ours is not None
-        steps = [line for line in read_lines(tmp_path / "ours" / record.trial / "steps.jsonl") if line["phase"] == name]
+        steps = [
+            line
+            for line in read_lines(tmp_path / "ours" / "trials" / record.trial / "steps.jsonl")
+            if line["phase"] == name
+        ]
         timed = sum(line["duration_s"] for line in steps)
         assert ours.duration_s >= timed, "the time of both parts counts"
         measured = [line for line in steps if line["part"] == "measured"]
@@ -101,9 +119,9 @@ def test_what_was_seen_before_an_interruption_is_in_the_record(
     table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Session, "observed", lambda *_: [(WarningKind.THROTTLED, "too hot")])
-    assert run(table, tmp_path, Link("train", 4)) is None
+    assert run(table, tmp_path, Stopper("train", 4)) is None
     monkeypatch.setattr(Session, "observed", lambda *_: [])
-    record = run(table, tmp_path, Link())
+    record = run(table, tmp_path, Stopper())
     assert record is not None
     found = [warning.detail for warning in record.warnings if warning.kind == WarningKind.THROTTLED]
     assert found == ["too hot (before an interruption)"]
@@ -114,26 +132,26 @@ def test_behind_the_last_batch_nothing_is_run_again(table: dict[str, Any], tmp_p
         raise KilledError
 
     monkeypatch.setattr("howlow.trial.run.write_record", die)
-    assert run(table, tmp_path, Link()) is None
+    assert run(table, tmp_path, Stopper()) is None
     monkeypatch.undo()
-    before = (tmp_path / "r0001-s0/steps.jsonl").read_text()
+    before = (tmp_path / "trials/r0001-s0/steps.jsonl").read_text()
 
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("inference ran again")
 
     monkeypatch.setattr(scoring.evaluation, "evaluate", fail)
     monkeypatch.setattr(scoring.generation, "generate", fail)
-    record = run(table, tmp_path, Link())
+    record = run(table, tmp_path, Stopper())
     assert record is not None
     assert (record.status, record.error) == ("done", None)
-    assert (tmp_path / "r0001-s0/steps.jsonl").read_text() == before
+    assert (tmp_path / "trials/r0001-s0/steps.jsonl").read_text() == before
     assert record.phase("evaluate") is not None
     assert record.phase("generate") is not None
 
 
 def test_a_checkpoint_says_whose_it_is(table: dict[str, Any], tmp_path: Path) -> None:
-    run(table, tmp_path, Link("train", 2))
-    identity = json.loads((tmp_path / "r0001-s0/checkpoint/state.json").read_text())["identity"]
+    run(table, tmp_path, Stopper("train", 2))
+    identity = json.loads((tmp_path / "trials/r0001-s0/checkpoint/state.json").read_text())["identity"]
     prepared = preparation.read_prepared(tmp_path / "data")
     assert identity["data"] == prepared.data.model_dump()
     assert set(identity["environment"]["versions"]) >= {"howlow", "torch", "transformers", "peft"}
@@ -143,18 +161,18 @@ def test_a_checkpoint_says_whose_it_is(table: dict[str, Any], tmp_path: Path) ->
 def test_a_trial_whose_memory_has_become_bounded_begins_afresh(
     table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("howlow.trial.run.bound_heap", lambda: Heap("bounded", 32))  # it changes the process for good
-    assert run(table, tmp_path, Link("train", 4)) is None
-    record = run(table, tmp_path, Link(), is_bounded=True)
+    monkeypatch.setattr("howlow.trial.setup.bound_heap", lambda: Heap("bounded", 32))  # it changes the process for good
+    assert run(table, tmp_path, Stopper("train", 4)) is None
+    record = run(table, tmp_path, Stopper(), is_bounded=True)
     assert record is not None
     assert record.resumed == 0
 
 
 def test_stopped_in_the_last_step_the_training_is_kept(table: dict[str, Any], tmp_path: Path) -> None:
     patient = merge(table, {"training": {"checkpoint_every_s": 1000.0}})
-    assert run(patient, tmp_path, Link("train", 6, stops=True)) is None
-    assert json.loads((tmp_path / "r0001-s0/checkpoint/state.json").read_text())["position"] == "inference"
-    record = run(patient, tmp_path, Link())
+    assert run(patient, tmp_path, Stopper("train", 6, stops=True)) is None
+    assert json.loads((tmp_path / "trials/r0001-s0/checkpoint/state.json").read_text())["position"] == "inference"
+    record = run(patient, tmp_path, Stopper())
     assert record is not None
     assert [phase.phase for phase in record.phases] == ["load", "train", "evaluate", "generate"]
 
@@ -170,15 +188,15 @@ def test_skipped_steps_from_before_a_resume_are_counted(
         return type(outcome)(outcome.loss, outcome.gradient_norm, is_first)
 
     monkeypatch.setattr(fine_tuning.Trainer, "outcome", skip_the_first)
-    assert run(table, tmp_path, Link("train", 3)) is None
-    record = run(table, tmp_path, Link())
+    assert run(table, tmp_path, Stopper("train", 3)) is None
+    record = run(table, tmp_path, Stopper())
     assert record is not None
     skipped = [warning.detail for warning in record.warnings if warning.kind == WarningKind.STEPS_SKIPPED]
     assert skipped == ["1 of 6 steps skipped"]
 
 
 def test_a_short_phase_is_named(table: dict[str, Any], tmp_path: Path) -> None:
-    record = run(merge(table, {"inference": {"batch_size": 8}}), tmp_path, Link())
+    record = run(merge(table, {"inference": {"batch_size": 8}}), tmp_path, Stopper())
     assert record is not None
     details = {warning.detail for warning in record.warnings if "burn-in" in warning.detail}
     assert details == {

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from howlow.analysis import columns_of, compare, distances, rows, statistic
+from howlow.analysis.columns import column_named as named
 from howlow.errors import UserError
 from howlow.records import (
     DataRecord,
@@ -265,8 +266,8 @@ def test_the_legs_of_the_largest_and_of_one_batch_have_references_of_their_own(t
     by_trial = {row["trial"]: row for row in comparison.results.rows}
     largest_leg = by_trial["r0001-s0-training.batch_size=max"]
     assert largest_leg["train_batch_size"] == 12
-    assert comparison.relative(largest_leg, "train_samples_per_s") == pytest.approx(64 * 5 / 12)
-    assert comparison.relative(by_trial["r0001-s0-training.batch_size=1"], "train_samples_per_s") == 64.0
+    assert comparison.relative(largest_leg, named("train_samples_per_s")) == pytest.approx(64 * 5 / 12)
+    assert comparison.relative(by_trial["r0001-s0-training.batch_size=1"], named("train_samples_per_s")) == 64.0
 
 
 def test_a_base_trial_has_no_training_columns(tmp_path: Path) -> None:
@@ -376,12 +377,12 @@ def test_relative_figures_are_divided_by_the_largest_rank_that_is_done(tmp_path:
     assert comparison.reference_rank == 16
     assert reference.requested_rank_missing == ((64, "out_of_memory"), (128, "not run yet"))
     first, second, third = comparison.results.rows
-    assert comparison.relative(first, "train_samples_per_s") == 2.0
-    assert comparison.relative(first, "train_time_per_sample_s") == 0.5
-    assert comparison.relative(second, "train_samples_per_s") == 1.0
-    assert comparison.relative(third, "train_samples_per_s") is None
-    assert comparison.relative(first, "train_power_w") is None
-    assert comparison.relative(first, "trial") is None
+    assert comparison.relative(first, named("train_samples_per_s")) == 2.0
+    assert comparison.relative(first, named("train_time_per_sample_s")) == 0.5
+    assert comparison.relative(second, named("train_samples_per_s")) == 1.0
+    assert comparison.relative(third, named("train_samples_per_s")) is None
+    assert comparison.relative(first, named("train_power_w")) is None
+    assert comparison.relative(first, named("trial")) is None
 
 
 def test_with_several_seeds_the_reference_is_their_mean(tmp_path: Path) -> None:
@@ -389,16 +390,16 @@ def test_with_several_seeds_the_reference_is_their_mean(tmp_path: Path) -> None:
         costly_trial(tmp_path, 8, seconds, seed=seed)
     costly_trial(tmp_path, 1, 2.0 / 3.0)  # 12 samples/s
     comparison = compare(rows([tmp_path]))
-    assert [comparison.relative(row, "train_samples_per_s") for row in comparison.results.rows] == pytest.approx(
+    assert [comparison.relative(row, named("train_samples_per_s")) for row in comparison.results.rows] == pytest.approx(
         [2.0, 8 / 6, 4 / 6]
     )
     group = comparison.groups[-1]
     assert group.rank == 8
-    found = group.statistic("train_samples_per_s")
+    found = group.statistic(named("train_samples_per_s"))
     assert found is not None
     assert (found.mean, found.n) == (6.0, 2)
     assert found.deviation == pytest.approx(math.sqrt(8.0))
-    assert comparison.relative_mean(group, "train_samples_per_s") == 1.0
+    assert comparison.relative_mean(group, named("train_samples_per_s")) == 1.0
 
 
 def test_every_set_of_axes_has_its_own_reference(tmp_path: Path) -> None:
@@ -411,9 +412,11 @@ def test_every_set_of_axes_has_its_own_reference(tmp_path: Path) -> None:
     assert {ref.axes["training.batch_size"]: ref.rank for ref in comparison.references} == {1: 64, 8: 16}
     assert comparison.reference_rank == 64
     by_trial = {row["trial"]: row for row in comparison.results.rows}
-    assert comparison.relative(by_trial["r0001-s0-training.batch_size=1"], "train_samples_per_s") == 64.0
-    assert comparison.relative(by_trial["r0001-s0-training.batch_size=8"], "train_samples_per_s") == 16.0
-    assert comparison.relative(by_trial["base-s0"], "inference_samples_per_s") is None  # two references, none its own
+    assert comparison.relative(by_trial["r0001-s0-training.batch_size=1"], named("train_samples_per_s")) == 64.0
+    assert comparison.relative(by_trial["r0001-s0-training.batch_size=8"], named("train_samples_per_s")) == 16.0
+    assert (
+        comparison.relative(by_trial["base-s0"], named("inference_samples_per_s")) is None
+    )  # two references, none its own
 
 
 def test_the_two_distances_of_the_paper(tmp_path: Path) -> None:
@@ -421,7 +424,7 @@ def test_the_two_distances_of_the_paper(tmp_path: Path) -> None:
     for rank, f1 in ((1, 0.553), (16, 0.565), (64, 0.56)):
         write_trial(tmp_path, rank, scores=Scores(f1=f1, exact_match=0.1))
     (found,) = distances(compare(rows([tmp_path])))
-    assert (found.metric, found.smallest_rank, found.best_rank) == ("f1", 1, 16)
+    assert (found.metric.name, found.smallest_rank, found.best_rank) == ("f1", 1, 16)
     assert found.base_to_smallest == pytest.approx(0.352)
     assert found.smallest_to_best == pytest.approx(0.012)
     assert found.ratio == pytest.approx(0.352 / 0.012)

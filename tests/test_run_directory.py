@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import howlow
+from howlow import load_settings as load
 from howlow.errors import UserError
 from howlow.records import (
     DataRecord,
@@ -18,7 +19,7 @@ from howlow.records import (
     run_directory,
     write_record,
 )
-from howlow.settings import Settings, expand, load, merge, to_toml
+from howlow.settings import Settings, expand, merge, to_toml
 from howlow.sweeping.sweep import DryRun
 
 ENVIRONMENT = Environment(
@@ -245,7 +246,7 @@ def test_a_folder_of_another_sweep_is_refused(
 def test_a_dry_run_tells_finished_trials_from_failed_ones_and_honours_retry(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(howlow.dry_run.__globals__, "prepare", lambda *_: {})
+    monkeypatch.setitem(howlow.dry_run.__globals__, "prepare", lambda *_, **__: {})
     leave(tmp_path, settings, "record", status="failed")
     before = listed(tmp_path)
     found: DryRun = howlow.dry_run(settings, tmp_path)

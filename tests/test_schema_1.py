@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import howlow
+from howlow import load_settings as load
 from howlow.analysis import rows
 from howlow.errors import UserError
 from howlow.records import read_records
 from howlow.records.schema_1 import as_schema_2
-from howlow.settings import load
 
 RECORDED = Path(__file__).parent / "recorded" / "schema-1"
 

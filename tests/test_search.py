@@ -9,20 +9,21 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from howlow.batch_search.search import Found, Known, Line, Other, Probe, Question, Try, expected_line, next_step
+from howlow.batch_search.search import BatchQuestion, LargestBatch, Try, expected_line, next_step
+from howlow.jobs import MemoryLine, Probe, RankMemory, RankProbes
 
 LIMIT = 1_000_000
 
 
 def searched(
-    question: Question, peak: Callable[[int], float], noisy: Callable[[int], int] = lambda _: 0
+    question: BatchQuestion, peak: Callable[[int], float], noisy: Callable[[int], int] = lambda _: 0
 ) -> tuple[int | None, list[Probe], list[Try]]:
     """The whole search over a peak for each load; what is beyond the limit has no peak."""
     probes: list[Probe] = []
     steps: list[Try] = []
     while True:
         step = next_step(replace(question, probes=probes))
-        if isinstance(step, Found):
+        if isinstance(step, LargestBatch):
             return step.batch, probes, steps
         assert 1 <= step.batch <= question.largest
         load = question.load(step.batch)
@@ -33,11 +34,11 @@ def searched(
         assert len(probes) < 200, "the search ends"
 
 
-def question(largest: int, load: Callable[[int], int] = lambda batch: batch, **more: object) -> Question:
-    return Question(largest, budget_bytes=970_000, limit_bytes=LIMIT, load=load, **more)  # type: ignore[arg-type]
+def question(largest: int, load: Callable[[int], int] = lambda batch: batch, **more: object) -> BatchQuestion:
+    return BatchQuestion(largest, budget_bytes=970_000, limit_bytes=LIMIT, load=load, **more)  # type: ignore[arg-type]
 
 
-def largest_that_fits(asked: Question, peak: Callable[[int], float]) -> int | None:
+def largest_that_fits(asked: BatchQuestion, peak: Callable[[int], float]) -> int | None:
     fits = [batch for batch in range(1, asked.largest + 1) if round(peak(asked.load(batch))) <= asked.budget_bytes]
     return max(fits, default=None)
 
@@ -56,7 +57,7 @@ def growing(draw: st.DrawFn) -> list[int]:
 @given(peaks=growing(), expected=st.none() | st.tuples(st.floats(-1e6, 2e6), st.floats(1, 1e6)))
 @settings(deadline=None)
 def test_the_largest_is_found_for_any_memory_that_grows(peaks: list[int], expected: tuple[float, float] | None) -> None:
-    asked = question(len(peaks) - 1, expected=Line(*expected) if expected else None)
+    asked = question(len(peaks) - 1, expected=MemoryLine(*expected) if expected else None)
     found, probes, steps = searched(asked, lambda load: peaks[load])
     assert found == largest_that_fits(asked, lambda load: peaks[load])
     assert len(probes) <= 3 * math.log2(asked.largest + 1) + 10
@@ -82,11 +83,13 @@ def test_from_the_second_rank_on_five_probes_are_enough(
     def peak(rank: int) -> Callable[[int], float]:
         return lambda load: fixed + 40 * rank + (slope + rank) * load * (1 + bend * math.sin(rank))
 
-    def known(rank: int) -> Known:
-        return Known(rank, Line(40 * rank, rank))
+    def known(rank: int) -> RankMemory:
+        return RankMemory(rank, MemoryLine(40 * rank, rank))
 
     asked = question(largest)
-    line = expected_line(known(rank), [Other(known(other), tuple(searched(asked, peak(other))[1])) for other in others])
+    line = expected_line(
+        known(rank), [RankProbes(known(other), tuple(searched(asked, peak(other))[1])) for other in others]
+    )
     found, probes, _ = searched(replace(asked, expected=line), peak(rank))
     assert found == largest_that_fits(asked, peak(rank))
     if line is not None:
@@ -130,12 +133,12 @@ def test_few_probes_are_enough_where_a_larger_batch_may_be_lighter(
     def noisy(_: int) -> int:
         return round(chance.uniform(-500, 500))
 
-    def known(rank: int) -> Known:
-        return Known(rank, Line(40 * rank, slope * rank / 2000))
+    def known(rank: int) -> RankMemory:
+        return RankMemory(rank, MemoryLine(40 * rank, slope * rank / 2000))
 
     asked = question(load.largest, load, beyond=load.largest)
     first = searched(asked, peak(16), noisy)[1]
-    line = expected_line(known(rank), [Other(known(16), tuple(first))])
+    line = expected_line(known(rank), [RankProbes(known(16), tuple(first))])
     found, probes, _ = searched(replace(asked, expected=line), peak(rank), noisy)
     at = {batch: peak(rank)(load(batch)) for batch in range(1, load.largest + 1)}
     surely = max((batch for batch, one in at.items() if one <= asked.budget_bytes - 1000), default=0)
@@ -168,7 +171,7 @@ def test_where_probes_share_processes_a_pass_that_was_refuted_confirms_nothing()
     probes = [Probe(9, 9, 900_000, True), Probe(10, 10, 969_000, True), Probe(11, 11, None, False)]
     probes.append(Probe(10, 10, 971_000, False))
     asked = question(64, probes=probes)
-    assert next_step(asked) == Found(9)
+    assert next_step(asked) == LargestBatch(9)
     assert next_step(replace(asked, is_fresh=False)) == Try(9, confirms=True)
 
 
@@ -176,7 +179,7 @@ def test_what_is_as_heavy_as_one_that_failed_is_not_tried_where_the_data_are_man
     """Three batches behind the edge are lighter; from the second on, nothing above is known to fail but by its load."""
     lighter = {66: 600, 72: 610, 74: 620}
     asked = question(100_000, lambda batch: lighter.get(batch, 10 * batch), beyond=2)
-    found, probes, _ = searched(replace(asked, expected=Line(0, 1_530)), lambda load: 1_530 * load)
+    found, probes, _ = searched(replace(asked, expected=MemoryLine(0, 1_530)), lambda load: 1_530 * load)
     assert found in lighter or found == 63
     failed: list[int] = []
     for probe in probes:

@@ -8,15 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from howlow import load_settings
 from howlow import settings as asked
 from howlow.errors import UserError
 from howlow.records.comparability import differing_settings
+from howlow.tasks import task_rules
 
 SMALL: dict[str, Any] = {"model": "m", "task": {"name": "question_answering", "train": "a/b", "test": "c/d"}}
 
 
 def load(**changes: Any) -> asked.Settings:
-    return asked.load(None, [asked.merge(SMALL, changes)])
+    return load_settings(None, [asked.merge(SMALL, changes)])
 
 
 def test_a_digest_is_that_of_the_settings_it_names_and_of_what_is_beside_them() -> None:
@@ -56,7 +58,23 @@ def test_the_defaults_are_those_of_the_paper_and_the_design() -> None:
         ({"training": {"layout": "rolled"}}, ["training.layout = 'rolled'", "padded"]),
         ({"training": {"learning_rate": float("nan")}}, ["training.learning_rate"]),
         ({"task": {"unit": "window"}}, ["task.unit", "language_modeling"]),
+        ({"task": {"unit": "window"}}, ["task.unit belongs to the task language_modeling, not to question_answering"]),
         ({"task": {"template": "no places"}}, ["task.template", "{context}"]),
+        (
+            {"task": {"template": "{context}{question}{question}"}},
+            ["task.template must hold {question} exactly once"],
+        ),
+        (
+            {"task": {"name": "translation"}},
+            ["task.name = 'translation'", "the tasks are: completion, language_modeling, question_answering"],
+        ),
+        (
+            {"task": {"name": "language_modeling", "stop": "x"}},
+            ["task.stop belongs to the task completion and question_answering, not to language_modeling"],
+        ),
+        ({"task": {"name": ""}}, ["task.name"]),
+        ({"grid": {"task.name": ["completion"]}}, ["grid axis task.name: a sweep has one task"]),
+        ({"grid": {"task.unit": ["window"]}}, ["task.unit", "leave it out"]),
         ({"task": {"train_examples": 0}}, ["task.train_examples = 0"]),
         ({"meters": {"energy": "assumed"}}, ["meters.assumed_power_w"]),
         ({"meters": {"rate_hz": 100.0}}, ["meters.rate_hz = 100.0", "50"]),
@@ -110,8 +128,8 @@ def test_assignments_are_toml_and_a_bare_word_is_a_string() -> None:
 def test_later_sources_win_and_a_plain_value_replaces_an_axis(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
     path.write_text('model="m"\n[grid]\n"lora.rank"=[1,2]\n[task]\nname="completion"\ntrain="a/b"\ntest="c/d"\n')
-    assert asked.load(str(path)).grid["lora.rank"] == [1, 2]
-    found = asked.load(str(path), [{"lora": {"rank": 5}}, {"model": "n"}])
+    assert load_settings(str(path)).grid["lora.rank"] == [1, 2]
+    found = load_settings(str(path), [{"lora": {"rank": 5}}, {"model": "n"}])
     assert found.grid["lora.rank"] == [5]
     assert found.model == "n"
 
@@ -130,7 +148,7 @@ def test_written_settings_give_the_same_sweep(ranks: list[int], rate: float, sto
         "lora": {"alpha": alpha},
     }
     found = load(**changes)
-    assert asked.resolve(tomllib.loads(asked.to_toml(found))) == found
+    assert asked.resolve(tomllib.loads(asked.to_toml(found)), task_rules()) == found
 
 
 def test_every_setting_is_written_out_or_named_as_absent() -> None:
@@ -170,7 +188,7 @@ def test_two_sweeps_differ_in_their_settings_and_grid_values_may_be_added() -> N
 
 @pytest.mark.parametrize("name", ["demo", "paper-squad", "paper-wikitext2"])
 def test_presets_load(name: str) -> None:
-    found = asked.load(name)
+    found = load_settings(name)
     assert found.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
     if name.startswith("paper"):
         assert found.model == "meta-llama/Llama-3.1-8B"
@@ -213,7 +231,7 @@ def test_known_configs_build(name: str) -> None:
 )
 def test_a_setting_that_is_also_an_axis_is_read_back(key: str, values: list[Any]) -> None:
     found = load(grid={key: values}, lora={"rank": 16}, seed=5)
-    assert asked.resolve(tomllib.loads(asked.to_toml(found))) == found
+    assert asked.resolve(tomllib.loads(asked.to_toml(found)), task_rules()) == found
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"))).map(lambda word: f"w{word}"))

@@ -13,7 +13,9 @@ import pytest
 import torch
 from stand_ins import Scripted, powercap_tree
 
+from howlow import load_settings as load
 from howlow.errors import UserError
+from howlow.jobs import IdleAbsent, IdleJob
 from howlow.meters import nvidia_smi, rapl, sources
 from howlow.meters.energy import no_energy
 from howlow.meters.instruments import Look
@@ -21,8 +23,7 @@ from howlow.meters.nvidia_smi import NvidiaSmi, SmiAbsentError, parse, smi_devic
 from howlow.meters.rapl import RaplAbsentError, zones
 from howlow.meters.session import Session
 from howlow.meters.sources import Asked, open_energy, open_meters
-from howlow.records import WarningKind
-from howlow.settings import load
+from howlow.records import Idle, WarningKind
 from howlow.trial.entries import idle_entry
 
 CPU = torch.device("cpu")
@@ -276,9 +277,9 @@ def test_idle_power_is_read_also_where_the_timeline_is_slow(tmp_path: Path, monk
     }
     settings = load(None, [table])
     link = SimpleNamespace(stop_requested=False)
-    found = idle_entry({"settings": settings.model_dump_json(), "rest_s": 0.0}, link)
-    assert found is not None
-    assert found["power_w"] == pytest.approx(250.5)
+    found = idle_entry(IdleJob(settings=settings, rest_s=0.0), link)
+    assert isinstance(found, Idle)
+    assert found.power_w == pytest.approx(250.5)
 
 
 def test_why_there_is_no_idle_power_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,8 +287,8 @@ def test_why_there_is_no_idle_power_is_told(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("howlow.meters.nvidia_smi._RESTART_AFTER_S", 60.0)
     table = {"model": "m", "task": {"name": "question_answering", "train": "t", "test": "t"}}
     settings = load(None, [{**table, "meters": {"energy": "nvidia-smi", "rate_hz": 20.0}}])
-    found = idle_entry({"settings": settings.model_dump_json(), "rest_s": 0.0}, SimpleNamespace(stop_requested=False))
-    assert found == {"absent": "readings of power are missing inside the window: nvidia-smi ended with 9"}
+    found = idle_entry(IdleJob(settings=settings, rest_s=0.0), SimpleNamespace(stop_requested=False))
+    assert found == IdleAbsent(reason="readings of power are missing inside the window: nvidia-smi ended with 9")
 
 
 @pytest.mark.parametrize(

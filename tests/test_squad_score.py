@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from howlow.errors import UserError
 from howlow.settings import TaskSettings
-from howlow.tasks import question_answering
-from howlow.tasks.question_answering import score_file
+from howlow.tasks import score_predictions, task_named
 from howlow.tasks.squad_score import answer_scores, counted_references, normalize_answer
+
+question_answering = task_named("question_answering")
 
 DATA = Path(os.environ.get("HOWLOW_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "squad"
 
@@ -27,6 +28,10 @@ def squad():
     if not DATA.is_dir():
         pytest.skip(f"no SQuAD data in {DATA}; set HOWLOW_TEST_DATA to the folder that holds squad/")
     return DATA
+
+
+def score_file(data, predictions):
+    return score_predictions("question_answering", data, predictions).document()
 
 
 def write(path, value):
@@ -203,7 +208,7 @@ def test_parts_without_examples_are_absent(tmp_path):
 @pytest.mark.parametrize(
     ("predictions", "message"),
     [
-        ([{"id": "yes", "prediction_text": "x"}], "question id -> text, not a list"),
+        ([{"id": "yes", "prediction_text": "x"}], "example id -> text, not a list"),
         ({"yes": None}, "the prediction for 'yes' must be a string, not null"),
         ({"yes": ["fox"]}, "the prediction for 'yes' must be a string, not a list"),
         ({"no": 3}, "the prediction for 'no' must be a string, not a number"),

@@ -23,14 +23,15 @@ def test_every_source_says_whether_it_is_there_why_not_and_what_to_do(
 ) -> None:
     monkeypatch.setattr(rapl, "POWERCAP", powercap_tree(tmp_path, TREE))
     monkeypatch.setenv("PATH", "/nonexistent")
-    document = survey.survey(torch.device("cpu"), None).document()
+    surveyed = survey.survey(torch.device("cpu"), None)
+    document = surveyed.document()
     sources = {found["name"]: found for found in document["sources"]}
     assert list(sources) == ["nvml", "nvidia-smi", "rapl", "amd", "apple", "jetson", "assumed"]
     assert document["energy"] == "rapl"
     assert sources["rapl"]["detail"] == "package-0, dram-0, package-1"
     assert all(found["remedy"] for found in sources.values() if not found["is_available"])
     assert [name for name, found in sources.items() if not found["is_tested"]] == ["amd", "apple", "jetson"]
-    text = survey_text(document)
+    text = survey_text(surveyed)
     assert "untested by us" in text
     assert "nvidia-smi is not on PATH" in text
 

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 import howlow
+from howlow import load_settings as load
+from howlow.jobs import SweepEvent, TrialStarted
 from howlow.outcomes import DiskFullError
 from howlow.records import read_lines, read_record, read_records
-from howlow.settings import load, merge
-from howlow.sweeping.sweep import Event, SweepResult
+from howlow.settings import merge
+from howlow.sweeping.sweep import SweepResult
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +29,7 @@ import howlow
 if __name__ == "__main__":
     settings = howlow.load_settings(None, [json.loads(sys.argv[1])])
     def tell(event):
-        print(event.kind, event.plan.name if event.plan else "", event.progress.get("step", ""), flush=True)
+        print(event.event, getattr(event, "trial", ""), flush=True)
     howlow.sweep(settings, sys.argv[2], on_event=tell)
 """
 
@@ -146,7 +148,7 @@ def test_killed_in_the_second_trial_it_ends_as_if_never_killed(
     out = tmp_path / "out"
     second = "r0001-s0"
     with started(runner, long_table, out) as process:
-        wait_for(process, "progress", second)
+        wait_for(process, "trial_progress", second)
         time.sleep(0.2)
         if whole_group:
             os.killpg(process.pid, signal.SIGKILL)
@@ -169,7 +171,7 @@ def test_a_trial_ends_within_two_seconds_of_its_sweeps_death(
 
     long = merge(long_table, {"training": {"epochs": 500}})
     with started(runner, long, tmp_path / "out") as process:
-        wait_for(process, "progress", "r0001-s0")
+        wait_for(process, "trial_progress", "r0001-s0")
         children = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         _, left = psutil.wait_procs(children, timeout=2)
@@ -183,7 +185,7 @@ def test_interrupt_keeps_a_checkpoint_and_the_same_command_goes_on(
     patient = merge(long_table, {"training": {"checkpoint_every_s": 1000.0}})
     out = tmp_path / "out"
     with started(runner, patient, out) as process:
-        wait_for(process, "progress", "r0001-s0")
+        wait_for(process, "trial_progress", "r0001-s0")
         os.killpg(process.pid, signal.SIGINT)
         process.wait(20)
     assert read_record(out / "trials" / "r0001-s0") is None
@@ -198,9 +200,9 @@ def test_a_finished_sweep_runs_nothing_and_values_may_be_added(tiny_table: dict[
     out = tmp_path / "out"
     few = merge(tiny_table, {"grid": {"lora.rank": [1]}})
     run_here(few, out)
-    events: list[Event] = []
+    events: list[SweepEvent] = []
     run_here(tiny_table, out, on_event=events.append)
-    assert [event.plan.name for event in events if event.kind == "started" and event.plan] == ["r0004-s0"]
+    assert [event.trial for event in events if isinstance(event, TrialStarted)] == ["r0004-s0"]
     assert load(str(out / "sweep.toml")).grid["lora.rank"] == [1, 4]
 
 
@@ -277,7 +279,7 @@ def test_a_trial_killed_from_outside_has_failed_and_retry_keeps_the_old_record(
 
     out = tmp_path / "out"
     with started(runner, long_table, out) as process:
-        wait_for(process, "progress", "r0001-s0")
+        wait_for(process, "trial_progress", "r0001-s0")
         for child in psutil.Process(process.pid).children(recursive=True):
             if child.memory_info().rss > 100e6 and child.children() == [] and _is_trial(child, out):
                 child.kill()
@@ -322,8 +324,8 @@ def test_a_full_disk_before_the_first_trial_is_the_users_error(tiny_table: dict[
 def test_a_disk_that_fills_up_stops_cleanly_and_the_sweep_goes_on(
     long_table: dict[str, Any], unbroken: Path, small_disk: Path
 ) -> None:
-    def fill(event: Event) -> None:
-        if event.kind == "started" and event.plan and event.plan.name == "r0004-s0":
+    def fill(event: SweepEvent) -> None:
+        if isinstance(event, TrialStarted) and event.trial == "r0004-s0":
             with (small_disk / "filler").open("wb", buffering=0) as file:
                 try:
                     while True:

@@ -11,20 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from howlow.errors import UserError
-from howlow.settings import TaskSettings
-from howlow.tasks import completion, language_modeling, question_answering, task_named
+from howlow.settings import TaskSettings, completed
+from howlow.tasks import question_answering as squad_task
+from howlow.tasks import task_named, tasks
 
+completion, language_modeling, question_answering = map(
+    task_named, ("completion", "language_modeling", "question_answering")
+)
 DATA = Path(os.environ.get("HOWLOW_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def settings(name, **values):
-    return TaskSettings(name=name, train="train", test="test", **values).with_task_defaults()
+    return completed(TaskSettings(name=name, train="train", test="test", **values), task_named(name).rules)
 
 
-def refusal(module, path, **values):
-    name = module.__name__.rpartition(".")[2]
+def refusal(task, path, **values):
+    (name,) = [name for name, one in tasks().items() if one is task]
     with pytest.raises(UserError) as caught:
-        module.load(str(path), settings(name, **values), "train")
+        task.load(str(path), settings(name, **values), "train")
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -44,9 +48,11 @@ def question(identity="q1", *answers, text="Who jumps?", **more):
 
 
 def test_tasks_are_named():
-    assert task_named("completion") is completion
+    assert list(tasks()) == ["completion", "language_modeling", "question_answering"]
     assert (task_named("language_modeling").generates, task_named("question_answering").generates) == (False, True)
-    with pytest.raises(UserError, match="there is no task 'sources'; the tasks are: language_modeling, question_ans"):
+    with pytest.raises(
+        UserError, match="there is no task 'sources'; the tasks are: completion, language_modeling, question"
+    ):
         task_named("sources")
 
 
@@ -89,8 +95,8 @@ def test_a_file_of_unanswerable_questions_is_refused(tmp_path):
     st.text(alphabet="{}contexqusip ", max_size=30), st.sampled_from(["{context}", "{question}", "{0}", "%s", "\\1"])
 )
 def test_braces_in_the_data_are_not_filled_in(text, placeholder):
-    entry = question_answering.Question("id", f"{text}{placeholder}", f"{placeholder}{text}", ("a",), "place")
-    example = question_answering._example(entry, "Q: {question} C: {context} A:", 1)
+    entry = squad_task.SquadQuestion("id", f"{text}{placeholder}", f"{placeholder}{text}", ("a",), "place")
+    example = squad_task._example(entry, "Q: {question} C: {context} A:", 1)
     assert (example.before, example.after) == (f"Q: {placeholder}{text} C: ", " A:")
     assert example.prompt == f"Q: {placeholder}{text} C: {text}{placeholder} A:"
 

@@ -191,7 +191,7 @@ def test_a_restored_training_goes_on_bit_for_bit_with_dropout(make_model: Make, 
 
     torch.manual_seed(99)
     second = trainer_of(make_model(dropout=0.3), precision)
-    loaded = checkpoint.load(tmp_path / "checkpoint")
+    loaded = checkpoint.read(tmp_path / "checkpoint")
     assert loaded is not None
     second.restore(loaded[0], loaded[1]["trainer"])
     checkpoint.restore_generators(loaded[0], loaded[1]["generators"])
@@ -223,11 +223,11 @@ def test_a_whole_checkpoint_is_found_whichever_operation_is_the_last(
             patch.setattr(Path, "rename", rename)
             with pytest.raises(KilledError):
                 checkpoint.save(folder, new, {"number": 1})
-        loaded = checkpoint.load(folder)
+        loaded = checkpoint.read(folder)
         assert loaded is not None
         assert torch.equal(loaded[0]["value"], old["value"])
         checkpoint.save(folder, new, {"number": 1})
-        assert checkpoint.load(folder)[1] == {"number": 1}  # type: ignore[index]
+        assert checkpoint.read(folder)[1] == {"number": 1}  # type: ignore[index]
 
 
 def test_a_checkpoint_holds_no_pickle(make_model: Make, tmp_path: Path) -> None:

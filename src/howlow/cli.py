@@ -8,15 +8,17 @@ import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from typer.core import TyperCommand
 
+import howlow
 from howlow.errors import UserError
 
+T = TypeVar("T")
 app = typer.Typer(
     name="howlow",
     help="How low can the LoRA rank go for this model, this data and this hardware? Measured, not guessed.",
@@ -25,8 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-score_app = typer.Typer(no_args_is_help=True, help="Score predictions made elsewhere.", rich_markup_mode=None)
-app.add_typer(score_app, name="score")
 
 
 class _Described(TyperCommand):
@@ -39,8 +39,15 @@ class _Described(TyperCommand):
         for option in self.params:
             key = getattr(option, "help", None)
             if key in setting_keys():
-                option.help = f"{setting_keys()[key]} [{key}]"  # type: ignore[attr-defined]
+                option.help = f"{setting_keys()[key]}{_values(key)} [{key}]"  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
+
+
+def _values(key: str) -> str:
+    """The values of a setting that its type does not show."""
+    from howlow.tasks import tasks
+
+    return f": {', '.join(tasks())}" if key == "task.name" else ""
 
 
 Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
@@ -64,6 +71,7 @@ def sweep_command(
     baselines: Annotated[str | None, typer.Option("--baselines", help="base,full or none [baselines]")] = None,
     batch_size: Annotated[str | None, typer.Option("--batch-size", help="training.batch_size")] = None,
     layout: Annotated[str | None, typer.Option("--layout", help="training.layout")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="run.workers")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as TOML")] = None,
     retry: Annotated[
         str | None, typer.Option("--retry", help="run trials again that ended as failed,out_of_memory,diverged")
@@ -71,10 +79,8 @@ def sweep_command(
     accept_different: AcceptDifferent = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and run nothing")] = False,
 ) -> None:
-    """Run a sweep, or go on with it: one fine-tuning per rank, measured and scored; ends with the report."""
+    """Run or resume a sweep: one fine-tuning per rank, measured and scored; ends with the report."""
     from howlow import settings as asked
-    from howlow.outcomes import DiskFullError
-    from howlow.progress import Progress
 
     flags: dict[str, Any] = {}
     for key, value in {"model": model, "task.name": task, "task.train": train, "task.test": test}.items():
@@ -86,6 +92,8 @@ def sweep_command(
         flags = asked.merge(
             flags, _nested("training.batch_size", int(batch_size) if _is_int(batch_size) else batch_size)
         )
+    if workers is not None:
+        flags = asked.merge(flags, _nested("run.workers", workers))
     if baselines is not None:
         names = [name.strip() for name in baselines.split(",") if name.strip() not in ("", "none")]
         flags = asked.merge(flags, {"baselines": names})
@@ -94,7 +102,7 @@ def sweep_command(
     if seeds is not None:
         flags = asked.merge(flags, {"grid": {"seed": asked.parse_integers("--seeds", seeds)}})
     overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
-    settings = asked.load(source, overrides)
+    settings = howlow.load_settings(source, overrides)
     statuses = _statuses(retry)
     accepted = accept_different or []
     if dry_run:
@@ -105,20 +113,48 @@ def sweep_command(
 
     from howlow.sweeping.sweep import sweep
 
+    result = _watched(lambda tell: sweep(settings, out, retry=statuses, accept_different=accepted, on_event=tell), out)
+    _print_report([Path(out)], accepted)
+    _say_failed(result.failed)
+
+
+@app.command("worker")
+def worker_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a started sweep")],
+    trial: Annotated[str | None, typer.Option("--trial", metavar="NAME", help="only this trial")] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="D", help="as run.device, for this worker")] = None,
+) -> None:
+    """Take and run trials of a started sweep, on any machine that sees DIR, until none is left to take."""
+    from howlow.worker.joining import work
+
+    done = _watched(lambda tell: work(folder, trial=trial, device=device, on_event=tell), folder)
+    _say(f"howlow: this worker ran {len(done.records)} trials; {done.left} are run by others")
+    _say_failed([record for record in done.records if record.status != "done"])
+
+
+def _watched(run: Callable[[Any], T], out: Path | str) -> T:
+    """Show the progress of a sweep or a worker; ends the program where the disk is full or a signal stopped it."""
+    from howlow.outcomes import DiskFullError
+    from howlow.progress import Progress
+
     progress = Progress()
     try:
         with progress:
-            result = sweep(settings, out, retry=statuses, accept_different=accepted, on_event=progress.on_event)
+            return run(progress.on_event)
     except DiskFullError as error:
-        _say(f"howlow: the disk is full: {error}; make room, then the same command goes on")
+        _say(f"howlow: the disk is full: {error}; make room, then the same command resumes")
         raise typer.Exit(1) from None
     except KeyboardInterrupt as interrupt:
-        _say(f"howlow: stopped; what is measured is kept in {out}, the same command goes on")
+        _say(f"howlow: stopped; what is measured is kept in {out}, the same command resumes")
         raise typer.Exit(143 if isinstance(interrupt, _TerminatedError) else 130) from None
-    _print_report([Path(out)], accepted)
-    for record in result.failed:
+
+
+def _say_failed(records: Iterable[Any]) -> None:
+    """Name the trials that failed, and end with exit code 1 where there are any."""
+    failed = list(records)
+    for record in failed:
         _say(f"howlow: {record.trial} ended as {record.status}: {record.error}")
-    if result.failed:
+    if failed:
         raise typer.Exit(1)
 
 
@@ -158,15 +194,15 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_diff
         if status != "done":
             print(f"not run again: {name} ended as {status}; --retry {status} does")
     for preparation in plan.preparations:
-        data = preparation.report["data"]
+        report, data = preparation.report, preparation.report.data
         for side in ("train", "test"):
-            examples, groups, tokens = (data[f"{side}_{what}"] for what in ("examples", "groups", "tokens"))
+            examples, groups, tokens = (getattr(data, f"{side}_{what}") for what in ("examples", "groups", "tokens"))
             print(f"{side}: {examples} examples in {groups} groups, {tokens} tokens")
-        print(f"longest training example: {data['longest_tokens']} tokens")
-        print(f"left out for overlap with the test data: {data['overlap_left_out']} training examples")
-        print(f"dropped as too long: {data['dropped']} training examples; cut: {data['cut']} examples")
-        print(f"model: {preparation.report['architecture']}, {preparation.report['total_parameters']} parameters")
-        for warning in preparation.warnings:
+        print(f"longest training example: {data.longest_tokens} tokens")
+        print(f"left out for overlap with the test data: {data.overlap_left_out} training examples")
+        print(f"dropped as too long: {data.dropped} training examples; cut: {data.cut} examples")
+        print(f"model: {report.architecture}, {report.total_parameters} parameters")
+        for warning in report.warnings:
             print(f"{warning.kind}: {warning.detail}; {warning.remedy}")
 
 
@@ -176,7 +212,7 @@ def report_command(
     accept_different: AcceptDifferent = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the rows as one JSON document")] = False,
 ) -> None:
-    """Rebuild table, results.csv, figures and page from the records alone."""
+    """Write the table, results.csv, figures and page anew from the records alone."""
     _print_report(folders, accept_different or [], as_json)
 
 
@@ -195,7 +231,7 @@ def _print_report(folders: list[Path], accept_different: list[str], as_json: boo
 def env_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
-    """Say what this machine can measure, what not, why, and what to do about it."""
+    """Say what this machine can measure and what it cannot, with the reason and what to do about it."""
     from howlow.memory.peaks import reset_peaks
     from howlow.meters.machine import choose_device
     from howlow.meters.survey import survey
@@ -203,30 +239,24 @@ def env_command(
 
     device = choose_device("auto")
     found = survey(device, reset_peaks(device))
-    print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found.document()))
+    print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found))
 
 
-@score_app.command("question_answering")
-def score_question_answering(
-    data: Annotated[str, typer.Option("--data", help="SQuAD JSON, v1.1 or v2.0")],
-    predictions: Annotated[str, typer.Option("--predictions", help="JSON: {question id: answer}")],
+@app.command("score", cls=_Described)
+def score_command(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="task.name")],
+    data: Annotated[str, typer.Option("--data", help="test data of the task: a file")],
+    predictions: Annotated[str, typer.Option("--predictions", help="JSON: {example id: text}")],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
-    """Exact match and F1 as the official SQuAD scripts give them."""
-    from howlow.tasks.question_answering import score_file
+    """Score predictions made elsewhere, as a sweep scores its own."""
+    from howlow.reporting.scores import scores_text
+    from howlow.tasks import score_predictions
 
-    _print_scores(score_file(data, predictions), as_json)
-
-
-def _print_scores(scores: Mapping[str, Any], as_json: bool) -> None:
-    for warning in scores["warnings"]:
+    scores = score_predictions(task, data, predictions)
+    for warning in scores.warnings:
         _say(f"warning: {warning}")
-    if as_json:
-        print(json.dumps(scores, indent=1))
-        return
-    for key, value in scores.items():
-        if key != "warnings":
-            print(f"{key:26} {'n/a' if value is None else f'{value:.4%}' if isinstance(value, float) else value}")
+    print(json.dumps(scores.document(), indent=1) if as_json else scores_text(scores.figures))
 
 
 def _say(text: str) -> None:

@@ -1,15 +1,16 @@
-"""How a process or a trial can end, and how one tells: done, out of memory, failed, stopped, disk full."""
+"""How a process or a trial can end: with a result, out of memory, failed, stopped, on a full disk."""
 
 import errno
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Generic, Literal, TypeVar
 
-Outcome = Literal["result", "user_error", "disk_full", "crashed", "stopped", "died"]
+T = TypeVar("T")
+Ending = Literal["user_error", "disk_full", "crashed", "stopped", "claim_lost", "died"]
 _NO_MEMORY = ("bad_alloc", "can't allocate memory", "out of memory", "cannot allocate memory", "memoryerror")
-# Under a memory limit these are about it; without one they have other causes, such as a limit on threads. What "could
-# not" be done is how oneDNN says it.
+# Under a memory limit these mean that memory ran out; without one they have other causes, such as a limit on threads.
+# The phrases with "could not" are oneDNN's.
 _NO_MEMORY_UNDER_A_LIMIT = (
     "can't start new thread",
     "resource temporarily unavailable",
@@ -23,24 +24,38 @@ _NO_MEMORY_UNDER_A_LIMIT = (
     "failed to allocate",
     "not enough memory",
 )
-_FALLS = (signal.SIGSEGV, signal.SIGABRT, getattr(signal, "SIGBUS", None))
+_CRASHES = (signal.SIGSEGV, signal.SIGABRT, getattr(signal, "SIGBUS", None))
 
 
 class DiskFullError(Exception):
-    """No space is left: what is measured stays, the same command goes on when there is room."""
+    """No space is left; what was measured is kept, and the same command resumes when there is room."""
 
 
 class StoppedError(Exception):
-    """The sweep asked this process to stop, and what had to be kept is kept."""
+    """This process was asked to stop, and has saved what it has to keep."""
+
+
+class ClaimLostError(Exception):
+    """Another worker has taken this trial over; this one must not write into its folder any more."""
 
 
 @dataclass(frozen=True)
-class Finished:
-    """How a child ended: what it returned, or what went wrong; `exit_signal` where a signal killed it."""
+class Returned(Generic[T]):
+    """A process that ended with a result."""
 
-    outcome: Outcome
-    value: Any = None
+    value: T
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A process that ended without a result, and why; `exit_signal` where a signal killed it."""
+
+    outcome: Ending
+    problem: str = ""
     exit_signal: int | None = None
+
+
+Finished = Returned[T] | Unfinished
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -51,7 +66,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def kernel_kills() -> int:
-    """How many processes the kernel has killed for want of memory since it started (0 where it does not say)."""
+    """How many processes the kernel has killed for lack of memory since it started; 0 where it does not say."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -59,25 +74,24 @@ def kernel_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def is_held(device: str) -> bool:
-    """Whether a memory limit on this device holds the whole process; on CUDA it is the allocator's own."""
+def limits_process(device: str) -> bool:
+    """Whether a memory limit on this device holds the whole process; on CUDA only the allocator is held to it."""
     return not device.startswith("cuda")
 
 
-def tells_of_no_memory(text: str, is_limited: bool) -> bool:
-    """Whether a text is about an allocation that failed; `is_limited`: the process was held to less than there is."""
+def names_lack_of_memory(text: str, is_limited: bool) -> bool:
+    """Whether a text reports a failed allocation; `is_limited`: the process was held to less memory than there is."""
     lower = text.lower()
     return any(sign in lower for sign in (*_NO_MEMORY, *(_NO_MEMORY_UNDER_A_LIMIT if is_limited else ())))
 
 
-def ran_out_of_memory(finished: "Finished", log: Path, killed_by_kernel: bool, is_limited: bool) -> bool:
-    """Whether a child that died did so for want of memory: by the kernel's hand, or in an allocation.
+def ran_out_of_memory(ended: Unfinished, log: Path, killed_by_kernel: bool, is_limited: bool) -> bool:
+    """Whether a process died for lack of memory: the kernel killed it, or an allocation failed.
 
-    Of a child that was held to a limit it is also taken for want of memory where a library did not look whether its
-    allocation had failed, and fell.
+    Under a limit a crash counts too: a library that does not check its allocation crashes where it uses it.
     """
-    if finished.exit_signal == signal.SIGKILL:
+    if ended.exit_signal == signal.SIGKILL:
         return killed_by_kernel
-    if is_limited and finished.exit_signal in _FALLS:
+    if is_limited and ended.exit_signal in _CRASHES:
         return True
-    return tells_of_no_memory(log.read_text(encoding="utf-8", errors="replace")[-4000:], is_limited)
+    return names_lack_of_memory(log.read_text(encoding="utf-8", errors="replace")[-4000:], is_limited)

@@ -1,20 +1,41 @@
-"""What a person sees while a sweep runs: the trial, its phase, the time left, the figures so far.
+"""What a person sees while a sweep runs: the trials, their phases, the time left, the figures so far.
 
-On a terminal one line is redrawn; elsewhere (a log file, a pipe) calm whole lines appear, one a trial and one a phase.
+On a terminal one line a running trial is redrawn; elsewhere (a log file, a pipe) only whole lines appear, one a trial
+and one a phase.
 """
 
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, assert_never
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from howlow.analysis import COLUMNS
+from howlow.analysis.comparison import metrics_of
+from howlow.jobs import (
+    Preparing,
+    SweepEvent,
+    SweepPrepared,
+    TrialElsewhere,
+    TrialEnded,
+    TrialProbed,
+    TrialProgress,
+    TrialStarted,
+    TrialWaits,
+)
 from howlow.meters.clock import now_s
 from howlow.records import Record
 from howlow.reporting import formatting
-from howlow.sweeping.sweep import Event
+
+
+@dataclass
+class _RunningTrial:
+    """A trial of this process's workers."""
+
+    started_s: float
+    phase: str | None = None
+    line: str = ""
 
 
 class Progress:
@@ -23,10 +44,9 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
         self._live = Live(console=self._console, refresh_per_second=4) if self._console.is_terminal else None
-        self._trial_started_s = 0.0
+        self._running: dict[str, _RunningTrial] = {}
         self._durations_s: list[float] = []
-        self._phase: str | None = None
-        self._left = 0
+        self._total, self._begun, self._ended = 0, 0, 0
 
     def __enter__(self) -> Self:
         if self._live:
@@ -38,75 +58,89 @@ class Progress:
             self._live.update(Text(""))
             self._live.stop()
 
-    def on_event(self, event: Event) -> None:
+    def on_event(self, event: SweepEvent) -> None:
         """Show one event."""
-        getattr(self, f"_on_{event.kind}", lambda event: None)(event)
+        match event:
+            case Preparing():
+                self._say("preparing: data, tokens, model")
+            case SweepPrepared():
+                self._total, self._begun, self._ended = event.total, event.done, event.done
+                self._say(f"{event.total} trials, {event.done} of them ended before")
+            case TrialStarted():
+                self._on_started(event)
+            case TrialWaits():
+                self._say(f"    {self._name(event.trial)}{event.reason}")
+            case TrialElsewhere():
+                self._begun += 1
+                self._say(f"[{self._begun}/{self._total}] {event.trial}: run by {event.holder}")
+            case TrialProbed():
+                self._on_probed(event)
+            case TrialProgress():
+                self._on_progress(event)
+            case TrialEnded():
+                self._on_ended(event)
+            case _:
+                assert_never(event)
+        self._redraw()
 
     def _say(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
 
-    def _on_preparing(self, event: Event) -> None:
-        self._say("preparing: data, tokens, model")
+    def _name(self, trial: str) -> str:
+        """The trial's name before a line, where several run at once."""
+        return f"{trial}: " if len(self._running) > 1 or trial not in self._running else ""
 
-    def _on_prepared(self, event: Event) -> None:
-        self._say(f"{event.total} trials, {event.done} of them ended before")
-
-    def _on_waiting(self, event: Event) -> None:
-        self._say(event.text)
-
-    def _on_started(self, event: Event) -> None:
-        assert event.plan is not None
-        self._trial_started_s, self._phase, self._left = now_s(), None, event.total - event.done - 1
-        self._say(f"[{event.done + 1}/{event.total}] {event.plan.name}")
+    def _redraw(self) -> None:
         if self._live:
-            self._live.update(Text(f"{event.plan.name}  loading{self._time_left()}"))
+            self._live.update(Text("\n".join(trial.line + self._time_left() for trial in self._running.values())))
 
-    def _on_probed(self, event: Event) -> None:
-        seen = event.progress
-        peak = "out of memory" if seen["peak_bytes"] is None else formatting.quantity(seen["peak_bytes"], "bytes")
-        fits = "fits" if seen["fits"] else "does not fit"
-        self._say(f"    {seen['setting']} {seen['batch']}: {peak}, {fits}")
+    def _on_started(self, event: TrialStarted) -> None:
+        self._begun += 1
+        self._running[event.trial] = _RunningTrial(now_s(), line=f"{event.trial}  loading")
+        self._say(f"[{self._begun}/{self._total}] {event.trial}")
 
-    def _on_progress(self, event: Event) -> None:
-        assert event.plan is not None
-        seen = event.progress
-        if self._live:
-            loss = "" if seen["loss"] is None else f"  loss {seen['loss']:.3f}"
-            bar = f"{event.plan.name}  {seen['phase']} {seen['step']}/{seen['steps']}{loss}{self._time_left()}"
-            self._live.update(Text(bar))
-        elif seen["phase"] != self._phase:
-            self._say(f"    {seen['phase']}: {seen['steps']} steps")
-        self._phase = seen["phase"]
+    def _on_probed(self, event: TrialProbed) -> None:
+        probe = event.probe
+        peak = "out of memory" if probe.peak_bytes is None else formatting.quantity(probe.peak_bytes, "bytes")
+        fits = "fits" if probe.fits else "does not fit"
+        self._say(f"    {self._name(event.trial)}{event.setting} {probe.batch}: {peak}, {fits}")
+
+    def _on_progress(self, event: TrialProgress) -> None:
+        seen, trial = event.progress, self._running[event.trial]
+        if not self._live and seen.phase != trial.phase:
+            self._say(f"    {self._name(event.trial)}{seen.phase}: {seen.steps} steps")
+        loss = "" if seen.loss is None else f"  loss {seen.loss:.3f}"
+        trial.phase, trial.line = seen.phase, f"{event.trial}  {seen.phase} {seen.step}/{seen.steps}{loss}"
 
     def _time_left(self) -> str:
         """An estimate from the trials that have ended; nothing where none has."""
-        if not self._durations_s:
+        if not self._durations_s or not self._running:
             return ""
         usual = sum(self._durations_s) / len(self._durations_s)
-        left_s = max(0.0, usual - (now_s() - self._trial_started_s)) + usual * self._left
-        return f"  about {formatting.duration(left_s)} left"
+        spent = sum(min(usual, now_s() - trial.started_s) for trial in self._running.values())
+        left_s = (usual * (self._total - self._ended) - spent) / len(self._running)
+        return f"  about {formatting.duration(max(0.0, left_s))} left"
 
-    def _on_ended(self, event: Event) -> None:
-        assert event.record is not None
-        if event.record.kind != "base":  # the baseline does not train and says nothing about the others' time
-            self._durations_s.append(now_s() - self._trial_started_s)
-        self._say(f"    {_figures(event.record)}")
-        if self._left and self._durations_s and not self._live:
+    def _on_ended(self, event: TrialEnded) -> None:
+        self._ended += 1
+        name, trial = self._name(event.trial), self._running.pop(event.trial, None)
+        # The zero-shot baseline does not train, so its time says nothing about the others'.
+        if trial is not None and event.record.kind != "base":
+            self._durations_s.append(now_s() - trial.started_s)
+        self._say(f"    {name}{_figures(event.record)}")
+        left = self._total - self._ended
+        if left and self._durations_s and not self._live:
             usual = sum(self._durations_s) / len(self._durations_s)
-            self._say(f"    about {formatting.duration(usual * self._left)} left")
+            self._say(f"    about {formatting.duration(usual * left / max(1, len(self._running) + 1))} left")
 
 
 def _figures(record: Record) -> str:
     """The quality that a trial reached, or how it failed."""
     if record.status != "done":
         return f"{record.status}: {record.error}"
-    shown = ("perplexity", "f1", "exact_match", "loss")
-    columns = {column.name: column for column in COLUMNS if column.name in shown}
-    found = {name: getattr(record.scores, name) for name in shown}
+    found = ((column, getattr(record.scores, column.name)) for column in metrics_of(record))
     figures = [
-        f"{columns[name].label} {formatting.quantity(value, columns[name].unit)}"
-        for name, value in found.items()
-        if value is not None
+        f"{column.label} {formatting.quantity(value, column.unit)}" for column, value in found if value is not None
     ]
     time = "" if record.total_s is None else f" in {formatting.duration(record.total_s)}"
     return f"done{time}: {', '.join(figures) or 'no quality (random weights)'}"

@@ -1,89 +1,87 @@
-"""Which columns a warning qualifies, so that it can stand beside the numbers it touches.
+"""Which columns a warning qualifies, so that its mark can stand at the numbers that it touches.
 
-A warning about one phase touches that phase's columns; one about quality those of quality. What touches the trial as a
-whole, as that it was resumed, touches no column: it stands beside the trial.
+A warning names subjects: what a figure has to depend on to be touched. A warning about one phase touches the columns
+of that phase's stage and those of the trial as a whole. A warning about the trial itself, for instance that it was
+resumed, touches no column; its mark stands at the trial.
 """
 
 from collections.abc import Mapping
 
-from howlow.analysis.columns import COLUMNS, QUALITY
+from howlow.analysis.column import Column, Stage, Subject
+from howlow.analysis.columns import COLUMNS
 from howlow.records import PhaseName, RecordWarning, WarningKind
 
-_SPEED = ("samples_per_s", "tokens_per_s", "time_per_sample_s")
-_ENERGY = ("energy", "power")
-_CPU = "cpu_energy"
-_MEMORY = ("peak_",)
-_USE = ("utilization",)
-_PERCENTILES = ("power_p05_w", "power_p50_w", "power_p95_w")
-_COSTS = (*_SPEED, *_ENERGY, _CPU)
-_OF_PART = {"phase": ("phase_energy", "phase_power"), "prefill": ("prefill_energy",), "decode": ("decode_energy",)}
+_COSTS: tuple[Subject, ...] = ("speed", "energy", "cpu_energy")
+_OF_PART: Mapping[str, tuple[Subject, ...]] = {
+    "phase": ("phase_energy",),
+    "prefill": ("prefill_energy",),
+    "decode": ("decode_energy",),
+}
 
-_WORDS: Mapping[WarningKind, tuple[str, ...]] = {
-    WarningKind.TRAIN_TEST_OVERLAP: QUALITY,
-    WarningKind.EXAMPLES_DROPPED: QUALITY,
-    WarningKind.TEXT_CUT: QUALITY,
+_SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
+    WarningKind.TRAIN_TEST_OVERLAP: ("quality",),
+    WarningKind.EXAMPLES_DROPPED: ("quality",),
+    WarningKind.TEXT_CUT: ("quality",),
     WarningKind.RANK_ABOVE_MATRIX: (),
-    WarningKind.TOKENIZER_SUBSTITUTED: QUALITY,
-    WarningKind.ENERGY_ABSENT: _ENERGY,
-    WarningKind.ENERGY_ASSUMED: _ENERGY,
-    WarningKind.ENERGY_OF_ANOTHER_DEVICE: _ENERGY,
-    WarningKind.IDLE_ABSENT: ("above_idle",),
-    WarningKind.PEAK_MEMORY_ABSENT: _MEMORY,
-    WarningKind.PERPLEXITY_OVERFLOW: ("perplexity", "word_perplexity"),
-    WarningKind.STEPS_SKIPPED: ("train_final_loss", *QUALITY),
+    WarningKind.TOKENIZER_SUBSTITUTED: ("quality",),
+    WarningKind.ENERGY_ABSENT: ("energy",),
+    WarningKind.ENERGY_ASSUMED: ("energy",),
+    WarningKind.ENERGY_OF_ANOTHER_DEVICE: ("energy",),
+    WarningKind.IDLE_ABSENT: ("energy_above_idle",),
+    WarningKind.PEAK_MEMORY_ABSENT: ("memory",),
+    WarningKind.PERPLEXITY_OVERFLOW: ("exponential",),
+    WarningKind.STEPS_SKIPPED: ("optimizer", "quality"),
     WarningKind.SHORT_BURN_IN: _COSTS,
     WarningKind.RESUMED: (),
-    WarningKind.RANDOM_WEIGHTS: QUALITY,
-    WarningKind.LONGER_THAN_MODEL: QUALITY,
-    WarningKind.LAYOUT_FELL_BACK: (*_COSTS, *_MEMORY),
-    WarningKind.NEAR_TIES: ("exact_match", "f1", "rouge1", "rouge2", "rougeL"),
-    WarningKind.WEIGHTS_LEFT_OUT: QUALITY,
-    WarningKind.ENERGY_WINDOW_TOO_SHORT: _ENERGY,
-    WarningKind.ENERGY_GAP: _ENERGY,
-    WarningKind.SENSOR_LATE: (*_ENERGY, *_USE),
-    WarningKind.SENSOR_FAILED: (*_ENERGY, *_USE),
-    WarningKind.TIMELINE_GAP: (*_PERCENTILES, *_USE),
+    WarningKind.RANDOM_WEIGHTS: ("quality",),
+    WarningKind.LONGER_THAN_MODEL: ("quality",),
+    WarningKind.LAYOUT_FELL_BACK: (*_COSTS, "memory"),
+    WarningKind.NEAR_TIES: ("answers",),
+    WarningKind.WEIGHTS_LEFT_OUT: ("quality",),
+    WarningKind.ENERGY_WINDOW_TOO_SHORT: ("energy",),
+    WarningKind.ENERGY_GAP: ("energy",),
+    WarningKind.SENSOR_LATE: ("energy", "utilization"),
+    WarningKind.SENSOR_FAILED: ("energy", "utilization"),
+    WarningKind.TIMELINE_GAP: ("power_readings", "utilization"),
     WarningKind.METER_OVERHEAD: _COSTS,
     WarningKind.NOT_STEADY: _COSTS,
     WarningKind.STEADINESS_UNKNOWN: _COSTS,
-    WarningKind.OTHER_PROCESS_ON_DEVICE: (*_COSTS, *_MEMORY, *_USE),
+    WarningKind.OTHER_PROCESS_ON_DEVICE: (*_COSTS, "memory", "utilization"),
     WarningKind.OTHER_WORK_ON_MACHINE: _COSTS,
-    WarningKind.SWAPPING: (*_COSTS, *_MEMORY),
-    WarningKind.DEVICE_PARTITIONED: _ENERGY,
+    WarningKind.RAN_BESIDE_OTHER_TRIALS: _COSTS,
+    WarningKind.SWAPPING: (*_COSTS, "memory"),
+    WarningKind.DEVICE_PARTITIONED: ("energy",),
     WarningKind.DEVICE_VIRTUAL: _COSTS,
     WarningKind.POWER_CAPPED: _COSTS,
     WarningKind.THROTTLED: _COSTS,
-    WarningKind.QUALITY_NOT_COMPARABLE: QUALITY,
-    WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, *_MEMORY, *_USE),
+    WarningKind.QUALITY_NOT_COMPARABLE: ("quality",),
+    WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
 }
-"""The names of quality's columns, and for costs what a column's name holds behind its phase."""
 
 
 def qualified(warning: RecordWarning, inference: PhaseName | None) -> tuple[str, ...]:
-    """The columns that a warning qualifies, in their order; `inference`: the phase that these columns are of."""
-    words = _words(warning)
+    """The names of the columns that a warning qualifies, in their order.
+
+    inference: the phase that the inference columns are about; a warning about another one does not touch them.
+    """
+    subjects, stages = _subjects(warning), _stages(warning, inference)
+    return tuple(column.name for column in COLUMNS if _is_touched(column, subjects, stages))
+
+
+def _is_touched(column: Column, subjects: tuple[Subject, ...], stages: tuple[Stage, ...]) -> bool:
+    return (column.stage is None or column.stage in stages) and not column.subjects.isdisjoint(subjects)
+
+
+def _stages(warning: RecordWarning, inference: PhaseName | None) -> tuple[Stage, ...]:
     if warning.phase is None:
-        prefixes: tuple[str, ...] = ("train_", "inference_")
-    elif warning.phase == "train":
-        prefixes = ("train_",)
-    else:
-        prefixes = ("inference_",) if warning.phase == inference else ()
-    return tuple(
-        column.name
-        for column in COLUMNS
-        if column.name in words or (column.name.startswith(prefixes) and _holds(column.name, words))
-    )
+        return "train", "inference"
+    if warning.phase == "train":
+        return ("train",)
+    return ("inference",) if warning.phase == inference else ()
 
 
-def _words(warning: RecordWarning) -> tuple[str, ...]:
-    """Energy that is missing: what the measured steps lack their parts lack as well, another part lacks it alone."""
+def _subjects(warning: RecordWarning) -> tuple[Subject, ...]:
+    """Without energy, measured steps take their prefill and decode with them; any other part lacks only its own."""
     if warning.meter == "cpu":
-        return (_CPU,) if warning.part == "measured" else ()
-    return _OF_PART.get(warning.part or "measured", _WORDS[warning.kind])
-
-
-def _holds(name: str, words: tuple[str, ...]) -> bool:
-    """Whether a cost's name holds one of these; an error is itself a reason for distrust, and needs no other."""
-    if _CPU in name:
-        return _CPU in words
-    return "error" not in name and any(word in name for word in words if word not in QUALITY)
+        return ("cpu_energy",) if warning.part == "measured" else ()
+    return _OF_PART.get(warning.part or "measured", _SUBJECTS[warning.kind])

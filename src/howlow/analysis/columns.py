@@ -1,194 +1,237 @@
-"""The columns of results.csv: each once, with its name, label, unit and meaning.
+"""The columns of results.csv. Every fact about a column stands here; tables, figures and caveats derive from it.
 
-Their order is the file's. Names and meanings never change; further columns may be appended, and the further axes of a
-grid follow under their dotted names. Units are kinds of quantity in SI; only `howlow.reporting` turns them into text.
+The order of `COLUMNS` is the file's. Names and meanings never change. New columns go to the end, and the further axes
+of a grid follow them under their dotted names. Other modules refer to a column by its constant (`TRAIN_BATCH_SIZE`) or
+choose columns by their fields; none of them spells a name. `cost_columns` lists what fine-tuning and inference cost.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
+from typing import get_args
 
-Unit = Literal["text", "count", "number", "bytes", "seconds", "per_second", "joules", "watts", "fraction", "nats"]
-Better = Literal["higher", "lower"]
+from howlow.analysis.column import Column, Panel, Stage, TablePlace, TableSection
+from howlow.analysis.cost_columns import GENERATION, MEASURED_COSTS, METERED, NEW_TOKENS, RATES, of, of_stage
 
+# -- the trial ------------------------------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
-class Column:
-    """One column: `better` says which direction is good, None where neither is."""
-
-    name: str
-    label: str
-    unit: Unit
-    meaning: str
-    better: Better | None = None
-
-    @property
-    def is_number(self) -> bool:
-        """Whether its values are numbers that can be averaged and divided."""
-        return self.unit != "text"
-
-
+KIND = Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)")
+RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter")
+STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
+ADAPTER_BYTES = Column(
+    "adapter_bytes",
+    "adapter size",
+    "bytes",
+    "size of adapter_model.safetensors",
+    "lower",
+    table=TablePlace("adapter", 2),
+)
+ENERGY_SOURCE = Column("energy_source", "energy source", "text", "where energy and power come from")
 _TRIAL = (
     Column("trial", "trial", "text", "the trial's name, and its folder's"),
-    Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)"),
-    Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter"),
-    Column("seed", "seed", "count", "initialisation, order and dropout"),
-    Column("status", "status", "text", "done, out_of_memory, diverged or failed"),
+    KIND,
+    RANK,
+    Column("seed", "seed", "count", "governs initialisation, order and dropout"),
+    STATUS,
     Column("alpha", "alpha", "number", "the numerator of the adapter's scaling"),
     Column("scaling_factor", "scaling", "number", "s in h = W x + s B A x"),
     Column("layout", "layout", "text", "how examples became token batches"),
     Column("precision", "precision", "text", "of weights and arithmetic"),
     Column("total_parameters", "parameters", "count", "of the model without its adapter"),
-    Column("trainable_parameters", "trainable", "count", "parameters that the optimizer changed"),
-    Column("adapter_bytes", "adapter size", "bytes", "size of adapter_model.safetensors", "lower"),
+    Column(
+        "trainable_parameters",
+        "trainable",
+        "count",
+        "parameters that the optimizer changed",
+        table=TablePlace("adapter", 1),
+    ),
+    ADAPTER_BYTES,
+)
+_METERS = (
+    Column("idle_power_w", "idle power", "watts", "what the energy source read before the trial, while nothing ran"),
+    Column("meter_rate_hz", "reading rate", "per_second", "readings a second of the timeline, as measured"),
+    Column("meter_largest_gap_s", "largest gap", "seconds", "the longest time without a reading of one instrument"),
+    Column(
+        "meter_cpu_share", "meters' CPU", "fraction", "the meters' CPU time, nvidia-smi's too / the trial's", "lower"
+    ),
+    Column("meter_step_share", "meters' time", "fraction", "time of the steps' readings / time of the steps", "lower"),
 )
 
-_PHASE: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
-    ("samples_per_s", "throughput", "per_second", "samples / time, both summed over the measured steps", "higher"),
-    ("tokens_per_s", "tokens/s", "per_second", "real tokens / time, both summed over the measured steps", "higher"),
-    ("new_tokens_per_sample", "new tokens", "number", "tokens written / samples of the measured generate steps", None),
-    ("time_per_sample_s", "time/sample", "seconds", "time / samples, both summed over the measured steps", "lower"),
-    ("energy_per_sample_j", "energy/sample", "joules", "energy of the measured part / its samples", "lower"),
-    ("cpu_energy_per_sample_j", "CPU energy/sample", "joules", "the same of the CPU beside an accelerator", "lower"),
-    ("power_w", "power", "watts", "energy of the measured part / the time it covers", "lower"),
-    ("peak_memory_bytes", "peak memory", "bytes", "device memory in use on a GPU, resident on a CPU", "lower"),
-    ("peak_allocated_bytes", "peak allocated", "bytes", "torch's allocator on a GPU", "lower"),
-    ("peak_reserved_bytes", "peak reserved", "bytes", "torch's allocator on a GPU", "lower"),
-    ("utilization", "utilisation", "fraction", "mean of the readings inside the measured steps", None),
+# -- fine-tuning and inference --------------------------------------------------------------------------------------
+
+
+def _batch_size(stage: Stage, meaning: str) -> Column:
+    place = TablePlace("fine-tuning", 1)
+    (column,) = of_stage(stage, "", Column("batch_size", "batch size", "count", meaning, table=place))
+    return replace(column, is_relative=False)
+
+
+TRAIN_BATCH_SIZE = _batch_size("train", "examples in one forward and backward pass")
+INFERENCE_BATCH_SIZE = _batch_size("inference", "test examples in one batch")
+BATCH_SIZES: dict[Stage, Column] = {"train": TRAIN_BATCH_SIZE, "inference": INFERENCE_BATCH_SIZE}
+_FINAL_LOSS = Column(
+    "final_loss",
+    "final loss",
+    "nats",
+    "loss of the last training step",
+    "lower",
+    subjects=of("optimizer"),
+    table=TablePlace("fine-tuning", 12),
 )
+_OF_INFERENCE = "generation if the task has answers, else the loss over the test text"
+
+# -- quality --------------------------------------------------------------------------------------------------------
+
+_QUALITY, _ANSWERS, _EXPONENTIAL = of("quality"), of("quality", "answers"), of("quality", "exponential")
 
 
-def _phase_columns(prefix: str, words: str) -> list[Column]:
-    return [
-        Column(f"{prefix}_{name}", label, unit, f"{words}: {meaning}", better)
-        for name, label, unit, meaning, better in _PHASE
-        if prefix == "inference" or name != "new_tokens_per_sample"
-    ]
+def _at(order: int) -> TablePlace:
+    return TablePlace("quality", order, in_terminal=True)
 
 
-_METERED: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
-    ("energy_error_per_sample_j", "energy error/sample", "joules", "how far energy/sample can be from the truth", None),
-    (
-        "energy_above_idle_per_sample_j",
-        "energy above idle/sample",
-        "joules",
-        "energy/sample less the device's idle power x time/sample",
+LOSS = Column(
+    "loss",
+    "test loss",
+    "nats",
+    "negative log-likelihood per target token of the test",
+    "lower",
+    subjects=_QUALITY,
+    table=_at(9),
+    heading="loss",
+    panel=Panel(7, unless="perplexity"),
+)
+_SCORES = (
+    LOSS,
+    Column(
+        "perplexity",
+        "perplexity",
+        "number",
+        "exp(loss)",
         "lower",
+        subjects=_EXPONENTIAL,
+        table=_at(6),
+        panel=Panel(6),
     ),
-    (
-        "energy_above_idle_error_per_sample_j",
-        "error of energy above idle/sample",
-        "joules",
-        "the error of energy/sample and that of the idle power x time/sample",
-        None,
-    ),
-    (
-        "cpu_energy_above_idle_per_sample_j",
-        "CPU energy above idle/sample",
-        "joules",
-        "CPU energy/sample less the CPU's idle power x time/sample",
+    Column(
+        "word_perplexity",
+        "word perplexity",
+        "number",
+        "exp(negative log-likelihood per word)",
         "lower",
+        subjects=_EXPONENTIAL,
+        table=_at(7),
     ),
-    ("phase_energy_j", "phase energy", "joules", "energy of the whole phase, burn-in and pauses included", "lower"),
-    ("phase_power_w", "phase power", "watts", "the phase's energy / the time it covers", "lower"),
-    ("power_p05_w", "power, 5 %", "watts", "5th percentile of the readings inside the measured steps", None),
-    ("power_p50_w", "power, 50 %", "watts", "median of the readings inside the measured steps", None),
-    ("power_p95_w", "power, 95 %", "watts", "95th percentile of the readings inside the measured steps", None),
-    (
-        "memory_utilization",
-        "memory use",
+    Column(
+        "bits_per_byte",
+        "bits/byte",
+        "number",
+        "negative log-likelihood in bits per byte of text",
+        "lower",
+        subjects=_QUALITY,
+        table=_at(8),
+    ),
+    Column(
+        "exact_match",
+        "exact match",
         "fraction",
-        "time in which a GPU's memory was used, mean of the readings",
-        None,
+        "answers that equal a reference after normalisation",
+        "higher",
+        subjects=_ANSWERS,
+        table=_at(2),
+        panel=Panel(2),
+    ),
+    Column(
+        "f1",
+        "F1",
+        "fraction",
+        "overlap of words with the best reference",
+        "higher",
+        subjects=_ANSWERS,
+        table=_at(1),
+        panel=Panel(1),
+    ),
+    Column(
+        "rouge1",
+        "ROUGE-1",
+        "fraction",
+        "overlap of words with the reference",
+        "higher",
+        subjects=_ANSWERS,
+        table=_at(3),
+        panel=Panel(3),
+    ),
+    Column(
+        "rouge2",
+        "ROUGE-2",
+        "fraction",
+        "overlap of pairs of words with the reference",
+        "higher",
+        subjects=_ANSWERS,
+        table=_at(4),
+        panel=Panel(4),
+    ),
+    Column(
+        "rougeL",
+        "ROUGE-L",
+        "fraction",
+        "longest common subsequence with the reference",
+        "higher",
+        subjects=_ANSWERS,
+        table=_at(5),
+        panel=Panel(5),
     ),
 )
 
-_GENERATION: tuple[tuple[str, str, Unit, str, Better | None], ...] = (
-    (
-        "prefill_time_per_sample_s",
-        "prefill time/sample",
-        "seconds",
-        "time until the first new token / samples",
-        "lower",
-    ),
-    ("decode_time_per_sample_s", "decode time/sample", "seconds", "time after the first new token / samples", "lower"),
-    (
-        "prefill_tokens_per_s",
-        "prefill tokens/s",
-        "per_second",
-        "tokens of the prompts (real ones, however many were computed) / time",
-        "higher",
-    ),
-    ("decode_tokens_per_s", "decode tokens/s", "per_second", "new tokens after the first ones / time", "higher"),
-    (
-        "prefill_energy_per_token_j",
-        "prefill energy/token",
-        "joules",
-        "energy / tokens; absent where a part is too short for the source",
-        "lower",
-    ),
-    (
-        "decode_energy_per_token_j",
-        "decode energy/token",
-        "joules",
-        "energy / tokens; absent where a part is too short for the source",
-        "lower",
-    ),
-)
+# -- all of them ----------------------------------------------------------------------------------------------------
 
 COLUMNS: tuple[Column, ...] = (
     *_TRIAL,
-    Column("train_batch_size", "batch size", "count", "examples in one forward and backward pass"),
-    *_phase_columns("train", "fine-tuning"),
-    Column("train_final_loss", "final loss", "nats", "loss of the last training step", "lower"),
-    Column("inference_batch_size", "batch size", "count", "test examples in one batch"),
-    *_phase_columns("inference", "generation if the task has answers, else the loss over the test text"),
-    Column("energy_source", "energy source", "text", "where energy and power come from"),
-    Column("loss", "test loss", "nats", "negative log-likelihood per target token of the test", "lower"),
-    Column("perplexity", "perplexity", "number", "exp(loss)", "lower"),
-    Column("word_perplexity", "word perplexity", "number", "exp(negative log-likelihood per word)", "lower"),
-    Column("bits_per_byte", "bits/byte", "number", "negative log-likelihood in bits per byte of text", "lower"),
-    Column("exact_match", "exact match", "fraction", "answers that equal a reference after normalisation", "higher"),
-    Column("f1", "F1", "fraction", "overlap of words with the best reference", "higher"),
-    Column("rouge1", "ROUGE-1", "fraction", "overlap of words with the reference", "higher"),
-    Column("rouge2", "ROUGE-2", "fraction", "overlap of pairs of words with the reference", "higher"),
-    Column("rougeL", "ROUGE-L", "fraction", "longest common subsequence with the reference", "higher"),
-    *(
-        Column(f"{prefix}_{name}", label, unit, f"{words}: {meaning}", better)
-        for prefix, words in (("train", "fine-tuning"), ("inference", "inference"))
-        for name, label, unit, meaning, better in _METERED
-    ),
-    Column("idle_power_w", "idle power", "watts", "what the energy source read before the trial, while nothing ran"),
-    Column("meter_rate_hz", "reading rate", "per_second", "readings a second of the timeline, as it turned out"),
-    Column("meter_largest_gap_s", "largest gap", "seconds", "the longest time without a reading of one instrument"),
-    Column(
-        "meter_cpu_share",
-        "meters' CPU",
-        "fraction",
-        "CPU time of the meters, nvidia-smi's included / the trial's",
-        "lower",
-    ),
-    Column(
-        "meter_step_share",
-        "meters' time",
-        "fraction",
-        "time that the steps' readings took / that of the steps",
-        "lower",
-    ),
-    *(
-        Column(f"inference_{name}", label, unit, f"generation: {meaning}, both summed over the measured steps", better)
-        for name, label, unit, meaning, better in _GENERATION
-    ),
+    TRAIN_BATCH_SIZE,
+    *of_stage("train", "fine-tuning", *RATES, *MEASURED_COSTS),
+    *of_stage("train", "", _FINAL_LOSS),
+    INFERENCE_BATCH_SIZE,
+    *of_stage("inference", _OF_INFERENCE, *RATES, NEW_TOKENS, *MEASURED_COSTS),
+    ENERGY_SOURCE,
+    *_SCORES,
+    *of_stage("train", "fine-tuning", *METERED),
+    *of_stage("inference", "inference", *METERED),
+    *_METERS,
+    *of_stage("inference", "generation", *GENERATION),
 )
-
-QUALITY = ("loss", "perplexity", "word_perplexity", "bits_per_byte", "exact_match", "f1", "rouge1", "rouge2", "rougeL")
+_BY_NAME = {column.name: column for column in COLUMNS}
 
 
 def columns_of(axes: Iterable[str]) -> tuple[Column, ...]:
     """All columns of results whose grid has these further axes."""
-    return (*COLUMNS, *(Column(axis, axis, "text", f"the setting {axis}") for axis in axes))
+    return (*COLUMNS, *map(_axis, axes))
 
 
 def column_named(name: str) -> Column:
-    """The column of that name; a further axis is a text."""
-    return next((column for column in COLUMNS if column.name == name), Column(name, name, "text", f"setting {name}"))
+    """The column of that name; any other name is that of a further axis."""
+    return _BY_NAME.get(name) or _axis(name)
+
+
+def _axis(name: str) -> Column:
+    return Column(name, name, "text", f"the setting {name}")
+
+
+def tabulated() -> list[Column]:
+    """The columns that tables show, section by section."""
+    sections = get_args(TableSection)
+    shown = [(column.table, column) for column in COLUMNS if column.table is not None]
+    shown.sort(key=lambda pair: (sections.index(pair[0].section), pair[0].order))
+    return [column for _, column in shown]
+
+
+def drawn(stage: Stage) -> list[Column]:
+    """The costs of a stage that figures show, panel by panel."""
+    return _by_panel(column for column in COLUMNS if column.stage == stage)
+
+
+def drawn_quality() -> list[Column]:
+    """The quality that figures show, panel by panel."""
+    return _by_panel(column for column in COLUMNS if column.is_quality)
+
+
+def _by_panel(columns: Iterable[Column]) -> list[Column]:
+    with_panel = [(column.panel.order, column) for column in columns if column.panel is not None]
+    return [column for _, column in sorted(with_panel, key=lambda pair: pair[0])]

@@ -1,7 +1,7 @@
 """Trials in relation: means over seeds, the reference rank, relative figures and the paper's two distances.
 
 As in the paper (section IV), relative figures are divided by the value at the reference rank: the largest rank that
-is done among trials equal on every other axis. With several seeds both sides of the division are means over seeds.
+is done among trials equal on every other axis. With several seeds both sides of the division are means over them.
 The paper's section IV.D compares two distances in quality: from the bare model to the smallest adapter, and from the
 smallest adapter to the best one.
 """
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from howlow.analysis.columns import column_named
+from howlow.analysis.column import Column
+from howlow.analysis.columns import KIND, column_named
 from howlow.analysis.rows import Results, Row, Trial
-
-_METRICS = {"language_modeling": ("perplexity", "loss")}
-_ANSWER_METRICS = ("f1", "exact_match", "rougeL", "perplexity", "loss")
+from howlow.records import Record
+from howlow.tasks import task_named
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Statistic:
 
 
 def statistic(values: Iterable[float | None]) -> Statistic | None:
-    """The statistic of the values that are there; None where there is none."""
+    """The statistic of the values that are present; None where none is."""
     present = [value for value in values if value is not None]
     if not present:
         return None
@@ -50,11 +50,11 @@ class Group:
     axes: Mapping[str, Any]
     trials: tuple[Trial, ...]
 
-    def statistic(self, column: str) -> Statistic | None:
+    def statistic(self, column: Column) -> Statistic | None:
         """A column's mean and deviation over the seeds that have it."""
-        return statistic(trial.row[column] for trial in self.trials)
+        return statistic(trial.row[column.name] for trial in self.trials)
 
-    def mean(self, column: str) -> float | None:
+    def mean(self, column: Column) -> float | None:
         """A column's mean over the seeds that have it."""
         found = self.statistic(column)
         return None if found is None else found.mean
@@ -75,7 +75,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference rank of the trials that share `axes`, and the larger ranks that were asked for in vain."""
+    """The reference rank of the trials that share `axes`, and the larger ranks that were asked for but are not done."""
 
     axes: Mapping[str, Any]
     rank: int
@@ -101,8 +101,8 @@ class Comparison:
         return {_key(reference.axes): reference for reference in self.references}
 
     def reference_for(self, row: Row) -> Reference | None:
-        """The reference of a row's own axes; a baseline is held against it where there is only one."""
-        if row["kind"] == "lora":
+        """The reference with a row's own axes; a baseline has one where only one reference fits its axes."""
+        if row[KIND.name] == "lora":
             return self._by_axes.get(_key({axis: row[axis] for axis in self.results.axes}))
         fitting = [
             reference
@@ -111,25 +111,26 @@ class Comparison:
         ]
         return fitting[0] if len(fitting) == 1 else None
 
-    def relative(self, row: Row, column: str) -> float | None:
+    def relative(self, row: Row, column: Column) -> float | None:
         """A row's value divided by the mean over seeds at its reference rank; None where either is absent."""
         reference = self.reference_for(row)
-        if reference is None or row[column] is None or not column_named(column).is_number:
+        value = row[column.name]
+        if reference is None or value is None or not column.is_number:
             return None
         whole = self._reference_mean(reference, column)
-        return row[column] / whole if whole else None
+        return value / whole if whole else None
 
-    def relative_mean(self, group: Group, column: str) -> float | None:
+    def relative_mean(self, group: Group, column: Column) -> float | None:
         """The same for the mean over a group's seeds."""
         mean = group.mean(column)
-        return self.relative({**group.trials[0].row, column: mean}, column)
+        return self.relative({**group.trials[0].row, column.name: mean}, column)
 
     @cached_property
     def _means(self) -> dict[tuple[int, str], float | None]:
         return {}
 
-    def _reference_mean(self, reference: Reference, column: str) -> float | None:
-        key = id(reference), column
+    def _reference_mean(self, reference: Reference, column: Column) -> float | None:
+        key = id(reference), column.name
         if key not in self._means:
             self._means[key] = reference.group.mean(column)
         return self._means[key]
@@ -178,11 +179,11 @@ class Distances:
     """Quality from the bare model to the smallest rank, and from there to the best rank, among equal axes.
 
     `base_to_smallest` and `smallest_to_best` are gains: positive is better, whichever direction the metric has. The
-    best rank is the one with the best mean over seeds; being the best of several noisy ones flatters it.
+    best rank is the one with the best mean over seeds. Its value is flattered: it is the best of several noisy ones.
     """
 
     axes: Mapping[str, Any]
-    metric: str
+    metric: Column
     base: float | None
     smallest_rank: int
     smallest: float
@@ -195,17 +196,22 @@ class Distances:
     test_examples: int | None
 
 
-def quality_metric(results: Results) -> str | None:
-    """The metric that the task is judged by, the first of its list that any adapter has a value of."""
-    task = results.trials[0].record.settings.task.name
-    for metric in _METRICS.get(task, _ANSWER_METRICS):
-        if any(row["kind"] == "lora" and row[metric] is not None for row in results.rows):
+def metrics_of(record: Record) -> list[Column]:
+    """The columns that say how well the trial's task was learned, the main one first."""
+    return [column_named(name) for name in task_named(record.settings.task.name).metrics]
+
+
+def quality_metric(results: Results) -> Column | None:
+    """The first of the task's metrics that any adapter has a value of."""
+    adapters = [row for row in results.rows if row[KIND.name] == "lora"]
+    for metric in metrics_of(results.trials[0].record):
+        if any(row[metric.name] is not None for row in adapters):
             return metric
     return None
 
 
 def distances(comparison: Comparison) -> tuple[Distances, ...]:
-    """The two distances for each set of further axes; none where quality is absent."""
+    """The two distances for each set of further axes; empty where quality is absent."""
     metric = quality_metric(comparison.results)
     if metric is None:
         return ()
@@ -214,16 +220,10 @@ def distances(comparison: Comparison) -> tuple[Distances, ...]:
     )
 
 
-def _distances(comparison: Comparison, reference: Reference, metric: str) -> Distances | None:
-    sign = 1.0 if column_named(metric).better == "higher" else -1.0
-    found = {
-        group.rank: value
-        for group in comparison.groups
-        if group.rank is not None
-        and _key(group.axes) == _key(reference.axes)
-        and (value := group.statistic(metric)) is not None
-    }
-    means = {rank: value.mean for rank, value in found.items()}
+def _distances(comparison: Comparison, reference: Reference, metric: Column) -> Distances | None:
+    sign = 1.0 if metric.better == "higher" else -1.0
+    by_rank = _statistics_by_rank(comparison, reference, metric)
+    means = {rank: found.mean for rank, found in by_rank.items()}
     if not means:
         return None
     smallest_rank = min(means)
@@ -243,13 +243,24 @@ def _distances(comparison: Comparison, reference: Reference, metric: str) -> Dis
         base_to_smallest=to_smallest,
         smallest_to_best=to_best,
         ratio=None if to_smallest is None or not to_best else to_smallest / to_best,
-        seeds=min(found[smallest_rank].n, found[best_rank].n),
+        seeds=min(by_rank[smallest_rank].n, by_rank[best_rank].n),
         test_examples=None if data is None else data.test_examples,
     )
 
 
-def _base(comparison: Comparison, reference: Reference, metric: str) -> float | None:
-    """The base model's value under the same axes, as far as they can change it."""
+def _statistics_by_rank(comparison: Comparison, reference: Reference, metric: Column) -> dict[int, Statistic]:
+    """The metric at each rank that shares the reference's axes and has a value."""
+    return {
+        group.rank: found
+        for group in comparison.groups
+        if group.rank is not None
+        and _key(group.axes) == _key(reference.axes)
+        and (found := group.statistic(metric)) is not None
+    }
+
+
+def _base(comparison: Comparison, reference: Reference, metric: Column) -> float | None:
+    """The base model's value with the same values on the axes that can change it."""
     for group in comparison.groups:
         fits = all(value is None or value == reference.axes[axis] for axis, value in group.axes.items())
         if group.kind == "base" and fits and (mean := group.mean(metric)) is not None:

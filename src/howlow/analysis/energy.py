@@ -1,6 +1,6 @@
-"""What the meters say of a phase beside its means: errors, energy above idle, the whole phase, percentiles of power.
+"""The energy and power of a phase: per sample, with errors, above idle, over the whole phase, percentiles of power.
 
-The readings of a phase's measured part are those inside its measured steps, not those of the pauses between them.
+The readings of a phase's measured part are those inside its measured steps, not those in the pauses between them.
 Where the energy source has several devices, power is the sum of each one's newest reading.
 """
 

@@ -1,20 +1,21 @@
 """One row a trial: raw steps, readings and records -> the figures of results.csv.
 
-Throughput is the sum of samples over the sum of time of the same, measured steps; steps that the optimizer skipped
-count, for they cost. Energy and power are the measured part's energy over its samples and its time. A figure that was
-not measured is None. The figures of a phase that a trial did not finish are absent: half a phase is no measurement.
+Throughput is the sum of samples over the sum of time, both of the measured steps. Steps that the optimizer skipped
+count, because they cost time. Energy and power are the measured part's energy over its samples and over its time. A
+figure that was not measured is None. A phase that did not end has no figures: half a phase is no measurement.
 """
 
 import math
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from howlow.analysis.caveats import qualified
-from howlow.analysis.columns import COLUMNS, Column, columns_of
+from howlow.analysis.column import Column
+from howlow.analysis.columns import COLUMNS, columns_of
 from howlow.analysis.energy import Seen, energy_figures, inside, meter_figures, ratio, read_seen, timeline_figures
 from howlow.errors import UserError
 from howlow.records import (
@@ -28,6 +29,7 @@ from howlow.records import (
     refuse_to_mix,
 )
 from howlow.settings import Settings
+from howlow.tasks import task_named
 
 Row = dict[str, Any]
 
@@ -42,6 +44,17 @@ class Trial:
     losses: tuple[tuple[int, float], ...]
     burn_in_steps: Mapping[str, int]
     measured_steps: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class TrialWarning:
+    """A warning of one trial, with its remedy and the names of the columns that it qualifies."""
+
+    trial: str
+    kind: str
+    detail: str
+    remedy: str
+    columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,26 +82,31 @@ class Results:
         return columns_of(self.axes)
 
     @cached_property
-    def warnings(self) -> list[dict[str, Any]]:
-        """Every warning of every trial, with its remedy and the columns that it qualifies."""
+    def trial_warnings(self) -> list[TrialWarning]:
+        """Every warning of every trial."""
         return [
-            {
-                "trial": trial.record.trial,
-                "kind": warning.kind.value,
-                "detail": warning.detail,
-                "remedy": warning.remedy,
-                "columns": qualified(warning, inference_phase(trial.record)),
-            }
-            for trial in self.trials
-            for warning in trial.record.warnings
+            TrialWarning(
+                record.trial,
+                warning.kind.value,
+                warning.detail,
+                warning.remedy,
+                qualified(warning, inference_phase(record)),
+            )
+            for record in self.records
+            for warning in record.warnings
         ]
 
+    @property
+    def warnings(self) -> list[dict[str, Any]]:
+        """The same as plain tables, as `howlow report --json` prints them."""
+        return [asdict(warning) for warning in self.trial_warnings]
 
-def load(*folders: Path | str, accept_different: Sequence[str] = ()) -> Results:
+
+def load_results(*folders: Path | str, accept_different: Sequence[str] = ()) -> Results:
     """The records and rows of a run directory, or of several that may stand in one table.
 
-    `howlow.load("runs/demo").rows` are the rows of results.csv, `.records` the records that they come from, `.trials`
-    both with the raw losses. Only records are read, torch is not needed.
+    `howlow.load("runs/demo").rows` are the rows of results.csv, and `.records` the records that they come from.
+    `.trials` holds both, with the raw losses. torch is not needed.
 
     Raises:
         UserError: as `rows`.
@@ -149,7 +167,7 @@ def _refuse_collisions(found: Iterable[tuple[Path, Record]]) -> None:
 
 
 def _grid_ranks(folder: Path) -> list[int]:
-    """The ranks that the sweep was asked for, some of which may not have run; none where sweep.toml is missing."""
+    """The ranks that the sweep was asked for, run or not; none where sweep.toml is missing."""
     try:
         table = tomllib.loads((folder / "sweep.toml").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -231,9 +249,9 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
 
 
 def axis_value(record: Record, axis: str) -> Any:
-    """The value of a further grid axis; where the trial's own grid has no such axis, its setting's.
+    """The value of a further grid axis; where the trial's own grid lacks the axis, the value of its setting.
 
-    The zero-shot `base` has none of the axes that cannot change it.
+    The zero-shot `base` has no value on axes that cannot change it.
     """
     if axis in record.axes or record.kind == "base":
         return record.axes.get(axis)
@@ -244,13 +262,14 @@ def axis_value(record: Record, axis: str) -> Any:
 
 
 def inference_phase(record: Record) -> PhaseName | None:
-    """The phase that the inference columns are about: generation if it ran, else the loss over the text.
+    """The phase that the inference columns are about: generation if it ran, else the loss over the test text.
 
-    Absent where the trial ended before it was through; a task with answers never falls back to its loss phase then.
+    None where the trial ended before that phase did. A trial that should have generated falls back to its loss phase
+    only if it is done.
     """
     if record.phase("generate") is not None:
         return "generate"
-    may_fall_back = record.status == "done" or record.settings.task.name == "language_modeling"
+    may_fall_back = record.status == "done" or not task_named(record.settings.task.name).generates
     return "evaluate" if may_fall_back and _ended(record, "evaluate") else None
 
 
@@ -287,9 +306,9 @@ def _batch(decided: int | None, asked: int | str) -> int | None:
 
 
 def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
-    """Generation in its two parts, told apart when every prompt is read and has its first new token.
+    """The two parts of generation: prefill ends when every prompt is read and has its first new token.
 
-    Their energies are there where every step's parts were long enough for the source.
+    They have energies where the parts of every step were long enough for the source.
     """
     measured = [
         step

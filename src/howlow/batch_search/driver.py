@@ -1,209 +1,293 @@
-"""The largest batch of a trial: the processes of its search, and what earlier searches found.
+"""The largest batch of a trial: the processes of its search, and the results of earlier searches.
 
-The search itself is a plain function (`howlow.batch_search.search`) that runs beside the probes in a child
-(`howlow.batch_search.probe`). A child goes on as far as one process may; here it is started again with what is known
-so far, until the batch is found. A probe that ends its process for want of memory is one that does not fit.
+The search itself is a plain function (`howlow.batch_search.search`), which a probing process calls between its probes
+(`howlow.batch_search.probe`). A process probes for as long as it can; the driver starts the next one with all probes so
+far, until the batch is found. A probe whose process dies for lack of memory is one that does not fit.
 
-What was found lies in `DIR/.howlow/batch-*.json`, under everything that it depends on: a sweep that goes on, and a
-trial that is run again, search no more. The probes of other ranks in there tell where to look first. Beside it, in
-`probes-*.json`, lies every probe of a search that has not ended, so that one that was interrupted goes on with them.
+A found batch is cached in `DIR/.howlow/batch-*.json` under everything that it depends on: a sweep that is resumed, and
+a trial that is run again, do not search again. The probes of other ranks in there say where to look first. Every probe
+of a search that has not ended is in `probes-*.json`, so an interrupted search resumes with them. Of two workers that
+need the same search, one waits for the other's result.
 """
 
-import errno
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from howlow.errors import UserError
-from howlow.executors.local import LocalExecutor
-from howlow.outcomes import is_held, kernel_kills, ran_out_of_memory
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+
+from howlow.jobs import (
+    BatchSetting,
+    BudgetSet,
+    JobEvent,
+    JobRunner,
+    LargestFound,
+    MemoryBudget,
+    Probe,
+    ProbeBegun,
+    ProbeEnded,
+    ProbeJob,
+    ProbesJudged,
+    RankMeasured,
+    RankMemory,
+    RankProbes,
+    TrialJob,
+    on_device,
+    value_of,
+)
+from howlow.outcomes import Returned, StoppedError, Unfinished, kernel_kills, limits_process, ran_out_of_memory
 from howlow.records import BatchProbe, BatchSearch, write_atomically
-from howlow.settings import TrialPlan, batch_search_keys
-
-Setting = Literal["training.batch_size", "inference.batch_size"]
-Tell = Callable[[Mapping[str, Any]], None]
+from howlow.settings import Settings, TrialKind, batch_search_keys
 
 
 class SearchFailedError(Exception):
-    """The search ended otherwise than with a batch or for want of memory."""
+    """The search ended neither with a batch nor for lack of memory."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where and on what trials run: the folder for what is found, data, layout, device, and what else it depends on."""
+class SearchPlace:
+    """Where a search keeps its files, its processes' device (None: as the settings say), and how it reports probes."""
 
-    folder: Path
-    data: Path
-    layout: Mapping[str, Any]
-    basis: Mapping[str, Any]
-    device: str
+    run_directory: Path
+    device: str | None
+    tell: Callable[[BatchSetting, Probe], None]
+
+    @property
+    def cache(self) -> Path:
+        """The folder of earlier searches."""
+        return self.run_directory / ".howlow"
+
+    def folder(self, trial: str) -> Path:
+        """The probing processes' own."""
+        return self.cache / f"probe-{trial}"
 
 
 @dataclass
-class _Told:
-    """What the children of one search have told; `earlier_limit` held for the probes that an earlier start left."""
+class _Search:
+    """What is known of one search; `earlier_budget` held for the probes that an interrupted one left."""
 
-    limit: dict[str, Any] | None = None
-    earlier_limit: dict[str, Any] | None = None
-    known: dict[str, Any] | None = None
-    probing: dict[str, Any] = field(default_factory=dict)
-    probes: list[dict[str, Any]] = field(default_factory=list)
+    trial: TrialJob
+    setting: BatchSetting
+    settings: Settings
+    budget: MemoryBudget | None = None
+    earlier_budget: MemoryBudget | None = None
+    known: RankMemory | None = None
+    begun: ProbeBegun | None = None
+    probes: tuple[Probe, ...] = ()
     has_probed: bool = False
 
-    def hear(self, kind: str, value: Any) -> None:
-        """Keep one event."""
-        if kind == "probe":
-            self.probes.append(value)
-            self.probing, self.has_probed = {}, True
-        else:
-            setattr(self, kind, value)
+    def hear(self, event: JobEvent) -> None:
+        """Keep one event of a probing process."""
+        match event:
+            case BudgetSet():
+                self.budget = event.budget
+            case ProbesJudged():
+                self.probes = event.probes
+            case RankMeasured():
+                self.known = event.known
+            case ProbeBegun():
+                self.begun = event
+            case ProbeEnded():
+                self.probes = (*self.probes, event.probe)
+                self.begun, self.has_probed = None, True
+            case _:
+                raise AssertionError(f"a probing process does not report {event!r}")
 
 
-def searched_settings(plan: TrialPlan) -> list[Setting]:
-    """The settings of a trial that are to be searched for."""
-    trains = plan.kind != "base"
-    asked: dict[Setting, bool] = {
-        "training.batch_size": trains and plan.settings.training.batch_size == "max",
-        "inference.batch_size": plan.settings.inference.batch_size == "max",
+def searched_settings(kind: TrialKind, settings: Settings) -> list[BatchSetting]:
+    """The batch sizes of a trial that have to be searched for."""
+    trains = kind != "base"
+    asked: dict[BatchSetting, bool] = {
+        "training.batch_size": trains and settings.training.batch_size == "max",
+        "inference.batch_size": settings.inference.batch_size == "max",
     }
     return [setting for setting, is_asked in asked.items() if is_asked]
 
 
-def largest_batch(executor: LocalExecutor, plan: TrialPlan, setting: Setting, place: Place, tell: Tell) -> BatchSearch:
-    """The search of an earlier time, or a new one.
+def largest_batch(runner: JobRunner, trial: TrialJob, setting: BatchSetting, place: SearchPlace) -> BatchSearch:
+    """The result of an earlier search, or of a new one.
 
     Raises:
         UserError: the batch cannot be searched for here.
-        SearchFailedError: a probe ended in another way than for want of memory.
-        KeyboardInterrupt: the search was asked to stop.
+        SearchFailedError: a probe ended neither with a result nor for lack of memory.
+        StoppedError: the search was asked to stop.
+        DiskFullError: no space is left.
     """
-    key = _key(plan, setting, place)
-    path, kept = place.folder / f"batch-{key}.json", place.folder / f"probes-{key}.json"
-    earlier = BatchSearch(**json.loads(path.read_text(encoding="utf-8"))["search"]) if path.exists() else None
-    if earlier is not None and earlier.batch is not None:
-        return earlier  # after one in vain, whoever asks again wants to know whether it still is
-    told, family = _told_before(kept), _family(plan, setting, place)
-    others = _others(place.folder, family)
-    found: dict[str, Any] | None = None
-    while found is None:
-        found = _one_process(executor, _payload(plan, setting, place, told, others), told, place, kept, tell)
-    assert told.limit is not None, "the first process tells the limit"
-    search = BatchSearch(
-        setting=setting,
-        batch=found["batch"],
-        largest=found["largest"],
-        probes=tuple(_as_record(probe) for probe in told.probes),
-        **{key: value for key, value in told.limit.items() if key != "enforced_bytes"},
-    )
-    document = {"family": family, "search": search.model_dump(), "other": {"known": told.known, "probes": told.probes}}
-    write_atomically(path, json.dumps(document))
-    kept.unlink(missing_ok=True)
-    return search
+    family = _family(trial, setting)
+    key = _key(trial, setting, family)
+    path = place.cache / f"batch-{key}.json"
+    with _alone(runner, path.with_suffix(".lock")):
+        earlier = BatchSearch(**json.loads(path.read_text(encoding="utf-8"))["search"]) if path.exists() else None
+        if earlier is not None and earlier.batch is not None:
+            return (
+                earlier  # one that found nothing is repeated: whoever asks again wants to know whether it still is so
+            )
+        kept = place.cache / f"probes-{key}.json"
+        told = _resumed(_Search(trial, setting, on_device(trial.settings, place.device)), kept)
+        others = _other_ranks(place.cache, family)
+        found: LargestFound | None = None
+        while found is None:
+            found = _one_process(runner, told, others, place, kept)
+        search = _as_record(told, found)
+        other = RankProbes(told.known, told.probes) if told.known else None
+        document = {"family": family, "search": search.model_dump(), "other": asdict(other) if other else None}
+        write_atomically(path, json.dumps(document))
+        kept.unlink(missing_ok=True)
+        shutil.rmtree(place.folder(trial.name), ignore_errors=True)
+        return search
 
 
-def _told_before(kept: Path) -> _Told:
-    """What an earlier start of this search, one that was interrupted, has left."""
+@contextmanager
+def _alone(runner: JobRunner, path: Path) -> Iterator[None]:
+    """Wait until no other worker of this machine does the same search."""
+    lock = FileLock(path)
+    while True:
+        if runner.is_stopping:
+            raise StoppedError
+        try:
+            lock.acquire(timeout=0.5)
+            break
+        except Timeout:
+            continue
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _resumed(search: _Search, kept: Path) -> _Search:
+    """The search with the probes that an interrupted one left."""
     if not kept.exists():
-        return _Told()
+        return search
     left = json.loads(kept.read_text(encoding="utf-8"))
-    return _Told(earlier_limit=left["limit"], known=left["known"], probes=left["probes"])
+    return replace(
+        search,
+        earlier_budget=MemoryBudget(**left["budget"]),
+        known=_RANK_MEMORY.validate_python(left["known"]),
+        probes=_PROBES.validate_python(left["probes"]),
+    )
 
 
-def _keep(told: _Told, kept: Path) -> None:
-    write_atomically(kept, json.dumps({"limit": told.limit, "known": told.known, "probes": told.probes}))
+_PROBES = TypeAdapter(tuple[Probe, ...])
+_RANK_MEMORY = TypeAdapter(RankMemory | None)
+_RANK_PROBES = TypeAdapter(RankProbes)
 
 
-def _payload(
-    plan: TrialPlan, setting: Setting, place: Place, told: _Told, others: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    return {
-        "setting": setting,
-        "kind": plan.kind,
-        "settings": plan.settings.model_dump_json(),
-        "folder": str(place.folder / "probe"),
-        "data": str(place.data),
-        "layout": place.layout,
-        "limit": told.limit,
-        "earlier_limit": told.earlier_limit,
-        "probes": list(told.probes),
-        "others": others,
-    }
+def _keep(search: _Search, kept: Path) -> None:
+    assert search.budget is not None, "a process reports its budget before it probes"
+    known = asdict(search.known) if search.known else None
+    probes = [asdict(probe) for probe in search.probes]
+    write_atomically(kept, json.dumps({"budget": search.budget.model_dump(), "known": known, "probes": probes}))
+
+
+def _job(search: _Search, others: tuple[RankProbes, ...], place: SearchPlace) -> ProbeJob:
+    trial = search.trial
+    return ProbeJob(
+        setting=search.setting,
+        kind=trial.kind,
+        settings=search.settings,
+        folder=place.folder(trial.name),
+        data_folder=place.run_directory / trial.data_folder,
+        layout=trial.layout,
+        cores_shared_by=trial.cores_shared_by,
+        budget=search.budget,
+        earlier_budget=search.earlier_budget,
+        probes=search.probes,
+        others=others,
+    )
 
 
 def _one_process(
-    executor: LocalExecutor, payload: dict[str, Any], told: _Told, place: Place, kept: Path, tell: Tell
-) -> dict[str, Any] | None:
-    """Probe in one child; what it found, None where it takes another."""
+    runner: JobRunner, search: _Search, others: tuple[RankProbes, ...], place: SearchPlace, kept: Path
+) -> LargestFound | None:
+    """Probe in one process; None where it takes another."""
 
-    def on_event(kind: str, value: Any) -> None:
-        told.hear(kind, value)
-        if kind == "probe":
-            _keep(told, kept)
-            tell(value)
+    def hear(event: JobEvent) -> None:
+        search.hear(event)
+        if isinstance(event, ProbeEnded):
+            _keep(search, kept)
+            place.tell(search.setting, event.probe)
 
-    log = place.folder / "probe.log"
+    log = place.folder(search.trial.name) / "log.txt"
+    log.parent.mkdir(exist_ok=True)
     log.write_text("", encoding="utf-8")
     kills = kernel_kills()
-    told.probing, told.has_probed = {}, False
-    finished = executor.run("howlow.batch_search.probe.probe_entry", payload, log, on_event)
-    if finished.outcome == "result":
-        found: dict[str, Any] | None = finished.value
-        return found
-    if finished.outcome == "stopped":
-        raise KeyboardInterrupt
-    if finished.outcome == "user_error":
-        raise UserError(finished.value)
-    if finished.outcome == "disk_full":
-        raise OSError(errno.ENOSPC, finished.value)
-    is_limited = told.limit is not None and told.limit["enforced_bytes"] is not None and is_held(place.device)
-    has_begun = bool(told.probing) or told.has_probed
-    if not has_begun or not ran_out_of_memory(finished, log, kernel_kills() > kills, is_limited):
-        raise SearchFailedError(f"a probe for the largest batch ended: {finished.value}; see {log}")
-    if told.probing:
-        on_event("probe", {**told.probing, "peak_bytes": None, "fits": False})
+    search.begun, search.has_probed = None, False
+    finished = runner.run(_job(search, others, place), log, hear)
+    if isinstance(finished, Returned) or finished.outcome not in ("crashed", "died"):
+        return value_of(finished, place.cache)
+    if not _was_out_of_memory(search, finished, log, kernel_kills() > kills):
+        raise SearchFailedError(f"a probe for the largest batch ended: {finished.problem}; see {log}")
+    if search.begun is not None:
+        hear(ProbeEnded(probe=Probe(search.begun.batch, search.begun.load, None, False)))
     return None
 
 
-def _as_record(probe: Mapping[str, Any]) -> BatchProbe:
-    return BatchProbe(
-        batch=probe["batch"],
-        computed_tokens=probe["load"],
-        peak_memory_bytes=probe["peak_bytes"],
-        fits=probe["fits"],
+def _was_out_of_memory(search: _Search, ended: Unfinished, log: Path, killed_by_kernel: bool) -> bool:
+    """Whether a probing process died because its batch does not fit."""
+    is_enforced = search.budget is not None and search.budget.enforced_bytes is not None
+    is_limited = is_enforced and limits_process(search.trial.environment.device)
+    has_begun = search.begun is not None or search.has_probed
+    return has_begun and ran_out_of_memory(ended, log, killed_by_kernel, is_limited)
+
+
+def _as_record(search: _Search, found: LargestFound) -> BatchSearch:
+    assert search.budget is not None, "the first process reports the budget"
+    return BatchSearch(
+        setting=search.setting,
+        batch=found.batch,
+        largest=found.largest,
+        probes=tuple(
+            BatchProbe(
+                batch=probe.batch,
+                computed_tokens=probe.load,
+                peak_memory_bytes=probe.peak_bytes,
+                fits=probe.fits,
+            )
+            for probe in search.probes
+        ),
+        **search.budget.model_dump(exclude={"enforced_bytes"}),
     )
 
 
 def nothing_fits(search: BatchSearch) -> str:
-    """Says of a search in vain what a batch of one example took."""
+    """What a batch of one example took, for a search that found nothing."""
     one = next(probe for probe in search.probes if probe.batch == 1)
-    beside = ", or the fine-tuning before it does" if search.setting == "inference.batch_size" else ""
-    took = f"more than that{beside}" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.3f} GB"
+    earlier = ", or the fine-tuning before it does" if search.setting == "inference.batch_size" else ""
+    took = f"more than that{earlier}" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.3f} GB"
     return (
         f'{search.setting} = "max": not even one example fits: its heaviest batch has {one.computed_tokens} tokens and '
         f"takes {took}; {search.budget_bytes / 1e9:.3f} GB may be taken ({search.limit}, less run.memory_margin)"
     )
 
 
-# -- what earlier searches found ------------------------------------------------------------------------------------
+# -- earlier searches -----------------------------------------------------------------------------------------------
 
 
-def _key(plan: TrialPlan, setting: Setting, place: Place) -> str:
-    """What the batch depends on: the family's, and what makes one of the family."""
-    own: dict[str, Any] = {"rank": plan.rank}
+def _key(trial: TrialJob, setting: BatchSetting, family: str) -> str:
+    """What the batch depends on: all that its family has in common, the rank, and for training the seed."""
+    own: dict[str, Any] = {"rank": trial.rank}
     if setting == "training.batch_size":
-        own["seed"] = plan.seed
-    return plan.settings.digest((), family=_family(plan, setting, place), **own)
+        own["seed"] = trial.seed
+    return trial.settings.digest((), family=family, **own)
 
 
-def _family(plan: TrialPlan, setting: Setting, place: Place) -> str:
-    """What searches have in common whose probes tell of one another: everything but rank and seed."""
-    own = {"setting": setting, "kind": plan.kind, "layout": dict(place.layout), "basis": dict(place.basis)}
-    return plan.settings.digest(batch_search_keys(setting), **own)
+def _family(trial: TrialJob, setting: BatchSetting) -> str:
+    """Equal for searches that differ in nothing but rank and seed, so that one's probes help another."""
+    environment = trial.environment.model_dump()
+    keys = ("device_name", "cpu", "cores", "threads", "versions")
+    basis = {"data": trial.data.model_dump(), **{key: environment[key] for key in keys}}
+    own = {"setting": setting, "kind": trial.kind, "layout": trial.layout.model_dump(), "basis": basis}
+    return trial.settings.digest(batch_search_keys(setting), **own)
 
 
-def _others(folder: Path, family: str) -> list[dict[str, Any]]:
+def _other_ranks(cache: Path, family: str) -> tuple[RankProbes, ...]:
     """The probes of the family's searches."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("batch-*.json"))]
-    return [document["other"] for document in found if document["family"] == family and document["other"]["known"]]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(cache.glob("batch-*.json"))]
+    mine: Sequence[Mapping[str, Any]] = [document for document in found if document["family"] == family]
+    return tuple(_RANK_PROBES.validate_python(document["other"]) for document in mine if document["other"])

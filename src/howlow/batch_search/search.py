@@ -1,24 +1,24 @@
-"""The largest batch that fits: which batch to try next, as a plain function of what was tried.
+"""The largest batch that fits: which batch to try next, as a plain function of the probes so far.
 
 A *probe* runs a batch's heaviest micro-batch for real and reads the memory's peak. Peaks are nearly affine in the
 tokens that the model runs on (`load`), so a line through the probes predicts where the budget ends:
 
-* Nothing known of other ranks: batches are doubled until one does not fit.
-* Something known: the first probe is where the other ranks' lines, taken to this rank, meet the budget; what follows
-  is the largest batch that the line lets fit, or, if it lets none, the lightest above, which then tells of all (where
-  the data are too many to lay out every batch, the next one).
-* Between one that fits and one that does not, probes follow the line through the peak nearest to the budget and the
-  next that is clear of it, and halve the interval where that does not end it soon.
-* A schedule that is cut elsewhere may be lighter although its batches are larger. So it is loads that are compared: a
-  batch no heavier than one that fits needs no probe, nor one as heavy as one that does not; batches behind the first
-  that did not fit are looked at too.
+* If no other rank was probed, batches are doubled until one does not fit.
+* Else the first probe is where the other ranks' lines, moved to this rank, meet the budget. The next one is the largest
+  batch that the line lets fit. If the line lets none fit, it is the lightest one above, because if that does not fit,
+  none does. Where the data are too large to lay out every batch, it is the next batch.
+* Between a batch that fits and one that does not, probes follow the line through the peak nearest to the budget and the
+  next peak that differs clearly. If that does not end the search soon, they halve the interval.
+* A larger batch may be lighter, because its schedule is cut elsewhere. So loads are compared, not batches: a batch no
+  heavier than one that fits needs no probe, nor does one at least as heavy as one that does not fit; and batches above
+  the first that did not fit are looked at too.
 * The batch found is confirmed: it, or one that is no lighter, has to fit once more. Peaks of two processes differ
-  a little, so one that fits may fail when it is confirmed; its first pass confirms lighter ones, where each probe has a
-  process of its own.
+  a little, so a batch that fits may fail when it is confirmed. Where each probe has a process of its own, its first
+  success then confirms lighter batches.
 
-The largest that fits is thus found for any peaks that grow with the load; the line only saves probes. Where the data
-are so many that not every batch can be laid out in thought (`Question.beyond`), that holds for loads that grow with the
-batch, and a lighter schedule further off may be missed.
+The search finds the largest batch that fits for any peaks that grow with the load; the line only saves probes. Where
+the data are too large to lay out every batch (`BatchQuestion.beyond`), this holds for loads that grow with the batch,
+and a lighter schedule further off may be missed.
 """
 
 import math
@@ -27,65 +27,29 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from howlow.jobs import MemoryLine, Probe, RankMemory, RankProbes
+
 GUIDED = 4
-"""So many probes follow the line before doubling, or halving, takes over."""
+"""The number of probes that follow the line before doubling, or halving, takes over."""
 CLEAR = 0.005
-"""Peaks this part of the budget apart tell a slope; those of one batch in two processes differ by up to half of it."""
+"""Peaks that differ by this share of the budget give a slope; two processes with one batch differ by up to half."""
 
 
 @dataclass(frozen=True)
-class Probe:
-    """One probe: the batch, its load, and its peak (None where the memory ran out)."""
-
-    batch: int
-    load: int
-    peak_bytes: int | None
-    fits: bool
-
-
-@dataclass(frozen=True)
-class Line:
-    """Peak bytes as an affine function of the load."""
-
-    fixed_bytes: float
-    bytes_per_load: float
-
-    def at(self, load: int) -> float:
-        """The peak that the line predicts."""
-        return self.fixed_bytes + self.bytes_per_load * load
-
-
-@dataclass(frozen=True)
-class Known:
-    """A rank, and the line that is certain of it: weights, gradients and moments; activations of the rank's width."""
-
-    rank: int
-    line: Line
-
-
-@dataclass(frozen=True)
-class Other:
-    """The probes of another rank."""
-
-    known: Known
-    probes: tuple[Probe, ...]
-
-
-@dataclass(frozen=True)
-class Question:
+class BatchQuestion:
     """What is searched for: the largest batch up to `largest` whose peak is at most `budget_bytes`.
 
-    load: the load of a batch's heaviest micro-batch. limit_bytes: what a probe without a peak has gone beyond.
-    expected: the line that other ranks lead to expect. beyond: how many batches may be laid out in thought to see
-    whether one is lighter than it is large: between one that fits and one that does not, and behind those. is_fresh:
-    every probe has a process of its own; else passes of a batch that then failed in a fresh one confirm nothing.
+    load: the load of a batch's heaviest micro-batch. limit_bytes: what a probe without a peak has exceeded.
+    expected: the line that the probes of other ranks predict. beyond: how many batches may be laid out, without being
+    run, to find one that is lighter than a smaller one. is_fresh: every probe has a process of its own; else a success
+    of a batch that later failed in a fresh process confirms nothing.
     """
 
     largest: int
     budget_bytes: int
     limit_bytes: int
     load: Callable[[int], int]
-    expected: Line | None = None
+    expected: MemoryLine | None = None
     beyond: int = 0
     is_fresh: bool = True
     probes: list[Probe] = field(default_factory=list)
@@ -100,13 +64,13 @@ class Try:
 
 
 @dataclass(frozen=True)
-class Found:
+class LargestBatch:
     """The largest batch that fits; None where not even one example does."""
 
     batch: int | None
 
 
-def next_step(question: Question) -> Try | Found:
+def next_step(question: BatchQuestion) -> Try | LargestBatch:
     """What to do after the probes so far."""
     low, high = _bracket(question)
     if low < question.largest < high and _is_doubled(question):
@@ -117,28 +81,28 @@ def next_step(question: Question) -> Try | Found:
     if unsure:
         return Try(_among(question, unsure))
     if low == 0:
-        return Found(None)
+        return LargestBatch(None)
     refuted = set[int]() if question.is_fresh else _failed(question)
     as_heavy = [
         probe
         for probe in question.probes
         if probe.fits and probe.load >= question.load(low) and probe.batch not in refuted
     ]
-    is_probed = any(probe.batch == low for probe in question.probes)  # loads alone do not say everything
-    return Found(low) if is_probed and len(as_heavy) > 1 else Try(low, confirms=True)
+    is_probed = any(probe.batch == low for probe in question.probes)  # a load alone does not decide
+    return LargestBatch(low) if is_probed and len(as_heavy) > 1 else Try(low, confirms=True)
 
 
-def _is_doubled(question: Question) -> bool:
-    """Whether so far all fitted, and no line leads on."""
+def _is_doubled(question: BatchQuestion) -> bool:
+    """Whether every probe fits so far, and no line predicts more."""
     probes = question.probes
     return all(probe.fits for probe in probes) and (question.expected is None or len(probes) >= GUIDED)
 
 
-def _failed(question: Question) -> set[int]:
+def _failed(question: BatchQuestion) -> set[int]:
     return {probe.batch for probe in question.probes if not probe.fits}
 
 
-def _known_loads(question: Question) -> tuple[float, float]:
+def _known_loads(question: BatchQuestion) -> tuple[float, float]:
     """The heaviest load that fits for sure, and the lightest that does not."""
     failed = _failed(question)
     too_much = min((probe.load for probe in question.probes if probe.batch in failed), default=math.inf)
@@ -146,7 +110,7 @@ def _known_loads(question: Question) -> tuple[float, float]:
     return max(fitting, default=-math.inf), too_much
 
 
-def _bracket(question: Question) -> tuple[int, int]:
+def _bracket(question: BatchQuestion) -> tuple[int, int]:
     """The largest batch known to fit (0: none so far), and the smallest above it that does not, or is as heavy."""
     failed, (fitting, _) = _failed(question), _known_loads(question)
     low = max((probe.batch for probe in question.probes if probe.batch not in failed), default=0)
@@ -157,22 +121,22 @@ def _bracket(question: Question) -> tuple[int, int]:
     return low, high if high - low <= 1 + question.beyond else _first_as_heavy(question, low, high)
 
 
-def _first_as_heavy(question: Question, low: int, high: int) -> int:
+def _first_as_heavy(question: BatchQuestion, low: int, high: int) -> int:
     """The first above `low` that is as heavy as one that does not fit, as far as loads grow with the batch."""
     _, too_much = _known_loads(question)
     return high if math.isinf(too_much) else _first(low, high, lambda batch: question.load(batch) >= too_much)
 
 
 def _first(low: int, high: int, is_beyond: Callable[[int], bool]) -> int:
-    """The first above `low` that is beyond something, `high` where none before it is; halving, so for growing loads."""
+    """The first above `low` for which `is_beyond` is true, else `high`; by halving, so for growing loads."""
     while low + 1 < high:
         middle = (low + high) // 2
         low, high = (low, middle) if is_beyond(middle) else (middle, high)
     return high
 
 
-def _looked_at(question: Question, low: int, high: int) -> tuple[int, list[int]]:
-    """The largest batch whose load fits for sure, and the larger ones of which the probes do not tell."""
+def _looked_at(question: BatchQuestion, low: int, high: int) -> tuple[int, list[int]]:
+    """The largest batch whose load fits for sure, and the larger ones that the probes leave open."""
     failed, (fitting, too_much) = _failed(question), _known_loads(question)
     window = [
         batch for batch in range(low + 1, min(question.largest, high + question.beyond) + 1) if batch not in failed
@@ -181,8 +145,8 @@ def _looked_at(question: Question, low: int, high: int) -> tuple[int, list[int]]
     return low, [batch for batch in window if batch > low and question.load(batch) < too_much]
 
 
-def _among(question: Question, unsure: Sequence[int]) -> int:
-    """The largest that the line lets fit; else the lightest, which tells of all the others if it does not fit."""
+def _among(question: BatchQuestion, unsure: Sequence[int]) -> int:
+    """The largest that the line lets fit; else the lightest: if it does not fit, none of the others does."""
     line = _line(question)
     if _has_followed_enough(question):
         return sorted(unsure, key=question.load)[len(unsure) // 2]
@@ -190,7 +154,7 @@ def _among(question: Question, unsure: Sequence[int]) -> int:
     return max(fits) if fits else min(unsure, key=question.load)
 
 
-def _between(question: Question, low: int, high: int) -> int:
+def _between(question: BatchQuestion, low: int, high: int) -> int:
     """A batch above `low` and under `high`."""
     line = _line(question)
     if line is None or _has_followed_enough(question):
@@ -198,22 +162,22 @@ def _between(question: Question, low: int, high: int) -> int:
     return max(low + 1, min(_largest_under(question, line, low, high), high - 1))
 
 
-def _has_followed_enough(question: Question) -> bool:
-    """Whether since the first that did not fit the line was followed as often as it may be."""
+def _has_followed_enough(question: BatchQuestion) -> bool:
+    """Whether the line has been followed often enough since the first batch that did not fit."""
     first = next((index for index, probe in enumerate(question.probes) if not probe.fits), None)
     return first is not None and len(question.probes) - first > GUIDED
 
 
-def _largest_under(question: Question, line: Line, low: int, high: int) -> int:
-    """The largest batch from `low` to under `high` that the line lets fit, as far as loads grow with the batch."""
+def _largest_under(question: BatchQuestion, line: MemoryLine, low: int, high: int) -> int:
+    """The largest batch from `low` to below `high` that the line lets fit, if loads grow with the batch."""
     return _first(low, high, lambda batch: line.at(question.load(batch)) > question.budget_bytes) - 1
 
 
 # -- lines ----------------------------------------------------------------------------------------------------------
 
 
-def _line(question: Question) -> Line | None:
-    """What this rank's probes say, with the slope of other ranks as long as they say too little."""
+def _line(question: BatchQuestion) -> MemoryLine | None:
+    """The line through this rank's probes; with the slope of other ranks as long as they are too few."""
     budget, peaks = question.budget_bytes, _peaks(question.probes)
     nearest = sorted(peaks, key=lambda load: abs(peaks[load] - budget))
     line, own = question.expected, None
@@ -222,12 +186,12 @@ def _line(question: Question) -> Line | None:
         clear = [load for load in further if abs(peaks[load] - peaks[one]) > CLEAR * budget]
         if other := clear[:1] or further[: line is None]:
             own = _through((one, peaks[one]), (other[0], peaks[other[0]]))
-        line = own or (line and Line(peaks[one] - line.bytes_per_load * one, line.bytes_per_load))
+        line = own or (line and MemoryLine(peaks[one] - line.bytes_per_load * one, line.bytes_per_load))
     for load in sorted((probe.load for probe in question.probes if probe.peak_bytes is None), reverse=True):
-        if line is not None and line.at(load) < question.limit_bytes:  # memory ran out: it is steeper than thought
+        if line is not None and line.at(load) < question.limit_bytes:  # memory ran out: the line is steeper
             below = [(lighter, peaks[lighter]) for lighter in nearest if lighter < load]
             steeper = _through(max(below), (load, question.limit_bytes)) if below else None
-            line = steeper or Line(question.limit_bytes - line.bytes_per_load * load, line.bytes_per_load)
+            line = steeper or MemoryLine(question.limit_bytes - line.bytes_per_load * load, line.bytes_per_load)
     return line
 
 
@@ -240,14 +204,14 @@ def _peaks(probes: Iterable[Probe]) -> dict[int, int]:
     return found
 
 
-def _through(one: tuple[int, int], other: tuple[int, int]) -> Line | None:
+def _through(one: tuple[int, int], other: tuple[int, int]) -> MemoryLine | None:
     """The line through two points (load, bytes); None where it does not rise."""
     slope = (other[1] - one[1]) / (other[0] - one[0])
-    return Line(one[1] - slope * one[0], slope) if slope > 0 else None
+    return MemoryLine(one[1] - slope * one[0], slope) if slope > 0 else None
 
 
-def expected_line(known: Known, others: Sequence[Other]) -> Line | None:
-    """The line of a rank from those of other ranks: what is not certain of them is linear between ranks."""
+def expected_line(known: RankMemory, others: Sequence[RankProbes]) -> MemoryLine | None:
+    """The line of a rank from those of others: what each takes beyond the certain part is linear between ranks."""
     fits = [(other.known, line) for other in others if (line := _fit(other.probes)) is not None]
     if not fits:
         return None
@@ -255,20 +219,20 @@ def expected_line(known: Known, others: Sequence[Other]) -> Line | None:
     fixed = [line.fixed_bytes - other.line.fixed_bytes for other, line in fits]
     slopes = [line.bytes_per_load - other.line.bytes_per_load for other, line in fits]
     slope = own.bytes_per_load + _between_ranks(known.rank, ranks, slopes)
-    return Line(own.fixed_bytes + _between_ranks(known.rank, ranks, fixed), slope) if slope > 0 else None
+    return MemoryLine(own.fixed_bytes + _between_ranks(known.rank, ranks, fixed), slope) if slope > 0 else None
 
 
-def _fit(probes: Iterable[Probe]) -> Line | None:
-    """The line of least squares through the peaks."""
+def _fit(probes: Iterable[Probe]) -> MemoryLine | None:
+    """The least-squares line through the peaks."""
     peaks = _peaks(probes)
     if len(peaks) < 2:
         return None
     slope, fixed = np.polyfit(list(peaks), list(peaks.values()), 1)
-    return Line(float(fixed), float(slope)) if slope > 0 else None
+    return MemoryLine(float(fixed), float(slope)) if slope > 0 else None
 
 
 def _between_ranks(rank: int, ranks: Sequence[int], values: Sequence[float]) -> float:
-    """Linear between two ranks, beyond them the nearest one's; the mean where a rank has several."""
+    """Linear between two ranks, the nearest one's value outside them; the mean where a rank has several."""
     known = sorted(set(ranks))
     means = [np.mean([value for own, value in zip(ranks, values, strict=True) if own == one]) for one in known]
     return float(np.interp(rank, known, means))

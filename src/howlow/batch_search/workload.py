@@ -13,16 +13,16 @@ from typing import Any, Protocol
 
 import torch
 
-from howlow.batch_search.search import Known, Line
 from howlow.engine import evaluation, layouts
 from howlow.engine import model as models
 from howlow.engine.execution import Execution, running
 from howlow.engine.layouts import Batch
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Trainer
+from howlow.jobs import MemoryLine, RankMemory
 from howlow.memory import heap
 from howlow.meters.session import Session
-from howlow.trial.fine_tuning import lay_out, optimization_of, schedule_of, set_to_training
+from howlow.trial.fine_tuning import optimization_of, schedule_of, set_to_training, training_batch
 from howlow.trial.preparation import Prepared
 from howlow.trial.scoring import Scorer
 from howlow.trial.state import TrialState, split
@@ -46,15 +46,15 @@ class Bench:
     execution: Execution
     pad_id: int
 
-    def known(self, setting: str) -> Known:
+    def known(self, setting: str) -> RankMemory:
         """The memory that a rank surely takes: its weights (with gradients and two moments) and its activations."""
         trained = models.trainable(self.model)
         size = 4 * sum(parameter.numel() for parameter in trained.values())
         rank = self.state.settings.lora.rank if self.state.kind == "lora" else 0
         if setting == "inference.batch_size":
-            return Known(rank, Line(size, 0))
+            return RankMemory(rank, MemoryLine(size, 0))
         places = sum(".lora_A." in name for name in trained)
-        return Known(rank, Line(4 * size, places * rank * (4 if self.execution.precision == "fp32" else 2)))
+        return RankMemory(rank, MemoryLine(4 * size, places * rank * (4 if self.execution.precision == "fp32" else 2)))
 
 
 def _read_tokens(state: TrialState, part: Sequence[TokenizedExample]) -> int:
@@ -139,7 +139,7 @@ class TrainingWork:
         """A step of each heaviest micro-batch, with moments, and with gradients where a step has several."""
         chosen = self._heaviest(batch)
         times = 2 if (self.state.settings.training.effective_batch_size or 0) > batch else 1
-        _train(bench, [[lay_out(self.state, part, bench.pad_id)] * times for part in chosen])
+        _train(bench, [[training_batch(self.state, part, bench.pad_id)] * times for part in chosen])
 
 
 def _train(bench: Bench, steps: Sequence[Sequence[Batch]] = ()) -> None:

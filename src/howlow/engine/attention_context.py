@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, masking_utils
 
 IMPLEMENTATION = "howlow"
 
@@ -66,6 +66,21 @@ def attending(configs: Sequence[Any], context: AttentionContext) -> Iterator[Non
         _current = None
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation = implementation
+
+
+@contextmanager
+def one_sequence_a_row() -> Iterator[None]:
+    """Within this context transformers takes each row for one sequence, as rows of the layout `padded` are.
+
+    By default it looks at the positions of every batch to find out, which reads the device. Under a tracer it cannot
+    look, and makes a mask that is not needed.
+    """
+    own = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda _: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = own
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -78,7 +78,7 @@ def save(folder: Path, tensors: dict[str, Tensor], plain: dict[str, Any]) -> Non
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The last whole checkpoint, or None."""
     for place in (folder, folder.with_name(f"{folder.name}.old")):
         if (place / "state.json").is_file():

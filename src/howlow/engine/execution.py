@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from howlow.engine.attention import AttentionKernel, tree_attention
-from howlow.engine.attention_context import AttentionContext, attending, configs_of
+from howlow.engine.attention_context import AttentionContext, attending, configs_of, one_sequence_a_row
 from howlow.engine.cpu.attention import FEWEST_KEPT
 from howlow.engine.cpu.patches import fused
 from howlow.engine.last_layer import modules_by_token, only_rows
@@ -155,7 +155,7 @@ class Running:
         Examples in rows of their own run the model's own attention and every hidden state, as the paper does.
         """
         if batch.tree is None:
-            return nullcontext()
+            return one_sequence_a_row()
         used = batch.predictors if self.execution.head == "targets" else None
         context = tree_attention(batch.tree, self.execution.attention, self.execution.kernels_kept)
         return self.row(context, used)

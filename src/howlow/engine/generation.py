@@ -75,7 +75,7 @@ def generate(
     return rows.results(), computed
 
 
-def choose(logits: Tensor) -> tuple[Tensor, Tensor]:
+def most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
     """The most likely token of each row, and how far its logit stands above the second's; logits: (rows, vocabulary).
 
     Of equal logits the first one is chosen.
@@ -153,7 +153,7 @@ class _Rows:
 
     def write(self, rows: Sequence[int], logits: Tensor) -> Tensor:
         """The next token of each of these rows, from logits (rows, vocabulary); ended rows keep their text."""
-        chosen, margins = choose(logits)
+        chosen, margins = most_likely(logits)
         read = torch.stack([chosen.to(margins), margins]).tolist()
         for row, token, margin in zip(rows, map(int, read[0]), read[1], strict=True):
             if not self._done[row]:

@@ -68,7 +68,7 @@ def _ids(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
     return ids
 
 
-def render(tokenizer: Any, example: Example, chat: bool) -> Example:
+def in_chat_template(tokenizer: Any, example: Example, chat: bool) -> Example:
     """The example with its prompt as the user's turn of the tokenizer's chat template, where `chat` asks for it."""
     if not chat:
         return example
@@ -83,7 +83,7 @@ def render(tokenizer: Any, example: Example, chat: bool) -> Example:
 
 def tokenize(tokenizer: Tokenizer, example: Example, chat: bool = False) -> TokenizedExample:
     """One example with a prompt, uncut."""
-    rendered = render(tokenizer, example, chat)
+    rendered = in_chat_template(tokenizer, example, chat)
     prompt = _ids(tokenizer, rendered.prompt, special=not chat)
     completion = [*_ids(tokenizer, example.completion), eos_of(tokenizer)]
     if not prompt:

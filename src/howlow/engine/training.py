@@ -9,7 +9,8 @@ weights, autocast to fp16, the loss scaled so that small gradients survive (the 
 whose scaled gradients overflow is skipped, as torch's scaler does.
 
 A step does not read the device: `Trainer.step` returns tensors, and its caller reads them once (`Trainer.outcome`).
-There is one exception. With loss scaling, torch's scaler itself reads whether gradients overflowed.
+There is one exception. With loss scaling, torch's scaler itself reads whether gradients overflowed. (AdamW reads its
+step counters, but they are kept on the host.)
 """
 
 import math

@@ -1,1 +1,1 @@
-"""Where workers run. `local`: on this machine, from a fork server."""
+"""Where workers run. `local`: as threads of this process, whose jobs run in children of one `fork_server`."""

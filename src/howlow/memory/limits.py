@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from howlow.outcomes import tells_of_no_memory
+from howlow.outcomes import names_lack_of_memory
 
 
 def limit_memory(limit_bytes: int | None, device: torch.device) -> None:
@@ -60,4 +60,4 @@ def _is_failed_allocation(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOMEM, errno.EAGAIN):
         return False
     could_be = isinstance(error, RuntimeError | OSError | ImportError)
-    return could_be and tells_of_no_memory(str(error), is_memory_limited())
+    return could_be and names_lack_of_memory(str(error), is_memory_limited())

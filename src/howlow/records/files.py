@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, UnionType
@@ -19,7 +20,7 @@ T = TypeVar("T", bound=BaseModel)
 
 def write_atomically(path: Path, text: str) -> None:
     """Write under a temporary name, flush to the disk and rename: the file is whole or it is not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -71,6 +72,11 @@ def cut_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         kept += len(raw) + 1
     if kept < path.stat().st_size:
         write_atomically(path, path.read_bytes()[:kept].decode("utf-8"))
+
+
+def has_record(run_directory: Path, trial: str) -> bool:
+    """Whether a trial has ended."""
+    return (run_directory / "trials" / trial / "record.json").exists()
 
 
 def read_record(folder: Path) -> Record | None:

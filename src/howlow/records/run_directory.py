@@ -59,7 +59,7 @@ def joined(folder: Path, settings: Settings, accept_different: Sequence[str] = (
     """The settings of the folder's own sweep joined with these; those of another sweep are refused."""
     if not (folder / "sweep.toml").exists():
         return settings
-    there = load(str(folder / "sweep.toml"))
+    there = load(str(folder / "sweep.toml"), (), None)
     same = f"give another folder, or the same settings (howlow sweep {folder / 'sweep.toml'} --out {folder})"
     for axis in sorted(set(there.grid) ^ set(settings.grid)):
         values = f"{there.grid.get(axis)!r} there and {settings.grid.get(axis)!r} now"

@@ -12,7 +12,7 @@ SCHEMA_VERSION = 2
 
 _AttentionKernel = Literal["own", "products", "sdpa", "flex"]
 HeapMode = Literal["kept", "bounded"]
-Layout = Literal["padded", "packed", "shared"]
+_Layout = Literal["padded", "packed", "shared"]
 Part = Literal["burn_in", "measured"]
 Status = Literal["done", "out_of_memory", "diverged", "failed"]
 
@@ -170,7 +170,7 @@ class DataRecord(Frozen):
 class LayoutChoice(Frozen):
     """The layout chosen for trials, and why."""
 
-    layout: Layout
+    layout: _Layout
     kernel: Literal["sdpa", "flex"] | None = Field(None, description="the attention kernel of packed and shared")
     problem: str | None = Field(None, description="why the layout is padded although another one was wanted")
     generation: Literal["padded"] | None = Field(
@@ -205,8 +205,8 @@ class Resolved(Frozen):
     None: the trial ended before it was decided, or a record of schema 1 does not say it.
     """
 
-    layout: Layout | None = None
-    generation_layout: Layout | None = Field(None, description="generation's; another where frequencies ask for it")
+    layout: _Layout | None = None
+    generation_layout: _Layout | None = Field(None, description="generation's; another where frequencies ask for it")
     attention_kernel: _AttentionKernel | None = Field(None, description="own: the model's own attention")
     precision: str | None = None
     train_batch_size: int | None = None

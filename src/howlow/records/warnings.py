@@ -41,6 +41,7 @@ class WarningKind(StrEnum):
     STEADINESS_UNKNOWN = "steadiness_unknown"
     OTHER_PROCESS_ON_DEVICE = "other_process_on_device"
     OTHER_WORK_ON_MACHINE = "other_work_on_machine"
+    RAN_BESIDE_OTHER_TRIALS = "ran_beside_other_trials"
     SWAPPING = "swapping"
     DEVICE_PARTITIONED = "device_partitioned"
     DEVICE_VIRTUAL = "device_virtual"
@@ -83,6 +84,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.STEADINESS_UNKNOWN: "use more examples: too few measured steps to see whether the speed was steady",
     WarningKind.OTHER_PROCESS_ON_DEVICE: "end the other processes, or give the trial a device of its own",
     WarningKind.OTHER_WORK_ON_MACHINE: "wait until the other work has ended, or bind it to other cores",
+    WarningKind.RAN_BESIDE_OTHER_TRIALS: "for costs that others can repeat, set run.workers = 1 and start no other "
+    "worker on this machine",
     WarningKind.SWAPPING: "free memory, or use a smaller batch",
     WarningKind.DEVICE_PARTITIONED: "use the whole card to measure energy: other instances of it work, too",
     WarningKind.DEVICE_VIRTUAL: "use a whole card: on a shared one time and energy depend on the other users",

@@ -1,11 +1,11 @@
 """Records -> table, results.csv, figures and page; the only place that formats numbers.
 
-`write_report` reads run directories and writes what people look at; everything can be rebuilt from the records alone.
+`write_report` reads run directories and writes what people look at. Everything can be rebuilt from the records alone.
 Importing this package is cheap: rich, altair, vl_convert and jinja2 are imported where they are used.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "read_report", "write_report"]
 
-_FIGURE_NAMES = ("fine_tuning", "inference", "loss")
-
 
 @dataclass(frozen=True)
 class Report:
@@ -32,16 +30,16 @@ class Report:
     def table(self, width: int = 100) -> "RenderableType":
         """The table with its notes and warnings, for a terminal of that width."""
         from howlow.reporting.summary import summarize
-        from howlow.reporting.tables import render
+        from howlow.reporting.tables import terminal_table
 
-        return render(summarize(self.comparison), width)
+        return terminal_table(summarize(self.comparison), width)
 
     def table_text(self, width: int = 100) -> str:
         """The same as plain text."""
         from howlow.reporting.summary import summarize
-        from howlow.reporting.tables import plain
+        from howlow.reporting.tables import terminal_text
 
-        return plain(summarize(self.comparison), width)
+        return terminal_text(summarize(self.comparison), width)
 
     def json_text(self) -> str:
         """The document that `howlow report --json` prints."""
@@ -69,35 +67,39 @@ def write_report(
     Raises:
         UserError: as `read_report`, or the files cannot be written.
     """
-    from howlow.reporting.charts import figures, render_png, render_svg
+    comparison = read_report(folders, accept_different=accept_different).comparison
+    out = Path(folders[0] if into is None else into)
+    try:
+        return Report(comparison, tuple(_write(comparison, out)))
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: the report cannot be written: {error.strerror}") from None
+
+
+def _write(comparison: Comparison, out: Path) -> list[Path]:
+    from howlow.reporting.charts import figures
+    from howlow.reporting.figure import FIGURE_NAMES, render_png, render_svg
     from howlow.reporting.page import page
     from howlow.reporting.results import csv_text
 
-    comparison = read_report(folders, accept_different=accept_different).comparison
-    out = Path(folders[0] if into is None else into)
     drawn = [(figure, render_svg(figure)) for figure in figures(comparison)]
+    (out / "figures").mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
-    try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-        for figure, svg in drawn:
-            files += [out / "figures" / f"{figure.name}.svg", out / "figures" / f"{figure.name}.png"]
-            write_atomically(files[-2], svg)
-            _write_bytes_atomically(files[-1], render_png(svg))
-        _remove_stale(out / "figures", [figure.name for figure, _ in drawn])
-        files += [out / "results.csv", out / "report.html"]
-        write_atomically(files[-2], csv_text(comparison.results))
-        write_atomically(files[-1], page(comparison, drawn))
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: the report cannot be written: {error.strerror}") from None
-    return Report(comparison, tuple(files))
+    for figure, svg in drawn:
+        files += [out / "figures" / f"{figure.name}.svg", out / "figures" / f"{figure.name}.png"]
+        write_atomically(files[-2], svg)
+        _write_bytes_atomically(files[-1], render_png(svg))
+    _remove(out / "figures", set(FIGURE_NAMES) - {figure.name for figure, _ in drawn})
+    files += [out / "results.csv", out / "report.html"]
+    write_atomically(files[-2], csv_text(comparison.results))
+    write_atomically(files[-1], page(comparison, drawn))
+    return files
 
 
-def _remove_stale(folder: Path, drawn: Sequence[str]) -> None:
-    """A figure of an earlier report that there is no data for any more would mislead."""
-    for name in _FIGURE_NAMES:
-        if name not in drawn:
-            (folder / f"{name}.svg").unlink(missing_ok=True)
-            (folder / f"{name}.png").unlink(missing_ok=True)
+def _remove(folder: Path, stale: Iterable[str]) -> None:
+    """Remove figures that an earlier report left and that no data supports any more."""
+    for name in stale:
+        (folder / f"{name}.svg").unlink(missing_ok=True)
+        (folder / f"{name}.png").unlink(missing_ok=True)
 
 
 def _write_bytes_atomically(path: Path, data: bytes) -> None:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from howlow.analysis.columns import Unit
+from howlow.analysis.column import Unit
 
 ABSENT = "n/a"
 _SCALES = {
@@ -20,7 +20,7 @@ _SCALES = {
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number with that many significant digits, whole numbers from there on, and no exponent unless it is tiny."""
+    """A number with at least that many significant digits, and an exponent only where it is tiny or huge."""
     if value == 0:
         return "0"
     magnitude = math.floor(math.log10(abs(value)))
@@ -32,7 +32,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes: kB and MB as adapter sizes are given, GiB as memory is."""
+    """Bytes: kB and MB, as adapter sizes are usually given, and GiB, as memory is."""
     if value >= 2**30:
         return f"{significant(value / 2**30)} GiB"
     if value >= 1e6:
@@ -41,7 +41,7 @@ def size(value: float) -> str:
 
 
 def duration(value: float) -> str:
-    """Seconds: ms below one, minutes and hours where seconds are many."""
+    """Seconds: ms below one, minutes from 120 s, hours from 120 min."""
     if value < 1:
         return f"{significant(value * 1e3)} ms"
     if value < 120:
@@ -57,7 +57,7 @@ def energy(value: float) -> str:
 
 
 def quantity(value: Any, unit: Unit) -> str:
-    """A value of that kind with its unit; a rate has its unit in the heading."""
+    """A value of that kind with its unit; the unit of a rate is in the heading."""
     if value is None:
         return ABSENT
     match unit:
@@ -87,7 +87,7 @@ def deviation(value: float, unit: Unit, mean: float) -> str:
     return significant(value * _SCALES.get(shown, 1.0), 2)
 
 
-def ratio(value: float | None) -> str:
+def times(value: float | None) -> str:
     """A figure relative to the reference's."""
     return ABSENT if value is None else f"{significant(value)}x"
 

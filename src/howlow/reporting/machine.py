@@ -1,35 +1,72 @@
 """What a machine can measure, in words: the lines of `howlow env`."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 from howlow.reporting import formatting
 
 
-def survey_text(document: Mapping[str, Any]) -> str:
-    """The document of `howlow env --json` for people."""
-    lines = [f"device: {document['device_name']} ({document['device']})", f"energy: {_energy(document)}", "", "sources"]
-    lines += _findings(document["sources"])
-    lines += ["", "beside energy"]
-    lines += _findings(document["measures"])
-    for warning in document["warnings"]:
-        lines.append(f"warning: {warning['kind']}: {warning['detail']}; {warning['remedy']}")
+class _Finding(Protocol):
+    """One thing that the machine can measure or not."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def is_available(self) -> bool: ...
+    @property
+    def detail(self) -> str: ...
+    @property
+    def remedy(self) -> str | None: ...
+    @property
+    def is_tested(self) -> bool: ...
+
+
+class _Findings(Protocol):
+    """What the text needs of `howlow.meters.survey.Survey`."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def device_name(self) -> str: ...
+    @property
+    def energy(self) -> str | None: ...
+    @property
+    def energy_detail(self) -> str: ...
+    @property
+    def idle_power_w(self) -> float | None: ...
+    @property
+    def sources(self) -> Sequence[_Finding]: ...
+    @property
+    def measures(self) -> Sequence[_Finding]: ...
+    @property
+    def warnings(self) -> Sequence[Mapping[str, str]]: ...
+
+
+def survey_text(found: _Findings) -> str:
+    """The findings of `howlow env` for people."""
+    lines = [
+        f"device: {found.device_name} ({found.device})",
+        f"energy: {_energy(found)}",
+        "",
+        "energy sources",
+        *map(_line, found.sources),
+        "",
+        "what else is watched",
+        *map(_line, found.measures),
+    ]
+    lines += [f"warning: {warning['kind']}: {warning['detail']}; {warning['remedy']}" for warning in found.warnings]
     return "\n".join(lines)
 
 
-def _energy(document: Mapping[str, Any]) -> str:
-    if document["energy"] is None:
-        return f"absent: {document['energy_detail']}"
-    idle = document["idle_power_w"]
-    at_rest = "" if idle is None else f", {formatting.quantity(idle, 'watts')} now"
-    return f"{document['energy']}: {document['energy_detail']}{at_rest}"
+def _energy(found: _Findings) -> str:
+    if found.energy is None:
+        return f"absent: {found.energy_detail}"
+    idle = "" if found.idle_power_w is None else f", {formatting.quantity(found.idle_power_w, 'watts')} now"
+    return f"{found.energy}: {found.energy_detail}{idle}"
 
 
-def _findings(findings: Iterable[Mapping[str, Any]]) -> list[str]:
-    lines = []
-    for found in findings:
-        mark = "yes" if found["is_available"] else "no"
-        untested = "" if found["is_tested"] else " (untested by us)"
-        remedy = f"; {found['remedy']}" if found["remedy"] else ""
-        lines.append(f"  {found['name']:28} {mark:4} {found['detail']}{untested}{remedy}")
-    return lines
+def _line(found: _Finding) -> str:
+    mark = "yes" if found.is_available else "no"
+    untested = "" if found.is_tested else " (untested by us)"
+    remedy = f"; {found.remedy}" if found.remedy else ""
+    return f"  {found.name:28} {mark:4} {found.detail}{untested}{remedy}"

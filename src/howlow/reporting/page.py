@@ -1,20 +1,21 @@
-"""report.html: one file that needs no network. The figures are interactive where scripts run, still pictures elsewhere.
+"""report.html: one file that needs no network. Figures are interactive where scripts run, still pictures elsewhere.
 
-Every text goes through the template's escaping; JSON inside a script has its `<` written as an escape.
+The template escapes every text; JSON inside a script has its `<` written as an escape.
 """
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from howlow.analysis.columns import ENERGY_SOURCE
 from howlow.analysis.comparison import Comparison, Group
 from howlow.analysis.rows import inference_phase, layout_of
-from howlow.records import Record
+from howlow.records import DataRecord, Record
 from howlow.reporting import formatting
-from howlow.reporting.charts import Figure, vega_lite_version
-from howlow.reporting.summary import FULL, axes_words, label_of, summarize
+from howlow.reporting.figure import Figure, vega_lite_version
+from howlow.reporting.summary import axes_words, label_of, summarize
 from howlow.reporting.words import sentences
-from howlow.settings import to_toml
+from howlow.settings import Settings, to_toml
 
 _MOST_ROWS = 200
 _MOST_TRIALS = 8
@@ -31,14 +32,14 @@ def page(comparison: Comparison, figures: Sequence[tuple[Figure, str]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    summary = summarize(comparison, FULL, quality_first=True)
+    summary = summarize(comparison, for_page=True)
     return environment.get_template("page.html.jinja").render(
         title=_title(comparison),
         asked=_asked(comparison),
         sentences=sentences(comparison),
         summary=summary,
-        lines=summary.lines[:_MOST_ROWS],
-        left_out=max(0, len(summary.lines) - _MOST_ROWS),
+        rows=summary.rows[:_MOST_ROWS],
+        left_out=max(0, len(summary.rows) - _MOST_ROWS),
         trials_of={note.number: formatting.listed(list(note.trials), _MOST_TRIALS) for note in summary.warnings},
         measured=_measured(comparison)[:_MOST_ROWS],
         energy=_energy(comparison),
@@ -57,7 +58,7 @@ def _image(svg: str) -> str:
 
 
 def _script() -> str:
-    """Vega, Vega-Lite and vega-embed in one; a closing tag inside a string of theirs would end the element early."""
+    """Vega, Vega-Lite and vega-embed as one script; closing tags in their strings are escaped, or they would end it."""
     import altair as alt
     import vl_convert
 
@@ -73,33 +74,38 @@ def _title(comparison: Comparison) -> str:
 
 
 def _asked(comparison: Comparison) -> dict[str, str]:
-    records = [trial.record for trial in comparison.results.trials]
+    records = comparison.results.records
     settings = records[0].settings
-    data = next((record.data for record in records if record.data is not None), None)
     environment = next((record.environment for record in records if record.environment is not None), None)
     model = next((record.model for record in records if record.model is not None), None)
-    trained = next((record for record in records if record.kind != "base"), records[0])
-    training = trained.settings.training
-    seeds = sorted({record.seed for record in records})
     about = f", {model.total_parameters:,} parameters, {model.weights}" if model else ""
-    facts = {
+    return {
         "model": f"{settings.model}{about}",
         "task": settings.task.name,
-        "training data": settings.task.train,
-        "test data": settings.task.test,
+        **_data(settings, next((record.data for record in records if record.data is not None), None)),
+        "ranks": formatting.listed([str(rank) for rank in comparison.results.asked_ranks], 24) or "none",
+        "seeds": formatting.listed([str(seed) for seed in sorted({record.seed for record in records})], 12),
+        "device": f"{environment.device_name} ({environment.device})" if environment else formatting.ABSENT,
+        "training": _training(records),
     }
+
+
+def _data(settings: Settings, data: DataRecord | None) -> dict[str, str]:
+    train, test = settings.task.train, settings.task.test
     if data is not None:
-        facts["training data"] += f": {data.train_examples:,} examples in {data.train_groups:,} groups"
-        facts["test data"] += f": {data.test_examples:,} examples in {data.test_groups:,} groups"
-    facts["ranks"] = formatting.listed([str(rank) for rank in comparison.results.asked_ranks], 24) or "none"
-    facts["seeds"] = formatting.listed([str(seed) for seed in seeds], 12)
-    facts["device"] = f"{environment.device_name} ({environment.device})" if environment else formatting.ABSENT
-    facts["training"] = (
+        train += f": {data.train_examples:,} examples in {data.train_groups:,} groups"
+        test += f": {data.test_examples:,} examples in {data.test_groups:,} groups"
+    return {"training data": train, "test data": test}
+
+
+def _training(records: Sequence[Record]) -> str:
+    trained = next((record for record in records if record.kind != "base"), records[0])
+    training = trained.settings.training
+    return (
         f"layout {layout_of(trained)}, precision {trained.resolved.precision or training.precision}, sequence length "
         f"{training.sequence_length}, learning rate {training.learning_rate:g}, "
         f"{formatting.counted(training.epochs, 'epoch')}"
     )
-    return facts
 
 
 # -- how it was measured --------------------------------------------------------------------------------------------
@@ -112,7 +118,7 @@ def _measured(comparison: Comparison) -> list[dict[str, str]]:
             "axes": axes_words(group.axes),
             "train": _steps(group, "train"),
             "inference": _inference_steps(group),
-            "energy": formatting.listed(_distinct(trial.row["energy_source"] or "absent" for trial in group.trials)),
+            "energy": formatting.listed(_distinct(trial.row[ENERGY_SOURCE.name] or "absent" for trial in group.trials)),
             "resumed": _span(trial.record.resumed for trial in group.trials),
             "total": _span_of_time([trial.record.total_s for trial in group.trials]),
         }
@@ -150,26 +156,26 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 
 def _energy(comparison: Comparison) -> list[str]:
     sources = [trial.record.energy for trial in comparison.results.trials if trial.record.energy is not None]
-    told = _distinct(f"{source.name or 'absent'}: {source.detail}" for source in sources)
-    return told + _distinct(line for trial in comparison.results.trials for line in _source(trial.record))
+    names = _distinct(f"{source.name or 'absent'}: {source.detail}" for source in sources)
+    return names + _distinct(line for trial in comparison.results.trials for line in _source(trial.record))
 
 
 def _source(record: Record) -> list[str]:
-    """The source's pace, the CPU's own, and the power at rest that is taken off."""
+    """How often the source is renewed, the CPU's own source, and the idle power that is subtracted."""
     energy, idle = record.energy, record.meters.idle if record.meters else None
     lines = []
     if energy is not None and energy.update_period_s is not None:
         lines.append(f"updated every {formatting.duration(round(energy.update_period_s, 3))}")
     if energy is not None and energy.cpu == "rapl":
-        lines.append("the CPU beside it: rapl, in columns of its own and never added")
+        lines.append("the CPU's energy: from rapl, in columns of its own, never added to the device's")
     if idle is not None:
         cpu = "" if idle.cpu_power_w is None else f", the CPU {formatting.quantity(idle.cpu_power_w, 'watts')}"
-        lines.append(f"at rest {formatting.quantity(idle.power_w, 'watts')}{cpu}, measured {idle.measured_at}")
+        lines.append(f"idle power {formatting.quantity(idle.power_w, 'watts')}{cpu}, measured {idle.measured_at}")
     return lines
 
 
 def _meters(comparison: Comparison) -> list[str]:
-    """How the meters did: the slowest and the costliest of the trials."""
+    """How the meters did, at worst over all trials."""
     found = [trial.record.meters for trial in comparison.results.trials if trial.record.meters is not None]
     rates = [meters.rate_hz for meters in found if meters.rate_hz is not None]
     gaps = [meters.largest_gap_s for meters in found if meters.largest_gap_s is not None]
@@ -177,11 +183,13 @@ def _meters(comparison: Comparison) -> list[str]:
     if rates and gaps:
         largest = formatting.duration(max(gaps))
         lines.append(f"at least {formatting.significant(min(rates))} readings a second, largest gap {largest}")
-    for words, name in (("CPU time of a trial", "cpu_share"), ("time of its steps", "step_share")):
-        shares = [share for meters in found if (share := getattr(meters, name)) is not None]
-        if shares:
-            lines.append(f"the meters took at most {formatting.significant(max(shares) * 100)} % of the {words}")
-    return lines
+    lines += _share("CPU time of a trial", [meters.cpu_share for meters in found])
+    return lines + _share("time of its steps", [meters.step_share for meters in found])
+
+
+def _share(of: str, shares: Iterable[float | None]) -> list[str]:
+    there = [share for share in shares if share is not None]
+    return [f"the meters took at most {formatting.significant(max(there) * 100)} % of the {of}"] if there else []
 
 
 def _environment(comparison: Comparison) -> Mapping[str, str]:
@@ -202,7 +210,7 @@ def _environment(comparison: Comparison) -> Mapping[str, str]:
 
 
 def _settings(comparison: Comparison) -> list[tuple[str, str]]:
-    """The sweeps' settings as they were resolved; where that file is missing, those of a trial."""
+    """The sweep.toml of each folder; where it is missing, the settings of a trial."""
     found = []
     for folder in comparison.results.folders:
         try:

@@ -1,28 +1,36 @@
 """The table on the terminal: one where the width allows it, else fine-tuning above inference.
 
-Every text that comes from outside is a `Text` or printed without markup, so that brackets in it stay brackets.
+Every text that comes from outside is a rich `Text`, so that brackets in it stay brackets.
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from howlow.analysis.column import TableSection
+from howlow.analysis.columns import RANK, STATUS
 from howlow.reporting import formatting
-from howlow.reporting.summary import Cell, Heading, Line, Summary, WarningNote
+from howlow.reporting.summary import Cell, Failure, Heading, Summary, TableRow, WarningNote
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
-_SECTIONS = {"fine-tuning": "train", "inference": "infer", "quality": "test", "adapter": ""}
+_SECTIONS: Mapping[TableSection, str] = {
+    "fine-tuning": "train",
+    "inference": "infer",
+    "quality": "test",
+    "adapter": "",
+}
 _GAP = 2
 _MOST = 10
 _MOST_TRIALS = 4
 _MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻ†‡¹²³⁴⁵⁶⁷⁸⁹"
-"""One character a kind of warning, as several stand beside one number; digits, which look like powers, at last."""
+"""One character a kind of warning, because one number may carry several; digits, which look like powers, come last."""
 
 
-def render(summary: Summary, width: int = 100) -> "RenderableType":
+def terminal_table(summary: Summary, width: int = 100) -> "RenderableType":
     """The table with its notes and warnings, for a terminal of that width."""
     from rich.console import Group
     from rich.text import Text
@@ -31,19 +39,27 @@ def render(summary: Summary, width: int = 100) -> "RenderableType":
     marks = _marks(summary.warnings)
     for chunk in _chunks(summary, width, marks):
         parts += [_table(summary, chunk, marks), Text("")]
-    notes = [Text(note) for note in summary.references]
-    if summary.has_seeds:
-        notes.append(Text("means over seeds; ± is their standard deviation"))
-    notes += [Text(f"absent: {absence}") for absence in summary.absences]
-    notes += [Text(agreement) for agreement in summary.agreements]
-    notes += [Text(f"{note.trials}: {note.status}: {note.error}", style="red") for note in summary.failures[:_MOST]]
-    if len(summary.failures) > _MOST:
-        notes.append(Text(f"... and {len(summary.failures) - _MOST} more ways to fail, see the page", style="red"))
+    notes = [Text(note) for note in _notes(summary)]
+    notes += [Text(line, style="red") for line in _failure_lines(summary.failures)]
     notes += [Text(line, style="yellow") for line in warning_lines(summary.warnings)]
     return Group(*parts, *notes)
 
 
-def plain(summary: Summary, width: int = 100) -> str:
+def _notes(summary: Summary) -> Iterator[str]:
+    yield from summary.references
+    if summary.has_seeds:
+        yield "means over seeds; ± is their standard deviation"
+    yield from (f"absent: {absence}" for absence in summary.absences)
+    yield from summary.agreements
+
+
+def _failure_lines(failures: Sequence[Failure]) -> Iterator[str]:
+    yield from (f"{failure.trials}: {failure.status}: {failure.error}" for failure in failures[:_MOST])
+    if len(failures) > _MOST:
+        yield f"... and {len(failures) - _MOST} more kinds of failure, see the page"
+
+
+def terminal_text(summary: Summary, width: int = 100) -> str:
     """The same as plain text."""
     from rich.console import Console
 
@@ -51,7 +67,7 @@ def plain(summary: Summary, width: int = 100) -> str:
         file=io.StringIO(), width=width, force_terminal=False, color_system=None, legacy_windows=False, _environ={}
     )
     with console.capture() as capture:
-        console.print(render(summary, width))
+        console.print(terminal_table(summary, width))
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
@@ -76,10 +92,10 @@ def _marks(warnings: Sequence[WarningNote]) -> dict[int, str]:
     return {note.number: _MARKS[kinds.index(note.kind)] for note in warnings}
 
 
-def _label(line: Line, marks: Mapping[int, str]) -> str:
-    """The rank with the marks of what touches the whole trial, less those that stand beside one of its figures."""
-    beside = {marks[note] for cell in line.cells for note in cell.notes}
-    return _marked(line.label, [note for note in line.notes if marks[note] not in beside], marks)
+def _label(row: TableRow, marks: Mapping[int, str]) -> str:
+    """The rank with the marks of what touches the whole trial, without those that its cells show already."""
+    shown = {marks[note] for cell in row.cells for note in cell.notes}
+    return _marked(row.label, [note for note in row.notes if marks[note] not in shown], marks)
 
 
 def _marked(text: str, notes: Iterable[int], marks: Mapping[int, str]) -> str:
@@ -90,23 +106,28 @@ def _marked(text: str, notes: Iterable[int], marks: Mapping[int, str]) -> str:
 
 
 def _chunks(summary: Summary, width: int, marks: Mapping[int, str]) -> list[list[int]]:
-    """Which columns stand in one table: all, else one table for fine-tuning and one for the rest, else what fits."""
-    cells = [[line.cells[index] for line in summary.lines] for index in range(len(summary.headings))]
+    """The columns of each table: one table for all, else one for fine-tuning and one for the rest, else what fits."""
+    cells = [[row.cells[index] for row in summary.rows] for index in range(len(summary.headings))]
     widths = [_width(*pair, marks) for pair in zip(summary.headings, cells, strict=True)]
     fixed = _fixed_width(summary, marks)
     everything = list(range(len(widths)))
     if not everything or fixed + sum(widths) <= width:
         return [everything]
     training = [index for index in everything if summary.headings[index].section == "fine-tuning"]
+    others = [index for index in everything if index not in training]
+    return [chunk for section in (training, others) for chunk in _filled(section, widths, width - fixed)]
+
+
+def _filled(section: Sequence[int], widths: Sequence[int], room: int) -> list[list[int]]:
+    """The columns of a section, as many in one table as there is room for."""
     chunks: list[list[int]] = []
-    for section in (training, [index for index in everything if index not in training]):
-        room = 0
-        for index in section:
-            if room < widths[index] or not chunks:
-                chunks.append([])
-                room = width - fixed
-            chunks[-1].append(index)
-            room -= widths[index]
+    left = 0
+    for index in section:
+        if left < widths[index] or not chunks:
+            chunks.append([])
+            left = room
+        chunks[-1].append(index)
+        left -= widths[index]
     return chunks
 
 
@@ -116,11 +137,11 @@ def _width(heading: Heading, cells: Sequence[Cell], marks: Mapping[int, str]) ->
 
 
 def _fixed_width(summary: Summary, marks: Mapping[int, str]) -> int:
-    statuses = [part for line in summary.lines for part in _status(line.status).splitlines()]
-    labels = [_label(line, marks) for line in summary.lines]
-    width = max(map(len, ["rank", *labels])) + max(map(len, ["status", *statuses])) + _GAP
+    statuses = [part for row in summary.rows for part in _status(row.status).splitlines()]
+    labels = [_label(row, marks) for row in summary.rows]
+    width = max(map(len, [RANK.label, *labels])) + max(map(len, [STATUS.label, *statuses])) + _GAP
     for index, axis in enumerate(summary.axes):
-        width += max(map(len, [*_axis(axis).splitlines(), *(line.axes[index] for line in summary.lines)])) + _GAP
+        width += max(map(len, [*_axis(axis).splitlines(), *(row.axes[index] for row in summary.rows)])) + _GAP
     return width + (len("seeds") + _GAP if summary.has_seeds else 0)
 
 
@@ -138,30 +159,40 @@ def _status(status: str) -> str:
 
 
 def _table(summary: Summary, chunk: Sequence[int], marks: Mapping[int, str]) -> "RenderableType":
+    table = _empty_table(summary, chunk)
+    for row in summary.rows:
+        # The base model was not fine-tuned: it has no row in a table of fine-tuning alone.
+        has_nothing = all(row.cells[index].value == formatting.ABSENT for index in chunk)
+        if row.status != "done" or not has_nothing:
+            table.add_row(*_cells(summary, row, chunk, marks))
+    return table
+
+
+def _empty_table(summary: Summary, chunk: Sequence[int]) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.header_style = "bold"
-    table.add_column(Text("rank"), justify="right", no_wrap=True)
-    table.add_column(Text("status"), no_wrap=True)
+    table.add_column(Text(RANK.label), justify="right", no_wrap=True)
+    table.add_column(Text(STATUS.label), no_wrap=True)
     for axis in summary.axes:
         table.add_column(Text(_axis(axis)), justify="right", no_wrap=True)
     if summary.has_seeds:
         table.add_column(Text("seeds"), justify="right", no_wrap=True)
     for index in chunk:
         table.add_column(Text(_header(summary.headings[index])), justify="right", no_wrap=True)
-    for line in summary.lines:
-        if line.status == "done" and all(line.cells[index].value == formatting.ABSENT for index in chunk):
-            continue  # the base model has nothing to say about fine-tuning
-        style = "bold" if line.is_reference else ""
-        status = Text(_status(line.status), style="" if line.status == "done" else "red")
-        cells = [_text(line.cells[index], marks) for index in chunk]
-        label = _label(line, marks)
-        seeds = [Text(str(line.seeds))] if summary.has_seeds else []
-        table.add_row(Text(label, style=style), status, *map(Text, line.axes), *seeds, *cells)
     return table
+
+
+def _cells(summary: Summary, row: TableRow, chunk: Sequence[int], marks: Mapping[int, str]) -> "list[RenderableType]":
+    from rich.text import Text
+
+    label = Text(_label(row, marks), style="bold" if row.is_reference else "")
+    status = Text(_status(row.status), style="" if row.status == "done" else "red")
+    seeds = [Text(str(row.seeds))] if summary.has_seeds else []
+    return [label, status, *map(Text, row.axes), *seeds, *(_text(row.cells[index], marks) for index in chunk)]
 
 
 def _text(cell: Cell, marks: Mapping[int, str]) -> "RenderableType":

@@ -1,130 +1,166 @@
-"""The summary in words: the paper's two distances, what the smallest rank saves, and how far it can be trusted.
+"""The summary in words: the paper's two distances, what the smallest rank saves, and how far to trust it.
 
-No sentence here claims that a difference is more than chance; that is the recommendation's business.
+No sentence here claims that a difference is more than chance.
 """
 
 from collections.abc import Sequence
 
-from howlow.analysis.columns import Column, column_named
+from howlow.analysis.column import Column
+from howlow.analysis.columns import ADAPTER_BYTES, ENERGY_SOURCE, TRAIN_BATCH_SIZE, tabulated
 from howlow.analysis.comparison import Comparison, Distances, Group, Reference, distances
 from howlow.analysis.rows import inference_phase
 from howlow.reporting import formatting
 from howlow.reporting.summary import axes_words
 
 _MOST_SETTINGS = 6
-_FEW = 5  # measured steps under which a throughput is a rough figure
+_FEW = 5  # a throughput of fewer measured steps is a rough figure
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """What the sweep found, a paragraph for each set of further axes."""
-    by_axes = [(found.axes, found) for found in distances(comparison)]
-    told: list[str] = []
-    for reference in comparison.references[:_MOST_SETTINGS]:
-        where = axes_words(reference.axes)
-        own = next((found for axes, found in by_axes if axes == reference.axes), None)
-        parts = quality_words(own) if own else ["Quality was not measured."]
-        parts += cost_words(comparison, reference)
-        told.append((f"With {where}: " if where else "") + " ".join(parts))
-    if not told:
-        told.append("No adapter was trained to the end, so nothing can be said about ranks.")
-    if len(comparison.references) > _MOST_SETTINGS:
-        told.append(f"{len(comparison.references) - _MOST_SETTINGS} further settings are in the table below.")
-    return [*told, *_caveats(comparison)]
+    """What the sweep found: a paragraph for each set of further axes, then what qualifies them."""
+    found = distances(comparison)
+    shown = comparison.references[:_MOST_SETTINGS]
+    paragraphs = [_paragraph(comparison, reference, found) for reference in shown]
+    if not paragraphs:
+        paragraphs.append("No adapter was trained to the end, so nothing can be said about ranks.")
+    if len(comparison.references) > len(shown):
+        paragraphs.append(f"{len(comparison.references) - len(shown)} further settings are in the table below.")
+    return [*paragraphs, *map(_missing_ranks, filter(_lacks_ranks, shown)), *_assumed(comparison)]
+
+
+def _paragraph(comparison: Comparison, reference: Reference, found: Sequence[Distances]) -> str:
+    where = axes_words(reference.axes)
+    own = next((one for one in found if one.axes == reference.axes), None)
+    quality = quality_words(own) if own else ["Quality was not measured."]
+    text = " ".join([*quality, *cost_words(comparison, reference)])
+    return f"With {where}: {text}" if where else text
+
+
+# -- quality --------------------------------------------------------------------------------------------------------
 
 
 def quality_words(found: Distances) -> list[str]:
     """The two distances, and what they rest on."""
-    column = column_named(found.metric)
-    smallest, best = formatting.quantity(found.smallest, column.unit), formatting.quantity(found.best, column.unit)
-    parts = []
-    rank = f"A rank-{found.smallest_rank} adapter"
+    return [_first_step(found), _second_step(found), _basis(found)]
+
+
+def _first_step(found: Distances) -> str:
+    """From the bare model to the smallest adapter."""
+    metric, smallest = found.metric, formatting.quantity(found.smallest, found.metric.unit)
+    adapter = f"A rank-{found.smallest_rank} adapter"
     if found.base is None or found.base_to_smallest is None:
-        parts.append(f"{rank} reaches {column.label} {smallest}; there is no bare model to compare it with.")
-    else:
-        base, by = formatting.quantity(found.base, column.unit), _difference(column, found.base_to_smallest)
-        direction = "better" if found.base_to_smallest > 0 else "worse"
-        change = f"{by} {direction}" if found.base_to_smallest else "no change"
-        parts.append(f"{rank} moves {column.label} from {base} to {smallest} ({change}).")
+        return f"{adapter} reaches {metric.label} {smallest}; there is no bare model to compare it with."
+    direction = "better" if found.base_to_smallest > 0 else "worse"
+    change = f"{_difference(metric, found.base_to_smallest)} {direction}" if found.base_to_smallest else "no change"
+    base = formatting.quantity(found.base, metric.unit)
+    return f"{adapter} moves {metric.label} from {base} to {smallest} ({change})."
+
+
+def _second_step(found: Distances) -> str:
+    """From the smallest adapter to the best one."""
     if found.best_rank == found.smallest_rank:
-        parts.append("No larger rank scored better.")
-    else:
-        steps = f"Going from rank {found.smallest_rank} to the best rank, {found.best_rank}, improves it by"
-        ratio = found.ratio if found.ratio is not None and found.ratio > 1 else None
-        beside = "" if ratio is None else f": the first step is {formatting.significant(ratio)} times the second"
-        parts.append(f"{steps} {_difference(column, found.smallest_to_best)}, to {best}{beside}.")
-    seeds = "one seed" if found.seeds == 1 else f"{found.seeds} seeds"
-    size = "" if found.test_examples is None else f"n = {found.test_examples:,} test examples, "
-    parts.append(f"({size}{seeds}: no significance is claimed; the best of several ranks is partly luck.)")
-    return parts
+        return "No larger rank scored better."
+    gain = _difference(found.metric, found.smallest_to_best)
+    best = formatting.quantity(found.best, found.metric.unit)
+    text = (
+        f"Going from rank {found.smallest_rank} to the best rank, {found.best_rank}, improves it by {gain}, to {best}"
+    )
+    if found.ratio is None or found.ratio <= 1:
+        return f"{text}."
+    return f"{text}: the first step is {formatting.significant(found.ratio)} times the second."
 
 
-def _difference(column: Column, gain: float) -> str:
+def _basis(found: Distances) -> str:
+    seeds = formatting.counted(found.seeds, "seed") if found.seeds > 1 else "one seed"
+    examples = "" if found.test_examples is None else f"n = {found.test_examples:,} test examples, "
+    return f"({examples}{seeds}: no significance is claimed; the best of several ranks is partly luck.)"
+
+
+def _difference(metric: Column, gain: float) -> str:
     """The size of a gain or a loss, in points or in the metric's own unit."""
-    if column.unit == "fraction":
+    if metric.unit == "fraction":
         return f"{formatting.significant(abs(gain) * 100)} points"
     return formatting.significant(abs(gain))
 
 
+# -- costs ----------------------------------------------------------------------------------------------------------
+
+
 def cost_words(comparison: Comparison, reference: Reference) -> list[str]:
-    """What the smallest rank costs beside the reference."""
+    """What the smallest rank costs, compared with the reference rank."""
     groups = [g for g in comparison.groups if g.rank is not None and g.axes == reference.axes and g.is_done]
     smallest = min(groups, key=lambda group: group.rank or 0)
     if smallest.rank == reference.rank:
         return []
-    told = {
-        "train_samples_per_s": "the training throughput",
-        "train_peak_memory_bytes": "the peak memory",
-        "train_energy_per_sample_j": "the energy per sample",
-        "inference_samples_per_s": "the inference throughput",
-    }
+    texts = (
+        _ratios(comparison, smallest, reference),
+        _adapter_sizes(smallest, reference.group),
+        _batch_sizes(smallest, reference.group),
+    )
+    return [text for text in texts if text is not None]
+
+
+def _ratios(comparison: Comparison, smallest: Group, reference: Reference) -> str | None:
     ratios = [
-        f"{formatting.ratio(value)} {name}"
-        for column, name in told.items()
-        if (value := comparison.relative_mean(smallest, column)) is not None
+        f"{formatting.times(ratio)} {column.phrase}"
+        for column in tabulated()
+        if column.phrase and column.table and column.table.in_terminal
+        if (ratio := comparison.relative_mean(smallest, column)) is not None
     ]
-    parts = []
-    if ratios:
-        few = _few_steps([smallest, reference.group])
-        caveat = f" ({few}: rough figures)" if few else ""
-        parts.append(f"Beside rank {reference.rank}, rank {smallest.rank} has {_joined(ratios)}{caveat}.")
-    sizes = [formatting.quantity(group.mean("adapter_bytes"), "bytes") for group in (smallest, reference.group)]
-    if formatting.ABSENT not in sizes:
-        parts.append(f"Its adapter takes {sizes[0]} instead of {sizes[1]}.")
-    if _batch(smallest) != _batch(reference.group):
-        parts.append(
-            f"Their batch sizes differ ({_batch(smallest)} and {_batch(reference.group)}), so rank and batch size are "
-            "mixed in these ratios."
-        )
-    return parts
+    if not ratios:
+        return None
+    few = _few_steps([smallest, reference.group])
+    caveat = f" ({few}: rough figures)" if few else ""
+    return f"Compared with rank {reference.rank}, rank {smallest.rank} has {_joined(ratios)}{caveat}."
 
 
 def _few_steps(groups: Sequence[Group]) -> str:
-    """Where throughput rests on too few measured steps to be relied on: how few; else nothing."""
+    """How few measured steps a throughput rests on, where they are too few to rely on; else nothing."""
     trials = [trial for group in groups for trial in group.trials if trial.record.status == "done"]
     fewest = {
         "training": min(trial.measured_steps["train"] for trial in trials),
         "inference": min(trial.measured_steps[inference_phase(trial.record) or "evaluate"] for trial in trials),
     }
-    few = [f"{number} measured step{'s' * (number != 1)} of {name}" for name, number in fewest.items() if number < _FEW]
+    few = [
+        f"{formatting.counted(number, 'measured step')} of {name}" for name, number in fewest.items() if number < _FEW
+    ]
     return f"only {_joined(few)}" if few else ""
 
 
-def _batch(group: Group) -> str:
-    return formatting.quantity(group.mean("train_batch_size"), "count")
+def _adapter_sizes(smallest: Group, reference: Group) -> str | None:
+    sizes = [formatting.quantity(group.mean(ADAPTER_BYTES), ADAPTER_BYTES.unit) for group in (smallest, reference)]
+    return None if formatting.ABSENT in sizes else f"Its adapter takes {sizes[0]} instead of {sizes[1]}."
+
+
+def _batch_sizes(smallest: Group, reference: Group) -> str | None:
+    sizes = [formatting.quantity(g.mean(TRAIN_BATCH_SIZE), TRAIN_BATCH_SIZE.unit) for g in (smallest, reference)]
+    if sizes[0] == sizes[1]:
+        return None
+    return (
+        f"Their batch sizes differ ({sizes[0]} and {sizes[1]}), so these ratios mix the effect of the rank with "
+        "that of the batch size."
+    )
 
 
 def _joined(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _caveats(comparison: Comparison) -> list[str]:
-    notes = []
-    for reference in comparison.references[:_MOST_SETTINGS]:
-        missing = [f"{rank} ({status})" for rank, status in reference.requested_rank_missing]
-        if missing:
-            where = axes_words(reference.axes)
-            known = f"Figures are relative to rank {reference.rank}{f' at {where}' if where else ''}"
-            notes.append(f"{known}; larger was asked for, but is not done: {formatting.listed(missing)}.")
-    if any(row["energy_source"] == "assumed" for row in comparison.results.rows):
-        notes.append("Energy and power follow from watts that the user gave (assumed); they were not measured.")
-    return notes
+# -- what qualifies them --------------------------------------------------------------------------------------------
+
+
+def _lacks_ranks(reference: Reference) -> bool:
+    return bool(reference.requested_rank_missing)
+
+
+def _missing_ranks(reference: Reference) -> str:
+    missing = [f"{rank} ({status})" for rank, status in reference.requested_rank_missing]
+    where = axes_words(reference.axes)
+    known = f"Figures are relative to rank {reference.rank}{f' at {where}' if where else ''}"
+    return f"{known}; larger was asked for, but is not done: {formatting.listed(missing)}."
+
+
+def _assumed(comparison: Comparison) -> list[str]:
+    if all(row[ENERGY_SOURCE.name] != "assumed" for row in comparison.results.rows):
+        return []
+    return ["Energy and power follow from watts that the user gave (assumed); they were not measured."]

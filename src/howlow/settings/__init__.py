@@ -5,7 +5,8 @@ One `Settings` value describes a sweep. It is put together from a preset or a TO
 `grid` maps dotted settings to lists of values; `expand` turns it into trials.
 
 `fields` holds the kinds of values and the effects, `schema` the settings, `keys` what derives from their effects,
-`checking` the rules and the messages, `grid` the axes and the trials, `sources` the presets, files and flags.
+`task_rules` what depends on the task, `checking` the rules and the messages, `grid` the axes and the trials, `sources`
+the presets, files and flags.
 """
 
 from howlow.settings.fields import EFFECTS, Effect
@@ -30,6 +31,7 @@ from howlow.settings.schema import (
     TrainingSettings,
 )
 from howlow.settings.sources import load, merge, parse_assignment, parse_integers, parse_ranks, presets
+from howlow.settings.task_rules import TaskRules, check_task, completed
 
 __all__ = [
     "EFFECTS",
@@ -45,10 +47,13 @@ __all__ = [
     "MeterSettings",
     "RunSettings",
     "Settings",
+    "TaskRules",
     "TaskSettings",
     "TrainingSettings",
     "TrialKind",
     "TrialPlan",
+    "check_task",
+    "completed",
     "expand",
     "load",
     "merge",

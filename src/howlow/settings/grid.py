@@ -15,6 +15,7 @@ from howlow.errors import UserError
 from howlow.settings.checking import RANK_AXIS, SEED_AXIS, check_axis, flat, located, located_model, validated
 from howlow.settings.keys import TrialKind, concerns, setting_keys
 from howlow.settings.schema import Settings
+from howlow.settings.task_rules import TaskRules, check_task, completed
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,11 @@ class TrialPlan:
     settings: Settings
 
 
-def resolve(table: Mapping[str, Any]) -> Settings:
+def resolve(table: Mapping[str, Any], tasks: Mapping[str, TaskRules] | None) -> Settings:
     """Check a merged table and write out what it leaves to the defaults.
+
+    tasks: what each task asks of its settings (`howlow.tasks.task_rules()`). None is for a table that was resolved
+    before, such as a sweep.toml: its task was checked then.
 
     Raises:
         UserError: one line naming the first setting that is wrong, its value and its rule.
@@ -41,14 +45,18 @@ def resolve(table: Mapping[str, Any]) -> Settings:
         raise UserError(f"grid = {grid!r}: a table of setting -> list of values is expected")
     for axis, values in grid.items():
         check_axis(axis, values)
+    if "task.name" in grid:  # defaults and rules are those of one task
+        raise UserError("grid axis task.name: a sweep has one task; run a sweep for each")
     settings = validated({**table, "grid": grid})
     grid.setdefault(RANK_AXIS, [settings.lora.rank])
     grid.setdefault(SEED_AXIS, [settings.seed])
     for plan in expand(settings.model_copy(update={"grid": grid})):  # every point of the grid obeys the rules
         _check_batches(plan)
+        if tasks is not None:
+            check_task(plan.settings.task, tasks)
     grid = {axis: _distinct(values) for axis, values in grid.items()}
     plain = {axis: grid[axis] for axis in (RANK_AXIS, SEED_AXIS, *sorted(set(grid) - {RANK_AXIS, SEED_AXIS}))}
-    task = settings.task.with_task_defaults()
+    task = settings.task if tasks is None else completed(settings.task, tasks[settings.task.name])
     places = {"train": located(task.train), "test": located(task.test)}
     resolved = settings.model_copy(
         update={"grid": plain, "task": task.model_copy(update=places), "model": located_model(settings.model)}

@@ -18,9 +18,7 @@ from howlow.settings.fields import BatchSize, Names, NonNegative, Positive, Sect
 class TaskSettings(Section):
     """The data, how an example becomes prompt and completion, and how an answer is scored."""
 
-    name: Literal["language_modeling", "question_answering", "completion"] = Field(
-        description="the kind of data and of scoring", json_schema_extra=affects("data")
-    )
+    name: Text = Field(description="the kind of data and of scoring", json_schema_extra=affects("data"))
     train: Text = Field(
         description="a file, a folder, or hub data as owner/name[:config[:split]]", json_schema_extra=affects("data")
     )
@@ -46,53 +44,26 @@ class TaskSettings(Section):
     )
     unit: Literal["paragraph", "window"] | None = Field(
         None,
-        description="language_modeling: each non-empty line an example (paragraph, the default), "
-        "or the text cut into windows that do not overlap",
+        description="how a text becomes examples: each non-empty line is one (paragraph), "
+        "or the text is cut into windows that do not overlap",
         json_schema_extra=affects("data"),
     )
     template: str | None = Field(
         None,
-        description="the prompt's text with {context} and {question} (question_answering) or {prompt} (completion); "
+        description="the prompt's text, with the task's placeholders; "
         '"chat": the tokenizer\'s chat template around the default text',
         json_schema_extra=affects("data"),
     )
     stop: str | None = Field(
         None,
-        description="generation ends before this text; question_answering: a newline by default; empty: never",
+        description="generation ends before this text; empty: never; absent: as the task has it",
         json_schema_extra=affects("quality", "cost"),
     )
     answerable_only: bool | None = Field(
         None,
-        description="question_answering: leave unanswerable questions out (default true)",
+        description="leave unanswerable questions out of training and test",
         json_schema_extra=affects("data"),
     )
-
-    @model_validator(mode="after")
-    def _belongs_to_task(self) -> Self:
-        owner = {"unit": "language_modeling", "answerable_only": "question_answering"}
-        for field, task in owner.items():
-            if getattr(self, field) is not None and self.name != task:
-                raise ValueError(f"task.{field} belongs to the task {task}, not to {self.name}; leave it out")
-        if self.name == "language_modeling" and (self.template or self.stop):
-            raise ValueError("task.template and task.stop do not apply to language_modeling; leave them out")
-        if self.template and self.template != "chat":
-            needed = {"question_answering": ("{context}", "{question}"), "completion": ("{prompt}",)}[self.name]
-            for placeholder in needed:
-                if self.template.count(placeholder) != 1:
-                    raise ValueError(f"task.template must hold {placeholder} exactly once")
-        return self
-
-    def with_task_defaults(self) -> "TaskSettings":
-        """The same settings with the defaults that depend on the task's name written out."""
-        defaults: dict[str, Any] = {}
-        if self.name == "language_modeling":
-            defaults = {"unit": self.unit or "paragraph"}
-        if self.name == "question_answering":
-            defaults = {
-                "answerable_only": True if self.answerable_only is None else self.answerable_only,
-                "stop": "\n" if self.stop is None else self.stop,
-            }
-        return self.model_copy(update=defaults)
 
 
 class LoraSettings(Section):
@@ -314,6 +285,11 @@ class RunSettings(Section):
     )
     executor: Literal["local"] = Field(
         "local", description="local: each trial in a process of this machine", json_schema_extra=affects()
+    )
+    workers: Positive | None = Field(
+        None,
+        description="trials that run at one time on this machine; absent: one a device",
+        json_schema_extra=affects("cost"),
     )
     order_seed: Seed = Field(
         0, description="shuffles the trials, so that heat does not follow the rank", json_schema_extra=affects()

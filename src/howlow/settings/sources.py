@@ -13,6 +13,7 @@ from howlow.errors import UserError
 from howlow.settings.checking import flat
 from howlow.settings.grid import resolve
 from howlow.settings.schema import Settings
+from howlow.settings.task_rules import TaskRules
 
 
 def presets() -> list[str]:
@@ -98,12 +99,15 @@ def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def load(source: str | None, overrides: Sequence[Mapping[str, Any]] = ()) -> Settings:
-    """Settings from a preset or TOML file (or nothing), updated by tables; later ones win."""
+def load(source: str | None, overrides: Sequence[Mapping[str, Any]], tasks: Mapping[str, TaskRules] | None) -> Settings:
+    """Settings from a preset or TOML file (or nothing), changed by each of the tables in turn.
+
+    tasks: as for `resolve`.
+    """
     table: Mapping[str, Any] = read_source(source) if source else {}
     for override in overrides:
         table = merge(table, _grid_flat(table, override))
-    return resolve(table)
+    return resolve(table, tasks)
 
 
 def _grid_flat(below: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The grid of trials: its order, resuming it, and what is prepared once.
 
-`sweep` runs or continues a sweep, `setup` prepares what all trials share.
+`sweep` runs or resumes a sweep, `setup` prepares what all trials share.
 """
 
-from howlow.sweeping.sweep import RETRYABLE, DryRun, Event, SweepResult, dry_run, sweep
+from howlow.sweeping.sweep import RETRYABLE, DryRun, SweepResult, dry_run, sweep
 
-__all__ = ["RETRYABLE", "DryRun", "Event", "SweepResult", "dry_run", "sweep"]
+__all__ = ["RETRYABLE", "DryRun", "SweepResult", "dry_run", "sweep"]

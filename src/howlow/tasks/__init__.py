@@ -3,36 +3,68 @@
     source --sources--> rows or text --a task--> examples --selection--> what every trial of the sweep sees
     predictions --a task--> scores
 
-`examples` holds the types, `sources` reads files and hub data, `selection` applies the limits and keeps training and
-test apart. The tasks are `language_modeling`, `question_answering` (with `squad_document`, its format, and
-`squad_score`, its official scores) and `completion`. A new task is one new file here and its name in `TaskSettings`.
+A task is a module here with a value `TASK` (`task` says what it holds). A new task is one new file. Beyond tasks,
+`examples` holds the types of data, `sources` reads files and hub data, `selection` applies the limits and keeps
+training and test apart, and `squad_document` and `squad_score` are SQuAD's format and official scores.
 """
 
+from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, cast, get_args
+from pkgutil import iter_modules
 
 from howlow.errors import UserError
-from howlow.settings import TaskSettings
-from howlow.tasks.examples import Example, Purpose, Task, TaskScores
+from howlow.settings import TaskRules
+from howlow.tasks.examples import Example, PredictionScores, Purpose, TaskScores
 from howlow.tasks.selection import Selection, select
+from howlow.tasks.task import Task
 
-if TYPE_CHECKING:  # the type checker's proof that these modules are tasks; nothing is loaded before it is asked for
-    from howlow.tasks import completion, language_modeling, question_answering
+__all__ = [
+    "Example",
+    "PredictionScores",
+    "Purpose",
+    "Selection",
+    "Task",
+    "TaskScores",
+    "score_predictions",
+    "select",
+    "task_named",
+    "task_rules",
+    "tasks",
+]
 
-    _TASK: Task = completion
-    _TASK = language_modeling
-    _TASK = question_answering
 
-__all__ = ["Example", "Purpose", "Selection", "Task", "TaskScores", "select", "task_named"]
+@cache
+def tasks() -> Mapping[str, Task]:
+    """The name of every task -> the task: the modules of this package that have a `TASK`."""
+    modules = {found.name: import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)}
+    return {name: module.TASK for name, module in modules.items() if isinstance(getattr(module, "TASK", None), Task)}
+
+
+def task_rules() -> dict[str, TaskRules]:
+    """The name of every task -> what it asks of its settings, as `howlow.settings.load` wants it."""
+    return {name: task.rules for name, task in tasks().items()}
+
+
+def score_predictions(name: str, data: str, predictions: str) -> PredictionScores:
+    """Score a file of predictions made elsewhere, `{example id: text}` in JSON, with the scores of a task.
+
+    Raises:
+        UserError: there is no such task, it has no answers to score, or a file is not what it should be.
+    """
+    score_file = task_named(name).score_file
+    if score_file is None:
+        able = ", ".join(other for other, task in tasks().items() if task.score_file is not None)
+        raise UserError(f"the task {name} has no answers to score; tasks that have: {able}")
+    return score_file(data, predictions)
 
 
 def task_named(name: str) -> Task:
-    """The task's module.
+    """The task of that name.
 
     Raises:
         UserError: there is no such task.
     """
-    names = get_args(TaskSettings.model_fields["name"].annotation)
-    if name not in names:
-        raise UserError(f"there is no task {name!r}; the tasks are: {', '.join(names)}")
-    return cast(Task, import_module(f"howlow.tasks.{name}"))
+    if name not in tasks():
+        raise UserError(f"there is no task {name!r}; the tasks are: {', '.join(tasks())}")
+    return tasks()[name]

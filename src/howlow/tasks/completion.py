@@ -1,32 +1,33 @@
-"""Prompts and completions of one's own: JSONL objects, CSV rows or hub data with `prompt` and `completion`.
+"""Completion: the user's own prompts and completions, as JSONL objects, CSV rows or hub data.
 
-The texts are taken exactly as they are given: where the completion should begin with a space, it must hold one. An
-optional `id` names an example; without it the id is the file's name and the line that the example begins on. Examples
-with equal prompts are a group. A prediction is right where it equals the completion, white space around both aside.
+Each row has a `prompt` and a `completion`, used exactly as they are: a completion that should begin with a space must
+hold it. An optional `id` names an example; without it the id is the file's name and the line on which the example
+begins. Examples with equal prompts are a group. A prediction is right if it equals the completion, apart from white
+space around both.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from howlow.errors import UserError
-from howlow.settings import TaskSettings
-from howlow.tasks.examples import Example, Purpose, TaskScores, mean_scores
-from howlow.tasks.sources import Row, is_local, kind_of, read_csv, read_hub, read_jsonl, whole_text
+from howlow.settings import TaskRules, TaskSettings
+from howlow.tasks.examples import Example, PredictionScores, Purpose, TaskScores, mean_scores
+from howlow.tasks.predictions import predictions_for
+from howlow.tasks.sources import DataRow, is_local, kind_of, read_csv, read_hub, read_jsonl, whole_text
+from howlow.tasks.task import Task
 
-COLUMNS = ("prompt", "completion")
-DEFAULT_TEMPLATE = "{prompt}"
-
-generates = True
+_FIELDS = ("prompt", "completion")
+_DEFAULT_TEMPLATE = "{prompt}"
 
 
-def load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example]:
+def _load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example]:
     """One example a row, in the data's order.
 
     Raises:
         UserError: the data cannot be read, or a row is not a prompt and its completion; names the line.
     """
-    # The chat template is laid around the default text where the tokenizer is at hand.
-    template = settings.template if settings.template and settings.template != "chat" else DEFAULT_TEMPLATE
+    # A chat template needs the tokenizer: it is applied to the default text later, where texts become tokens.
+    template = settings.template if settings.template and settings.template != "chat" else _DEFAULT_TEMPLATE
     examples: dict[str, Example] = {}
     for row in _rows(source, purpose):
         example = _example(row, template)
@@ -38,12 +39,7 @@ def load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example]
     return list(examples.values())
 
 
-def prediction(generated: str) -> str:
-    """The generated text without the white space around it."""
-    return generated.strip()
-
-
-def score(examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskScores:
+def _score(examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskScores:
     """`exact_match`; an example without a prediction counts as wrong."""
     given = {identity: text.strip() for identity, text in predictions.items()}
     return mean_scores(
@@ -51,14 +47,26 @@ def score(examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskSc
     )
 
 
-def _rows(source: str, purpose: Purpose) -> list[Row]:
+def _score_file(data: str, predictions: str) -> PredictionScores:
+    """`exact_match` of a file of predictions, `{id: text}` in JSON, on all examples of the data.
+
+    Raises:
+        UserError: a file is missing or not what it should be.
+    """
+    examples = _load(data, TaskSettings(name="completion", train=data, test=data), "test")
+    found = predictions_for(data, predictions, [example.id for example in examples])
+    scores = _score(examples, found.texts).overall
+    return PredictionScores({"examples": len(examples), **scores, **found.counts}, found.warnings)
+
+
+def _rows(source: str, purpose: Purpose) -> list[DataRow]:
     if not is_local(source):
-        return read_hub(source, purpose, COLUMNS, optional=("id",))
-    return read_csv(source, COLUMNS) if Path(source).suffix.lower() == ".csv" else read_jsonl(source)
+        return read_hub(source, purpose, _FIELDS, optional=("id",))
+    return read_csv(source, _FIELDS) if Path(source).suffix.lower() == ".csv" else read_jsonl(source)
 
 
-def _example(row: Row, template: str) -> Example:
-    prompt, completion = (row.text(column) for column in COLUMNS)
+def _example(row: DataRow, template: str) -> Example:
+    prompt, completion = (row.text(column) for column in _FIELDS)
     if not completion.strip():
         raise UserError(f"{row.place}: 'completion' is empty; give the text that should follow the prompt")
     return Example(
@@ -73,7 +81,7 @@ def _example(row: Row, template: str) -> Example:
     )
 
 
-def _identity(row: Row) -> str:
+def _identity(row: DataRow) -> str:
     given = row.values.get("id")
     if given is None or given == "":
         return row.name
@@ -82,3 +90,13 @@ def _identity(row: Row) -> str:
     if not isinstance(given, str):
         raise UserError(f"{row.place}: 'id' must be a string or a whole number, not {kind_of(given)}")
     return whole_text(given, f"{row.place}: 'id'")
+
+
+TASK = Task(
+    about="prompts and completions of one's own: JSONL, CSV or hub data",
+    metrics=("exact_match", "loss"),
+    rules=TaskRules(takes=("template", "stop"), placeholders=("{prompt}",)),
+    load=_load,
+    score=_score,
+    score_file=_score_file,
+)

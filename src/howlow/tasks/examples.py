@@ -1,16 +1,12 @@
-"""The words of this room: what an example is, and what a task must be able to do.
+"""What an example is, and what scoring gives.
 
-A prompt is `before + context + after`. Only `context` may be cut, at its end, where a prompt is too long for the
-sequence length: what comes before it (an instruction) and after it (the question) must stay whole.
-
-A task is a *module* with the four members of `Task`; the module itself is handed around, there is no class to make.
+A prompt is `before + context + after`. Where a prompt is too long for the sequence length, only `context` may be cut,
+at its end: what comes before it (an instruction) and after it (the question) must stay whole.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
-
-from howlow.settings import TaskSettings
+from typing import Literal
 
 Purpose = Literal["train", "test"]
 
@@ -22,7 +18,7 @@ class Example:
     id: str
     """unique within its data"""
     group: str
-    """equal for the examples that share a prefix"""
+    """equal for examples that share a prefix"""
     before: str
     context: str
     """the part of the prompt that may be cut at its end; empty where nothing may"""
@@ -30,9 +26,9 @@ class Example:
     completion: str
     """what training teaches to write after the prompt, and what the test's loss is computed on"""
     references: tuple[str, ...] = ()
-    """the accepted answers; none: in question answering, the right answer is to give none"""
+    """the accepted answers; empty: giving no answer is right"""
     overlap_keys: tuple[str, ...] = ()
-    """texts that must not occur on both sides, in training and in the test"""
+    """texts that must not occur in both the training data and the test data"""
 
     @property
     def prompt(self) -> str:
@@ -42,7 +38,7 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskScores:
-    """Scores as fractions 0..1 under the names `exact_match` and `f1`, each there only where the task gives it."""
+    """Scores as fractions 0..1, under the names of their columns."""
 
     per_example: dict[str, dict[str, float]] = field(default_factory=dict)
     """example id -> score's name -> value"""
@@ -50,28 +46,21 @@ class TaskScores:
     """score's name -> mean over all examples"""
 
 
-class Task(Protocol):
-    """What a task's module offers."""
+@dataclass(frozen=True)
+class PredictionScores:
+    """The scores of a file of predictions: counts, scores as fractions 0..1 (None: nothing to score), and warnings."""
 
-    generates: bool
-    """whether the test has the model write text (else only its loss on the test's text counts)"""
+    figures: Mapping[str, int | float | None]
+    warnings: tuple[str, ...] = ()
+    """each one line"""
 
-    def load(self, source: str, settings: TaskSettings, purpose: Purpose) -> list[Example]:
-        """All examples of a file, folder or hub data, in its order; `purpose` picks the hub's default split.
-
-        Raises:
-            UserError: the data cannot be read, or is not what the task needs.
-        """
-
-    def prediction(self, generated: str) -> str:
-        """The text that is scored, from generated text that was already cut at `task.stop`."""
-
-    def score(self, examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskScores:
-        """Score predictions (example id -> text); an example without a prediction counts as wrong."""
+    def document(self) -> dict[str, int | float | list[str] | None]:
+        """What `howlow score --json` prints."""
+        return {**self.figures, "warnings": list(self.warnings)}
 
 
 def mean_scores(per_example: dict[str, dict[str, float]]) -> TaskScores:
-    """The scores of each example, with their means; every example has the same ones."""
+    """The scores of each example, with their means; every example has scores of the same names."""
     names = next(iter(per_example.values()), {})
     overall = {name: sum(scores[name] for scores in per_example.values()) / len(per_example) for name in names}
     return TaskScores(per_example, overall)

@@ -1,6 +1,6 @@
-"""Extractive question answering on SQuAD: read a paragraph, answer a question about it in the paragraph's words.
+"""Question answering on SQuAD: read a paragraph, answer a question about it in the paragraph's words.
 
-The prompt is the paragraph first and the question after it, so that the questions on one paragraph share a prefix:
+In the prompt the paragraph comes first and the question after it, so the questions on one paragraph share a prefix:
 they are a group. The completion is the first of the accepted answers. A question that the paragraph does not answer
 (version 2.0) has the completion ` unanswerable`, and a prediction of this word counts as no answer.
 
@@ -10,21 +10,18 @@ they are a group. The completion is the first of the accepted answers. A questio
 from collections.abc import Mapping, Sequence
 
 from howlow.errors import UserError
-from howlow.settings import TaskSettings
+from howlow.settings import TaskRules, TaskSettings
 from howlow.tasks.examples import Example, Purpose, TaskScores, mean_scores
 from howlow.tasks.sources import is_local
-from howlow.tasks.squad_document import Question, read_squad, read_squad_hub
-from howlow.tasks.squad_score import answer_scores, counted_references, score_file
+from howlow.tasks.squad_document import SquadQuestion, read_squad, read_squad_hub
+from howlow.tasks.squad_score import WRONG, answer_scores, counted_references, score_squad_file
+from howlow.tasks.task import Task
 
-__all__ = ["DEFAULT_TEMPLATE", "UNANSWERABLE", "generates", "load", "prediction", "score", "score_file"]
-
-DEFAULT_TEMPLATE = "{context}\n\nQuestion: {question}\nAnswer:"
-UNANSWERABLE = "unanswerable"
-
-generates = True
+_DEFAULT_TEMPLATE = "{context}\n\nQuestion: {question}\nAnswer:"
+_UNANSWERABLE = "unanswerable"
 
 
-def load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example]:
+def _load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example]:
     """One example a question, in the data's order; without the unanswerable ones unless asked for.
 
     Raises:
@@ -38,33 +35,33 @@ def load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example]
             f"{source}: none of its {len(document.questions)} questions has an answer; "
             "set task.answerable_only = false to use them"
         )
-    # The chat template is laid around the default text where the tokenizer is at hand.
-    template = settings.template if settings.template and settings.template != "chat" else DEFAULT_TEMPLATE
+    # A chat template needs the tokenizer: it is applied to the default text later, where texts become tokens.
+    template = settings.template if settings.template and settings.template != "chat" else _DEFAULT_TEMPLATE
     return [_example(question, template, document.version) for question in questions]
 
 
-def prediction(generated: str) -> str:
+def _prediction(generated: str) -> str:
     """The answer given; empty where the model says that there is none."""
     answer = generated.strip()
-    return "" if answer.lower() == UNANSWERABLE else answer
+    return "" if answer.lower() == _UNANSWERABLE else answer
 
 
-def score(examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskScores:
+def _score(examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskScores:
     """The official `exact_match` and `f1`; an example without a prediction counts as wrong."""
     return mean_scores(
         {
             example.id: answer_scores(predictions[example.id], example.references)
             if example.id in predictions
-            else {"exact_match": 0.0, "f1": 0.0}
+            else WRONG
             for example in examples
         }
     )
 
 
-def _example(question: Question, template: str, version: int) -> Example:
-    # The template is split before the question goes in: a question or paragraph that holds "{context}" stays as it is.
+def _example(question: SquadQuestion, template: str, version: int) -> Example:
+    # The template is split before the question is filled in, so that a question that holds "{context}" stays as it is.
     before, _, after = template.partition("{context}")
-    answer = question.answers[0] if question.answers else UNANSWERABLE
+    answer = question.answers[0] if question.answers else _UNANSWERABLE
     if not answer.strip():
         raise UserError(f"{question.place}: the first answer of {question.id!r} is empty; it needs text to train on")
     return Example(
@@ -77,3 +74,18 @@ def _example(question: Question, template: str, version: int) -> Example:
         references=counted_references(question.answers, version),
         overlap_keys=(question.context,),
     )
+
+
+TASK = Task(
+    about="SQuAD (v1.1 or v2.0, JSON or hub data): answer a question on a paragraph in its words",
+    metrics=("f1", "exact_match", "loss"),
+    rules=TaskRules(
+        takes=("template", "stop", "answerable_only"),
+        defaults={"stop": "\n", "answerable_only": True},
+        placeholders=("{context}", "{question}"),
+    ),
+    load=_load,
+    prediction=_prediction,
+    score=_score,
+    score_file=score_squad_file,
+)

@@ -1,14 +1,14 @@
 """Which examples every trial of a sweep sees: the limits, and no leak from the test into training.
 
-The examples of a side are put into groups, the groups into an order seeded by `task.seed`, and laid end to end; the
-limit cuts the last one. A trial's own seed has no say in this.
+The examples of each side are put into groups, and the groups into an order seeded by `task.seed`. The first examples in
+this order are taken, up to the limit, which may cut the last group. A trial's own seed changes nothing here.
 
-No leak: a training group is left out where one of its overlap keys (for SQuAD its paragraph), white space collapsed,
-occurs *anywhere* in the test data, the part beyond the test's limit included: a later sweep with more test examples
-then trains on the same ones. It is left out before the training limit applies, so that the limit is still reached.
+A training group is left out where one of its overlap keys (for SQuAD its paragraph), white space collapsed, occurs
+*anywhere* in the test data, also beyond the test's limit: a later sweep with more test examples then still trains on
+the same ones. Groups are left out before the training limit applies, so that the limit is still reached.
 
-Where both sides are the same data this would leave nothing. Then the test's groups are chosen first and set aside
-whole (also what the limit cut off the last one), and training takes from the others.
+Where both sides are the same data, this would leave nothing. Then the test's groups are chosen first and set aside
+whole (with the part of the last one that the limit cut off), and training takes from the others.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ from howlow.errors import UserError
 from howlow.settings import TaskSettings
 from howlow.tasks.examples import Example, Purpose
 
-Group = list[Example]
+_Group = list[Example]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Selection:
     overlap_left_out: int
     """training examples left out because their group occurs in the test data"""
     overlap_groups: int
-    """the groups that they are"""
+    """the number of their groups"""
 
 
 def select(train: Sequence[Example], test: Sequence[Example], settings: TaskSettings) -> Selection:
@@ -48,18 +48,18 @@ def select(train: Sequence[Example], test: Sequence[Example], settings: TaskSett
     test_groups = _ordered_groups(test, settings.seed, "test")
     kept = groups
     if settings.overlap == "exclude":
-        choose = _kept_beside_test if _same_data(train, test) else _kept_outside_test
+        choose = _kept_of_same_data if _same_data(train, test) else _kept_outside_test
         kept = choose(groups, test_groups, settings)
     return Selection(
-        train=_laid_end_to_end(kept, settings.train_examples),
-        test=_laid_end_to_end(test_groups, settings.test_examples),
+        train=_first_examples(kept, settings.train_examples),
+        test=_first_examples(test_groups, settings.test_examples),
         overlap_left_out=len(train) - sum(map(len, kept)),
         overlap_groups=len(groups) - len(kept),
     )
 
 
-def _ordered_groups(examples: Sequence[Example], seed: int, purpose: Purpose) -> list[Group]:
-    groups: dict[str, Group] = {}
+def _ordered_groups(examples: Sequence[Example], seed: int, purpose: Purpose) -> list[_Group]:
+    groups: dict[str, _Group] = {}
     for example in examples:
         groups.setdefault(example.group, []).append(example)
     ordered = list(groups.values())
@@ -67,7 +67,7 @@ def _ordered_groups(examples: Sequence[Example], seed: int, purpose: Purpose) ->
     return ordered
 
 
-def _laid_end_to_end(groups: Iterable[Group], limit: int | None) -> tuple[Example, ...]:
+def _first_examples(groups: Iterable[_Group], limit: int | None) -> tuple[Example, ...]:
     return tuple(islice(chain.from_iterable(groups), limit))
 
 
@@ -75,12 +75,12 @@ def _laid_end_to_end(groups: Iterable[Group], limit: int | None) -> tuple[Exampl
 
 
 def _keys(examples: Iterable[Example]) -> set[str]:
-    # Questions share their paragraph: collapsing each distinct text once keeps SQuAD's 98,169 questions under a second.
+    # Questions share their paragraph: each distinct text is collapsed once, or SQuAD would take seconds.
     distinct = {key for example in examples for key in example.overlap_keys}
     return {" ".join(key.split()) for key in distinct}
 
 
-def _without_keys(groups: Iterable[Group], keys: set[str]) -> list[Group]:
+def _without_keys(groups: Iterable[_Group], keys: set[str]) -> list[_Group]:
     return [group for group in groups if keys.isdisjoint(_keys(group))]
 
 
@@ -92,7 +92,7 @@ def _same_data(train: Sequence[Example], test: Sequence[Example]) -> bool:
     return len(train) == len(test) and all(same(example, by_id.get(example.id)) for example in train)
 
 
-def _kept_outside_test(groups: list[Group], test_groups: list[Group], settings: TaskSettings) -> list[Group]:
+def _kept_outside_test(groups: list[_Group], test_groups: list[_Group], settings: TaskSettings) -> list[_Group]:
     """The training groups that have nothing in common with any of the test data."""
     kept = _without_keys(groups, _keys(chain.from_iterable(test_groups)))
     if not kept:
@@ -103,8 +103,8 @@ def _kept_outside_test(groups: list[Group], test_groups: list[Group], settings: 
     return kept
 
 
-def _kept_beside_test(groups: list[Group], test_groups: list[Group], settings: TaskSettings) -> list[Group]:
-    """Of data that is training and test data at once: the groups that have nothing in common with the chosen ones."""
+def _kept_of_same_data(groups: list[_Group], test_groups: list[_Group], settings: TaskSettings) -> list[_Group]:
+    """Where training and test data are the same: the groups that have nothing in common with the test's chosen ones."""
     if settings.test_examples is None:
         raise UserError(
             f"task.train and task.test hold the same data ({settings.test}), and the test takes all of it; "
@@ -123,7 +123,7 @@ def _kept_beside_test(groups: list[Group], test_groups: list[Group], settings: T
     return kept
 
 
-def _groups_reaching(groups: Iterable[Group], num_examples: int) -> Iterator[Group]:
+def _groups_reaching(groups: Iterable[_Group], num_examples: int) -> Iterator[_Group]:
     """The first groups that together have that many examples, or all of them."""
     for group in groups:
         if num_examples <= 0:

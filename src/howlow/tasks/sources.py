@@ -1,10 +1,10 @@
 """Where data comes from: text files, JSON, JSONL, CSV, folders, and hub data as `owner/name[:config[:split]]`.
 
-Everything that can be wrong with a user's file is found here and ends as one line that names the file, the place in
-it and what was expected. Files are UTF-8, with or without a byte order mark.
+Whatever is wrong with a user's file is found here and reported in one line: the file, the place in it and what was
+expected. Files are UTF-8, with or without a byte order mark.
 
-Hub data goes through `datasets.load_dataset`, which runs no code of the data set. A source that exists on the disk is
-never looked up on the hub, nor is one that is written like a path: a mistyped file name should not become a download.
+Hub data is loaded by `datasets.load_dataset`, which runs no code of the data set. A source that exists on the disk is
+never looked up on the hub. Nor is one that is written like a path: a mistyped file name must not become a download.
 """
 
 import csv
@@ -30,7 +30,7 @@ _FILE_SUFFIX = re.compile(
 
 
 @dataclass(frozen=True)
-class Row:
+class DataRow:
     """One line of JSONL, one row of CSV or one row of hub data."""
 
     place: str
@@ -58,10 +58,10 @@ def kind_of(value: Any) -> str:
 
 
 def whole_text(value: Any, place: str) -> str:
-    r"""The value as a string that can be written again: half of a surrogate pair (`"\ud83d"`) cannot.
+    r"""The value as a string that can be written again; one with half of a surrogate pair (`"\ud83d"`) cannot.
 
     Raises:
-        UserError: it is no such string; `place` says where it stands.
+        UserError: it is no such string; `place` says where it is.
     """
     if not isinstance(value, str):
         raise UserError(f"{place} must be a string, not {kind_of(value)}")
@@ -76,18 +76,18 @@ def whole_text(value: Any, place: str) -> str:
 
 
 def is_local(source: str) -> bool:
-    """Whether a source is a file or folder, there or missing, rather than hub data."""
+    """Whether a source is a file or folder, existing or missing, rather than hub data."""
     written_as_path = source.startswith(("/", ".", "~", "\\")) or _FILE_SUFFIX.search(source)
     if written_as_path or _HUB_DATA.fullmatch(source) is None:
         return True
     try:
         return Path(source).exists()
-    except OSError:  # it is there, behind a folder that may not be looked into
+    except OSError:  # it exists, in a folder that this user may not read
         return True
 
 
 def is_folder(path: Path) -> bool:
-    """Whether it is a folder that can be seen; for anything else `read_text` says what is wrong."""
+    """Whether it is a folder that can be read; for anything else `read_text` says what is wrong."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -147,8 +147,8 @@ def read_json(path: str | Path) -> Any:
     return _parse_json(read_text(path), str(path))
 
 
-def read_jsonl(path: str | Path) -> list[Row]:
-    """The objects of a JSONL file, one a line; blank lines are passed over.
+def read_jsonl(path: str | Path) -> list[DataRow]:
+    """The objects of a JSONL file, one a line; blank lines are skipped.
 
     Raises:
         UserError: no file, or a line without a JSON object; names the line.
@@ -161,11 +161,11 @@ def read_jsonl(path: str | Path) -> list[Row]:
         value = _parse_json(line, f"{path}", line_offset=number - 1)
         if not isinstance(value, dict):
             raise UserError(f"{path} line {number}: one JSON object a line is expected, not {kind_of(value)}")
-        rows.append(Row(f"{path} line {number}", f"{Path(path).name}:{number}", value))
+        rows.append(DataRow(f"{path} line {number}", f"{Path(path).name}:{number}", value))
     return rows
 
 
-def read_csv(path: str | Path, columns: tuple[str, ...]) -> list[Row]:
+def read_csv(path: str | Path, columns: tuple[str, ...]) -> list[DataRow]:
     """The rows of a CSV file with a header line; a row's number is the line that it begins on.
 
     Raises:
@@ -186,7 +186,9 @@ def read_csv(path: str | Path, columns: tuple[str, ...]) -> list[Row]:
         if len(cells) != len(header):
             has = f"{len(cells)} columns, the header has {len(header)}"
             raise UserError(f"{path} line {number}: has {has}; check the commas and quotes of this row")
-        rows.append(Row(f"{path} line {number}", f"{Path(path).name}:{number}", dict(zip(header, cells, strict=True))))
+        rows.append(
+            DataRow(f"{path} line {number}", f"{Path(path).name}:{number}", dict(zip(header, cells, strict=True)))
+        )
     return rows
 
 
@@ -220,9 +222,10 @@ def text_files(folder: Path) -> list[Path]:
 # -- the hub --------------------------------------------------------------------------------------------------------
 
 
-def read_hub(source: str, purpose: Purpose, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[Row]:
-    """These columns of hub data, and the optional ones it has; its default splits are `train`, and `test` or else
-    `validation`.
+def read_hub(source: str, purpose: Purpose, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[DataRow]:
+    """These columns of hub data, and those of the optional ones that it has.
+
+    Without a split in `source` the training data are `train`, and the test data `test` or else `validation`.
 
     Raises:
         UserError: it cannot be loaded, or has no such split or columns.
@@ -237,7 +240,7 @@ def read_hub(source: str, purpose: Purpose, columns: tuple[str, ...], optional: 
         raise UserError(f"hub data {source}: has no column {missing[0]!r}; its columns are: {has}")
     taken = [*columns, *(column for column in optional if column in table.column_names)]
     rows = enumerate(table.select_columns(taken), start=1)
-    return [Row(f"hub data {source} {split} row {number}", f"{split}:{number}", row) for number, row in rows]
+    return [DataRow(f"hub data {source} {split} row {number}", f"{split}:{number}", row) for number, row in rows]
 
 
 def _load_hub(source: str, name: str, config: str | None, split: str | None, purpose: Purpose) -> tuple[str, Any]:

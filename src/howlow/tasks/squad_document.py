@@ -5,7 +5,7 @@
 
 Version 1.1 (Rajpurkar et al., 2016) answers every question; version 2.0 (Rajpurkar et al., 2018) marks those that the
 paragraph does not answer with `is_impossible` and an empty list. The hub's `squad` and `squad_v2` hold the same, one
-question a row. `title`, `answer_start` and `plausible_answers` are not used and not looked at.
+question a row. `title`, `answer_start` and `plausible_answers` are ignored.
 
 An error names the path inside the document: `data[3].paragraphs[0].qas[2].answers[0].text is missing`.
 """
@@ -22,14 +22,14 @@ _HUB_COLUMNS = ("id", "context", "question", "answers")
 
 
 @dataclass(frozen=True)
-class Question:
+class SquadQuestion:
     """One question on one paragraph."""
 
     id: str
     context: str
     question: str
     answers: tuple[str, ...]
-    """the accepted answers as they stand; none: the paragraph does not answer it"""
+    """the accepted answers as written; empty: the paragraph does not answer it"""
     place: str
     """for messages: the file and the path inside it"""
 
@@ -38,7 +38,7 @@ class Question:
 class SquadDocument:
     """All questions of a file or of a split on the hub, ids unique."""
 
-    questions: tuple[Question, ...]
+    questions: tuple[SquadQuestion, ...]
     version: int
     """1 or 2: which official script scores it"""
 
@@ -69,12 +69,12 @@ def read_squad_hub(source: str, purpose: Purpose) -> SquadDocument:
         if not isinstance(texts, dict) or not isinstance(texts.get("text"), list):
             raise UserError(f"{row.place}: 'answers' must hold a list 'text', as in squad; it is {kind_of(texts)}")
         answers = tuple(whole_text(text, f"{row.place}: answers.text") for text in texts["text"])
-        questions.append(Question(row.text("id"), row.text("context"), row.text("question"), answers, row.place))
+        questions.append(SquadQuestion(row.text("id"), row.text("context"), row.text("question"), answers, row.place))
     # The columns carry no version; only version 2.0 has questions without an answer.
     return _checked(source, tuple(questions), 1 if all(question.answers for question in questions) else 2)
 
 
-def _checked(source: str, questions: tuple[Question, ...], version: int) -> SquadDocument:
+def _checked(source: str, questions: tuple[SquadQuestion, ...], version: int) -> SquadDocument:
     if not questions:
         raise UserError(f"{source}: holds no question; give SQuAD data with at least one")
     seen: dict[str, str] = {}
@@ -88,13 +88,13 @@ def _checked(source: str, questions: tuple[Question, ...], version: int) -> Squa
 # -- walking the document -------------------------------------------------------------------------------------------
 
 
-def _questions(articles: Iterator[tuple[str, dict[str, Any]]], version: int) -> Iterator[Question]:
+def _questions(articles: Iterator[tuple[str, dict[str, Any]]], version: int) -> Iterator[SquadQuestion]:
     for article_place, article in articles:
         for paragraph_place, paragraph in _list(article, "paragraphs", f"{article_place}."):
             context = _text(paragraph, "context", f"{paragraph_place}.")
             for place, entry in _list(paragraph, "qas", f"{paragraph_place}."):
                 identity, question = _text(entry, "id", f"{place}."), _text(entry, "question", f"{place}.")
-                yield Question(identity, context, question, _answers(entry, f"{place}.", version), place)
+                yield SquadQuestion(identity, context, question, _answers(entry, f"{place}.", version), place)
 
 
 def _answers(entry: dict[str, Any], prefix: str, version: int) -> tuple[str, ...]:

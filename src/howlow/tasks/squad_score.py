@@ -5,30 +5,29 @@ collapsed, in this order. With the tokens of prediction P and reference R,
 
     exact_match = [P = R]        precision = |P & R| / |P|     recall = |P & R| / |R|     f1 = 2 p r / (p + r)
 
-where & is the intersection of multisets. The best reference counts, for each score by itself.
+where & is the intersection of multisets. The best reference counts, for each score separately.
 
-The two scripts differ in one thing. Version 2.0 puts references aside that normalise to nothing; where none is left
-the right answer is nothing, and both scores are 1 for a prediction that normalises to nothing, else 0. Version 1.1
-keeps such references, and f1 is 0 for a prediction without tokens even where it equals the reference exactly. Putting
-the references aside first (`counted_references`) lets one formula serve both.
+The two scripts differ in one thing. Version 2.0 drops references that normalise to nothing. Where none is left, no
+answer is right: both scores are 1 for a prediction that normalises to nothing, else 0. Version 1.1 keeps such
+references, and its f1 is 0 for a prediction without tokens, even one that equals the reference exactly. Dropping the
+references first (`counted_references`) lets one formula serve both.
 
-A question without a prediction counts as wrong, as in version 1.1 (version 2.0 leaves it out of the mean or breaks
-off): leaving out what is hard must not raise a score.
+A question without a prediction counts as wrong, as in version 1.1. (Version 2.0 leaves it out of the mean, or stops.)
+Otherwise leaving out hard questions would raise a score.
 """
 
 import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-from howlow.errors import UserError
-from howlow.tasks.sources import kind_of, read_json, whole_text
-from howlow.tasks.squad_document import Question, SquadDocument, read_squad
+from howlow.tasks.examples import PredictionScores
+from howlow.tasks.predictions import predictions_for
+from howlow.tasks.squad_document import SquadDocument, SquadQuestion, read_squad
 
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_WRONG = {"exact_match": 0.0, "f1": 0.0}
+WRONG = {"exact_match": 0.0, "f1": 0.0}
 
 
 def normalize_answer(text: str) -> str:
@@ -37,7 +36,7 @@ def normalize_answer(text: str) -> str:
 
 
 def counted_references(answers: Iterable[str], version: int) -> tuple[str, ...]:
-    """The answers that count in a version (1 or 2) of the data; none: the right answer is to give none."""
+    """The answers that count in a version (1 or 2) of the data; empty: giving no answer is right."""
     return tuple(answer for answer in answers if version == 1 or normalize_answer(answer))
 
 
@@ -63,60 +62,34 @@ def _f1(prediction: str, reference: str) -> float:
 # -- predictions made elsewhere -------------------------------------------------------------------------------------
 
 
-def score_file(data: str, predictions: str) -> dict[str, Any]:
+def score_squad_file(data: str, predictions: str) -> PredictionScores:
     """Score a file of predictions, `{id: text}` in JSON, on all questions of a SQuAD file.
 
     Returns:
         counts (`examples`, `has_answer_examples`, `no_answer_examples`, `missing_predictions`, `extra_predictions`),
         `exact_match` and `f1` as fractions 0..1 of all questions and, under `has_answer_` and `no_answer_`, of those
-        with and without an answer (None where there is no such question), and `warnings`, each one line.
+        with and without an answer (None where there is no such question).
 
     Raises:
         UserError: a file is missing or not what it should be.
     """
     document = read_squad(data)
-    given = _read_predictions(predictions)
-    scores = {question.id: _question_scores(question, document, given) for question in document.questions}
+    found = predictions_for(data, predictions, [question.id for question in document.questions])
+    scores = {question.id: _question_scores(question, document, found.texts) for question in document.questions}
     parts = {
         "": document.questions,
         "has_answer_": [question for question in document.questions if question.answers],
         "no_answer_": [question for question in document.questions if not question.answers],
     }
-    result: dict[str, Any] = {f"{part}examples": len(questions) for part, questions in parts.items()}
+    figures: dict[str, int | float | None] = {f"{part}examples": len(questions) for part, questions in parts.items()}
     for part, questions in parts.items():
-        for name in _WRONG:
+        for name in WRONG:
             values = [scores[question.id][name] for question in questions]
-            result[f"{part}{name}"] = sum(values) / len(values) if values else None
-    missing = [question.id for question in document.questions if question.id not in given]
-    extra = [identity for identity in given if identity not in scores]
-    counts = {"missing_predictions": len(missing), "extra_predictions": len(extra)}
-    return {**result, **counts, "warnings": _warnings(data, predictions, missing, extra)}
+            figures[f"{part}{name}"] = sum(values) / len(values) if values else None
+    return PredictionScores({**figures, **found.counts}, found.warnings)
 
 
-def _question_scores(question: Question, document: SquadDocument, given: Mapping[str, str]) -> dict[str, float]:
+def _question_scores(question: SquadQuestion, document: SquadDocument, given: Mapping[str, str]) -> dict[str, float]:
     if question.id not in given:
-        return _WRONG
+        return WRONG
     return answer_scores(given[question.id], counted_references(question.answers, document.version))
-
-
-def _warnings(data: str, predictions: str, missing: list[str], extra: list[str]) -> list[str]:
-    warnings = []
-    if missing:
-        warnings.append(
-            f"{predictions}: no prediction for {len(missing)} of the questions in {data}, the first is {missing[0]!r}; "
-            "they count as wrong"
-        )
-    if extra:
-        warnings.append(
-            f"{predictions}: {len(extra)} predictions for ids that are not in {data}, the first is {extra[0]!r}; "
-            "they are ignored"
-        )
-    return warnings
-
-
-def _read_predictions(path: str) -> dict[str, str]:
-    """Question id -> text."""
-    table = read_json(path)
-    if not isinstance(table, dict):
-        raise UserError(f"{path}: predictions are one JSON object of question id -> text, not {kind_of(table)}")
-    return {identity: whole_text(text, f"{path}: the prediction for {identity!r}") for identity, text in table.items()}

@@ -91,6 +91,7 @@ def save_trained(state: TrialState, session: Session, parameters: dict[str, nn.P
 
 def save_inference(state: TrialState, session: Session, running: dict[str, Any] | None = None) -> None:
     """The progress of inference: the phases that ended, and the `running` one with its batches and totals."""
+    state.refuse_if_lost()
     text = json.dumps(_so_far(state, session) | {"running": running})
     write_atomically(state.folder / "checkpoint" / _INFERENCE, text)
 
@@ -129,6 +130,7 @@ def _provenance(state: TrialState) -> Provenance:
 def _save(
     state: TrialState, session: Session, position: str, tensors: dict[str, Tensor], document: dict[str, Any]
 ) -> None:
+    state.refuse_if_lost()
     kept = {"position": position, "identity": _provenance(state).model_dump(mode="json")} | _so_far(state, session)
     checkpoint.save(state.folder / "checkpoint", tensors, kept | document)
 
@@ -136,7 +138,7 @@ def _save(
 def resume(state: TrialState) -> Saved | None:
     """The last checkpoint, with the trial's files cut back to it; without one the trial starts afresh."""
     clear_temporaries(state.folder)
-    loaded = checkpoint.load(state.folder / "checkpoint")
+    loaded = checkpoint.read(state.folder / "checkpoint")
     if loaded is not None and not _has_same_batches(state, loaded[1]["identity"]):
         checkpoint.remove(state.folder / "checkpoint")
         loaded = None

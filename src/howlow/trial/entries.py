@@ -1,95 +1,101 @@
-"""What runs in the child processes of a sweep: preparing, choosing a layout, reading idle power, one trial.
+"""What runs in child processes: preparing, choosing a layout, looking at the machine, reading idle power, one trial.
 
-The fork server imports this module ahead of the trials, and with it everything heavy; importing does nothing more.
+The fork server imports this module ahead of the jobs, and with it everything heavy; importing does nothing more.
 """
 
 import gc
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import peft  # noqa: F401  (so that the fork server has it)
+import torch
 import transformers
 from filelock import FileLock
-from transformers.models.llama import modeling_llama  # noqa: F401  (likewise: transformers imports models lazily)
+from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports models when they are used)
 
+from howlow.jobs import (
+    EnvironmentJob,
+    IdleAbsent,
+    IdleJob,
+    LayoutJob,
+    Link,
+    MeasureJob,
+    PreparationReport,
+    PrepareJob,
+)
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.energy_bounds import Missing
 from howlow.meters.idle import SLOWEST_HZ, measure_idle, rest
-from howlow.meters.machine import choose_device
+from howlow.meters.machine import choose_device, environment
 from howlow.meters.sources import open_meters
 from howlow.meters.timeouts import answered
 from howlow.outcomes import StoppedError
-from howlow.records import (
-    BatchSearch,
-    Idle,
-    LayoutChoice,
-    WarningKind,
-)
-from howlow.settings import Settings
+from howlow.records import Environment, Idle, LayoutChoice, Status
 from howlow.trial import preparation
 from howlow.trial.layout_choice import choose
 from howlow.trial.metering import asked_of
 from howlow.trial.run import run
-from howlow.trial.state import SweepLink, TrialState
+from howlow.trial.state import TrialState
 
 
-def prepare_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]:
+def prepare_entry(job: PrepareJob, link: Link) -> PreparationReport:
     """Prepare the data of a sweep and check its model (`howlow.trial.preparation`)."""
-    settle()
-    settings = Settings.model_validate_json(payload["settings"])
-    return preparation.prepare(settings, payload["adapters"], Path(payload["folder"]), payload["heads"])
+    settle(job.cores_shared_by)
+    report = preparation.prepare(job.settings, job.adapters, job.folder, job.heads)
+    is_on_cuda = choose_device(job.settings.run.device).type == "cuda"
+    return PreparationReport(**report, devices=torch.cuda.device_count() if is_on_cuda else 1)
 
 
-def choose_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any]:
+def choose_entry(job: LayoutJob, link: Link) -> LayoutChoice:
     """Choose the layout of the trials with these settings (`howlow.trial.layout_choice`)."""
     settle()
-    settings = Settings.model_validate_json(payload["settings"])
-    prepared = preparation.read_prepared(Path(payload["data"]))
-    return choose(settings, prepared.train, prepared.test).model_dump()
+    prepared = preparation.read_prepared(job.data_folder)
+    return choose(job.settings, prepared.train, prepared.test)
 
 
-def trial_entry(payload: Mapping[str, Any], link: SweepLink) -> str:
-    """Run one trial and write its record; returns its status."""
-    settle()
-    settings = Settings.model_validate_json(payload["settings"])
-    choice = LayoutChoice(**payload["layout"])
-    idle = payload.get("idle")
+def environment_entry(job: EnvironmentJob, link: Link) -> Environment:
+    """Say what a trial would run on here."""
+    settle(job.cores_shared_by)
+    return environment(choose_device(job.device))
+
+
+def trial_entry(job: MeasureJob, link: Link) -> Status:
+    """Run one trial and write its record."""
+    trial = job.trial
+    settle(trial.cores_shared_by)
     state = TrialState(
-        name=payload["name"],
-        kind=payload["kind"],
-        axes=payload["axes"],
-        settings=settings,
-        folder=Path(payload["folder"]),
-        data_folder=Path(payload["data"]),
+        name=trial.name,
+        kind=trial.kind,
+        axes=trial.axes,
+        settings=trial.settings,
+        folder=job.run_directory / trial.folder,
+        data_folder=job.run_directory / trial.data_folder,
         link=link,
-        choice=choice,
-        idle=Idle(**idle) if idle and "absent" not in idle else None,
-        is_bounded=payload.get("is_bounded", False),
-        batch_search=tuple(BatchSearch(**search) for search in payload.get("batch_search", ())),
+        choice=trial.layout,
+        idle=job.idle,
+        is_bounded=trial.is_bounded,
+        batch_search=job.batch_search,
+        device=job.device,
+        claim=job.claim,
     )
-    if idle and "absent" in idle:
-        state.warn(WarningKind.IDLE_ABSENT, idle["absent"])
-    with FileLock(state.folder / ".lock"):  # a trial of a sweep that was killed a moment ago may still be ending
+    with FileLock(state.folder / ".lock"):  # the process of a worker that has just died may still be ending
         return run(state)
 
 
-def idle_entry(payload: Mapping[str, Any], link: SweepLink) -> dict[str, Any] | None:
-    """Let the device rest, then read its idle power, or why it is `absent`; None where no source could read it."""
-    settings = Settings.model_validate_json(payload["settings"])
+def idle_entry(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:
+    """Let the device rest, then read its idle power; None where no source could read it."""
+    settings = job.settings
     rate_hz = max(SLOWEST_HZ, settings.meters.rate_hz)  # the window is short
     meters = open_meters(replace(asked_of(settings, choose_device(settings.run.device)), rate_hz=rate_hz))
     energy = meters.energy
-    rest(lambda: answered(lambda: _temperature_c(energy), 1.0), payload["rest_s"], lambda: link.stop_requested)
+    rest(lambda: answered(lambda: _temperature_c(energy), 1.0), job.rest_s, lambda: link.stop_requested)
     if link.stop_requested:
         raise StoppedError
     found, cpu = measure_idle(energy, rate_hz), measure_idle(meters.cpu_energy, rate_hz)
     if found is None:
         return None
     if isinstance(found, Missing):
-        return {"absent": found.detail}
-    return found.model_dump() | {"cpu_power_w": cpu.power_w if isinstance(cpu, Idle) else None}
+        return IdleAbsent(reason=found.detail)
+    return found.model_copy(update={"cpu_power_w": cpu.power_w if isinstance(cpu, Idle) else None})
 
 
 def _temperature_c(energy: EnergyMeter) -> float | None:
@@ -97,8 +103,10 @@ def _temperature_c(energy: EnergyMeter) -> float | None:
     return max((look.temperature_c for look in looks if look.temperature_c is not None), default=None)
 
 
-def settle() -> None:
-    """What every child does first."""
+def settle(cores_shared_by: int = 1) -> None:
+    """What every child does first; torch takes its part of the cores where trials run side by side."""
     gc.freeze()  # what the imports made stays anyway; collections between the phases need not look at it again
+    if cores_shared_by > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // cores_shared_by))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

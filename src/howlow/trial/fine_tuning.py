@@ -8,11 +8,12 @@ from howlow.engine import layouts, order
 from howlow.engine.execution import Execution, Running, running
 from howlow.engine.layouts import Batch
 from howlow.engine.tokens import TokenizedExample
-from howlow.engine.training import Optimization, Trainer
+from howlow.engine.training import Optimization, StepOutcome, Trainer
 from howlow.meters.clock import now_s
+from howlow.meters.phase import Timed
 from howlow.meters.session import Session
 from howlow.meters.totals import PhaseTotals
-from howlow.records import LineWriter, WarningKind
+from howlow.records import LineWriter, Part, WarningKind
 from howlow.settings import Settings
 from howlow.trial.checkpointing import Saved, save_training
 from howlow.trial.preparation import Prepared
@@ -51,28 +52,14 @@ def _run_schedule(
         for index in range(first, len(schedule)):
             chosen = schedule[index]
             batches = split(chosen, state.training_batch_size)
-            micro_batches = [lay_out(state, [examples[i] for i in batch], pad_id) for batch in batches]
+            micro_batches = [training_batch(state, [examples[i] for i in batch], pad_id) for batch in batches]
             state.note_first_step()
             part, computed = parts.of_next, sum(batch.computed_tokens for batch in micro_batches)
             with meter.step(part == "measured", len(chosen)) as timed:
                 outcome = trainer.outcome(trainer.step(micro_batches))
             parts.ended(part, timed, computed)
             skipped += outcome.skipped
-            write_step(
-                writer,
-                timed,
-                phase="train",
-                part=part,
-                step=index,
-                micro_batches=len(micro_batches),
-                samples=len(chosen),
-                tokens=sum(batch.tokens for batch in micro_batches),
-                target_tokens=sum(batch.target_tokens for batch in micro_batches),
-                computed_tokens=computed,
-                loss=outcome.loss,
-                gradient_norm=outcome.gradient_norm,
-                skipped=outcome.skipped,
-            )
+            _write(writer, timed, part, index, micro_batches, outcome)
             state.report_progress("train", index + 1, len(schedule), outcome.loss)
             is_due = now_s() - saved_at_s >= training.checkpoint_every_s or state.link.stop_requested
             if is_due and index + 1 < len(schedule):
@@ -83,6 +70,26 @@ def _run_schedule(
     writer.close()
     if skipped:
         state.warn(WarningKind.STEPS_SKIPPED, f"{skipped} of {len(schedule)} steps skipped")
+
+
+def _write(
+    writer: LineWriter, timed: Timed, part: Part, step: int, micro_batches: Sequence[Batch], outcome: StepOutcome
+) -> None:
+    write_step(
+        writer,
+        timed,
+        phase="train",
+        part=part,
+        step=step,
+        micro_batches=len(micro_batches),
+        samples=sum(batch.samples for batch in micro_batches),
+        tokens=sum(batch.tokens for batch in micro_batches),
+        target_tokens=sum(batch.target_tokens for batch in micro_batches),
+        computed_tokens=sum(batch.computed_tokens for batch in micro_batches),
+        loss=outcome.loss,
+        gradient_norm=outcome.gradient_norm,
+        skipped=outcome.skipped,
+    )
 
 
 def schedule_of(settings: Settings, examples: Sequence[TokenizedExample], batch_size: int) -> list[list[int]]:
@@ -98,7 +105,7 @@ def schedule_of(settings: Settings, examples: Sequence[TokenizedExample], batch_
     )
 
 
-def lay_out(state: TrialState, examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
+def training_batch(state: TrialState, examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
     """Examples as a training batch in the trial's layout."""
     training = state.settings.training
     return layouts.lay_out(examples, state.choice.layout, training.sequence_length, pad_id, training.loss_on)

@@ -52,7 +52,7 @@ def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> 
     return decide_execution(state.settings, device, kernels_kept, attention=attention, trains_base=trains_base)
 
 
-def resolve(decided: Resolved, execution: Execution) -> Resolved:
+def with_execution(decided: Resolved, execution: Execution) -> Resolved:
     """What is decided for a trial, once its heap is set up and it is known how its model runs."""
     facts = execution.facts()
     named = {key: facts[key] for key in ("precision", "kernels_kept", "fused", "compiled", "graphed", "quantization")}

@@ -146,10 +146,8 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
     if substituted:
         detail = f"{settings.model} comes without a tokenizer; {tokenizer_name}'s is used"
         warnings.append(RecordWarning(kind=WarningKind.TOKENIZER_SUBSTITUTED, detail=detail))
-    if settings.task.name == "language_modeling":
-        selection, train, test = _texts(settings, tokenizer)
-    else:
-        selection, train, test = _prompts(settings, tokenizer)
+    has_prompts = task_named(settings.task.name).generates
+    selection, train, test = _prompts(settings, tokenizer) if has_prompts else _texts(settings, tokenizer)
     length = settings.training.sequence_length
     kept = [example for example in train if example.length <= length]
     dropped = len(train) - len(kept)
@@ -187,7 +185,7 @@ def _answers_sha256(examples: Sequence[Example], test: Sequence[TokenizedExample
 def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
     length, new = settings.training.sequence_length, settings.inference.max_new_tokens
     cut = f"{data.cut} texts cut to training.sequence_length = {length} tokens"
-    if settings.task.name != "language_modeling":
+    if task_named(settings.task.name).generates:
         cut = (
             f"{data.cut} test prompts cut: training.sequence_length = {length} holds prompt and completion, or prompt "
             f"and inference.max_new_tokens = {new}"
@@ -225,7 +223,7 @@ def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokenize
     task, length = task_named(settings.task.name), settings.training.sequence_length
     train = task.load(settings.task.train, settings.task, "train")
     test = task.load(settings.task.test, settings.task, "test")
-    if settings.task.unit == "paragraph":
+    if settings.task.unit != "window":
         selection = select(train, test, settings.task)
         laid = [
             [tokens.tokenize_text(tokenizer, example, length) for example in side]

@@ -1,11 +1,13 @@
-"""What the parts of a trial share: who it is, what it has found so far, and whom it tells."""
+"""What the parts of a trial share: its identity, the record as far as it is known, and the link to its worker."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from howlow.claims import refuse_if_lost
+from howlow.jobs import IdleAbsent, Link, StepProgress
 from howlow.meters.clock import now_s, utc
 from howlow.meters.machine import process_age_s
 from howlow.meters.phase import Timed
@@ -39,20 +41,9 @@ from howlow.settings import Settings, TrialKind
 _SECONDS_BETWEEN_REPORTS = 0.25
 
 
-class SweepLink(Protocol):
-    """What a trial says to the sweep and hears from it."""
-
-    @property
-    def stop_requested(self) -> bool:
-        """Whether to stop at the next chance."""
-
-    def report(self, kind: str, value: Any) -> None:
-        """Send something up."""
-
-
 @dataclass
-class Found:
-    """What the record will hold, as far as the trial has come."""
+class RecordDraft:
+    """What the record will hold, as far as it is known."""
 
     resolved: Resolved = field(default_factory=Resolved)
     environment: Environment | None = None
@@ -78,12 +69,15 @@ class TrialState:
     settings: Settings
     folder: Path
     data_folder: Path
-    link: SweepLink
+    link: Link
     choice: LayoutChoice
-    idle: Idle | None = None
+    idle: Idle | IdleAbsent | None = None
     batch_search: tuple[BatchSearch, ...] = ()
     is_bounded: bool = False
-    found: Found = field(default_factory=Found)
+    device: str | None = None
+    """The worker's own device; None: as the settings say."""
+    claim: int | None = None
+    found: RecordDraft = field(default_factory=RecordDraft)
     session: Session | None = None
     _reported_s: float = -math.inf
     _has_looked: bool = False
@@ -124,27 +118,35 @@ class TrialState:
         self.keep(RecordWarning(kind=kind, detail=detail, phase=phase))
 
     def keep(self, warning: RecordWarning) -> None:
-        """Put it into the record, once."""
+        """Put this warning into the record, once."""
         if warning not in self.found.warnings:
             self.found.warnings.append(warning)
 
     def stop_if_asked(self) -> None:
-        """End here when the sweep asks for it.
+        """End here when the worker asks for it.
 
         Raises:
-            StoppedError: what has to be kept must be on the disk before this is called.
+            StoppedError: the caller has saved before what has to be kept.
         """
         if self.link.stop_requested:
             raise StoppedError
 
+    def refuse_if_lost(self) -> None:
+        """To be called before a checkpoint or the record is written.
+
+        Raises:
+            ClaimLostError: another worker has taken this trial over.
+        """
+        refuse_if_lost(self.folder.parent.parent, self.name, self.claim)
+
     def report_progress(self, phase: PhaseName, step: int, steps: int, loss: float | None = None) -> None:
-        """Tell the sweep, a few times a second at most, so that telling costs nothing."""
+        """Report to the worker, a few times a second at most, so that it costs nothing."""
         if now_s() - self._reported_s >= _SECONDS_BETWEEN_REPORTS or step == steps:
             self._reported_s = now_s()
-            self.link.report("progress", {"phase": phase, "step": step, "steps": steps, "loss": loss})
+            self.link.report(StepProgress(phase=phase, step=step, steps=steps, loss=loss))
 
     def burn_in(self, phase: PhaseName, samples: Sequence[int]) -> "PhaseParts":
-        """The parts of a phase that begins (again) and has steps of so many samples before it."""
+        """The part, burn-in or measured, of each step of a phase that begins; `samples` of each of its steps."""
         return PhaseParts(self, phase, samples)
 
     def skipped_steps(self) -> int:
@@ -152,7 +154,7 @@ class TrialState:
         return sum(bool(line.get("skipped")) for line in read_lines(self.steps_path))
 
     def note_first_step(self) -> None:
-        """Remember how long the process took until it began to work, and look for others at work."""
+        """Note how long the process took to its first step, and look for other work on the machine."""
         if self.session is not None and not self._has_looked:
             self._has_looked = True
             self.session.look_for_outside_work()
@@ -179,7 +181,7 @@ def warn_unsteady(state: TrialState) -> None:
 
 
 class PhaseParts:
-    """For each step of a phase, as it comes: burn-in, never more than half of them, then measured."""
+    """The part of each step of a phase, as it comes: first burn-in, at most half of the steps, then measured."""
 
     def __init__(self, state: TrialState, phase: PhaseName, samples: Sequence[int]) -> None:
         self._state, self._phase, self._steps = state, phase, len(samples)
@@ -188,7 +190,7 @@ class PhaseParts:
 
     @property
     def of_next(self) -> Part:
-        """The next step's."""
+        """The part of the next step."""
         if not self._burn_in.is_over:
             return "burn_in"
         if self._burn_in.ran_out and not self._has_warned:

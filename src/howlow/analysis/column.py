@@ -1,0 +1,92 @@
+"""What is known about a column of results.csv; `columns` lists them all.
+
+Units are kinds of quantity in SI; only `howlow.reporting` turns them into text.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["text", "count", "number", "bytes", "seconds", "per_second", "joules", "watts", "fraction", "nats"]
+Better = Literal["higher", "lower"]
+Stage = Literal["train", "inference"]
+TableSection = Literal["adapter", "fine-tuning", "inference", "quality"]
+Subject = Literal[
+    "quality",
+    "answers",
+    "exponential",
+    "optimizer",
+    "speed",
+    "energy",
+    "phase_energy",
+    "prefill_energy",
+    "decode_energy",
+    "energy_above_idle",
+    "cpu_energy",
+    "power_readings",
+    "utilization",
+    "memory",
+]
+"""What a figure depends on. A warning names subjects, and so reaches every column that depends on one of them."""
+
+
+@dataclass(frozen=True)
+class TablePlace:
+    """Where the tables show a column: its section, and its order there."""
+
+    section: TableSection
+    order: int
+    in_terminal: bool = False
+    """shown on the terminal, too, which has less room than the page"""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Where the figures show a column: the order of its panel, and for a cost the panel's title and a rate's unit."""
+
+    order: int
+    title: str | None = None
+    unit: str = ""
+    unless: str | None = None
+    """left out where this column, which says the same, has a panel"""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. Without `table` and `panel` it stands in results.csv alone."""
+
+    name: str
+    label: str
+    unit: Unit
+    meaning: str
+    better: Better | None = None
+    """which direction is good; None: neither"""
+    stage: Stage | None = None
+    """the stage of a trial that it is about; None: the trial as a whole"""
+    subjects: frozenset[Subject] = frozenset()
+    table: TablePlace | None = None
+    heading: str | None = None
+    """a label for tables that is shorter than `label`"""
+    panel: Panel | None = None
+    phrase: str | None = None
+    """its name within a sentence; the summary in words leaves out columns without one"""
+    error: str | None = None
+    """the column that says how far this one can be from the truth"""
+    is_relative: bool = True
+    """whether its ratio to the reference rank's value says anything"""
+    is_optional: bool = False
+    """its absence is not explained: some tasks or energy sources never give it, or another absence explains it"""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether its values are numbers that can be averaged and divided."""
+        return self.unit != "text"
+
+    @property
+    def is_quality(self) -> bool:
+        """Whether it says how good the model's output is, and not what it cost."""
+        return "quality" in self.subjects
+
+    @property
+    def is_energy(self) -> bool:
+        """Whether it is absent where there is no energy source."""
+        return self.unit in ("joules", "watts")

@@ -1,0 +1,274 @@
+"""The columns of costs, which fine-tuning and inference each have under a prefix of their own.
+
+Time, energy and power are of the measured steps, so that power = energy/sample x samples/s.
+"""
+
+from dataclasses import replace
+
+from howlow.analysis.column import Column, Panel, Stage, Subject, TablePlace, TableSection
+
+
+def of(*subjects: Subject) -> frozenset[Subject]:
+    """What a figure depends on."""
+    return frozenset(subjects)
+
+
+_SPEED, _ENERGY, _MEMORY, _CPU, _USE = of("speed"), of("energy"), of("memory"), of("cpu_energy"), of("utilization")
+_OVER_STEPS = "both summed over the measured steps"
+_IN_STEPS = "of the readings inside the measured steps"
+
+_IN_TERMINAL: dict[Stage, tuple[str, ...]] = {
+    "train": ("samples_per_s", "time_per_sample_s", "energy_per_sample_j", "peak_memory_bytes", "final_loss"),
+    "inference": ("samples_per_s",),
+}
+"""The terminal has less room than the page."""
+
+
+def of_stage(stage: Stage, meaning: str, *columns: Column) -> list[Column]:
+    """The columns of one stage: their names with its prefix, their places in its section of the tables."""
+    return [_of_stage(stage, meaning, column) for column in columns]
+
+
+def _of_stage(stage: Stage, meaning: str, column: Column) -> Column:
+    section: TableSection = "fine-tuning" if stage == "train" else "inference"
+    place = column.table and TablePlace(section, column.table.order, column.name in _IN_TERMINAL[stage])
+    return replace(
+        column,
+        name=f"{stage}_{column.name}",
+        meaning=f"{meaning}: {column.meaning}" if meaning else column.meaning,
+        stage=stage,
+        table=place,
+        phrase=column.phrase and column.phrase.format(stage="training" if stage == "train" else stage),
+        error=column.error and f"{stage}_{column.error}",
+    )
+
+
+def _at(order: int) -> TablePlace:
+    return TablePlace("fine-tuning", order)
+
+
+RATES = (
+    Column(
+        "samples_per_s",
+        "throughput",
+        "per_second",
+        f"samples / time, {_OVER_STEPS}",
+        "higher",
+        subjects=_SPEED,
+        table=_at(2),
+        heading="samples/s",
+        panel=Panel(1, "Throughput", "samples/s"),
+        phrase="the {stage} throughput",
+    ),
+    Column("tokens_per_s", "tokens/s", "per_second", f"real tokens / time, {_OVER_STEPS}", "higher", subjects=_SPEED),
+)
+NEW_TOKENS = Column(
+    "new_tokens_per_sample",
+    "new tokens",
+    "number",
+    "tokens written / samples of the measured generate steps",
+    table=_at(12),
+    is_optional=True,
+)
+MEASURED_COSTS = (
+    Column(
+        "time_per_sample_s",
+        "time/sample",
+        "seconds",
+        f"time / samples, {_OVER_STEPS}",
+        "lower",
+        subjects=_SPEED,
+        table=_at(3),
+        panel=Panel(3, "Time per sample"),
+    ),
+    Column(
+        "energy_per_sample_j",
+        "energy/sample",
+        "joules",
+        "energy of the measured part / its samples",
+        "lower",
+        subjects=_ENERGY,
+        table=_at(4),
+        panel=Panel(2, "Energy per sample"),
+        phrase="the energy per sample",
+        error="energy_error_per_sample_j",
+    ),
+    Column(
+        "cpu_energy_per_sample_j",
+        "CPU energy/sample",
+        "joules",
+        "the same for the CPU, where the trial runs on an accelerator",
+        "lower",
+        subjects=_CPU,
+        table=_at(7),
+        is_optional=True,
+    ),
+    Column(
+        "power_w",
+        "power",
+        "watts",
+        "energy of the measured part / the time it covers",
+        "lower",
+        subjects=_ENERGY,
+        table=_at(9),
+        panel=Panel(4, "Average power"),
+    ),
+    Column(
+        "peak_memory_bytes",
+        "peak memory",
+        "bytes",
+        "device memory in use on a GPU, resident memory on a CPU",
+        "lower",
+        subjects=_MEMORY,
+        table=_at(10),
+        panel=Panel(5, "Peak memory"),
+        phrase="the peak memory",
+    ),
+    Column("peak_allocated_bytes", "peak allocated", "bytes", "torch's allocator on a GPU", "lower", subjects=_MEMORY),
+    Column("peak_reserved_bytes", "peak reserved", "bytes", "torch's allocator on a GPU", "lower", subjects=_MEMORY),
+    Column(
+        "utilization",
+        "utilisation",
+        "fraction",
+        f"mean {_IN_STEPS}",
+        subjects=_USE,
+        table=_at(11),
+        panel=Panel(6, "Utilisation"),
+    ),
+)
+METERED = (
+    Column(
+        "energy_error_per_sample_j",
+        "energy error/sample",
+        "joules",
+        "how far energy/sample can be from the truth",
+        table=_at(5),
+        is_relative=False,
+        is_optional=True,
+    ),
+    Column(
+        "energy_above_idle_per_sample_j",
+        "energy above idle/sample",
+        "joules",
+        "energy/sample less the device's idle power x time/sample",
+        "lower",
+        subjects=of("energy", "energy_above_idle"),
+        table=_at(6),
+        error="energy_above_idle_error_per_sample_j",
+        is_optional=True,
+    ),
+    Column(
+        "energy_above_idle_error_per_sample_j",
+        "error of energy above idle/sample",
+        "joules",
+        "the error of energy/sample plus that of the idle power x time/sample",
+        is_relative=False,
+    ),
+    Column(
+        "cpu_energy_above_idle_per_sample_j",
+        "CPU energy above idle/sample",
+        "joules",
+        "CPU energy/sample less the CPU's idle power x time/sample",
+        "lower",
+        subjects=_CPU,
+        table=_at(8),
+        is_optional=True,
+    ),
+    Column(
+        "phase_energy_j",
+        "phase energy",
+        "joules",
+        "energy of the whole phase, burn-in and pauses included",
+        "lower",
+        subjects=of("energy", "phase_energy"),
+    ),
+    Column(
+        "phase_power_w",
+        "phase power",
+        "watts",
+        "the phase's energy / the time it covers",
+        "lower",
+        subjects=of("energy", "phase_energy"),
+    ),
+    *(
+        Column(
+            f"power_p{percent:02d}_w",
+            f"power, {percent} %",
+            "watts",
+            f"{words} {_IN_STEPS}",
+            subjects=of("energy", "power_readings"),
+        )
+        for percent, words in ((5, "5th percentile"), (50, "median"), (95, "95th percentile"))
+    ),
+    Column(
+        "memory_utilization",
+        "memory use",
+        "fraction",
+        "share of the time in which a GPU's memory was read or written, mean of the readings",
+        subjects=_USE,
+    ),
+)
+_PREFILL, _DECODE = of("energy", "prefill_energy"), of("energy", "decode_energy")
+_PER_TOKEN = f"energy / tokens, {_OVER_STEPS}; absent where the source is too slow for such short parts"
+
+
+def _of_generation(column: Column, order: int) -> Column:
+    return replace(column, table=_at(order), is_optional=True)
+
+
+GENERATION = tuple(
+    _of_generation(column, order)
+    for order, column in enumerate(
+        (
+            Column(
+                "prefill_time_per_sample_s",
+                "prefill time/sample",
+                "seconds",
+                f"time until the first new token / samples, {_OVER_STEPS}",
+                "lower",
+                subjects=_SPEED,
+            ),
+            Column(
+                "decode_time_per_sample_s",
+                "decode time/sample",
+                "seconds",
+                f"time after the first new token / samples, {_OVER_STEPS}",
+                "lower",
+                subjects=_SPEED,
+            ),
+            Column(
+                "prefill_tokens_per_s",
+                "prefill tokens/s",
+                "per_second",
+                f"tokens of the prompts (real ones, however many were computed) / time, {_OVER_STEPS}",
+                "higher",
+                subjects=_SPEED,
+            ),
+            Column(
+                "decode_tokens_per_s",
+                "decode tokens/s",
+                "per_second",
+                f"new tokens after the first ones / time, {_OVER_STEPS}",
+                "higher",
+                subjects=_SPEED,
+            ),
+            Column(
+                "prefill_energy_per_token_j",
+                "prefill energy/token",
+                "joules",
+                _PER_TOKEN,
+                "lower",
+                subjects=_PREFILL,
+            ),
+            Column(
+                "decode_energy_per_token_j",
+                "decode energy/token",
+                "joules",
+                _PER_TOKEN,
+                "lower",
+                subjects=_DECODE,
+            ),
+        ),
+        start=13,
+    )
+)

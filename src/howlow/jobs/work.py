@@ -1,0 +1,196 @@
+"""Jobs, each for one process, and what runs them."""
+
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import Field, JsonValue
+
+from howlow.errors import UserError
+from howlow.jobs.events import Hear, JobEvent
+from howlow.jobs.search import BatchSetting, LargestFound, MemoryBudget, Probe, RankProbes
+from howlow.outcomes import DiskFullError, Finished, Returned, StoppedError
+from howlow.records import BatchSearch, DataRecord, Environment, Idle, LayoutChoice, RecordWarning, Status
+from howlow.records.warnings import Frozen
+from howlow.settings import Settings, TrialKind
+
+T = TypeVar("T")
+
+
+class TrialJob(Frozen):
+    """One trial of a sweep, the same for every worker that may run it; paths are relative to the run directory."""
+
+    name: str
+    kind: TrialKind
+    rank: int | None
+    seed: int
+    axes: dict[str, JsonValue] = Field(description="the further grid axes under their dotted names")
+    settings: Settings = Field(description="as asked: a batch size may still be max, the layout auto")
+    data_folder: str = Field(description="where the prepared examples are")
+    data: DataRecord
+    environment: Environment = Field(description="the machine that prepared the sweep; a worker's has to be equal")
+    layout: LayoutChoice
+    is_bounded: bool = Field(description="whether the heap gives memory back at once, as for a search or a limit")
+    cores_shared_by: int = Field(1, ge=1, description="trials that run at one time; each takes its part of the cores")
+
+    @property
+    def folder(self) -> str:
+        """The trial's own folder."""
+        return f"trials/{self.name}"
+
+
+def on_device(settings: Settings, device: str | None) -> Settings:
+    """The settings for a worker that has a device of its own; None leaves `run.device` as it is."""
+    if device is None:
+        return settings
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"device": device})})
+
+
+class IdleAbsent(Frozen):
+    """Why there is no idle power."""
+
+    reason: str
+
+
+class PreparationReport(Frozen):
+    """What preparing the data told."""
+
+    data: DataRecord
+    warnings: tuple[RecordWarning, ...]
+    tokenizer: str
+    architecture: str
+    total_parameters: int
+    adapter_parameters: tuple[int, ...] = Field(description="of each adapter that was asked about")
+    environment: Environment
+    devices: int = Field(1, description="accelerators of the kind that trials run on")
+
+
+class Job(Frozen, Generic[T]):
+    """Work for one process; T is what it returns."""
+
+    entry: ClassVar[str]
+    """The function that runs it, as module.function."""
+    stop_within_s: ClassVar[float] = 60.0
+    """How long the process may take to save its work when it is asked to stop."""
+
+
+class PrepareJob(Job[PreparationReport]):
+    """Choose and tokenise the examples of a sweep, and check its model."""
+
+    entry: ClassVar[str] = "howlow.trial.entries.prepare_entry"
+    stop_within_s: ClassVar[float] = 2.0  # there is nothing to save
+
+    settings: Settings
+    adapters: tuple[tuple[int, tuple[str, ...]], ...] = Field(description="rank and target modules of each adapter")
+    heads: tuple[str, ...] = Field(description="the values of training.head")
+    folder: Path
+    cores_shared_by: int = 1
+
+
+class LayoutJob(Job[LayoutChoice]):
+    """Choose the layout of trials with these settings."""
+
+    entry: ClassVar[str] = "howlow.trial.entries.choose_entry"
+
+    settings: Settings
+    data_folder: Path
+
+
+class EnvironmentJob(Job[Environment]):
+    """Say what trials would run on here."""
+
+    entry: ClassVar[str] = "howlow.trial.entries.environment_entry"
+
+    device: str
+    cores_shared_by: int = 1
+
+
+class IdleJob(Job[Idle | IdleAbsent | None]):
+    """Let the device rest, then read its idle power; None where no source could read it."""
+
+    entry: ClassVar[str] = "howlow.trial.entries.idle_entry"
+
+    settings: Settings
+    rest_s: float
+
+
+class ProbeJob(Job[LargestFound | None]):
+    """Probe batches until the largest that fits is found; None where that takes a fresh process."""
+
+    entry: ClassVar[str] = "howlow.batch_search.probe.probe_entry"
+
+    setting: BatchSetting
+    kind: TrialKind
+    settings: Settings
+    folder: Path
+    data_folder: Path
+    layout: LayoutChoice
+    cores_shared_by: int = 1
+    budget: MemoryBudget | None = Field(None, description="what an earlier process of this search was given")
+    earlier_budget: MemoryBudget | None = Field(None, description="what held for probes of an interrupted search")
+    probes: tuple[Probe, ...] = ()
+    others: tuple[RankProbes, ...] = ()
+
+
+class MeasureJob(Job[Status]):
+    """Run one trial to its record."""
+
+    entry: ClassVar[str] = "howlow.trial.entries.trial_entry"
+
+    trial: TrialJob
+    run_directory: Path
+    device: str | None = Field(None, description="the worker's own device; absent: as the settings say")
+    batch_search: tuple[BatchSearch, ...] = ()
+    idle: Idle | IdleAbsent | None = None
+    claim: int | None = Field(None, description="the generation of the worker's claim; absent: nobody else is there")
+
+
+# -- running them ---------------------------------------------------------------------------------------------------
+
+
+class Link(Protocol):
+    """A job's way to the process that started it."""
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to stop at the next chance."""
+
+    def report(self, event: JobEvent) -> None:
+        """Send an event up."""
+
+
+class JobRunner(Protocol):
+    """Runs jobs, each in a process of its own."""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether no further job is started."""
+
+    def rest(self, seconds: float) -> None:
+        """Wait; less where no further job is started."""
+
+    def run(self, job: Job[T], log: Path, hear: Hear | None = None) -> Finished[T]:
+        """Run a job and wait for it; what its process prints goes into `log`."""
+
+
+def value_of(finished: Finished[T], where: Path | str) -> T:
+    """What a job returned.
+
+    Raises:
+        StoppedError: it was asked to stop.
+        UserError: the user can mend what is wrong.
+        DiskFullError: no space is left; names `where`.
+        JobFailedError: it ended in any other way.
+    """
+    if isinstance(finished, Returned):
+        return finished.value
+    if finished.outcome == "stopped":
+        raise StoppedError
+    if finished.outcome == "user_error":
+        raise UserError(finished.problem)
+    if finished.outcome == "disk_full":
+        raise DiskFullError(f"{where}: {finished.problem}")
+    raise JobFailedError(finished.problem)
+
+
+class JobFailedError(Exception):
+    """A job ended without a result, by an error of ours or because its process died."""

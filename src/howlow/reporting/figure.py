@@ -1,0 +1,155 @@
+"""A figure as Vega-Lite: its frame, its style, and how it becomes SVG and PNG."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from howlow.analysis.comparison import Comparison
+from howlow.analysis.rows import layout_of
+from howlow.reporting.points import MOST_POINTS, drawn_ranks, drawn_series, ranks_of
+
+FIGURE_NAMES = ("fine_tuning", "inference", "loss")
+INK, SOFT = "#1f2933", "#5f6b7a"
+Datum = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: the stem of its files, a title, a text for those who cannot see it, and its specification."""
+
+    name: str
+    title: str
+    description: str
+    spec: dict[str, Any]
+
+
+@dataclass
+class Datasets:
+    """The data of a figure under names. Without names altair copies the data into every layer of a chart."""
+
+    values: dict[str, list[Datum]] = field(default_factory=dict)
+
+    def add(self, values: list[Datum]) -> Any:
+        """A chart that draws these values."""
+        import altair as alt
+
+        name = f"data-{len(self.values)}"
+        self.values[name] = values
+        return alt.Chart(alt.NamedData(name))
+
+
+def render_svg(figure: Figure) -> str:
+    """The figure as SVG, without any request to the network."""
+    import altair as alt
+    import vl_convert
+
+    version = vega_lite_version(alt.SCHEMA_VERSION, vl_convert.get_vegalite_versions())
+    svg: str = vl_convert.vegalite_to_svg(figure.spec, vl_version=version, allowed_base_urls=[])
+    return svg
+
+
+def render_png(svg: str) -> bytes:
+    """An SVG as PNG, two pixels for each of its points."""
+    import vl_convert
+
+    png: bytes = vl_convert.svg_to_png(svg, scale=2)
+    return png
+
+
+def vega_lite_version(schema: str, known: Sequence[str]) -> str | None:
+    """altair's Vega-Lite version as vl_convert names it; None, which means its newest, where it does not know it."""
+    version = ".".join(schema.lstrip("v").split(".")[:2])
+    return version if version in known else None
+
+
+# -- what stands above the panels -----------------------------------------------------------------------------------
+
+
+def context_lines(comparison: Comparison) -> list[str]:
+    """What was run on what, how seeds are shown, and what was left out of the drawing."""
+    return [_what_ran(comparison), *_spread_line(comparison), *_left_out(comparison)]
+
+
+def _what_ran(comparison: Comparison) -> str:
+    records = comparison.results.records
+    where = next((record.environment.device_name for record in records if record.environment), None)
+    task = records[0].settings.task.name.replace("_", " ")
+    model = records[0].settings.model.rstrip("/").rpartition("/")[2]
+    layouts = [name for name in dict.fromkeys(map(layout_of, records)) if name != "auto"]
+    layout = f"layout {' and '.join(layouts) or 'not chosen'}"
+    return " · ".join(part for part in (model, task, layout, where) if part)
+
+
+def _spread_line(comparison: Comparison) -> list[str]:
+    seeds = max((len(group.trials) for group in comparison.groups), default=1)
+    if seeds <= 1:
+        return []
+    trials = sum(group.rank is not None for group in comparison.groups) * seeds
+    spread = "a dot is a trial" if trials <= MOST_POINTS else "bars are one standard deviation"
+    return [f"lines join the means over seeds, {spread}"]
+
+
+def _left_out(comparison: Comparison) -> list[str]:
+    lines = []
+    ranks, all_ranks = drawn_ranks(comparison), ranks_of(comparison)
+    if len(ranks) < len(all_ranks):
+        lines.append(f"{len(ranks)} of {len(all_ranks):,} ranks drawn, all are in results.csv")
+    series, there = drawn_series(comparison)
+    if len(series) < there:
+        lines.append(f"{len(series)} of {there} settings drawn, all are in results.csv")
+    return lines
+
+
+# -- style ----------------------------------------------------------------------------------------------------------
+
+
+def finished(chart: Any, data: Datasets, title: str, subtitle: Sequence[str], offset: int = 40) -> dict[str, Any]:
+    """The specification with title and house style."""
+    lines = [line for text in subtitle for line in textwrap.wrap(text, 130, max_lines=2, placeholder=" ...")]
+    titled = chart.properties(title=_title(title, lines, offset), padding=16, background="white")
+    spec: dict[str, Any] = _styled(titled).to_dict(validate=False)
+    return {**spec, "datasets": data.values}
+
+
+def _title(title: str, subtitle: list[str], offset: int) -> Any:
+    import altair as alt
+
+    return alt.TitleParams(
+        title,
+        subtitle=subtitle,
+        anchor="start",
+        fontSize=20,
+        subtitleFontSize=13,
+        offset=offset,
+        subtitlePadding=6,
+    )
+
+
+def _styled(chart: Any) -> Any:
+    return (
+        chart.configure_view(stroke=None)
+        .configure_mark(aria=False)  # the figure has a description; a label for each point would double the file
+        .configure_title(color=INK, subtitleColor=SOFT, fontWeight=600)
+        .configure_axis(
+            labelColor=SOFT,
+            titleColor=SOFT,
+            titleFontWeight="normal",
+            labelFontSize=12,
+            titleFontSize=12,
+            gridColor="#e6e9ee",
+            domainColor="#b8c0cc",
+            tickColor="#b8c0cc",
+        )
+        .configure_legend(labelColor=INK, titleColor=SOFT, labelFontSize=12, titleFontSize=12, titleFontWeight=600)
+    )
+
+
+def panel_title(title: str, subtitle: str, offset: int) -> Any:
+    """A title that begins at the same place whatever the axis' labels."""
+    import altair as alt
+
+    text = alt.TitleParams(title, subtitle=subtitle) if subtitle else alt.TitleParams(title)
+    text.anchor, text.frame, text.dx, text.offset = "start", "group", -36, offset
+    text.fontSize, text.subtitleFontSize = 14, 12
+    return text

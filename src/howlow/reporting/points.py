@@ -1,0 +1,182 @@
+"""What a figure draws: the points of a column over the rank; of many lines and ranks, which ones."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from howlow.analysis.column import Column
+from howlow.analysis.comparison import Comparison, Group, Statistic
+from howlow.analysis.rows import Trial
+from howlow.reporting import formatting
+from howlow.reporting.summary import axes_words
+
+MOST_TICKS = 14
+MOST_POINTS = 200
+_MOST_SERIES = 12
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class ChartPoint:
+    """A group's mean, or one of its trials (`is_dot`), with the text that is shown on hovering over it."""
+
+    rank: int
+    series: str
+    y: float
+    value: str
+    what: str
+    is_dot: bool = False
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def extent(self) -> list[float]:
+        """The heights that the axis has to hold."""
+        return [height for height in (self.y, self.low, self.high) if height is not None]
+
+    def datum(self) -> dict[str, Any]:
+        """The point as Vega reads it."""
+        mean = {"rank": self.rank, "series": self.series, "y": self.y, "value": self.value, "what": self.what}
+        return mean if self.low is None else mean | {"low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True)
+class BatchChange:
+    """Where a line's batch size changes: between two ranks, in the middle of the log scale; its label's row."""
+
+    place: float
+    label: str
+    row: int
+
+    def datum(self) -> dict[str, Any]:
+        """The change as Vega reads it."""
+        return {"rank": self.place, "label": self.label, "row": self.row}
+
+
+# -- lines and ranks ------------------------------------------------------------------------------------------------
+
+
+def ranks_of(comparison: Comparison) -> list[int]:
+    """The ranks of all adapters, ascending."""
+    return sorted({group.rank for group in comparison.groups if group.rank is not None})
+
+
+def series_of(group: Group) -> str:
+    """The line that a group belongs to: its further axes."""
+    return axes_words(group.axes)
+
+
+def drawn_series(comparison: Comparison) -> tuple[list[str], int]:
+    """The lines that are drawn, at most 12, and how many there are."""
+    names = list(dict.fromkeys(series_of(group) for group in comparison.groups if group.rank is not None))
+    return evenly(names, _MOST_SERIES), len(names)
+
+
+def drawn_ranks(comparison: Comparison) -> list[int]:
+    """The ranks that are drawn; of many, those nearest to even steps on the log scale."""
+    ranks, lines = ranks_of(comparison), len(drawn_series(comparison)[0])
+    return evenly_in_log(ranks, max(MOST_TICKS, MOST_POINTS // max(1, lines) // 2))
+
+
+def evenly_in_log(ranks: Sequence[int], most: int) -> list[int]:
+    """At most that many of the ranks, even on the log scale, with the first and the last."""
+    if len(ranks) <= most:
+        return list(ranks)
+    ratio = (ranks[-1] / ranks[0]) ** (1 / (most - 1))
+    targets = [ranks[0] * ratio**index for index in range(most)]
+    return sorted({min(ranks, key=lambda rank: abs(math.log(rank / target))) for target in targets})
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """At most that many of the items, with the first and the last."""
+    if len(items) <= most:
+        return list(items)
+    return [items[round(index * (len(items) - 1) / (most - 1))] for index in range(most)]
+
+
+# -- points ---------------------------------------------------------------------------------------------------------
+
+
+def points_of(comparison: Comparison, column: Column, relative: bool) -> list[ChartPoint]:
+    """A point for each group's mean and one for each of its trials.
+
+    Where the trials are too many to be told apart, each group has a standard deviation (`low`, `high`) instead.
+    """
+    groups = list(_drawn_groups(comparison, column))
+    has_dots = sum(mean.n for _, mean in groups) <= MOST_POINTS
+    return [
+        point
+        for group, mean in groups
+        for point in _group_points(comparison, group, mean, column, relative=relative, has_dots=has_dots)
+    ]
+
+
+def _drawn_groups(comparison: Comparison, column: Column) -> Iterator[tuple[Group, Statistic]]:
+    series, ranks = set(drawn_series(comparison)[0]), set(drawn_ranks(comparison))
+    for group in comparison.groups:
+        if group.rank in ranks and series_of(group) in series and (mean := group.statistic(column)) is not None:
+            yield group, mean
+
+
+def _group_points(
+    comparison: Comparison, group: Group, mean: Statistic, column: Column, *, relative: bool, has_dots: bool
+) -> Iterator[ChartPoint]:
+    y = comparison.relative_mean(group, column) if relative else mean.mean
+    if y is None:
+        return
+    what = f"mean of {mean.n} seeds" if mean.n > 1 else group.trials[0].record.trial
+    value = formatting.quantity(mean.mean, column.unit)
+    point = ChartPoint(group.rank or 0, series_of(group), _short(y), value, what)
+    if mean.deviation is None or has_dots:
+        yield point
+    else:
+        spread = mean.deviation * (y / mean.mean if mean.mean else 0.0)
+        yield replace(point, low=_short(y - spread), high=_short(y + spread))
+    for trial in group.trials if mean.n > 1 and has_dots else ():
+        yield from _dot(comparison, trial, point, column, relative)
+
+
+def _dot(
+    comparison: Comparison, trial: Trial, mean: ChartPoint, column: Column, relative: bool
+) -> Iterator[ChartPoint]:
+    value = trial.row[column.name]
+    y = comparison.relative(trial.row, column) if relative else value
+    if y is not None:
+        text = formatting.quantity(value, column.unit)
+        yield replace(mean, y=_short(y), value=text, what=trial.record.trial, is_dot=True)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.7g}")
+
+
+# -- batch changes --------------------------------------------------------------------------------------------------
+
+
+def batch_changes(comparison: Comparison, column: Column, ranks: Sequence[int], width: int) -> list[BatchChange]:
+    """Where neighbouring ranks of a line have different batch sizes; `width`: the panel's, in pixels."""
+    pixels_per_octave = width / max(1.0, math.log2(max(ranks) / min(ranks)) + 0.6)
+    changes: list[BatchChange] = []
+    for place, label in sorted(_changes(comparison, column, ranks)):
+        last = changes[-1] if changes else None
+        is_close = last is not None and math.log2(place / last.place) * pixels_per_octave < 6.5 * len(label)
+        changes.append(BatchChange(place, label, 1 - last.row if last is not None and is_close else 0))
+    return changes
+
+
+def _changes(comparison: Comparison, column: Column, ranks: Sequence[int]) -> set[tuple[float, str]]:
+    lines: dict[str, list[Group]] = defaultdict(list)
+    for group in comparison.groups:
+        if group.rank in ranks:
+            lines[series_of(group)].append(group)
+    found: set[tuple[float, str]] = set()
+    for groups in lines.values():
+        for left, right in pairwise(sorted(groups, key=lambda group: group.rank or 0)):
+            before, after = left.mean(column), right.mean(column)
+            if left.rank and right.rank and before is not None and after is not None and before != after:
+                found.add((math.sqrt(left.rank * right.rank), f"{before:g} → {after:g}"))
+    return found

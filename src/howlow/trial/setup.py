@@ -1,0 +1,110 @@
+"""What a trial sets up before it loads the model: device, precision, memory, checkpoint, examples and meters."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from howlow.claims import neighbours
+from howlow.engine.execution import Execution
+from howlow.jobs import IdleAbsent
+from howlow.memory.heap import bound_heap, keep_heap
+from howlow.memory.limits import limit_memory
+from howlow.memory.phases import ProcessMemory
+from howlow.meters.energy import EnergyMeter
+from howlow.meters.machine import choose_device, environment
+from howlow.meters.session import Session
+from howlow.meters.sources import Meters, open_meters
+from howlow.records import Idle, MeterRecord, WarningKind
+from howlow.tasks import task_named
+from howlow.trial.checkpointing import Saved, resume
+from howlow.trial.loading import execution_of, with_execution
+from howlow.trial.metering import asked_of, energy_source
+from howlow.trial.preparation import Prepared, read_prepared
+from howlow.trial.state import TrialState
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the trial works with; `saved` where it resumes from a checkpoint."""
+
+    device: torch.device
+    execution: Execution
+    saved: Saved | None
+    prepared: Prepared
+    meters: Meters
+
+
+def set_up(state: TrialState) -> Setup:
+    """Set up this process for the trial, and note in the record what it runs on and what is to be distrusted."""
+    settings, found = state.settings, state.found
+    device = choose_device(state.device or settings.run.device)
+    heap = bound_heap() if state.is_bounded else keep_heap()
+    execution = execution_of(state, device, heap.kernels_kept)
+    own = execution.for_evaluation() if state.kind == "base" else execution  # a baseline does not train
+    found.resolved = with_execution(found.resolved, own)
+    limit_memory(settings.run.memory_limit_bytes, device)
+    state.refuse_if_lost()  # resuming cuts files back
+    saved = resume(state)
+    prepared = read_prepared(state.data_folder)
+    meters = open_meters(asked_of(settings, device))
+    found.environment, found.data = environment(device), prepared.data
+    found.energy = energy_source(meters)
+    for warning in prepared.warnings:
+        state.keep(warning)
+    _warn_about_energy(state, meters.energy)
+    _warn_about_layout(state)
+    if settings.random_weights:
+        state.warn(WarningKind.RANDOM_WEIGHTS, "random weights: quality is absent")
+    return Setup(device, execution, saved, prepared, meters)
+
+
+@contextmanager
+def measured(state: TrialState, setup: Setup) -> Iterator[Session]:
+    """The session in which everything is measured."""
+    with Session(
+        state.folder,
+        setup.device,
+        setup.meters.energy,
+        state.settings.meters.rate_hz,
+        setup.saved.time_s if setup.saved else 0.0,
+        memory=ProcessMemory(setup.device),
+        cpu_energy=setup.meters.cpu_energy,
+        views=setup.meters.views,
+        warn=state.keep,
+    ) as session:
+        state.session = session
+        yield session
+
+
+def meter_report(state: TrialState, session: Session) -> MeterRecord:
+    """How the meters did, with the idle power before the trial."""
+    return session.report(state.idle if isinstance(state.idle, Idle) else None)
+
+
+def warn_about_neighbours(state: TrialState) -> None:
+    """A warning where other trials of this run directory ran on this machine at the same time."""
+    others = neighbours(state.folder.parent.parent, state.name) if state.claim is not None else ()
+    if others:
+        state.warn(WarningKind.RAN_BESIDE_OTHER_TRIALS, f"at the same time on this machine: {', '.join(others)}")
+
+
+def _warn_about_energy(state: TrialState, energy: EnergyMeter) -> None:
+    if isinstance(state.idle, IdleAbsent) and energy.kind in ("counter", "power"):
+        state.warn(WarningKind.IDLE_ABSENT, state.idle.reason)
+    if energy.name is None and state.settings.meters.energy != "none":
+        state.warn(WarningKind.ENERGY_ABSENT, energy.detail)
+    if energy.of_another_device:
+        detail = f"{energy.detail}: not the trial's own device"
+        state.warn(WarningKind.ENERGY_OF_ANOTHER_DEVICE, detail)
+    if energy.name == "assumed":
+        state.warn(WarningKind.ENERGY_ASSUMED, energy.detail)
+
+
+def _warn_about_layout(state: TrialState) -> None:
+    if state.choice.problem:
+        state.warn(WarningKind.LAYOUT_FELL_BACK, state.choice.problem)
+    if state.choice.generation and task_named(state.settings.task.name).generates:
+        detail = "generation runs padded: the model's rotary frequencies follow the longest row of a batch"
+        state.warn(WarningKind.LAYOUT_FELL_BACK, detail)

@@ -1,0 +1,78 @@
+"""The board: the file `DIR/.howlow/board.json`, in which a prepared sweep says what there is to do.
+
+The sweep writes it whole once data, model and layouts are prepared, and removes it before it prepares again. Workers
+in other processes, here or on other machines that see the folder, read it before each trial. Beside it, `owner.json`
+says which process runs, or last ran, a sweep in the folder.
+"""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+from pydantic import ValidationError
+
+from howlow.claims import Host
+from howlow.jobs import TrialJob
+from howlow.records import write_atomically
+from howlow.records.own_sources import code_sha256
+from howlow.records.warnings import Frozen
+
+
+class Board(Frozen):
+    """The trials of a sweep in their order, and the code that prepared them."""
+
+    code: str
+    trials: tuple[TrialJob, ...]
+
+
+def write_board(run_directory: Path, trials: tuple[TrialJob, ...]) -> None:
+    """Let other workers join."""
+    write_atomically(_path(run_directory), Board(code=code_sha256(), trials=trials).model_dump_json())
+
+
+def remove_board(run_directory: Path) -> None:
+    """Let no other worker take a trial until the sweep is prepared."""
+    _path(run_directory).unlink(missing_ok=True)
+
+
+def read_board(run_directory: Path) -> Board | None:
+    """None where no sweep is prepared, or where another version of howlow wrote the file."""
+    try:
+        return Board.model_validate_json(_path(run_directory).read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
+def _path(run_directory: Path) -> Path:
+    return run_directory / ".howlow" / "board.json"
+
+
+# -- who runs a sweep -----------------------------------------------------------------------------------------------
+
+
+def write_owner(run_directory: Path) -> None:
+    """Say that this process runs a sweep in the folder."""
+    owner = {"pid": os.getpid(), "host": asdict(Host.here())}
+    write_atomically(run_directory / ".howlow" / "owner.json", json.dumps(owner))
+
+
+def owner_name(run_directory: Path) -> str:
+    """The process that runs a sweep in the folder."""
+    found = _owner(run_directory)
+    return f"process {found[0]}" if found else "another process"
+
+
+def may_be_preparing(run_directory: Path) -> bool:
+    """Whether the owner is alive, or runs on a machine where this cannot be seen."""
+    found = _owner(run_directory)
+    return found is not None and (found[1] != Host.here() or psutil.pid_exists(found[0]))
+
+
+def _owner(run_directory: Path) -> tuple[int, Host] | None:
+    try:
+        found = json.loads((run_directory / ".howlow" / "owner.json").read_text(encoding="utf-8"))
+        return found["pid"], Host(**found["host"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

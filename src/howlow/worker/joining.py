@@ -1,0 +1,131 @@
+"""A worker in a process of its own, which joins a sweep that another process has prepared: `howlow worker DIR`.
+
+Its figures stand in one table with those of the sweep, so code, machine and libraries have to be the sweep's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from howlow.claims import Claims
+from howlow.errors import UserError
+from howlow.executors.fork_server import ForkServer
+from howlow.executors.local import run_workers
+from howlow.jobs import EnvironmentJob, JobRunner, SweepPrepared, Tell, TrialJob, value_of
+from howlow.outcomes import StoppedError
+from howlow.records import Environment, Record, has_record, read_record
+from howlow.records.comparability import refuse_other_machine
+from howlow.records.own_sources import code_sha256
+from howlow.worker.board import Board, may_be_preparing, read_board
+from howlow.worker.measuring import Worker
+from howlow.worker.taking import take_trials
+
+_PREPARING_AT_MOST_S = 600.0
+_LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class WorkerResult:
+    """What a worker did: the records of its trials, and how many trials have none yet because others run them."""
+
+    records: tuple[Record, ...]
+    left: int
+
+
+def work(
+    run_directory: Path, *, trial: str | None = None, device: str | None = None, on_event: Tell | None = None
+) -> WorkerResult:
+    """Take and run trials of a started sweep until none is left to take; with `trial`, only that one.
+
+    Raises:
+        UserError: no sweep is prepared there, or this machine or code is not the sweep's.
+        DiskFullError: no space is left; what was measured is kept.
+        KeyboardInterrupt: after the running trial has written its checkpoint.
+    """
+    tell = on_event or (lambda event: None)
+    runner = ForkServer()
+    board = _wait_for_board(run_directory, runner)
+    jobs = _chosen(run_directory, board, trial)
+    _refuse_other_code(run_directory, board)
+    left = [job for job in jobs if not has_record(run_directory, job.name)]
+    tell(SweepPrepared(total=len(jobs), done=len(jobs) - len(left)))
+    if not left:
+        return WorkerResult((), 0)
+    here = _environment(runner, run_directory, left[0], device)
+    refuse_other_machine(left[0].environment, here, (), str(run_directory))
+    before = {job.name for job in jobs} - {job.name for job in left}
+    taken = _take(run_directory, runner, jobs, trial, device, tell)
+    ended = [job.name for job in jobs if job.name not in before and has_record(run_directory, job.name)]
+    records = [read_record(run_directory / "trials" / name) for name in ended if name in taken]
+    return WorkerResult(tuple(record for record in records if record), len(left) - len(ended))
+
+
+def _take(
+    run_directory: Path,
+    runner: ForkServer,
+    jobs: Sequence[TrialJob],
+    trial: str | None,
+    device: str | None,
+    tell: Tell,
+) -> set[str]:
+    """Run the worker in a thread, so that this one can wait for Ctrl-C; the names of the trials that it ran."""
+    claims, names = Claims(run_directory), set[str]()
+
+    def current() -> Sequence[TrialJob]:
+        """The trials of the newest board: a sweep that was started again may have added some."""
+        board = _wait_for_board(run_directory, runner)
+        _refuse_other_code(run_directory, board)
+        return _chosen(run_directory, board, trial)
+
+    def body(tell: Tell) -> None:
+        def note(event: Any) -> None:
+            if event.event == "trial_ended":
+                names.add(event.trial)
+            tell(event)
+
+        take_trials(Worker(runner, run_directory, claims, note, device), current, waits=False)
+
+    with claims.renewed():
+        run_workers(runner, [body], tell, lambda: None)
+    return names
+
+
+def _wait_for_board(run_directory: Path, runner: JobRunner) -> Board:
+    waited_s = 0.0
+    while (board := read_board(run_directory)) is None:
+        if runner.is_stopping:
+            raise StoppedError
+        if not may_be_preparing(run_directory) or waited_s >= _PREPARING_AT_MOST_S:
+            raise UserError(
+                f"{run_directory}: no prepared sweep is there; start one with howlow sweep ... --out {run_directory}, "
+                "of this version of howlow"
+            )
+        runner.rest(_LOOK_EVERY_S)
+        waited_s += _LOOK_EVERY_S
+    return board
+
+
+def _chosen(run_directory: Path, board: Board, trial: str | None) -> tuple[TrialJob, ...]:
+    found = tuple(job for job in board.trials if trial in (None, job.name))
+    if not found:
+        names = ", ".join(job.name for job in board.trials[:8])
+        raise UserError(f"--trial {trial}: {run_directory} has no trial of this name; it has {names}")
+    return found
+
+
+# -- what has to be equal -------------------------------------------------------------------------------------------
+
+
+def _environment(runner: JobRunner, run_directory: Path, job: TrialJob, device: str | None) -> Environment:
+    asked = EnvironmentJob(device=device or job.settings.run.device, cores_shared_by=job.cores_shared_by)
+    log = run_directory / ".howlow" / "worker.log"
+    return value_of(runner.run(asked, log), log)
+
+
+def _refuse_other_code(run_directory: Path, board: Board) -> None:
+    if board.code != code_sha256():
+        raise UserError(
+            f"{run_directory}: this worker cannot join: environment.code_sha256 is {code_sha256()[:12]} here, "
+            f"{board.code[:12]} in the sweep; run the same version of howlow"
+        )

@@ -1,0 +1,207 @@
+"""One trial on this machine, from the idle reading to the record.
+
+The worker's own process stays light: whatever needs torch runs in a child (`howlow.jobs`). A child that dies without
+leaving a record gets one from here, with the most likely reason.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from howlow.batch_search.driver import SearchFailedError, SearchPlace, largest_batch, nothing_fits, searched_settings
+from howlow.claims import Claim, Claims, detach, neighbours
+from howlow.jobs import (
+    BatchSetting,
+    IdleAbsent,
+    IdleJob,
+    JobEvent,
+    JobFailedError,
+    JobRunner,
+    MeasureJob,
+    Probe,
+    StepProgress,
+    Tell,
+    TrialEnded,
+    TrialJob,
+    TrialProbed,
+    TrialProgress,
+    TrialStarted,
+    TrialWaits,
+    on_device,
+    value_of,
+)
+from howlow.outcomes import (
+    ClaimLostError,
+    DiskFullError,
+    Returned,
+    Unfinished,
+    is_disk_full,
+    kernel_kills,
+    limits_process,
+    ran_out_of_memory,
+)
+from howlow.records import BatchSearch, Idle, Record, Status, read_record, write_record
+from howlow.records.resolved import resolved_before
+
+_NOT_IDLE = IdleAbsent(reason="other trials run on this machine at the same time")
+
+
+@dataclass
+class Worker:
+    """Runs trials of one run directory; `device` where this worker has an accelerator of its own."""
+
+    runner: JobRunner
+    run_directory: Path
+    claims: Claims
+    tell: Tell
+    device: str | None = None
+    is_alone: bool = True
+    """Whether its process has no other worker."""
+    _idle: Idle | IdleAbsent | None = None
+    _has_run: bool = False
+
+    def measure(self, trial: TrialJob, claim: Claim) -> Record:
+        """Run a claimed trial to its record.
+
+        Raises:
+            UserError: something that the user can mend keeps trials from running here.
+            DiskFullError: no space is left.
+            StoppedError: the worker was asked to stop; what has to be kept is saved.
+            ClaimLostError: another worker has taken the trial over.
+        """
+        self.tell(TrialStarted(trial=trial.name))
+        folder = self.run_directory / trial.folder
+        with _disk_full_as_error(folder):
+            if claim.has_expired_before:
+                detach(folder)
+            record = self._record(trial, claim)
+        self._has_run = True
+        self.tell(TrialEnded(trial=trial.name, record=record))
+        return record
+
+    def _record(self, trial: TrialJob, claim: Claim) -> Record:
+        if not self._has_run:  # before a search has heated the device
+            self._idle = self._read_idle(trial, 0.0)
+        searches: list[BatchSearch] = []
+        failure = self._search_batches(trial, searches)
+        if failure is not None:
+            return self._leave(trial, claim, *failure, searches)
+        rest_s = trial.settings.run.cooldown_s if self._has_run else 0.0
+        if rest_s:
+            self.tell(TrialWaits(trial=trial.name, reason=f"cooling down, at most {rest_s:g} s"))
+            self._idle = self._read_idle(trial, rest_s)
+        return self._run(trial, claim, searches)
+
+    # -- before the trial -------------------------------------------------------------------------------------------
+
+    def _read_idle(self, trial: TrialJob, rest_s: float) -> Idle | IdleAbsent | None:
+        """Rest, then the device's idle power; None where no source could read it."""
+        settings = on_device(trial.settings, self.device)
+        if settings.meters.energy in ("none", "assumed"):
+            self.runner.rest(rest_s)
+            return None
+        if self._has_company(trial):
+            self.runner.rest(rest_s)
+            return _NOT_IDLE
+        log = self.run_directory / ".howlow" / "idle.log"
+        try:
+            found = value_of(self.runner.run(IdleJob(settings=settings, rest_s=rest_s), log), log)
+        except JobFailedError as error:
+            return IdleAbsent(reason=f"the process that reads it failed: {error}")
+        return _NOT_IDLE if isinstance(found, Idle) and self._has_company(trial) else found
+
+    def _has_company(self, trial: TrialJob) -> bool:
+        """Whether other trials of the run directory may run on this machine now."""
+        return not self.is_alone or bool(neighbours(self.run_directory, trial.name, only_now=True))
+
+    def _search_batches(self, trial: TrialJob, searches: list[BatchSearch]) -> tuple[Status, str] | None:
+        """Find the largest batches that the trial asks for; status and error where it cannot run."""
+
+        def tell(setting: BatchSetting, probe: Probe) -> None:
+            self.tell(TrialProbed(trial=trial.name, setting=setting, probe=probe))
+
+        place = SearchPlace(self.run_directory, self.device, tell)
+        try:
+            for setting in searched_settings(trial.kind, trial.settings):
+                searches.append(largest_batch(self.runner, trial, setting, place))
+                if searches[-1].batch is None:
+                    return "out_of_memory", nothing_fits(searches[-1])
+        except SearchFailedError as problem:
+            return "failed", str(problem)
+        return None
+
+    # -- the trial --------------------------------------------------------------------------------------------------
+
+    def _run(self, trial: TrialJob, claim: Claim, searches: list[BatchSearch]) -> Record:
+        folder = self.run_directory / trial.folder
+        job = MeasureJob(
+            trial=trial,
+            run_directory=self.run_directory,
+            device=self.device,
+            batch_search=tuple(searches),
+            idle=self._idle,
+            claim=claim.generation,
+        )
+
+        def hear(event: JobEvent) -> None:
+            assert isinstance(event, StepProgress), f"a trial does not report {event!r}"
+            self.tell(TrialProgress(trial=trial.name, progress=event))
+
+        kills_before = kernel_kills()
+        finished = self.runner.run(job, folder / "log.txt", hear)
+        if isinstance(finished, Unfinished) and finished.outcome == "claim_lost":
+            raise ClaimLostError(trial.name)
+        if not isinstance(finished, Returned) and finished.outcome not in ("crashed", "died", "user_error"):
+            value_of(finished, folder)
+        if isinstance(finished, Unfinished):
+            device = self.device or trial.environment.device
+            is_limited = trial.settings.run.memory_limit_bytes is not None and limits_process(device)
+            killed_by_kernel = kernel_kills() > kills_before
+            no_memory = ran_out_of_memory(finished, folder / "log.txt", killed_by_kernel, is_limited)
+            error = _cause_of_death(finished, folder / "log.txt", no_memory)
+            return self._leave(trial, claim, "out_of_memory" if no_memory else "failed", error, searches)
+        record = read_record(folder)
+        assert record is not None, "a trial that returned has written its record"
+        return record
+
+    def _leave(self, trial: TrialJob, claim: Claim, status: Status, error: str, searches: list[BatchSearch]) -> Record:
+        """Write the record of a trial that cannot write its own."""
+        if not claim.is_current():
+            raise ClaimLostError(trial.name)
+        record = Record(
+            trial=trial.name,
+            kind=trial.kind,
+            rank=trial.rank,
+            seed=trial.seed,
+            axes=trial.axes,
+            status=status,
+            error=error,
+            settings=trial.settings,
+            resolved=resolved_before(
+                trial.kind, trial.settings, trial.layout, searches, "bounded" if trial.is_bounded else "kept"
+            ),
+            environment=None,
+            model=None,
+            data=None,
+            batch_search=tuple(searches),
+        )
+        write_record(self.run_directory / trial.folder, record)
+        return record
+
+
+def _cause_of_death(ended: Unfinished, log: Path, no_memory: bool) -> str:
+    cause = ended.problem if ended.exit_signal is None else f"killed by signal {ended.exit_signal}"
+    if no_memory:
+        cause += " (the kernel was out of memory)" if ended.exit_signal == 9 else " (an allocation failed)"
+    return f"the trial's process ended: {cause}; see {log}"
+
+
+@contextmanager
+def _disk_full_as_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFullError(f"{folder}: {error.strerror}") from None
+        raise

@@ -1,0 +1,92 @@
+"""How a model runs: what is decided from which arguments, and what a context leaves behind."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import loaded
+
+from howlow.engine import layouts
+from howlow.engine.execution import Execution, decide, running
+from howlow.engine.tokens import TokenizedExample
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+def decided(precision: Any = "fp32", device: torch.device = CPU, **options: Any) -> Execution:
+    return decide(device=device, precision=precision, **options)
+
+
+@pytest.mark.parametrize(
+    ("precision", "trains_base", "storage", "compute", "scales_loss"),
+    [
+        ("fp32", False, torch.float32, torch.float32, False),
+        ("bf16", False, torch.bfloat16, torch.bfloat16, False),
+        ("bf16", True, torch.float32, torch.bfloat16, False),
+        ("fp16-autocast", False, torch.float32, torch.float16, True),
+    ],
+)
+def test_a_precision_is_a_storage_a_compute_dtype_and_a_scaling(
+    precision: Any, trains_base: bool, storage: torch.dtype, compute: torch.dtype, scales_loss: bool
+):
+    found = decided(precision, trains_base=trains_base)
+    assert (found.storage, found.compute, found.scales_loss) == (storage, compute, scales_loss)
+
+
+def test_fp32_on_a_cpu_runs_fused_unless_it_trains_compiled():
+    assert decided().fused
+    compiled = decided(compiles=True)
+    assert (compiled.fused, compiled.compiled) == (False, True)
+    assert (compiled.for_evaluation().fused, compiled.for_evaluation().compiled) == (True, False)
+    assert not decided("bf16").fused
+    assert not decided("fp16-autocast").for_evaluation().fused
+    assert not decided(device=CUDA).fused
+
+
+def test_products_are_for_fp32_on_a_cpu_that_keeps_many_kernels():
+    assert decided(kernels_kept=256).attention == "products"
+    assert decided(kernels_kept=32).attention == "sdpa"
+    assert decided("bf16", kernels_kept=256).attention == "sdpa"
+    assert decided(device=CUDA, kernels_kept=256).attention == "sdpa"
+    assert decided(attention="own", kernels_kept=256).attention == "own"
+    assert decided(device=CUDA, attention="flex", kernels_kept=256).attention == "flex"
+
+
+def test_generation_follows_the_tokens_so_far_and_is_else_an_evaluation():
+    execution = decided(kernels_kept=256, full_row=512, head="all")
+    generation = execution.for_generation()
+    assert (execution.full_row, execution.for_evaluation().full_row, generation.full_row) == (512, 512, None)
+    assert (generation.attention, generation.head, generation.fused) == ("products", "all", True)
+
+
+def test_the_facts_are_plain_values():
+    assert decided("bf16", attention="flex", device=CUDA, kernels_kept=256).facts() == {
+        "device": "cuda",
+        "precision": "bf16",
+        "storage": "bfloat16",
+        "compute": "bfloat16",
+        "loss_scaling": False,
+        "attention": "flex",
+        "kernels_kept": 256,
+        "head": "targets",
+        "fused": False,
+        "compiled": False,
+        "graphed": False,
+        "quantization": "none",
+    }
+
+
+def test_the_model_is_as_it_was_afterwards(tiny_model: Any):
+    model = loaded(tiny_model).requires_grad_(False)
+    before, ids = model.config._attn_implementation, torch.tensor([[1, 2, 3]])
+    expected = model(input_ids=ids).logits
+    examples = [TokenizedExample(str(n), "g", (3, 4, 5), (6, 7 + n)) for n in range(2)]
+    batch = layouts.lay_out(examples, "shared", 16, 0, "completion")
+    with pytest.raises(ZeroDivisionError), running(model, decided(full_row=16)) as run, run.batch(batch):
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == before
+    assert all("forward" not in vars(module) for module in model.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(model(input_ids=ids).logits, expected)
