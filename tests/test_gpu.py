@@ -29,8 +29,7 @@ def test_a_trial_on_cuda_has_peaks_power_and_energy(tiny_table: dict[str, Any], 
     assert record.environment is not None
     assert record.environment.device.startswith("cuda")
     assert record.environment.device_uuid
-    assert record.model is not None
-    assert record.model.precision == "bf16"
+    assert record.resolved.precision == "bf16"
     train = record.phase("train")
     assert train is not None
     assert train.peak_allocated_bytes

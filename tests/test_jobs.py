@@ -9,6 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from test_run_directory import DATA, ENVIRONMENT
 
 from howlow import jobs
+from howlow import load_settings as load
 from howlow.batch_search.driver import _Search
 from howlow.jobs import (
     BudgetSet,
@@ -32,7 +33,7 @@ from howlow.jobs import (
     TrialProbed,
 )
 from howlow.records import LayoutChoice, Record
-from howlow.settings import Settings, expand, load, merge
+from howlow.settings import Settings, expand, merge
 
 BUDGET = MemoryBudget(limit_bytes=10, budget_bytes=9, enforced_bytes=None, limit="here", memory="VmData")
 PROBES = (Probe(1, 160, 8, True), Probe(2, 320, None, False))

@@ -13,6 +13,7 @@ class Allocator:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.reserved = self.peak = 0
+        monkeypatch.setattr(torch.cuda, "init", lambda: None)
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: self._reset())
         monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: self.peak)
 

@@ -314,7 +314,7 @@ def test_a_file_that_is_no_model(tmp_path: Path):
     file = tmp_path / "model.txt"
     file.write_text("")
     assert refusal(locate, str(file)) == (
-        f"model {file}: a folder, a .gguf file or a hub id is expected, this is another file"
+        f"model {file}: a folder, a .gguf file or a hub id is expected, and this is another kind of file"
     )
     missing = tmp_path / "no.gguf"
     assert refusal(locate, str(missing)) == f"model {missing}: No such file or directory"
@@ -400,7 +400,7 @@ def test_weights_of_other_sizes_are_a_users_error_and_an_allocation_is_not():
         raise RuntimeError("can't allocate memory")
 
     assert refusal(from_hub, "model", "m", mismatched) == (
-        "model m: its weights do not fit its config; the files are of two models"
+        "model m: its weights do not fit its config; the files belong to two models"
     )
     with pytest.raises(RuntimeError, match="allocate"):
         from_hub("model", "m", too_large)
@@ -420,7 +420,7 @@ def test_a_config_file_is_a_model_for_random_weights(tmp_path: Path):
     tiny_config().save_pretrained(tmp_path)
     found = locate(str(tmp_path / "config.json"), random_weights=True)
     assert models.load_config(found, None, False).hidden_size == 32
-    assert "this is another file" in refusal(locate, str(tmp_path / "config.json"))
+    assert "this is another kind of file" in refusal(locate, str(tmp_path / "config.json"))
 
 
 def test_an_unknown_hub_name_without_a_network_says_what_works_without(monkeypatch: pytest.MonkeyPatch):
@@ -432,7 +432,7 @@ def test_an_unknown_hub_name_without_a_network_says_what_works_without(monkeypat
             reference = locate(name)
             assert (reference.location, reference.is_local) == (name, False)
             message = refusal(models.load_config, reference, None, False)
-            assert message.startswith(f"model {name}: not found here, and the hub does not give it (")
+            assert message.startswith(f"model {name}: not found here or on the hub (")
             assert message.endswith(f"without a network give a folder, a GGUF file or {PACKAGED}")
             message = refusal(models.load_tokenizer, reference, None, None, False)
             assert message.startswith(f"tokenizer {name}: not found here")
@@ -446,5 +446,5 @@ def test_code_of_its_own_is_refused_unless_allowed(copied: Path):
     (copied / "config.json").write_text(json.dumps(config))
     (copied / "mine.py").write_text("raise SystemExit('this must not run')")
     assert refusal(models.load_config, locate(str(copied)), None, False) == (
-        f"model {copied}: it brings code of its own; set trust_remote_code = true to run it"
+        f"model {copied}: it needs its own code; set trust_remote_code = true to run it"
     )

@@ -16,10 +16,11 @@ import pytest
 from test_sweep import small_disk as small_disk
 from test_sweep import what_counts
 
+from howlow import load_settings as load
 from howlow.claims import Claims, latest
 from howlow.errors import UserError
 from howlow.records import WarningKind, read_record
-from howlow.settings import load, merge, to_toml
+from howlow.settings import merge, to_toml
 from howlow.worker import joining
 from howlow.worker.board import Board, read_board
 from howlow.worker.joining import work

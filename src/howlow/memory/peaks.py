@@ -36,13 +36,18 @@ def reset_peaks(device: torch.device) -> str | None:
     if device.type == "cuda":
         for memory in _watching:
             memory.note()
-        torch.cuda.reset_peak_memory_stats(device)
+        _reset_allocator(device)
         return None
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError as error:
         return f"/proc/self/clear_refs: {error.strerror}"
     return None
+
+
+def _reset_allocator(device: torch.device) -> None:
+    torch.cuda.init()  # before its first use the device has no peaks, and asking to reset them is an error
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def peaks(device: torch.device) -> Peaks:
@@ -71,7 +76,7 @@ class LimitedMemory:
 
     def __enter__(self) -> Self:
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+            _reset_allocator(self.device)
             _watching.append(self)
         else:
             self._thread.start()
