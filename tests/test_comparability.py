@@ -81,7 +81,7 @@ def test_trials_that_differ_in_what_quality_depends_on_are_refused(
     trials = [trial("a"), trial("b"), trial("c", **change)]
     assert refusal(refuse_to_mix, trials) == (
         f"records differ in {key}: a has {ours}, c has {theirs}; figures measured differently are not compared; "
-        f"--accept-different {key} compares them all the same, and marks the figures"
+        f"--accept-different {key} compares them anyway, and marks the figures"
     )
     assert refusal(refuse_to_mix, trials, ["costs"]) == refusal(refuse_to_mix, trials)
     kinds = {warning.kind for difference in refuse_to_mix(trials, [key]) for warning in difference.warnings}

@@ -355,7 +355,7 @@ def test_a_limit_below_what_a_process_itself_takes_is_out_of_memory_however_it_e
 @pytest.mark.parametrize(
     ("run", "words"),
     [
-        ({"memory_margin": 0.999}, "of the machine are free, and run.memory_margin = 0.999 spares"),
+        ({"memory_margin": 0.999}, "of the machine are free, and run.memory_margin = 0.999 reserves"),
         ({"memory_margin": 0.9, "memory_limit_bytes": 1}, "run.memory_limit_bytes = 1, and run.memory_margin = 0.9"),
     ],
 )

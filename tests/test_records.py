@@ -189,7 +189,7 @@ def test_bytes_that_are_no_text_are_one_line(tmp_path: Path):
 
 def test_a_folder_without_records(tmp_path: Path):
     assert refusal(read_records, tmp_path / "no") == f"{tmp_path}/no: no such folder; give the --out folder of a sweep"
-    assert "no run directory" in refusal(read_records, tmp_path)
+    assert "not a run directory" in refusal(read_records, tmp_path)
     for name in ("r0002-s0", "r0001-s0"):
         (tmp_path / "trials" / name).mkdir(parents=True)
         write_record(tmp_path / "trials" / name, record(name))

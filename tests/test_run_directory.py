@@ -137,7 +137,7 @@ def test_what_another_sweep_left_is_refused_also_without_its_settings(
     how: str, settings: Settings, tiny_table: dict[str, Any], tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
     leave(tmp_path, settings, how)
-    with pytest.raises(UserError, match=r"r0001-s0 there is of another sweep") as caught:
+    with pytest.raises(UserError, match=r"its trial r0001-s0 belongs to another sweep") as caught:
         run_directory.refuse_other_settings(tmp_path, left_behind(tmp_path), changed(tiny_table, **changes))
     assert words in str(caught.value)
 
@@ -149,7 +149,7 @@ def test_a_heap_that_has_become_bounded_is_refused_and_may_be_accepted(
     leave(tmp_path, settings, how)
     bounded = run_directory.Conditions(DATA, ENVIRONMENT, "bounded")
     with pytest.raises(
-        UserError, match=r"resolved.heap was 'kept', is 'bounded'; give another folder, or --accept-different costs: "
+        UserError, match=r"resolved.heap was 'kept' and is now 'bounded'; give another folder, or --accept-different"
     ):
         run_directory.refuse_changed_conditions(left_behind(tmp_path), bounded)
     run_directory.refuse_changed_conditions(left_behind(tmp_path), bounded, ["costs"])
@@ -172,7 +172,7 @@ def test_what_an_older_howlow_left_is_not_continued(settings: Settings, tmp_path
     identity = json.loads(place.read_text())["identity"]
     kept = ("kind", "axes", "settings", "data", "environment")
     place.write_text(json.dumps({"identity": {"is_bounded": False} | {key: identity[key] for key in kept}}))
-    with pytest.raises(UserError, match=r"r0001-s0 is of an older howlow \(schema 1; this one writes 2\)"):
+    with pytest.raises(UserError, match=r"r0001-s0 was written by an older howlow \(schema 1; this one writes 2\)"):
         left_behind(tmp_path)
 
 

@@ -56,5 +56,5 @@ def test_a_sweep_into_such_a_folder_is_refused_before_anything_runs(
     trial.mkdir(parents=True)
     (trial / "record.json").write_text((RECORDED / "trials" / "base-s0" / "record.json").read_text())
     (tmp_path / "sweep.toml").write_text((RECORDED / "sweep.toml").read_text())
-    with pytest.raises(UserError, match=r"base-s0 is of an older howlow \(schema 1; this one writes 2\)"):
+    with pytest.raises(UserError, match=r"base-s0 was written by an older howlow \(schema 1; this one writes 2\)"):
         run(load(str(tmp_path / "sweep.toml")), tmp_path)

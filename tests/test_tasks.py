@@ -207,7 +207,7 @@ def test_a_completion_is_right_when_it_is_equal(tmp_path):
         ("d.csv", "a,b\n1,2\n", "exactly one column 'prompt' is expected; its columns are: a, b"),
         ("d.csv", "prompt,prompt,completion\n1,2,3\n", "exactly one column 'prompt'"),
         ("d.csv", "prompt,completion\np,c\np\n", "line 3: has 1 columns, the header has 2"),
-        ("d.csv", 'prompt,completion\np,c\np,"c\n\n', "line 3: no valid CSV: unexpected end of data"),
+        ("d.csv", 'prompt,completion\np,c\np,"c\n\n', "line 3: not valid CSV: unexpected end of data"),
         ("d.csv", "prompt,completion\np,c\np,\0\n", "line 3: holds a NUL"),
         ("d.csv", "prompt,completion\np,\n", "line 2: 'completion' is empty"),
         ("d.csv", "prompt,completion\n", "holds no example"),
@@ -275,7 +275,7 @@ def test_unreadable_files_are_refused(module, tmp_path):
     assert "hub data is written owner/name" in refusal(module, "squad")
     assert "is empty" in refusal(module, written(tmp_path / "empty.txt", " \n"))
     (tmp_path / "latin.txt").write_bytes("ok é".encode("latin-1"))
-    assert "latin.txt: no UTF-8 text at byte 3" in refusal(module, tmp_path / "latin.txt")
+    assert "latin.txt: not UTF-8 at byte 3" in refusal(module, tmp_path / "latin.txt")
     assert "Not a directory" in refusal(module, tmp_path / "latin.txt" / "x.txt")
     assert "cannot be read" in refusal(module, "nul\0byte.txt")
     assert "cannot be read" in refusal(module, "/" + "x" * 300)
@@ -299,12 +299,12 @@ def test_a_file_without_permission_is_refused(module, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("no json", "no valid JSON at line 1 column 1: Expecting value"),
-        ('{\n "data": [', "no valid JSON at line 2 column 11: the text ends in the middle"),
-        ('{"data": 1} x', "no valid JSON at line 1 column 13: Extra data"),
+        ("no json", "not valid JSON at line 1 column 1: Expecting value"),
+        ('{\n "data": [', "not valid JSON at line 2 column 11: the text ends in the middle"),
+        ('{"data": 1} x', "not valid JSON at line 1 column 13: Extra data"),
         ('{"data": 1, "data": 2}', "the key 'data' is given twice"),
         ("[" * 200_000, "nested too deeply"),
-        ("1" * 5000, "no valid JSON"),
+        ("1" * 5000, "not valid JSON"),
     ],
 )
 def test_broken_json_is_refused_with_its_place(tmp_path, content, message):

@@ -239,7 +239,7 @@ def test_no_room_for_a_prompt_is_refused(tiny_tokenizer: Any):
     with pytest.raises(UserError) as caught:
         fit_prompt(tiny_tokenizer, example("c", "q", "x" * 9), 10, 4)
     assert str(caught.value) == (
-        "training.sequence_length 10 leaves no room for the prompt beside 10 tokens of completion (test example one); "
+        "training.sequence_length 10 leaves no room for the prompt with 10 tokens after it (test example one); "
         "raise it, or lower inference.max_new_tokens"
     )
 
@@ -250,7 +250,7 @@ def test_a_question_that_does_not_fit_without_its_context_is_refused(tiny_tokeni
         fit_prompt(tiny_tokenizer, example("context", "Why so?"), 8, 4)
     message = str(caught.value)
     assert message.startswith("test example one: even without its context its prompt has 7 tokens; ")
-    assert "training.sequence_length = 8 has room for 4 beside the answer" in message
+    assert "training.sequence_length = 8 leaves room for 4 before the answer" in message
     assert "inference.max_new_tokens = 4" in message
 
 
@@ -285,7 +285,7 @@ def test_a_chat_prompt_that_is_cut_keeps_its_turns(chat_tokenizer: Any):
 
 
 def test_chat_without_a_template_is_refused(tiny_tokenizer: Any):
-    with pytest.raises(UserError, match=r"the tokenizer has no chat template; leave it out or give the text"):
+    with pytest.raises(UserError, match=r"the tokenizer has no chat template; leave it out or give its text"):
         tokenize(tiny_tokenizer, example("a", completion="b"), chat=True)
 
 

@@ -245,7 +245,7 @@ def test_a_trial_that_a_live_worker_holds_is_left_to_it(alone: Path, tmp_path: P
     process = started("worker", out, "--trial", "r0001-s0", OMP_NUM_THREADS="1")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "this worker ran 0 trials; 1 are run by others" in err
+    assert "trials run by this worker: 0; still run by others: 1" in err
 
 
 def test_a_full_disk_in_one_worker_stops_all_of_them(

@@ -87,7 +87,7 @@ class Claim:
     generation: int
     lock: int | None
     has_expired_before: bool = False
-    """Whether it was taken from a holder that only seemed dead: nobody renewed the claim."""
+    """Whether the claim before it expired without a renewal: its holder may still be alive."""
 
     def is_current(self) -> bool:
         """Whether no other worker has taken the trial over."""
@@ -308,7 +308,7 @@ def _read_beat(folder: Path, generation: int) -> str:
 
 
 def _write_beat(folder: Path, generation: int, state: str) -> None:
-    """In place and of one length: a full disk does not hinder it, and opening the file shows it on any machine."""
+    """Overwrite the beat, always at the same length: this works on a full disk, and other machines see it."""
     text = f"{state} {machine_s():18.6f}\n".encode()
     descriptor = os.open(folder / f"{generation:04d}.beat", os.O_CREAT | os.O_WRONLY, 0o644)
     try:

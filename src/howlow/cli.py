@@ -1,7 +1,7 @@
 """The door: parse, call, print.
 
 stdout is the result, stderr the talk. Exit codes: 0 done; 1 something failed (a trial, a disk that filled up in
-mid-sweep); 2 a mistake of the user's, told in one line; 130 and 143 after Ctrl-C and SIGTERM.
+mid-sweep); 2 the user's mistake, reported in one line; 130 and 143 after Ctrl-C and SIGTERM.
 """
 
 import json
@@ -53,7 +53,7 @@ def _values(key: str) -> str:
 Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
 AcceptDifferent = Annotated[
     list[str] | None,
-    typer.Option("--accept-different", metavar="KEY", help="compare although this key differs; costs: all of costs"),
+    typer.Option("--accept-different", metavar="KEY", help="compare although this key differs; costs: any cost key"),
 ]
 Out = Annotated[str | None, typer.Option("--out", help="the run directory", metavar="DIR")]
 
@@ -74,7 +74,7 @@ def sweep_command(
     workers: Annotated[int | None, typer.Option("--workers", help="run.workers")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as TOML")] = None,
     retry: Annotated[
-        str | None, typer.Option("--retry", help="run trials again that ended as failed,out_of_memory,diverged")
+        str | None, typer.Option("--retry", help="rerun trials that ended as any of failed,out_of_memory,diverged")
     ] = None,
     accept_different: AcceptDifferent = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and run nothing")] = False,
@@ -128,7 +128,7 @@ def worker_command(
     from howlow.worker.joining import work
 
     done = _watched(lambda tell: work(folder, trial=trial, device=device, on_event=tell), folder)
-    _say(f"howlow: this worker ran {len(done.records)} trials; {done.left} are run by others")
+    _say(f"howlow: trials run by this worker: {len(done.records)}; still run by others: {done.left}")
     _say_failed([record for record in done.records if record.status != "done"])
 
 
@@ -145,7 +145,7 @@ def _watched(run: Callable[[Any], T], out: Path | str) -> T:
         _say(f"howlow: the disk is full: {error}; make room, then the same command resumes")
         raise typer.Exit(1) from None
     except KeyboardInterrupt as interrupt:
-        _say(f"howlow: stopped; what is measured is kept in {out}, the same command resumes")
+        _say(f"howlow: stopped; what was measured is kept in {out}, and the same command resumes")
         raise typer.Exit(143 if isinstance(interrupt, _TerminatedError) else 130) from None
 
 
@@ -188,11 +188,11 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_diff
     for setting in plan.searched:
         share = f"less {settings.run.memory_margin:.3g} of it"
         limit = settings.run.memory_limit_bytes
-        held = f"run.memory_limit_bytes = {limit}" if limit else "the memory that is free then"
-        print(f'{setting} = "max": searched for before each of these trials, within {held}, {share}')
+        held = f"run.memory_limit_bytes = {limit}" if limit else "the memory then free"
+        print(f'{setting} = "max": each of these trials first searches for the batch that fits into {held}, {share}')
     for name, status in plan.ended.items():
         if status != "done":
-            print(f"not run again: {name} ended as {status}; --retry {status} does")
+            print(f"not run again: {name} ended as {status}; --retry {status} runs it again")
     for preparation in plan.preparations:
         report, data = preparation.report, preparation.report.data
         for side in ("train", "test"):

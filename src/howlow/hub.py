@@ -9,12 +9,12 @@ import socket
 from functools import cache
 from urllib.parse import urlsplit
 
-_PATIENCE_S = 5.0
+_TIMEOUT_S = 5.0
 
 
 @cache
 def is_reachable() -> bool:
-    """Whether a connection to the hub can be opened; behind a proxy, or told to be offline, it is not ours to say."""
+    """Whether a connection to the hub can be opened; True behind a proxy, False if HF_HUB_OFFLINE is set."""
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
         return True
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
@@ -22,7 +22,7 @@ def is_reachable() -> bool:
     endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
     try:
-        with socket.create_connection((endpoint.hostname, port), timeout=_PATIENCE_S):
+        with socket.create_connection((endpoint.hostname, port), timeout=_TIMEOUT_S):
             return True
     except OSError:
         return False

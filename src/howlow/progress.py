@@ -65,7 +65,7 @@ class Progress:
                 self._say("preparing: data, tokens, model")
             case SweepPrepared():
                 self._total, self._begun, self._ended = event.total, event.done, event.done
-                self._say(f"{event.total} trials, {event.done} of them ended before")
+                self._say(f"{event.total} trials, {event.done} of them already finished")
             case TrialStarted():
                 self._on_started(event)
             case TrialWaits():

@@ -35,8 +35,8 @@ _TRIAL = (
     Column("alpha", "alpha", "number", "the numerator of the adapter's scaling"),
     Column("scaling_factor", "scaling", "number", "s in h = W x + s B A x"),
     Column("layout", "layout", "text", "how examples became token batches"),
-    Column("precision", "precision", "text", "of weights and arithmetic"),
-    Column("total_parameters", "parameters", "count", "of the model without its adapter"),
+    Column("precision", "precision", "text", "dtype of the weights and the arithmetic"),
+    Column("total_parameters", "parameters", "count", "the model's, without its adapter"),
     Column(
         "trainable_parameters",
         "trainable",
@@ -47,8 +47,8 @@ _TRIAL = (
     ADAPTER_BYTES,
 )
 _METERS = (
-    Column("idle_power_w", "idle power", "watts", "what the energy source read before the trial, while nothing ran"),
-    Column("meter_rate_hz", "reading rate", "per_second", "readings a second of the timeline, as measured"),
+    Column("idle_power_w", "idle power", "watts", "power that the energy source read before the trial, at rest"),
+    Column("meter_rate_hz", "reading rate", "per_second", "readings per second of the timeline, as measured"),
     Column("meter_largest_gap_s", "largest gap", "seconds", "the longest time without a reading of one instrument"),
     Column(
         "meter_cpu_share", "meters' CPU", "fraction", "the meters' CPU time, nvidia-smi's too / the trial's", "lower"

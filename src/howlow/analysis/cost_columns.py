@@ -124,8 +124,8 @@ MEASURED_COSTS = (
         panel=Panel(5, "Peak memory"),
         phrase="the peak memory",
     ),
-    Column("peak_allocated_bytes", "peak allocated", "bytes", "torch's allocator on a GPU", "lower", subjects=_MEMORY),
-    Column("peak_reserved_bytes", "peak reserved", "bytes", "torch's allocator on a GPU", "lower", subjects=_MEMORY),
+    Column("peak_allocated_bytes", "peak allocated", "bytes", "memory of tensors on a GPU", "lower", subjects=_MEMORY),
+    Column("peak_reserved_bytes", "peak reserved", "bytes", "taken by torch on a GPU", "lower", subjects=_MEMORY),
     Column(
         "utilization",
         "utilisation",

@@ -63,13 +63,13 @@ class SearchPlace:
         return self.run_directory / ".howlow"
 
     def folder(self, trial: str) -> Path:
-        """The probing processes' own."""
+        """The folder of the probing processes."""
         return self.cache / f"probe-{trial}"
 
 
 @dataclass
 class _Search:
-    """What is known of one search; `earlier_budget` held for the probes that an interrupted one left."""
+    """What is known of one search. earlier_budget: the budget of the probes that an interrupted search left."""
 
     trial: TrialJob
     setting: BatchSetting
@@ -124,9 +124,7 @@ def largest_batch(runner: JobRunner, trial: TrialJob, setting: BatchSetting, pla
     with _alone(runner, path.with_suffix(".lock")):
         earlier = BatchSearch(**json.loads(path.read_text(encoding="utf-8"))["search"]) if path.exists() else None
         if earlier is not None and earlier.batch is not None:
-            return (
-                earlier  # one that found nothing is repeated: whoever asks again wants to know whether it still is so
-            )
+            return earlier  # a search that found nothing is repeated: there may be more memory now
         kept = place.cache / f"probes-{key}.json"
         told = _resumed(_Search(trial, setting, on_device(trial.settings, place.device)), kept)
         others = _other_ranks(place.cache, family)
@@ -259,10 +257,10 @@ def nothing_fits(search: BatchSearch) -> str:
     """What a batch of one example took, for a search that found nothing."""
     one = next(probe for probe in search.probes if probe.batch == 1)
     earlier = ", or the fine-tuning before it does" if search.setting == "inference.batch_size" else ""
-    took = f"more than that{earlier}" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.3f} GB"
+    took = f"more than the limit{earlier}" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.3f} GB"
     return (
         f'{search.setting} = "max": not even one example fits: its heaviest batch has {one.computed_tokens} tokens and '
-        f"takes {took}; {search.budget_bytes / 1e9:.3f} GB may be taken ({search.limit}, less run.memory_margin)"
+        f"takes {took}; {search.budget_bytes / 1e9:.3f} GB may be used ({search.limit}, less run.memory_margin)"
     )
 
 

@@ -6,8 +6,8 @@ it runs is the heaviest part of what the trial will run (`howlow.batch_search.wo
 On a CPU the process is held to the budget (`RLIMIT_DATA` at the limit less the margin), so whether a batch fits does
 not depend on how often VmData is read; the peak, from those readings, serves the record and the prediction. There every
 probe has a process of its own, because what an earlier one left in the heap would count as the next one's. On CUDA,
-where the allocator's cache can be emptied, one process goes on while batches grow; after an allocation that failed, and
-to confirm, a fresh one is taken there too.
+where the allocator's cache can be emptied, one process probes as long as batches grow. A failed allocation, or the
+confirmation of a batch, needs a fresh process there too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -139,7 +139,7 @@ def _budget(setting: str, settings: Settings, device: torch.device) -> MemoryBud
     if (budget := limit - spared) <= 0:
         free = f"run.memory_limit_bytes = {given}" if given else f"{limit / 1e9:.3f} GB {where} are free"
         raise UserError(
-            f'{setting} = "max": {free}, and run.memory_margin = {settings.run.memory_margin:g} spares '
+            f'{setting} = "max": {free}, and run.memory_margin = {settings.run.memory_margin:g} reserves '
             f"{spared / 1e9:.3f} GB: nothing is left for a batch; set a smaller margin, or give the memory more room"
         )
     return MemoryBudget(
@@ -152,7 +152,7 @@ def _budget(setting: str, settings: Settings, device: torch.device) -> MemoryBud
 
 
 def judged(probes: Sequence[Probe], then: MemoryBudget, now: MemoryBudget) -> list[Probe]:
-    """Probes made under one budget as they count under another, as where less memory is free than was.
+    """Probes made under one memory budget, judged again under another, e.g. when less memory is free.
 
     A peak fits or does not. A probe that ran out of memory counts unless there is more memory now.
     """

@@ -30,7 +30,7 @@ from howlow.trial.state import TrialState, split
 _SHAPES = 8
 """How many shapes of light steps fill the cache of compiled kernels (`heap.bound_heap`)."""
 _ROWS = 12
-"""How many numbers of rows do so in evaluation, each with half a dozen shapes of products."""
+"""How many row counts fill it in evaluation, each with half a dozen shapes of products."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The last layer's feed-forward part runs only for the tokens whose hidden state is used.
 
-After the last layer's attention tokens no longer meet. A loss uses the hidden states that predict a target, and a
-generation uses those that end a prompt: often a tenth of the tokens of a row in the layout `shared`. What the last
-layer's feed-forward part would make of the others reaches no result and no gradient, so it is not computed.
+After the last layer's attention, no token depends on another. A loss uses the hidden states that predict a target,
+and a generation uses those that end a prompt: often a tenth of the tokens of a row in the layout `shared`. The hidden
+states of the other tokens affect no result and no gradient, so the feed-forward part does not compute them.
 
 No list of names decides which modules these are. Each module of the last layer is probed once, when the model enters
 its execution: it has to give a single token what it gives the same token among others.

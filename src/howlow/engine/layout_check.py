@@ -1,6 +1,6 @@
 """Whether a loaded model can take a layout: its losses, gradients and decoding against the padded layout's.
 
-Many architectures take positions and attention as ours gives them. Others keep a state along the row, bias their scores
+Many architectures use the positions and attention that we pass in. Others keep a state along the row, bias their scores
 by the row, or bring masks of their own. No list of names decides. The model itself is run, in evaluation mode, on the
 data's longest examples and on three continuations of one prefix, within the execution that the trials will have.
 """

@@ -5,7 +5,7 @@
   position, never by its id: EOS is often the padding token and always a target.
 * `packed`: the examples follow each other in one row without padding. The attention mask keeps them apart, and each has
   positions from 0.
-* `shared`: as packed, but tokens that several examples begin with (an instruction, a paragraph) stand there once, and
+* `shared`: as packed, but tokens that several examples begin with (an instruction, a paragraph) are stored once, and
   their continuations follow (`howlow.engine.prefix_tree`).
 
 All three hold the same targets of the same examples, so loss and gradients are equal up to floating point: the hidden

@@ -1,4 +1,4 @@
-"""Token sequences in one row: a common prefix stands there once, and one number a token says who may see it.
+"""Token sequences in one row: a common prefix is stored once, and one number per token says who may see it.
 
 The sequences are sorted and made into a tree. A *segment* is a run of tokens that belongs to the same sequences; the
 segments that continue it are its children. The row holds the segments depth first, each followed by everything below
@@ -99,7 +99,7 @@ class PrefixTree:
 def build_prefix_tree(sequences: Sequence[Sequence[int]], *, share: bool) -> tuple[PrefixTree, Tensor, list[Tensor]]:
     """Put sequences into one row.
 
-    share: whether a common prefix stands there once.
+    share: whether a common prefix is stored once.
 
     Returns:
         The tree, the row's token ids (length,), and for each sequence the places of its tokens in the row.

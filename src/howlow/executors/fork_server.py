@@ -129,14 +129,14 @@ class ForkServer:
         return self._stopping.is_set()
 
     def rest(self, seconds: float) -> None:
-        """Wait; less where no further job is started."""
+        """Wait, but return at once when no further job may start."""
         self._stopping.wait(seconds)
 
     def run(self, job: Job[T], log: Path, hear: Hear | None = None) -> Finished[T]:
         """Run a job in a child and wait for it; its events go to `hear`.
 
         On KeyboardInterrupt the child is asked to stop and given `stop_within_s` to save its work; a second one kills
-        it. What it reported before its end is heard all the same.
+        it. What it reported before it ended still reaches `hear`.
         """
         hear = hear or (lambda event: None)
         child = self._start(job, log)

@@ -1,7 +1,7 @@
 """The typed values that cross a process border: jobs go down, events and one result come back.
 
 A `Job` is run in a process of its own: the process calls the function that `entry` names with the job and a `Link`,
-reports `JobEvent`s through the link, and returns the job's result. A `TrialJob` is what a worker is told of a trial;
+reports `JobEvent`s through the link, and returns the job's result. A `TrialJob` describes one trial to a worker;
 the worker answers with `SweepEvent`s and leaves the trial's record. All of them are frozen and equal to what their own
 JSON gives back, so an executor may carry them to another machine.
 """

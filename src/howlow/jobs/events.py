@@ -13,7 +13,7 @@ from howlow.records.warnings import Frozen
 
 
 class StepProgress(Frozen):
-    """A trial has come so far."""
+    """How far a trial has come."""
 
     event: Literal["step_progress"] = "step_progress"
     phase: PhaseName
@@ -37,7 +37,7 @@ class ProbesJudged(Frozen):
 
 
 class RankMeasured(Frozen):
-    """What this rank takes for certain."""
+    """The part of this rank's memory that can be computed without a probe."""
 
     event: Literal["rank_measured"] = "rank_measured"
     known: RankMemory
@@ -106,7 +106,7 @@ class TrialProbed(Frozen):
 
 
 class TrialProgress(Frozen):
-    """A trial has come so far."""
+    """How far a trial of this process's workers has come."""
 
     event: Literal["trial_progress"] = "trial_progress"
     trial: str

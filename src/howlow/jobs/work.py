@@ -52,7 +52,7 @@ class IdleAbsent(Frozen):
 
 
 class PreparationReport(Frozen):
-    """What preparing the data told."""
+    """What the preparation found out."""
 
     data: DataRecord
     warnings: tuple[RecordWarning, ...]
@@ -125,8 +125,8 @@ class ProbeJob(Job[LargestFound | None]):
     data_folder: Path
     layout: LayoutChoice
     cores_shared_by: int = 1
-    budget: MemoryBudget | None = Field(None, description="what an earlier process of this search was given")
-    earlier_budget: MemoryBudget | None = Field(None, description="what held for probes of an interrupted search")
+    budget: MemoryBudget | None = Field(None, description="the budget of this search's earlier processes")
+    earlier_budget: MemoryBudget | None = Field(None, description="the budget under which an interrupted search probed")
     probes: tuple[Probe, ...] = ()
     others: tuple[RankProbes, ...] = ()
 
@@ -148,7 +148,7 @@ class MeasureJob(Job[Status]):
 
 
 class Link(Protocol):
-    """A job's way to the process that started it."""
+    """A job's connection to the process that started it."""
 
     @property
     def stop_requested(self) -> bool:
@@ -166,7 +166,7 @@ class JobRunner(Protocol):
         """Whether no further job is started."""
 
     def rest(self, seconds: float) -> None:
-        """Wait; less where no further job is started."""
+        """Wait, but return at once when no further job may start."""
 
     def run(self, job: Job[T], log: Path, hear: Hear | None = None) -> Finished[T]:
         """Run a job and wait for it; what its process prints goes into `log`."""

@@ -25,7 +25,7 @@ _VARIABLES = (
 )
 _AS_STARTED = dict(os.environ)
 """As the user set them: a trial's heap and some libraries set variables of their own later."""
-# Which card a process sees is told by the card's UUID, and torch itself sets the last one.
+# The card's UUID already says which card a process sees. torch itself sets CUDA_MODULE_LOADING to LAZY.
 _NOT_OF_SPEED = {"CUDA_VISIBLE_DEVICES": None, "CUDA_DEVICE_ORDER": None, "CUDA_MODULE_LOADING": "LAZY"}
 _GOVERNORS = "cpu[0-9]*/cpufreq/scaling_governor"
 

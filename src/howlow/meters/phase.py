@@ -159,7 +159,7 @@ class PhaseMeter:
         self._pauses, self._generated = [], []
 
     def _peaks(self) -> dict[str, int | None]:
-        """The totals' peaks, those of now included."""
+        """The peaks of the whole phase, before and after an interruption."""
         totals, seen = self._totals, self.memory.peaks() if self.memory else None
         return {
             "peak_in_use_bytes": _higher(totals.peak_in_use_bytes, self.sensors.most_in_use_bytes(self.name)),

@@ -53,7 +53,7 @@ class Difference:
 
     @property
     def is_of_costs_alone(self) -> bool:
-        """Whether quality may be compared all the same."""
+        """Whether quality may still be compared."""
         return self.figures == {"costs"}
 
     @property
@@ -156,7 +156,7 @@ def refuse_to_mix(trials: Sequence[Identified], accept_different: Sequence[str] 
     if left:
         first, is_of_costs = left[0], all(one.is_of_costs_alone for one in left)
         what = "costs" if is_of_costs else "figures"
-        then = "compares their quality alone" if is_of_costs else "compares them all the same"
+        then = "compares their quality alone" if is_of_costs else "compares them anyway"
         raise UserError(
             f"records differ in {first.key}: {first.other} has {shown(first.other_value)}, {first.trial} has "
             f"{shown(first.value)}{_further(left)}; {what} measured differently are not compared; "
@@ -176,7 +176,7 @@ def refuse_changed(then: Identified, now: Identified, accept_different: Sequence
         first = left[0]
         raise UserError(
             f"{where}: {_what(first.key)} has changed since {then.trial} was measured: {first.key} was "
-            f"{shown(first.other_value)}, is {shown(first.value)}{_further(left)}; "
+            f"{shown(first.other_value)} and is now {shown(first.value)}{_further(left)}; "
             f"give another folder, {advice(left)}"
         )
 
@@ -280,7 +280,7 @@ def flags(left: Sequence[Difference]) -> str:
 def advice(left: Sequence[Difference]) -> str:
     """How a folder's sweep can be continued in spite of these differences."""
     if all(one.is_of_costs_alone for one in left):
-        return f"or {flags(left)}: quality is compared as ever, and the costs are marked"
+        return f"or {flags(left)}: quality is compared as usual, and the costs are marked"
     return f"or {flags(left)}: the figures are marked"
 
 

@@ -27,7 +27,7 @@ class EnergyWindow(Frozen):
     )
     energy_j: float
     error_j: float | None = Field(
-        None, description="how far energy_j can lie from what the sensor saw; None: nothing bounds it"
+        None, description="how far energy_j can be from what the sensor saw; None: no bound is known"
     )
     duration_s: float | None = Field(None, description="the time that energy_j covers; schema 1 did not always keep it")
     samples: int | None = Field(

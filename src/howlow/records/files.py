@@ -126,7 +126,7 @@ def read_records(folder: Path) -> list[Record]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the --out folder of a sweep")
     if not trials.is_dir():
-        raise UserError(f"{folder}: no run directory (it has no trials/ folder); give the --out folder of a sweep")
+        raise UserError(f"{folder}: not a run directory (it has no trials/ folder); give the --out folder of a sweep")
     found = [(entry, read_record(entry)) for entry in sorted(trials.iterdir()) if entry.is_dir()]
     for entry, record in found:
         if record is not None and record.trial != entry.name:

@@ -100,8 +100,8 @@ def left_behind(folder: Path, records: Mapping[str, Record]) -> list[Provenance]
     for one in found:
         if one.schema_version != SCHEMA_VERSION:
             raise UserError(
-                f"--out {folder}: {one.trial} is of an older howlow (schema {one.schema_version}; this one writes "
-                f"{SCHEMA_VERSION}): its sweep cannot be continued; give another folder (howlow report reads this one)"
+                f"--out {folder}: {one.trial} was written by an older howlow (schema {one.schema_version}; this one "
+                f"writes {SCHEMA_VERSION}); howlow report reads it, but the sweep cannot continue; give another folder"
             )
     return found
 
@@ -125,14 +125,14 @@ def _of_checkpoint(trial: Path) -> Iterator[Provenance]:
 def refuse_other_settings(
     folder: Path, left: Iterable[Provenance], settings: Settings, accept_different: Sequence[str] = ()
 ) -> None:
-    """Refuse what a trial of another sweep left, as where sweep.toml is gone."""
+    """Refuse a folder with trials of another sweep, even if its sweep.toml is gone."""
     for one in left:
         problem = _other_axis(one, settings) or _other_setting(one, settings, accept_different)
         if problem is not None:
             key, old, new = problem
             raise UserError(
-                f"--out {folder}: {one.trial} there is of another sweep: {key} was {old}, is {new} now; give another "
-                "folder, or the same settings"
+                f"--out {folder}: its trial {one.trial} belongs to another sweep: {key} was {old} and is now {new}; "
+                "give another folder, or the same settings"
             )
 
 

@@ -52,31 +52,31 @@ class WarningKind(StrEnum):
 
 
 REMEDIES: Mapping[WarningKind, str] = {
-    WarningKind.TRAIN_TEST_OVERLAP: "nothing to do; task.overlap = keep would train on them",
+    WarningKind.TRAIN_TEST_OVERLAP: "nothing to do; to train on them anyway, set task.overlap = keep",
     WarningKind.EXAMPLES_DROPPED: "raise training.sequence_length to keep them",
     WarningKind.TEXT_CUT: "raise training.sequence_length, or lower inference.max_new_tokens to leave room for prompts",
     WarningKind.RANK_ABOVE_MATRIX: "leave this rank out: it adds cost, and the product of the matrices cannot use it",
     WarningKind.TOKENIZER_SUBSTITUTED: "give the model's own tokenizer with the setting tokenizer",
     WarningKind.ENERGY_ABSENT: "run on a device with a sensor, or set meters.assumed_power_w",
-    WarningKind.ENERGY_ASSUMED: "the user gave the watts and nothing was measured; use a device with a sensor",
+    WarningKind.ENERGY_ASSUMED: "nothing was measured, the watts are those you gave; use a device with a sensor",
     WarningKind.ENERGY_OF_ANOTHER_DEVICE: "set meters.energy = auto to read only the trial's own device",
-    WarningKind.IDLE_ABSENT: "find out why the sensor did not answer (howlow env tries it)",
-    WarningKind.PEAK_MEMORY_ABSENT: "run where /proc/self/clear_refs can be written: that resets the peak of memory",
+    WarningKind.IDLE_ABSENT: "run one trial at a time; if the sensor did not answer, howlow env says why",
+    WarningKind.PEAK_MEMORY_ABSENT: "run where a process may write /proc/self/clear_refs, which resets its peak",
     WarningKind.PERPLEXITY_OVERFLOW: "read the loss instead",
     WarningKind.STEPS_SKIPPED: "if many steps were skipped, use bf16 or fp32: gradients overflowed in fp16",
     WarningKind.SHORT_BURN_IN: "use more examples, so that all burn-in steps fit",
     WarningKind.RESUMED: "run the trial again for a measurement without interruption",
     WarningKind.RANDOM_WEIGHTS: "use the real weights to measure quality; the costs are those of the architecture",
     WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to the length that the model was made for",
-    WarningKind.LAYOUT_FELL_BACK: "training is slower, the results are the same; set training.layout = padded to "
-    "choose this layout yourself",
-    WarningKind.NEAR_TIES: "another layout or batch size may write other tokens there (smallest_margin in "
-    "predictions.jsonl)",
+    WarningKind.LAYOUT_FELL_BACK: "the results are the same, but padded is slower; to choose it yourself, set "
+    "training.layout = padded",
+    WarningKind.NEAR_TIES: "with another layout or batch size these answers may differ; smallest_margin in "
+    "predictions.jsonl shows which",
     WarningKind.WEIGHTS_LEFT_OUT: "check that config.json and the weights belong to the same model",
     WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples, so that the measured part lasts long enough",
     WarningKind.ENERGY_GAP: "find out why the sensor did not answer; the figures cover only the time in which it did",
     WarningKind.SENSOR_LATE: "find out why the sensor was slow (howlow env tries it); no step waited for it",
-    WarningKind.SENSOR_FAILED: "check that the driver and its libraries match; what was not read is a gap",
+    WarningKind.SENSOR_FAILED: "check that the driver and its libraries match; the failed readings are missing",
     WarningKind.TIMELINE_GAP: "leave a core free for the meters, or lower meters.rate_hz",
     WarningKind.METER_OVERHEAD: "lower meters.rate_hz, or use more examples in a step",
     WarningKind.NOT_STEADY: 'raise meters.burn_in_steps or set it to "auto", use more examples, and look for heat and '
@@ -87,13 +87,13 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.RAN_BESIDE_OTHER_TRIALS: "for costs that others can repeat, set run.workers = 1 and start no other "
     "worker on this machine",
     WarningKind.SWAPPING: "free memory, or use a smaller batch",
-    WarningKind.DEVICE_PARTITIONED: "use the whole card to measure energy: other instances of it work, too",
+    WarningKind.DEVICE_PARTITIONED: "use the whole card to measure energy: it includes that of the other instances",
     WarningKind.DEVICE_VIRTUAL: "use a whole card: on a shared one time and energy depend on the other users",
     WarningKind.POWER_CAPPED: "the figures hold for this power limit; nvidia-smi -pl changes it",
     WarningKind.THROTTLED: "cool the device, set run.cooldown_s, and run the trial again",
-    WarningKind.QUALITY_NOT_COMPARABLE: "run the trials alike; --accept-different let this difference pass",
-    WarningKind.COSTS_NOT_COMPARABLE: "compare the quality alone, or run the trials alike on one machine; "
-    "--accept-different let this difference pass",
+    WarningKind.QUALITY_NOT_COMPARABLE: "run the trials under equal conditions; --accept-different allowed this one",
+    WarningKind.COSTS_NOT_COMPARABLE: "compare the quality alone, or run the trials under equal conditions on "
+    "one machine; --accept-different allowed this difference",
 }
 
 

@@ -34,7 +34,7 @@ class TaskSettings(Section):
     )
     seed: Seed = Field(
         0,
-        description="orders the groups before the limits cut, alike for every trial",
+        description="seed of the order of the groups, from which the limits take the first; equal for all trials",
         json_schema_extra=affects("data"),
     )
     overlap: Literal["exclude", "keep"] = Field(
@@ -56,7 +56,7 @@ class TaskSettings(Section):
     )
     stop: str | None = Field(
         None,
-        description="generation ends before this text; empty: never; absent: as the task has it",
+        description="generation ends before this text; empty: never; absent: the task's own",
         json_schema_extra=affects("quality", "cost"),
     )
     answerable_only: bool | None = Field(
@@ -143,7 +143,7 @@ class TrainingSettings(Section):
         512, description="the longest row, in tokens", json_schema_extra=affects("data")
     )
     learning_rate: float = Field(
-        5e-5, gt=0.0, description="of AdamW (the paper, section III.D)", json_schema_extra=affects("quality")
+        5e-5, gt=0.0, description="AdamW's learning rate (the paper, III.D)", json_schema_extra=affects("quality")
     )
     weight_decay: float = Field(
         0.0, ge=0.0, description="AdamW's decoupled weight decay", json_schema_extra=affects("quality")
@@ -288,7 +288,7 @@ class RunSettings(Section):
     )
     workers: Positive | None = Field(
         None,
-        description="trials that run at one time on this machine; absent: one a device",
+        description="trials that run at the same time on this machine; absent: one per device",
         json_schema_extra=affects("cost"),
     )
     order_seed: Seed = Field(

@@ -31,9 +31,9 @@ def read_source(source: str) -> dict[str, Any]:
         except OSError as error:
             raise UserError(f"settings file {source}: {error.strerror}") from None
         except UnicodeDecodeError as error:
-            raise UserError(f"settings file {source}: no UTF-8 text at byte {error.start}") from None
+            raise UserError(f"settings file {source}: not UTF-8 at byte {error.start}") from None
         except tomllib.TOMLDecodeError as error:
-            raise UserError(f"settings file {source}: no valid TOML: {error}") from None
+            raise UserError(f"settings file {source}: not valid TOML: {error}") from None
     if source in presets():
         folder = resources.files("howlow") / "presets"
         table = tomllib.loads((folder / f"{source}.toml").read_text(encoding="utf-8"))
@@ -85,7 +85,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
             problem = error
         if value.strip()[:1] in ('"', "'", "[", "{"):
             break
-    raise UserError(f"--set {text}: no valid TOML value: {problem}")
+    raise UserError(f"--set {text}: not a valid TOML value: {problem}")
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

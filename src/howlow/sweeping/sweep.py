@@ -240,7 +240,7 @@ def _jobs(
     heap: HeapMode,
     shared_by: int,
 ) -> tuple[TrialJob, ...]:
-    """The trials that are left, as their workers are told of them."""
+    """The jobs of the trials that are left, for the workers."""
     found = []
     for plan in pending:
         preparation = prepared[preparation_key(plan.settings)]

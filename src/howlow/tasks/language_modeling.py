@@ -46,7 +46,7 @@ def _local_texts(path: Path) -> Iterator[tuple[str, str]]:
         text = read_text(file)
         if "\0" in text:
             position = len(text[: text.index("\0")].encode())
-            raise UserError(f"{file}: holds a NUL at byte {position}, so it is no text; give plain text as UTF-8")
+            raise UserError(f"{file}: holds a NUL at byte {position}, so it is not text; give plain text as UTF-8")
         yield name, text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -98,7 +98,7 @@ def _kept_outside_test(groups: list[_Group], test_groups: list[_Group], settings
     if not kept:
         raise UserError(
             f"all {len(groups)} training groups of {settings.train} occur in the test data {settings.test}; "
-            'give other training data, or task.overlap = "keep" to train on them all the same'
+            'give other training data, or task.overlap = "keep" to train on them anyway'
         )
     return kept
 

@@ -108,7 +108,7 @@ def read_text(path: str | Path) -> str:
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; a file is expected") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no UTF-8 text at byte {error.start}; save it as UTF-8") from None
+        raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the file's name
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not text.strip():
@@ -135,7 +135,7 @@ def _parse_json(text: str, place: str, line_offset: int = 0) -> Any:
         where, reason = f"line {1 + line_offset}", "it is nested too deeply"
     except ValueError as error:
         where, reason = f"line {1 + line_offset}" if line_offset else "the document", str(error)
-    raise UserError(f"{place}: no valid JSON at {where}: {reason}; complete JSON is expected") from None
+    raise UserError(f"{place}: not valid JSON at {where}: {reason}; complete JSON is expected") from None
 
 
 def read_json(path: str | Path) -> Any:
@@ -202,7 +202,7 @@ def _csv_lines(path: str | Path, text: str) -> Iterator[tuple[int, list[str]]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise UserError(f"{path} line {number}: no valid CSV: {error}; check the quotes of this row") from None
+            raise UserError(f"{path} line {number}: not valid CSV: {error}; check the quotes of this row") from None
         if cells:
             yield number, cells
 

@@ -43,9 +43,7 @@ def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence
     model = load_base(settings, execution)
     dropout = _dropout(settings, model)
     if asked == "shared" and dropout:
-        raise UserError(
-            f'training.layout = "shared": {dropout}, which examples with a prefix would share; take "packed"'
-        )
+        raise UserError(f'training.layout = "shared": {dropout}, and a shared prefix would get one mask; set "packed"')
     wanted: Layout = (
         asked if asked != "auto" else "packed" if dropout or not _prefixes_pay(settings, train) else "shared"
     )

@@ -112,7 +112,7 @@ class Scorer:
     def _warn_of_near_ties(self, lines: list[dict[str, Any]]) -> None:
         near = sum(line.get("smallest_margin", math.inf) < NEAR_TIE[self.execution.precision] for line in lines)
         if near:
-            detail = f"{near} of {len(lines)} answers hold a token that ties with another within floating point"
+            detail = f"{near} of {len(lines)} answers have a token whose logit ties with another's, up to rounding"
             self.state.warn(WarningKind.NEAR_TIES, detail)
 
     def _run(self, phase: PhaseName) -> None:

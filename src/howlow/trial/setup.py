@@ -106,5 +106,5 @@ def _warn_about_layout(state: TrialState) -> None:
     if state.choice.problem:
         state.warn(WarningKind.LAYOUT_FELL_BACK, state.choice.problem)
     if state.choice.generation and task_named(state.settings.task.name).generates:
-        detail = "generation runs padded: the model's rotary frequencies follow the longest row of a batch"
+        detail = "generation runs padded: the model's rotary frequencies depend on a batch's longest row"
         state.warn(WarningKind.LAYOUT_FELL_BACK, detail)

@@ -146,7 +146,7 @@ class TrialState:
             self.link.report(StepProgress(phase=phase, step=step, steps=steps, loss=loss))
 
     def burn_in(self, phase: PhaseName, samples: Sequence[int]) -> "PhaseParts":
-        """The part, burn-in or measured, of each step of a phase that begins; `samples` of each of its steps."""
+        """Decides for each step of a phase whether it is burn-in or measured. samples: those of each step."""
         return PhaseParts(self, phase, samples)
 
     def skipped_steps(self) -> int:
@@ -175,8 +175,11 @@ def warn_unsteady(state: TrialState) -> None:
             state.warn(WarningKind.STEADINESS_UNKNOWN, detail, phase.phase)
         elif not found.is_steady:
             later = steady_from(speeds)
-            advice = "" if later is None else f"; it is steady from {later} steps later on"
-            detail = f"{phase.phase}: the second half of the measured steps ran {found.relative:+.1%} in speed{advice}"
+            advice = "" if later is None else f"; {later} more burn-in steps would make it steady"
+            detail = (
+                f"{phase.phase}: the speed changed by {found.relative:+.1%} from the first half of the measured steps "
+                f"to the second{advice}"
+            )
             state.warn(WarningKind.NOT_STEADY, detail, phase.phase)
 
 
@@ -212,7 +215,7 @@ class PhaseParts:
         elif found < FEWEST_STEPS:
             told = f"{found} {there}, too few to tell a steady speed"
         else:
-            kind, told = WarningKind.NOT_STEADY, f"{found} {there} did not come to one speed"
+            kind, told = WarningKind.NOT_STEADY, f"{found} {there} did not reach a steady speed"
         self._state.warn(kind, f"{self._phase}: {told}", self._phase)
 
 

@@ -17,9 +17,10 @@ _LOOK_EVERY_S = 0.5
 
 
 def take_trials(worker: Worker, jobs: Callable[[], Sequence[TrialJob]], *, waits: bool) -> None:
-    """Take and measure trials until all have a record; unless it `waits`, until the others all have a live worker.
+    """Take and measure trials until all have a record.
 
     jobs: the trials of the sweep, which may grow.
+    waits: whether to wait for trials that other workers hold; without it, return when no trial is left to take.
 
     Raises:
         StoppedError: the worker was asked to stop.

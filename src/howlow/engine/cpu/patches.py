@@ -21,7 +21,7 @@ from howlow.engine.cpu import linear, pointwise
 from howlow.engine.model import REFUSALS, with_values
 
 _GIVEN_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Layers of a module that are probably given the same tensor; whether they are shows when they run."""
+"""Layers of a module that probably get the same tensor; `linear.Siblings` finds out when they run."""
 
 
 @contextmanager
@@ -158,7 +158,7 @@ def _rotations(model: nn.Module) -> list[Any]:
 
 @torch.no_grad()
 def _rotates_alike(function: Callable[..., Any]) -> bool:
-    """Whether a function rotates as ours does; other conventions show in the result, or raise."""
+    """Whether a function rotates as ours does; with another convention its result differs, or it raises."""
     chance = torch.Generator().manual_seed(0)
     query, key = (torch.randn((1, heads, 3, 8), generator=chance) for heads in (2, 1))
     cos, sin = (torch.randn((1, 3, 8), generator=chance) for _ in range(2))
