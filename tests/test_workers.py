@@ -233,6 +233,9 @@ def test_a_worker_of_other_code_or_on_another_machine_is_refused(
     monkeypatch.setattr(joining, "code_sha256", lambda: "another")
     with pytest.raises(UserError, match=f"environment.code_sha256 is another here, {board.code[:12]} in the sweep"):
         work(out)
+    pinned()
+    monkeypatch.setattr(joining, "_take", lambda *_: set())
+    assert work(out, accept_different=["environment.code_sha256"]).left == len(board.trials)
 
 
 def test_a_trial_that_a_live_worker_holds_is_left_to_it(alone: Path, tmp_path: Path) -> None:

@@ -123,11 +123,15 @@ def worker_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a started sweep")],
     trial: Annotated[str | None, typer.Option("--trial", metavar="NAME", help="only this trial")] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="D", help="as run.device, for this worker")] = None,
+    accept_different: AcceptDifferent = None,
 ) -> None:
     """Take and run trials of a started sweep, on any machine that sees DIR, until none is left to take."""
     from howlow.worker.joining import work
 
-    done = _watched(lambda tell: work(folder, trial=trial, device=device, on_event=tell), folder)
+    accepted = accept_different or []
+    done = _watched(
+        lambda tell: work(folder, trial=trial, device=device, accept_different=accepted, on_event=tell), folder
+    )
     _say(f"howlow: trials run by this worker: {len(done.records)}; still run by others: {done.left}")
     _say_failed([record for record in done.records if record.status != "done"])
 

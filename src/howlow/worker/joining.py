@@ -15,7 +15,7 @@ from howlow.executors.local import run_workers
 from howlow.jobs import EnvironmentJob, JobRunner, SweepPrepared, Tell, TrialJob, value_of
 from howlow.outcomes import StoppedError
 from howlow.records import Environment, Record, has_record, read_record
-from howlow.records.comparability import refuse_other_machine
+from howlow.records.comparability import Difference, not_accepted, refuse_other_machine
 from howlow.records.own_sources import code_sha256
 from howlow.worker.board import Board, may_be_preparing, read_board
 from howlow.worker.measuring import Worker
@@ -34,9 +34,16 @@ class WorkerResult:
 
 
 def work(
-    run_directory: Path, *, trial: str | None = None, device: str | None = None, on_event: Tell | None = None
+    run_directory: Path,
+    *,
+    trial: str | None = None,
+    device: str | None = None,
+    accept_different: Sequence[str] = (),
+    on_event: Tell | None = None,
 ) -> WorkerResult:
     """Take and run trials of a started sweep until none is left to take; with `trial`, only that one.
+
+    accept_different: keys in which this machine or code may differ from the sweep's; the report marks such trials.
 
     Raises:
         UserError: no sweep is prepared there, or this machine or code is not the sweep's.
@@ -47,15 +54,15 @@ def work(
     runner = ForkServer()
     board = _wait_for_board(run_directory, runner)
     jobs = _chosen(run_directory, board, trial)
-    _refuse_other_code(run_directory, board)
+    _refuse_other_code(run_directory, board, accept_different)
     left = [job for job in jobs if not has_record(run_directory, job.name)]
     tell(SweepPrepared(total=len(jobs), done=len(jobs) - len(left)))
     if not left:
         return WorkerResult((), 0)
     here = _environment(runner, run_directory, left[0], device)
-    refuse_other_machine(left[0].environment, here, (), str(run_directory))
+    refuse_other_machine(left[0].environment, here, accept_different, str(run_directory))
     before = {job.name for job in jobs} - {job.name for job in left}
-    taken = _take(run_directory, runner, jobs, trial, device, tell)
+    taken = _take(run_directory, runner, jobs, trial, device, accept_different, tell)
     ended = [job.name for job in jobs if job.name not in before and has_record(run_directory, job.name)]
     records = [read_record(run_directory / "trials" / name) for name in ended if name in taken]
     return WorkerResult(tuple(record for record in records if record), len(left) - len(ended))
@@ -67,6 +74,7 @@ def _take(
     jobs: Sequence[TrialJob],
     trial: str | None,
     device: str | None,
+    accept_different: Sequence[str],
     tell: Tell,
 ) -> set[str]:
     """Run the worker in a thread, so that this one can wait for Ctrl-C; the names of the trials that it ran."""
@@ -75,7 +83,7 @@ def _take(
     def current() -> Sequence[TrialJob]:
         """The trials of the newest board: a sweep that was started again may have added some."""
         board = _wait_for_board(run_directory, runner)
-        _refuse_other_code(run_directory, board)
+        _refuse_other_code(run_directory, board, accept_different)
         return _chosen(run_directory, board, trial)
 
     def body(tell: Tell) -> None:
@@ -123,9 +131,12 @@ def _environment(runner: JobRunner, run_directory: Path, job: TrialJob, device: 
     return value_of(runner.run(asked, log), log)
 
 
-def _refuse_other_code(run_directory: Path, board: Board) -> None:
-    if board.code != code_sha256():
+def _refuse_other_code(run_directory: Path, board: Board, accept_different: Sequence[str]) -> None:
+    here, key = code_sha256(), "environment.code_sha256"
+    if board.code != here and not_accepted(
+        [Difference(key, "here", here, "the sweep", board.code, frozenset({"costs"}))], accept_different
+    ):
         raise UserError(
-            f"{run_directory}: this worker cannot join: environment.code_sha256 is {code_sha256()[:12]} here, "
-            f"{board.code[:12]} in the sweep; run the same version of howlow"
+            f"{run_directory}: this worker cannot join: {key} is {here[:12]} here, {board.code[:12]} in the sweep; "
+            f"run the same version of howlow, or accept it with --accept-different {key}"
         )
