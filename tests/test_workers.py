@@ -20,10 +20,11 @@ from howlow import load_settings as load
 from howlow.claims import Claims, latest
 from howlow.errors import UserError
 from howlow.records import WarningKind, read_record
+from howlow.records.own_sources import code_sha256
 from howlow.settings import merge, to_toml
 from howlow.worker import joining
 from howlow.worker.board import Board, read_board
-from howlow.worker.joining import work
+from howlow.worker.joining import WorkerResult, work
 
 pytestmark = pytest.mark.slow
 
@@ -205,6 +206,9 @@ def test_a_folder_without_a_sweep_and_an_unknown_trial_are_refused(alone: Path, 
         work(tmp_path)
     with pytest.raises(UserError, match=r"--trial r0099-s0: .* has no trial of this name; it has base-s0, "):
         work(alone, trial="r0099-s0")
+    (tmp_path / ".howlow").mkdir()
+    (tmp_path / ".howlow" / "board.json").write_text(Board(code=code_sha256(), trials=()).model_dump_json())
+    assert work(tmp_path) == WorkerResult((), 0), "a sweep whose trials have all ended leaves nothing to take"
 
 
 def test_a_worker_of_other_code_or_on_another_machine_is_refused(

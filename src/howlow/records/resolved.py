@@ -13,7 +13,6 @@ def resolved_before(
     return Resolved(
         layout=layout.layout,
         generation_layout=layout.generation or layout.layout,
-        attention_kernel=layout.kernel or "own",
         train_batch_size=None if kind == "base" else batch_of(settings, searches, "training.batch_size"),
         inference_batch_size=batch_of(settings, searches, "inference.batch_size"),
         heap=heap,

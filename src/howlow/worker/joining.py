@@ -116,7 +116,7 @@ def _wait_for_board(run_directory: Path, runner: JobRunner) -> Board:
 
 def _chosen(run_directory: Path, board: Board, trial: str | None) -> tuple[TrialJob, ...]:
     found = tuple(job for job in board.trials if trial in (None, job.name))
-    if not found:
+    if not found and trial is not None:
         names = ", ".join(job.name for job in board.trials[:8])
         raise UserError(f"--trial {trial}: {run_directory} has no trial of this name; it has {names}")
     return found
