@@ -7,6 +7,7 @@ import pytest
 from test_records import ENVIRONMENT, record, refusal
 
 from howlow import cli
+from howlow.errors import UserError
 from howlow.records import (
     EnergySource,
     Environment,
@@ -227,9 +228,28 @@ def test_the_command_line_refuses_with_exit_code_2_and_one_line_and_the_flag_mar
     assert caught.value.code == 2
     refused = capsys.readouterr()
     assert (refused.out, refused.err.count("\n")) == ("", 1)
-    assert "environment.driver: r0001-s0 has '560.1', r0002-s0 has '570.2'" in refused.err
+    assert "environment.driver: 1/r0001-s0 has '560.1', 2/r0002-s0 has '570.2'" in refused.err
     monkeypatch.setattr("sys.argv", [*command, "--accept-different", "environment.driver"])
     with pytest.raises(SystemExit) as caught:
         cli.main()
     assert not caught.value.code
     assert "costs_not_comparable" in capsys.readouterr().out
+
+
+def test_an_axis_excuses_what_follows_from_it_only_between_its_values() -> None:
+    def at(name: str, tokens: int, sha256: str) -> Record:
+        axes, settings = {"inference.max_new_tokens": tokens}, {"inference": {"max_new_tokens": tokens}}
+        return trial(name, axes=axes, settings=settings, data={"test_sha256": sha256})
+
+    refuse_to_mix([at("a", 2, "cc"), at("b", 4, "dd")])
+    with pytest.raises(UserError, match=r"records differ in data\.test_sha256"):
+        refuse_to_mix([at("a", 2, "cc"), at("b", 2, "dd")])
+
+
+def test_auto_that_no_fact_stands_for_is_a_value() -> None:
+    with pytest.raises(UserError, match=r"records differ in meters\.burn_in_steps"):
+        refuse_to_mix([trial("a"), trial("b", settings={"meters": {"burn_in_steps": "auto"}})])
+
+
+def test_a_model_in_another_folder_is_the_same_where_its_weights_are() -> None:
+    refuse_to_mix([trial("a"), trial("b", settings={"model": "/elsewhere"}, model={"reference": "/elsewhere"})])

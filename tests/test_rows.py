@@ -338,7 +338,7 @@ def test_costs_that_were_accepted_are_marked_at_the_trials_that_differ(tmp_path:
     results = rows([tmp_path / "one", tmp_path / "two"], ["environment.driver"])
     (warning,) = results.warnings
     assert (warning["trial"], warning["kind"]) == ("r0016-s0", "costs_not_comparable")
-    assert warning["detail"] == "environment.driver is '570.1', in r0004-s0 it is '560.35'"
+    assert warning["detail"] == "environment.driver is '570.1', in one/r0004-s0 it is '560.35'"
     assert {"train_samples_per_s", "train_peak_memory_bytes"} <= set(warning["columns"])
     assert "f1" not in warning["columns"]
 
@@ -504,3 +504,18 @@ def test_a_copied_trial_names_both_folders(tmp_path: Path) -> None:
         rows([tmp_path])
     assert str(tmp_path / "trials/r0008-s0 (copy)") in str(caught.value)
     assert f"whose folder is {tmp_path / 'trials/r0008-s0'};" in str(caught.value)
+
+
+def test_no_figure_is_divided_by_one_that_was_measured_differently(tmp_path: Path) -> None:
+    steps = {"phases": (phase_of("train"),), "steps": steps_of("train", [1.0, 1.0, 1.0, 1.0])}
+    write_trial(tmp_path / "one", 4, scores=Scores(f1=0.5), **steps)
+    write_trial(tmp_path / "one", 8, scores=Scores(f1=0.5), **steps)
+    other = ENVIRONMENT.model_copy(update={"driver": "570.1"})
+    write_trial(tmp_path / "two", 16, scores=Scores(f1=0.4), environment=other, **steps)
+    comparison = compare(rows([tmp_path / "one", tmp_path / "two"], ["costs"]))
+    first, _, reference = comparison.results.rows
+    throughput, f1 = named("train_samples_per_s"), named("f1")
+    assert (first["train_samples_per_s"], reference["train_samples_per_s"]) == (8.0, 8.0)
+    assert comparison.relative(first, throughput) is None
+    assert comparison.relative(reference, throughput) == 1.0
+    assert comparison.relative(first, f1) == 1.25

@@ -323,7 +323,7 @@ def _link(temporary: Path, path: Path) -> bool:
     try:
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        return temporary.stat().st_nlink == 2  # on NFS a repeated request finds the link that the first one made
     except OSError:  # a file system without hard links: an empty file there is as exclusive
         if temporary.stat().st_nlink == 2:  # the link was made, its reply was lost
             return True

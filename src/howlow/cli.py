@@ -132,12 +132,14 @@ def worker_command(
     done = _watched(
         lambda tell: work(folder, trial=trial, device=device, accept_different=accepted, on_event=tell), folder
     )
-    _say(f"howlow: trials run by this worker: {len(done.records)}; still run by others: {done.left}")
+    others = "; howlow sweep takes them over if their worker has died" if done.left else ""
+    _say(f"howlow: trials run by this worker: {len(done.records)}; still run by others: {done.left}{others}")
     _say_failed([record for record in done.records if record.status != "done"])
 
 
 def _watched(run: Callable[[Any], T], out: Path | str) -> T:
     """Show the progress of a sweep or a worker; ends the program where the disk is full or a signal stopped it."""
+    from howlow.jobs import JobFailedError
     from howlow.outcomes import DiskFullError
     from howlow.progress import Progress
 
@@ -147,6 +149,9 @@ def _watched(run: Callable[[Any], T], out: Path | str) -> T:
             return run(progress.on_event)
     except DiskFullError as error:
         _say(f"howlow: the disk is full: {error}; make room, then the same command resumes")
+        raise typer.Exit(1) from None
+    except JobFailedError as error:
+        _say(f"howlow: {error}; what was measured is kept in {out}, and the same command resumes")
         raise typer.Exit(1) from None
     except KeyboardInterrupt as interrupt:
         _say(f"howlow: stopped; what was measured is kept in {out}, and the same command resumes")

@@ -14,6 +14,7 @@ from howlow.analysis.cost_columns import GENERATION, MEASURED_COSTS, METERED, NE
 
 # -- the trial ------------------------------------------------------------------------------------------------------
 
+TRIAL = Column("trial", "trial", "text", "the trial's name, and its folder's")
 KIND = Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)")
 RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter")
 STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
@@ -27,7 +28,7 @@ ADAPTER_BYTES = Column(
 )
 ENERGY_SOURCE = Column("energy_source", "energy source", "text", "where energy and power come from")
 _TRIAL = (
-    Column("trial", "trial", "text", "the trial's name, and its folder's"),
+    TRIAL,
     KIND,
     RANK,
     Column("seed", "seed", "count", "governs initialisation, order and dropout"),

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from howlow.analysis.column import Column
-from howlow.analysis.columns import KIND, column_named
+from howlow.analysis.columns import KIND, TRIAL, column_named
 from howlow.analysis.rows import Results, Row, Trial
 from howlow.records import Record
 from howlow.tasks import task_named
@@ -112,13 +112,20 @@ class Comparison:
         return fitting[0] if len(fitting) == 1 else None
 
     def relative(self, row: Row, column: Column) -> float | None:
-        """A row's value divided by the mean over seeds at its reference rank; None where either is absent."""
+        """A row's value divided by the mean over seeds at its reference rank.
+
+        None where either is absent, or where one of them was measured differently and accepted anyway.
+        """
         reference = self.reference_for(row)
         value = row[column.name]
-        if reference is None or value is None or not column.is_number:
+        if reference is None or value is None or not column.is_number or self._is_apart(row, reference, column):
             return None
         whole = self._reference_mean(reference, column)
         return value / whole if whole else None
+
+    def _is_apart(self, row: Row, reference: Reference, column: Column) -> bool:
+        trials = {row[TRIAL.name], *(trial.record.trial for trial in reference.group.trials)}
+        return len(trials) > 1 and any((trial, column.name) in self.results.set_apart for trial in trials)
 
     def relative_mean(self, group: Group, column: Column) -> float | None:
         """The same for the mean over a group's seeds."""

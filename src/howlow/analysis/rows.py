@@ -20,10 +20,12 @@ from howlow.analysis.energy import Seen, energy_figures, inside, meter_figures, 
 from howlow.errors import UserError
 from howlow.records import (
     PhaseName,
+    Provenance,
     Record,
     RecordWarning,
     Scores,
     Step,
+    WarningKind,
     read_records,
     read_steps,
     refuse_to_mix,
@@ -96,6 +98,13 @@ class Results:
             for warning in record.warnings
         ]
 
+    @cached_property
+    def set_apart(self) -> frozenset[tuple[str, str]]:
+        """(trial, column) of every figure that stands here although it was measured differently."""
+        kinds = (WarningKind.COSTS_NOT_COMPARABLE, WarningKind.QUALITY_NOT_COMPARABLE)
+        apart = [warning for warning in self.trial_warnings if warning.kind in kinds]
+        return frozenset((warning.trial, name) for warning in apart for name in warning.columns)
+
     @property
     def warnings(self) -> list[dict[str, Any]]:
         """The same as plain tables, as `howlow report --json` prints them."""
@@ -147,11 +156,14 @@ def rows(folders: Sequence[Path], accept_different: Sequence[str] = ()) -> Resul
 def _marked(found: Sequence[tuple[Path, Record]], accept_different: Sequence[str]) -> list[tuple[Path, Record]]:
     """The records, those that differ in what was accepted with a warning; others are refused."""
     warnings: dict[str, list[RecordWarning]] = {}
-    for difference in refuse_to_mix([record for _, record in found], accept_different):
+    several = len({folder for folder, _ in found}) > 1
+    names = [f"{folder.name}/{record.trial}" if several else record.trial for folder, record in found]
+    named = [Provenance.of(record, trial=name) for name, (_, record) in zip(names, found, strict=True)]
+    for difference in refuse_to_mix(named, accept_different):
         warnings.setdefault(difference.trial, []).extend(difference.warnings)
     return [
-        (folder, record.model_copy(update={"warnings": (*record.warnings, *warnings.get(record.trial, ()))}))
-        for folder, record in found
+        (folder, record.model_copy(update={"warnings": (*record.warnings, *warnings.get(name, ()))}))
+        for name, (folder, record) in zip(names, found, strict=True)
     ]
 
 

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from howlow.errors import UserError
-from howlow.jobs import Hear, Job, JobEvent
+from howlow.jobs import Hear, Job, JobEvent, JobFailedError
 from howlow.outcomes import ClaimLostError, Finished, Returned, StoppedError, Unfinished, is_disk_full
 
 T = TypeVar("T")
@@ -184,7 +184,10 @@ class ForkServer:
             if self._context.get_start_method() == "forkserver":
                 with _signals_blocked():
                     forkserver.ensure_running()
-                process.start()  # waits for the server's imports, and may be interrupted in that time
+                try:
+                    process.start()  # waits for the server's imports, and may be interrupted in that time
+                except (EOFError, ConnectionError) as error:
+                    raise JobFailedError("the process that starts trials has died; start the command again") from error
             else:
                 with _signals_blocked():
                     process.start()

@@ -76,19 +76,33 @@ def differences(trials: Sequence[Identified], may_differ: Iterable[str] = ()) ->
     identities = [identity(trial) for trial in trials]
     of_quality = _expanded([found.quality for found in identities])
     of_costs = _expanded([found.costs for found in identities])
-    found = [*_in_part("quality", trials, of_quality), *_in_part("costs", trials, of_costs)]
-    kept = [one for one in found if one.key not in excused and excused.isdisjoint(_follows_from(one.key))]
-    return _joined(kept)
+    found = [*_in_part("quality", trials, of_quality, excused), *_in_part("costs", trials, of_costs, excused)]
+    return _joined(one for one in found if one.key not in excused)
 
 
-def _in_part(part: Figures, trials: Sequence[Identified], tables: Sequence[Mapping[str, Any]]) -> Iterator[Difference]:
+def _in_part(
+    part: Figures, trials: Sequence[Identified], tables: Sequence[Mapping[str, Any]], excused: frozenset[str]
+) -> Iterator[Difference]:
     for key in dict.fromkeys(key for table in tables for key in table):
-        known = [(trial.trial, table[key]) for trial, table in zip(trials, tables, strict=True) if key in table]
-        ((usual, _),) = Counter(value for _, value in known).most_common(1)
-        other = next(trial for trial, value in known if value == usual)
-        for trial, value in known:
-            if value != usual:
-                yield Difference(key, trial, value, other, usual, frozenset({part}))
+        for known in _alike(key, trials, tables, excused):
+            ((usual, _),) = Counter(value for _, value in known).most_common(1)
+            other = next(trial for trial, value in known if value == usual)
+            for trial, value in known:
+                if value != usual:
+                    yield Difference(key, trial, value, other, usual, frozenset({part}))
+
+
+def _alike(
+    key: str, trials: Sequence[Identified], tables: Sequence[Mapping[str, Any]], excused: frozenset[str]
+) -> Iterable[list[tuple[str, Any]]]:
+    """The trials among which a key must be equal: those equal on the axes of the grid that it follows from."""
+    axes = sorted(excused.intersection(_follows_from(key)))
+    alike: dict[str, list[tuple[str, Any]]] = {}
+    for trial, table in zip(trials, tables, strict=True):
+        if key in table:
+            place = repr([trial.axes.get(axis, trial.settings.get(axis)) for axis in axes])
+            alike.setdefault(place, []).append((trial.trial, table[key]))
+    return alike.values()
 
 
 def _joined(found: Iterable[Difference]) -> list[Difference]:

@@ -15,6 +15,8 @@ from howlow.settings import Effect, Settings, TrialKind, concerns, effects, sett
 
 OF_QUALITY: frozenset[Effect] = frozenset({"data", "quality"})
 OF_COSTS: frozenset[Effect] = frozenset({"data", "layout", "execution", "cost"})
+STANDS_FOR_AUTO = ("training.layout", "training.precision", "meters.energy", "run.device")
+"""Of these settings "auto" says nothing: what was decided is compared. "auto" of any other is a value."""
 TOLD_BY_FACTS = ("task.train", "task.test", "run.device")
 """Facts stand for these settings: hashes for paths, the environment for a device's name."""
 
@@ -34,13 +36,14 @@ class Provenance(Frozen):
     energy: EnergySource | None = None
 
     @classmethod
-    def of(cls, trial: "Identified", **changes: Any) -> "Provenance":
+    def of(cls, trial: "Identified", /, **changes: Any) -> "Provenance":
         """What a record says, or another provenance, with these changes."""
         same = {name: getattr(trial, name) for name in cls.model_fields}
         return cls(**same | changes)
 
 
 Identified = Record | Provenance
+_TOLD_BY_HASHES = ("model", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,26 @@ def identity(trial: Identified) -> Identity:
     both = _facts_of_both(trial)
     quality = both | (_known("data", trial.data, "answers_sha256") if trial.data else {})
     costs = both | _facts_of_costs(trial)
+    told = (*TOLD_BY_FACTS, *(_TOLD_BY_HASHES if _is_hashed(trial) else ()))
     for key in setting_keys():
         value = trial.settings.get(key)
-        if concerns(trial.kind, key) and key not in TOLD_BY_FACTS and value != "auto":
+        is_told = key in told or (value == "auto" and key in STANDS_FOR_AUTO)
+        if concerns(trial.kind, key) and not is_told:
             quality |= {key: value} if effects()[key] & OF_QUALITY else {}
             costs |= {key: value} if effects()[key] & OF_COSTS else {}
     return Identity(quality, costs)
 
 
+def _is_hashed(trial: Identified) -> bool:
+    """Whether hashes of weights and tokens say which model and tokenizer these are, wherever their folders are."""
+    return trial.data is not None and trial.data.model_sha256 is not None
+
+
 def _facts_of_both(trial: Identified) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if trial.model is not None:
-        facts |= _known("model", trial.model, "reference", "weights", "tokenizer", "total_parameters")
+        names = () if _is_hashed(trial) else ("reference", "tokenizer")
+        facts |= _known("model", trial.model, *names, "weights", "total_parameters")
     if trial.data is not None:
         facts |= _known("data", trial.data, "train_sha256", "test_sha256", "model_sha256", "model_commit")
     return facts | _known("resolved", trial.resolved, "precision", "quantization")

@@ -288,8 +288,9 @@ class RunSettings(Section):
     )
     workers: Positive | None = Field(
         None,
-        description="trials that run at the same time on this machine; absent: one per device",
-        json_schema_extra=affects("cost"),
+        description="trials that run at the same time on this machine; absent: one per device. What it costs a trial "
+        "is compared by its threads, and a trial that ran beside others has a warning",
+        json_schema_extra=affects(),
     )
     order_seed: Seed = Field(
         0, description="shuffles the trials, so that heat does not follow the rank", json_schema_extra=affects()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from howlow.claims import Claims
 from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
@@ -17,6 +19,7 @@ from howlow.outcomes import StoppedError
 from howlow.records import Environment, Record, has_record, read_record
 from howlow.records.comparability import Difference, not_accepted, refuse_other_machine
 from howlow.records.own_sources import code_sha256
+from howlow.settings import RunSettings
 from howlow.worker.board import Board, may_be_preparing, read_board
 from howlow.worker.measuring import Worker
 from howlow.worker.taking import take_trials
@@ -51,6 +54,8 @@ def work(
         KeyboardInterrupt: after the running trial has written its checkpoint.
     """
     tell = on_event or (lambda event: None)
+    if device is not None:
+        _refuse_no_device(device)
     runner = ForkServer()
     board = _wait_for_board(run_directory, runner)
     jobs = _chosen(run_directory, board, trial)
@@ -129,6 +134,13 @@ def _environment(runner: JobRunner, run_directory: Path, job: TrialJob, device: 
     asked = EnvironmentJob(device=device or job.settings.run.device, cores_shared_by=job.cores_shared_by)
     log = run_directory / ".howlow" / "worker.log"
     return value_of(runner.run(asked, log), log)
+
+
+def _refuse_no_device(device: str) -> None:
+    try:
+        RunSettings(device=device)
+    except ValidationError:
+        raise UserError(f"--device {device}: auto, cpu, mps, cuda or cuda:N is expected") from None
 
 
 def _refuse_other_code(run_directory: Path, board: Board, accept_different: Sequence[str]) -> None:
