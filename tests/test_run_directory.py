@@ -103,12 +103,16 @@ def test_the_same_sweep_with_more_values_goes_on(
 @pytest.mark.parametrize(
     ("data", "environment", "words"),
     [
-        ({"train_sha256": "c" * 64}, {}, "data.train_sha256 was aaaaaaaaaaaa, is cccccccccccc"),
-        ({"test_sha256": "c" * 64}, {}, "data.test_sha256 was bbbbbbbbbbbb, is cccccccccccc"),
-        ({}, {"device_name": "GPU"}, "environment.device_name was 'Chip', is 'GPU'"),
-        ({}, {"threads": 1}, "environment.threads was 2, is 1"),
-        ({}, {"versions": {"howlow": "0.1.0", "torch": "3.0"}}, "environment.versions.torch was '2.9', is '3.0'"),
-        ({}, {"code_sha256": "d" * 64}, "environment.code_sha256 was None, is dddddddddddd"),
+        ({"train_sha256": "c" * 64}, {}, "data.train_sha256 was aaaaaaaaaaaa and is now cccccccccccc"),
+        ({"test_sha256": "c" * 64}, {}, "data.test_sha256 was bbbbbbbbbbbb and is now cccccccccccc"),
+        ({}, {"device_name": "GPU"}, "environment.device_name was 'Chip' and is now 'GPU'"),
+        ({}, {"threads": 1}, "environment.threads was 2 and is now 1"),
+        (
+            {},
+            {"versions": {"howlow": "0.1.0", "torch": "3.0"}},
+            "environment.versions.torch was '2.9' and is now '3.0'",
+        ),
+        ({}, {"code_sha256": "d" * 64}, "environment.code_sha256 was None and is now dddddddddddd"),
     ],
 )
 def test_other_data_and_another_machine_are_refused(
@@ -129,8 +133,8 @@ def test_other_data_and_another_machine_are_refused(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"training": {"learning_rate": 0.1}}, "training.learning_rate was 0.001, is 0.1 now"),
-        ({"grid": {"training.batch_size": [4, 8]}}, "grid axis training.batch_size was None, is [4, 8] now"),
+        ({"training": {"learning_rate": 0.1}}, "training.learning_rate was 0.001 and is now 0.1"),
+        ({"grid": {"training.batch_size": [4, 8]}}, "grid axis training.batch_size was None and is now [4, 8]"),
     ],
 )
 def test_what_another_sweep_left_is_refused_also_without_its_settings(

@@ -178,7 +178,7 @@ def test_a_stopped_sweep_is_finished_by_a_worker(
     again = start("worker", out)
     _, err = again.communicate(timeout=60)
     assert again.returncode == 0
-    assert "this worker ran 0 trials" in err
+    assert "trials run by this worker: 0" in err
 
 
 def test_a_second_signal_kills_the_children_of_all_workers(table: dict[str, Any], start: Start, tmp_path: Path) -> None:
