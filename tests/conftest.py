@@ -12,6 +12,16 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("HOWLOW_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
+@pytest.fixture(autouse=True)
+def _environment_as_it_was() -> Iterator[None]:
+    """A trial's heap sets variables for good; run within this process, it would set them for all tests after it."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if name != "PYTEST_CURRENT_TEST"})
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """Tiny matrices are slower with two threads than with one, and much slower on a machine that is busy."""

@@ -289,7 +289,7 @@ def test_a_trial_killed_from_outside_has_failed_and_retry_keeps_the_old_record(
     assert record.status == "failed"
     assert "signal 9" in (record.error or "")
     assert read_record(out / "trials" / "r0004-s0") is not None
-    assert len(howlow.load(out).records) == 2, "what a dead trial did not decide keeps nothing out of a table"
+    assert len(howlow.load(out).records) == 3, "what a dead trial did not decide keeps nothing out of a table"
     result = run_here(long_table, out, retry=["failed"])
     assert result.failed == ()
     kept = read_record(out / "trials" / "r0001-s0" / "attempts" / "1")
