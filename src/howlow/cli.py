@@ -1,13 +1,23 @@
 """The door: parse, call, print.
 
-stdout is the result, stderr the talk. Exit codes: 0 done; 1 something failed (a trial, a disk that filled up in
-mid-sweep); 2 the user's mistake, reported in one line; 130 and 143 after Ctrl-C and SIGTERM.
+stdout is the result, stderr the talk. Exit codes:
+
+    0         done
+    1         something failed: a trial, a process that was killed, a disk that filled up in mid-sweep, or howlow itself
+    2         the user can mend it: a mistake, a model or data that a library cannot take, a file that the system
+              refused before the first trial
+    130, 143  stopped by Ctrl-C or SIGTERM
+
+Every error is one line. Where it came unforeseen, the line names the log file that holds the traceback, and says so if
+it is a defect of howlow.
 """
 
 import json
 import re
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -16,7 +26,9 @@ import typer
 from typer.core import TyperCommand
 
 import howlow
-from howlow.errors import UserError
+from howlow.console import make_safe
+from howlow.errors import OURS, SYSTEM, UserError, raised_by, reason
+from howlow.outcomes import DiskFullError, is_disk_full
 
 T = TypeVar("T")
 app = typer.Typer(
@@ -138,12 +150,11 @@ def worker_command(
 
 
 def _watched(run: Callable[[Any], T], out: Path | str) -> T:
-    """Show the progress of a sweep or a worker; ends the program where the disk is full or a signal stopped it."""
+    """Show the progress of a sweep or a worker; ends the program where a signal stopped it or something failed."""
     from howlow.jobs import JobFailedError
-    from howlow.outcomes import DiskFullError
     from howlow.progress import Progress
 
-    progress = Progress()
+    progress, kept = Progress(), f"what was measured is kept in {out}, and the same command resumes"
     try:
         with progress:
             return run(progress.on_event)
@@ -151,11 +162,18 @@ def _watched(run: Callable[[Any], T], out: Path | str) -> T:
         _say(f"howlow: the disk is full: {error}; make room, then the same command resumes")
         raise typer.Exit(1) from None
     except JobFailedError as error:
-        _say(f"howlow: {error}; what was measured is kept in {out}, and the same command resumes")
+        _say(f"howlow: {error}{f'; {kept}' if progress.has_begun else ''}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt as interrupt:
-        _say(f"howlow: stopped; what was measured is kept in {out}, and the same command resumes")
+        _say(f"howlow: stopped; {kept}")
         raise typer.Exit(143 if isinstance(interrupt, _TerminatedError) else 130) from None
+    except UserError:
+        raise
+    except Exception as error:
+        if not progress.has_begun:
+            raise
+        _say(f"howlow: {_unforeseen(error, out)}; {kept}")
+        raise typer.Exit(1) from None
 
 
 def _say_failed(records: Iterable[Any]) -> None:
@@ -248,7 +266,7 @@ def env_command(
 
     device = choose_device("auto")
     found = survey(device, reset_peaks(device))
-    print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found))
+    print(json.dumps(found.document(), indent=1) if as_json else survey_text(found))
 
 
 @app.command("score", cls=_Described)
@@ -282,11 +300,45 @@ def _terminate(*_: object) -> NoReturn:
 
 def main(run: Callable[..., Any] = app) -> None:
     """The console script."""
+    make_safe()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        run()
+        try:
+            run()
+        finally:
+            sys.stdout.flush()  # a full disk under it shows now, not when the interpreter ends
     except UserError as error:
         _say(f"howlow: {error}")
         sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(1)
+    except Exception as error:
+        _say(f"howlow: {_unforeseen(error, '.')}")
+        sys.exit(2 if raised_by(error) == SYSTEM and not is_disk_full(error) else 1)
+
+
+def _unforeseen(error: Exception, out: Path | str) -> str:
+    """An error that no command expects, in one line."""
+    from howlow.jobs import JobFailedError
+    from howlow.places import full_disk, told
+
+    if isinstance(error, DiskFullError | JobFailedError):
+        return reason(error)
+    who = raised_by(error)
+    if is_disk_full(error):
+        return f"the disk is full: {full_disk(error, out)}; make room"
+    if who == SYSTEM:
+        return f"{told(error)}; the traceback is in {_kept_traceback(error)}"
+    if who == OURS:
+        return f"a defect in howlow: {told(error)}; please report it with the traceback in {_kept_traceback(error)}"
+    return f"{who} failed: {told(error)}; the traceback is in {_kept_traceback(error)}"
+
+
+def _kept_traceback(error: Exception) -> str:
+    """The file into which an error's traceback was written."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="backslashreplace", prefix="howlow-", suffix=".log", delete=False
+        ) as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError as problem:
+        return f"no file ({reason(problem)})"
+    return file.name

@@ -68,6 +68,7 @@ def _run_schedule(
                 state.stop_if_asked()  # after the last step the trained weights are saved first
         state.found.phases.append(meter.end())
     writer.close()
+    trainer.refuse_if_not_finite()
     if skipped:
         state.warn(WarningKind.STEPS_SKIPPED, f"{skipped} of {len(schedule)} steps skipped")
 
