@@ -27,7 +27,7 @@ from typer.core import TyperCommand
 
 import howlow
 from howlow.console import make_safe
-from howlow.errors import OURS, SYSTEM, UserError, raised_by, reason
+from howlow.errors import OURS, SYSTEM, UserError, lacks_access, raised_by, reason
 from howlow.outcomes import DiskFullError, is_disk_full
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ def sweep_command(
 
 @app.command("worker")
 def worker_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a started sweep")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a started sweep", readable=False)],
     trial: Annotated[str | None, typer.Option("--trial", metavar="NAME", help="only this trial")] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="D", help="as run.device, for this worker")] = None,
     accept_different: AcceptDifferent = None,
@@ -235,7 +235,7 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_diff
 
 @app.command("report")
 def report_command(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run directories")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run directories", readable=False)],
     accept_different: AcceptDifferent = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the rows as one JSON document")] = False,
 ) -> None:
@@ -325,6 +325,8 @@ def _unforeseen(error: Exception, out: Path | str) -> str:
     who = raised_by(error)
     if is_disk_full(error):
         return f"the disk is full: {full_disk(error, out)}; make room"
+    if lacks_access(error):
+        return told(error)
     if who == SYSTEM:
         return f"{told(error)}; the traceback is in {_kept_traceback(error)}"
     if who == OURS:

@@ -6,6 +6,7 @@ file that the system refused, or the library whose code raised it. What our own 
 its line says so. The traceback is then in a log file, which the line names.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _LONGEST = 500
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 OURS, SYSTEM = "howlow", "the operating system"
 # A wrong call of ours shows in the code of these; a model's or a tokenizer's error shows in that of other libraries.
 _CALLED_BY_ALL = frozenset({"torch", "numpy", "contextlib", *sys.stdlib_module_names})
@@ -57,6 +59,12 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is not None and path_of(error) is None:
             error.filename = str(path)
         raise
+
+
+def lacks_access(error: BaseException) -> bool:
+    """Whether the system refused a file for reasons that its line says in full: permissions, or a name too long."""
+    refusal = refused(error)
+    return refusal is not None and refusal.errno in _NO_ACCESS and path_of(refusal) is not None
 
 
 def raised_by(error: BaseException) -> str:

@@ -5,7 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from howlow.errors import path_of, reason, refused
+from howlow.errors import lacks_access, path_of, reason, refused
 
 
 def caches() -> dict[str, Path]:
@@ -26,7 +26,8 @@ def told(error: BaseException) -> str:
     path = None if refusal is None else path_of(refusal)
     if refusal is None or path is None:
         return f"{type(error).__name__}: {reason(error)}"
-    return f"{path}: {reason(refusal)}{remedy(path)}"
+    advice = remedy(path) or ("; change its permissions, or name another" if lacks_access(error) else "")
+    return f"{path}: {reason(refusal)}{advice}"
 
 
 def remedy(path: Path | str) -> str:

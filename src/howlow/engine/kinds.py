@@ -30,4 +30,4 @@ def _kind(config: Any) -> str:
         return "an encoder-decoder"
     if config.get_text_config() is not config:
         return "a model of text together with images or sound"
-    return "no causal language model"
+    return "of another kind"

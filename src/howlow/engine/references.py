@@ -115,7 +115,9 @@ def _check_folder(folder: Path, random_weights: bool) -> None:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"model {folder}: the folder has no config.json") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(f"model {folder}: {told(error)}") from None
+    except ValueError as error:
         raise UserError(f"model {folder}: config.json cannot be read: {error}") from None
     if not random_weights:
         shards(folder)
@@ -126,7 +128,7 @@ def _dequantised(gguf: Path) -> Path:
     try:
         digest = file_sha256(gguf)
     except OSError as error:
-        raise UserError(f"model {gguf}: {error.strerror}") from None
+        raise UserError(f"model {gguf}: {reason(error)}") from None
     cache = user_cache_path("howlow") / "models"
     folder = cache / f"{gguf.stem}-{digest[:16]}"
     if folder.is_dir():

@@ -26,7 +26,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from howlow.console import write_log_as_utf8
-from howlow.errors import UserError, raised_by, reason, subject_of
+from howlow.errors import UserError, lacks_access, raised_by, reason, subject_of
 from howlow.jobs import Hear, Job, JobEvent, JobFailedError
 from howlow.outcomes import ClaimLostError, Finished, Returned, StoppedError, Unfinished, is_disk_full
 from howlow.places import full_disk, told
@@ -107,6 +107,8 @@ def _end_of(job: Job[Any], link: PipeLink, folder: Path) -> Finished[Any]:
             sys.stderr.flush()
         if is_disk_full(error):
             return Unfinished("disk_full", full_disk(error, folder))
+        if lacks_access(error):
+            return Unfinished("user_error", told(error))
         return Unfinished("crashed", told(error), raised_by=raised_by(error), subject=subject_of(error))
 
 

@@ -220,7 +220,8 @@ def _failure(finished: Unfinished, subject: str, log: Path) -> "UserError | JobF
         return UserError(f"{problem}; the traceback is in {log}")
     if who == OURS:
         return JobFailedError(f"{subject}: a defect in howlow: {problem}; please report it with the traceback in {log}")
-    return UserError(f"{subject}: {who} cannot take it: {problem}; the traceback is in {log}")
+    whose = "its own code" if who == "transformers_modules" else who
+    return UserError(f"{subject} cannot be used: {whose} raised {problem}; the traceback is in {log}")
 
 
 class JobFailedError(Exception):

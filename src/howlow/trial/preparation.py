@@ -24,12 +24,12 @@ from howlow.engine import tokens
 from howlow.engine.references import PACKAGED, ModelReference, locate
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.weights import check_fit, file_sha256, weights_sha256
-from howlow.errors import UserError
+from howlow.errors import UserError, about
 from howlow.meters.machine import choose_device, environment
 from howlow.records import DataRecord, RecordWarning, WarningKind, write_atomically
 from howlow.records.own_sources import code_sha256
 from howlow.settings import Settings, preparation_key
-from howlow.tasks import Example, Selection, select, task_named
+from howlow.tasks import Example, Purpose, Selection, select, task_named
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,8 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
         detail = f"{settings.model} comes without a tokenizer; {tokenizer_name}'s is used"
         warnings.append(RecordWarning(kind=WarningKind.TOKENIZER_SUBSTITUTED, detail=detail))
     has_prompts = task_named(settings.task.name).generates
-    selection, train, test = _prompts(settings, tokenizer) if has_prompts else _texts(settings, tokenizer)
+    with about(f"tokenizer {tokenizer_name}"):
+        selection, train, test = _prompts(settings, tokenizer) if has_prompts else _texts(settings, tokenizer)
     length = settings.training.sequence_length
     kept = [example for example in train if example.length <= length]
     dropped = len(train) - len(kept)
@@ -206,13 +207,15 @@ def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
     return [RecordWarning(kind=kind, detail=detail) for kind, count, detail in found if count]
 
 
+def _loaded(settings: Settings, purpose: Purpose) -> list[Example]:
+    source = settings.task.train if purpose == "train" else settings.task.test
+    with about(f"task.{purpose} {source}"):
+        return task_named(settings.task.name).load(source, settings.task, purpose)
+
+
 def _prompts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[TokenizedExample], list[TokenizedExample]]:
-    task, chat = task_named(settings.task.name), settings.task.template == "chat"
-    selection = select(
-        task.load(settings.task.train, settings.task, "train"),
-        task.load(settings.task.test, settings.task, "test"),
-        settings.task,
-    )
+    chat = settings.task.template == "chat"
+    selection = select(_loaded(settings, "train"), _loaded(settings, "test"), settings.task)
     length, new = settings.training.sequence_length, settings.inference.max_new_tokens
     train = [tokens.tokenize(tokenizer, example, chat) for example in selection.train]
     test = [tokens.fit_prompt(tokenizer, example, length, new, chat) for example in selection.test]
@@ -220,9 +223,7 @@ def _prompts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokeni
 
 
 def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[TokenizedExample], list[TokenizedExample]]:
-    task, length = task_named(settings.task.name), settings.training.sequence_length
-    train = task.load(settings.task.train, settings.task, "train")
-    test = task.load(settings.task.test, settings.task, "test")
+    length, train, test = settings.training.sequence_length, _loaded(settings, "train"), _loaded(settings, "test")
     if settings.task.unit != "window":
         selection = select(train, test, settings.task)
         laid = [
