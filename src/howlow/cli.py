@@ -127,7 +127,7 @@ def sweep_command(
 
     result = _watched(lambda tell: sweep(settings, out, retry=statuses, accept_different=accepted, on_event=tell), out)
     _print_report([Path(out)], accepted)
-    _say_failed(result.failed)
+    _say_failed(result.failed, out)
 
 
 @app.command("worker")
@@ -146,7 +146,7 @@ def worker_command(
     )
     others = "; howlow sweep takes them over if their worker has died" if done.left else ""
     _say(f"howlow: trials run by this worker: {len(done.records)}; still run by others: {done.left}{others}")
-    _say_failed([record for record in done.records if record.status != "done"])
+    _say_failed([record for record in done.records if record.status != "done"], folder)
 
 
 def _watched(run: Callable[[Any], T], out: Path | str) -> T:
@@ -176,11 +176,12 @@ def _watched(run: Callable[[Any], T], out: Path | str) -> T:
         raise typer.Exit(1) from None
 
 
-def _say_failed(records: Iterable[Any]) -> None:
+def _say_failed(records: Iterable[Any], out: Path | str) -> None:
     """Name the trials that failed, and end with exit code 1 where there are any."""
     failed = list(records)
     for record in failed:
-        _say(f"howlow: {record.trial} ended as {record.status}: {record.error}")
+        log = f"; its log is {out}/trials/{record.trial}/log.txt" if record.status == "failed" else ""
+        _say(f"howlow: {record.trial} ended as {record.status}: {record.error}{log}")
     if failed:
         raise typer.Exit(1)
 
@@ -246,10 +247,11 @@ def report_command(
 def _print_report(folders: list[Path], accept_different: list[str], as_json: bool = False) -> None:
     import shutil
 
-    from howlow.reporting import write_report
+    from howlow.reporting import read_report
 
-    report = write_report(folders, accept_different=accept_different)
+    report = read_report(folders, accept_different=accept_different)
     print(report.json_text() if as_json else report.table_text(shutil.get_terminal_size((100, 24)).columns))
+    report = report.written(folders[0])  # the table is there even if the files cannot be written
     places = dict.fromkeys(str(path if path.parent.name != "figures" else path.parent) for path in report.files)
     _say(f"written: {', '.join(places)}")
 

@@ -46,6 +46,18 @@ class Report:
 
         return json_text(self.comparison)
 
+    def written(self, out: Path) -> "Report":
+        """The same once its files are in the folder `out`.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        files, stale = _files(self.comparison)
+        try:
+            return Report(self.comparison, tuple(_write(out, files, stale)))
+        except OSError as error:
+            raise UserError(f"{path_of(error) or out}: the report cannot be written: {reason(error)}") from None
+
 
 def read_report(folders: Sequence[Path | str], *, accept_different: Sequence[str] = ()) -> Report:
     """Read run directories; nothing is written.
@@ -66,13 +78,8 @@ def write_report(
     Raises:
         UserError: as `read_report`, or the files cannot be written.
     """
-    comparison = read_report(folders, accept_different=accept_different).comparison
-    out = Path(folders[0] if into is None else into)
-    files, stale = _files(comparison)
-    try:
-        return Report(comparison, tuple(_write(out, files, stale)))
-    except OSError as error:
-        raise UserError(f"{path_of(error) or out}: the report cannot be written: {reason(error)}") from None
+    report = read_report(folders, accept_different=accept_different)
+    return report.written(Path(folders[0] if into is None else into))
 
 
 def _files(comparison: Comparison) -> tuple[dict[str, str | bytes], set[str]]:
