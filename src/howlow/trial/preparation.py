@@ -214,9 +214,8 @@ def _prompts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokeni
         settings.task,
     )
     length, new = settings.training.sequence_length, settings.inference.max_new_tokens
-    train = [tokens.tokenize(tokenizer, example, chat) for example in selection.train]
-    test = [tokens.fit_prompt(tokenizer, example, length, new, chat) for example in selection.test]
-    return selection, train, test
+    train = tokens.tokenize_all(tokenizer, selection.train, chat)
+    return selection, train, tokens.fit_prompts(tokenizer, selection.test, length, new, chat)
 
 
 def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[TokenizedExample], list[TokenizedExample]]:
