@@ -209,6 +209,7 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_diff
             print(f"{side}: {examples} examples in {groups} groups, {tokens} tokens")
         print(f"longest training example: {data.longest_tokens} tokens")
         print(f"left out for overlap with the test data: {data.overlap_left_out} training examples")
+        print(f"left out for having no tokens: {data.without_tokens} training examples")
         print(f"dropped as too long: {data.dropped} training examples; cut: {data.cut} examples")
         print(f"model: {report.architecture}, {report.total_parameters} parameters")
         for warning in report.warnings:

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from howlow.engine import layouts
+from howlow.engine.encoding import decode
 from howlow.engine.execution import Running
 from howlow.engine.layouts import Layout
 from howlow.engine.model import base_of
+from howlow.engine.tokens import behind_prompt
 from howlow.engine.tree_generation import Continuation, Writer, lay_out_prompts
 from howlow.errors import UserError
 
@@ -55,17 +57,21 @@ def generate(
     max_new_tokens: int,
     stop: str | None,
     eos: frozenset[int],
+    repeated: Sequence[str] = (),
     on_prompts_read: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[Generated], int]:
     """Continue prompts greedily.
 
-    prompt_length: `padded` fills prompts up to it with `pad_id`. on_prompts_read: called once, when the prompts are
-    read and one token each is written, with the number of tokens that the model ran on until then.
+    prompt_length: `padded` fills prompts up to it with `pad_id`. repeated: the end of each prompt's text that its first
+    new token repeats (`howlow.engine.tokens`), which is not part of the row's text; absent, none does. on_prompts_read:
+    called once, when the prompts are read and one token each is written, with the number of tokens that the model ran
+    on until then.
 
     Returns:
         The rows, and the number of tokens that the model ran on.
     """
-    rows = _Rows(tokenizer, len(prompts), stop, eos)
+    assert len(repeated) in (0, len(prompts)), "every prompt has its own"
+    rows = _Rows(tokenizer, repeated or [""] * len(prompts), stop, eos)
     with running.autocast():
         if layout == "padded":
             ids, mask = layouts.left_padded(prompts, prompt_length, pad_id)
@@ -141,11 +147,11 @@ def _continue_padded(
 class _Rows:
     """The continuations so far, and which of them have ended."""
 
-    def __init__(self, tokenizer: Any, count: int, stop: str | None, eos: frozenset[int]) -> None:
-        self._tokenizer, self._stop, self._eos = tokenizer, stop, eos
-        self._written: list[list[int]] = [[] for _ in range(count)]
-        self._margins = [math.inf] * count
-        self._done = [False] * count
+    def __init__(self, tokenizer: Any, repeated: Sequence[str], stop: str | None, eos: frozenset[int]) -> None:
+        self._tokenizer, self._repeated, self._stop, self._eos = tokenizer, repeated, stop, eos
+        self._written: list[list[int]] = [[] for _ in repeated]
+        self._margins = [math.inf] * len(repeated)
+        self._done = [False] * len(repeated)
 
     def is_done(self, row: int) -> bool:
         """Whether a row has ended."""
@@ -164,8 +170,7 @@ class _Rows:
 
     def _text(self, row: int) -> str:
         kept = [token for token in self._written[row] if token not in self._eos]
-        text: str = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return behind_prompt(decode(self._tokenizer, kept), self._repeated[row])
 
     def results(self) -> list[Generated]:
         """The rows as they were written."""

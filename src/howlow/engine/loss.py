@@ -93,7 +93,7 @@ def _in_chunks(
         places = [one[rows] if needed[0] and not index else one for index, one in enumerate(gradients)]
         for place, gradient in zip(places, parts, strict=True):
             place.add_(gradient)
-    return torch.cat(losses), total, gradients
+    return torch.cat(losses) if losses else total.new_zeros(0), total, gradients
 
 
 def _of_chunk(

@@ -185,8 +185,8 @@ def _text(
         example.group,
         (start_of(tokenizer),),
         tuple(ids),
-        words=words,
-        bytes=len(text.encode()),
+        words=words if ids else 0,
+        bytes=len(text.encode()) if ids else 0,
         cut=cut,
     )
 

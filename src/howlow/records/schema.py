@@ -165,6 +165,16 @@ class DataRecord(Frozen):
     overlap_left_out: int = Field(description="training examples left out because their group occurs in the test data")
     dropped: int = Field(description="training examples too long for the sequence length")
     cut: int = Field(description="examples whose text or context was cut")
+    without_tokens: int | None = Field(
+        None,
+        description="training examples left out because the tokenizer makes no token of their text; None in older "
+        "records",
+    )
+    test_without_tokens: int | None = Field(
+        None,
+        description="test examples of whose text the tokenizer makes no token; they are kept and have no target but an "
+        "answer's end; None in older records",
+    )
 
 
 class LayoutChoice(Frozen):

@@ -14,6 +14,7 @@ class WarningKind(StrEnum):
 
     TRAIN_TEST_OVERLAP = "train_test_overlap"
     EXAMPLES_DROPPED = "examples_dropped"
+    TEXT_WITHOUT_TOKENS = "text_without_tokens"
     TEXT_CUT = "text_cut"
     RANK_ABOVE_MATRIX = "rank_above_matrix"
     TOKENIZER_SUBSTITUTED = "tokenizer_substituted"
@@ -54,6 +55,7 @@ class WarningKind(StrEnum):
 REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.TRAIN_TEST_OVERLAP: "nothing to do; to train on them anyway, set task.overlap = keep",
     WarningKind.EXAMPLES_DROPPED: "raise training.sequence_length to keep them",
+    WarningKind.TEXT_WITHOUT_TOKENS: "leave these texts out of the data, or set a tokenizer that has their characters",
     WarningKind.TEXT_CUT: "raise training.sequence_length, or lower inference.max_new_tokens to leave room for prompts",
     WarningKind.RANK_ABOVE_MATRIX: "leave this rank out: it adds cost, and the product of the matrices cannot use it",
     WarningKind.TOKENIZER_SUBSTITUTED: "give the model's own tokenizer with the setting tokenizer",

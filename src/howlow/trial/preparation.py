@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -148,15 +148,8 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
         warnings.append(RecordWarning(kind=WarningKind.TOKENIZER_SUBSTITUTED, detail=detail))
     has_prompts = task_named(settings.task.name).generates
     selection, train, test = _prompts(settings, tokenizer) if has_prompts else _texts(settings, tokenizer)
-    length = settings.training.sequence_length
-    kept = [example for example in train if example.length <= length]
-    dropped = len(train) - len(kept)
-    if not kept:
-        raise UserError(
-            f"no training example of {settings.task.train} fits into training.sequence_length = {length} "
-            f"(the shortest has {min(example.length for example in train)} tokens); raise it"
-        )
-    cut = sum(example.cut for example in [*kept, *test])
+    told, test_told = _with_tokens(settings, "train", train), _with_tokens(settings, "test", test)
+    kept = _that_fit(settings, told)
     data = DataRecord(
         train_sha256=tokens.fingerprint(kept),
         test_sha256=tokens.fingerprint(test),
@@ -169,11 +162,42 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
         test_tokens=sum(example.length for example in test),
         longest_tokens=max(example.length for example in kept),
         overlap_left_out=selection.overlap_left_out,
-        dropped=dropped,
-        cut=cut,
+        dropped=len(told) - len(kept),
+        cut=sum(example.cut for example in [*kept, *test]),
+        without_tokens=len(train) - len(told),
+        test_without_tokens=len(test) - len(test_told),
     )
     warnings += _data_warnings(data, settings)
     return Prepared(kept, test, list(selection.test), data, warnings, tokenizer_name)
+
+
+def _with_tokens(
+    settings: Settings, side: Literal["train", "test"], examples: Sequence[TokenizedExample]
+) -> list[TokenizedExample]:
+    """The examples whose text has tokens: a tokenizer may drop characters, and a completion's EOS is not its text.
+
+    Training leaves the others out. The test keeps them, so that no score is of fewer examples than the data has: such a
+    text has no target and adds nothing to the loss, and an answer of that kind has its end as its only target.
+    """
+    of_its_own = 1 if task_named(settings.task.name).generates else 0
+    found = [example for example in examples if len(example.completion) > of_its_own]
+    if not found:
+        raise UserError(
+            f"task.{side} {getattr(settings.task, side)}: the tokenizer makes no token of any of its {len(examples)} "
+            "texts; give another tokenizer with the setting tokenizer"
+        )
+    return found
+
+
+def _that_fit(settings: Settings, train: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+    length = settings.training.sequence_length
+    kept = [example for example in train if example.length <= length]
+    if not kept:
+        raise UserError(
+            f"no training example of {settings.task.train} fits into training.sequence_length = {length} "
+            f"(the shortest has {min(example.length for example in train)} tokens); raise it"
+        )
+    return kept
 
 
 def _answers_sha256(examples: Sequence[Example], test: Sequence[TokenizedExample]) -> str:
@@ -184,12 +208,15 @@ def _answers_sha256(examples: Sequence[Example], test: Sequence[TokenizedExample
 
 def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
     length, new = settings.training.sequence_length, settings.inference.max_new_tokens
+    kept = "which are kept and add nothing to the loss"
     cut = f"{data.cut} texts cut to training.sequence_length = {length} tokens"
     if task_named(settings.task.name).generates:
         cut = (
             f"{data.cut} test prompts cut: training.sequence_length = {length} holds prompt and completion, or prompt "
             f"and inference.max_new_tokens = {new}"
         )
+        kept = "which are kept with EOS as their only target"
+    silent = f"{data.without_tokens} training texts, which are left out, and of {data.test_without_tokens} test texts"
     found = [
         (
             WarningKind.TRAIN_TEST_OVERLAP,
@@ -200,6 +227,11 @@ def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
             WarningKind.EXAMPLES_DROPPED,
             data.dropped,
             f"{data.dropped} training examples dropped: longer than {length} tokens",
+        ),
+        (
+            WarningKind.TEXT_WITHOUT_TOKENS,
+            (data.without_tokens or 0) + (data.test_without_tokens or 0),
+            f"the tokenizer makes no token of {silent}, {kept}",
         ),
         (WarningKind.TEXT_CUT, data.cut, cut),
     ]
@@ -292,7 +324,7 @@ def _write(prepared: Prepared, folder: Path, content: str | None) -> None:
     save_file(tensors, folder / "prepared.safetensors")
     document = {
         "train": len(prepared.train),
-        "examples": [[e.id, e.group, e.words, e.bytes, e.cut] for e in both],
+        "examples": [[e.id, e.group, e.words, e.bytes, e.cut, e.repeated] for e in both],
         "test_examples": [asdict(example) for example in prepared.test_examples],
         "data": prepared.data.model_dump(),
         "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
@@ -307,12 +339,12 @@ def read_prepared(folder: Path) -> Prepared:
     document = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "prepared.safetensors")
     flat, both, start = tensors["ids"].tolist(), [], 0
-    for (name, group, words, size, cut), (prompt, completion) in zip(
+    for (name, group, words, size, cut, repeated), (prompt, completion) in zip(
         document["examples"], tensors["lengths"].tolist(), strict=True
     ):
         middle, end = start + prompt, start + prompt + completion
         ids = tuple(flat[start:middle]), tuple(flat[middle:end])
-        both.append(TokenizedExample(name, group, *ids, words=words, bytes=size, cut=cut))
+        both.append(TokenizedExample(name, group, *ids, words=words, bytes=size, cut=cut, repeated=repeated))
         start = end
     examples = [_example(example) for example in document["test_examples"]]
     return Prepared(

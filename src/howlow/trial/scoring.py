@@ -174,7 +174,7 @@ class Scorer:
 
         def work(run: Running, _: Callable[[int], None]) -> BatchResult:
             sums = evaluation.evaluate(run, batch)
-            loss = _finite(math.fsum(sums) / batch.target_tokens)
+            loss = _finite(math.fsum(sums) / batch.target_tokens) if batch.target_tokens else None
             lines = list[str] if self.task.generates else partial(_text_lines, chosen, sums)
             return BatchResult(batch.tokens, batch.target_tokens, batch.computed_tokens, loss, lines)
 
@@ -218,6 +218,7 @@ class Scorer:
                 max_new_tokens=new,
                 stop=settings.task.stop,
                 eos=self.eos,
+                repeated=[example.repeated for example in chosen],
             )
             written = sum(row.new_tokens for row in rows)
             lines = partial(self._answer_lines, chosen, rows)
