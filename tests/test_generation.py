@@ -128,6 +128,18 @@ def test_the_text_ends_before_the_stop_text_even_where_it_spans_tokens(model: An
             assert found == Generated(text, len(text) + len(stop))
 
 
+def test_what_a_row_repeats_of_its_prompt_is_not_its_text_and_holds_no_stop(model: Any, tiny_tokenizer: Any):
+    rows = [(prompt, whole) for prompt, whole in zip(PROMPTS, ours(model, tiny_tokenizer, PROMPTS), strict=True)]
+    long = [(prompt, whole) for prompt, whole in rows if len(whole.text) > 3]
+    assert len(long) > 1
+    for prompt, whole in long:
+        first, rest = whole.text[:2], whole.text[2:]
+        assert ours(model, tiny_tokenizer, [prompt], repeated=[first])[0].text == rest
+        (found,) = ours(model, tiny_tokenizer, [prompt], repeated=[first], stop=whole.text[1])
+        assert found.text == rest.partition(whole.text[1])[0]
+        assert ours(model, tiny_tokenizer, [prompt], repeated=["never written"]) == [whole]
+
+
 def test_a_stop_text_that_does_not_come_changes_nothing(model: Any, tiny_tokenizer: Any):
     plain = ours(model, tiny_tokenizer, PROMPTS)
     assert ours(model, tiny_tokenizer, PROMPTS, stop="never written") == plain

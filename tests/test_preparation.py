@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizer_kinds import DROPPED, KINDS
 
 from howlow import load_settings as load
 from howlow.engine.references import ModelReference
@@ -34,6 +35,79 @@ def test_a_text_that_is_cut_names_the_sequence_length_alone(tiny_table: dict[str
     task = {"name": "language_modeling", "train": str(tmp_path / "train.txt"), "test": str(tmp_path / "test.txt")}
     table = merge({**tiny_table, "task": task}, {"training": {"sequence_length": 20}})
     assert prepared(table, tmp_path)["text_cut"] == "2 texts cut to training.sequence_length = 20 tokens"
+
+
+@pytest.fixture
+def dropping_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model with a tokenizer that drops control characters and ends texts itself."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "dropping"))
+    (folder / "tokenizer.json").unlink()
+    KINDS["unigram that ends texts"]().save_pretrained(folder)
+    return folder
+
+
+def of_texts(tiny_table: dict[str, Any], model: Path, train: str, test: str) -> dict[str, Any]:
+    for name, text in (("train", train), ("test", test)):
+        (model.parent / f"{name}.txt").write_text(text)
+    sides = {name: str(model.parent / f"{name}.txt") for name in ("train", "test")}
+    return {**tiny_table, "model": str(model), "task": {"name": "language_modeling", **sides}}
+
+
+def test_texts_without_tokens_are_left_out_of_training_and_kept_in_the_test(
+    tiny_table: dict[str, Any], dropping_model: Path, tmp_path: Path
+) -> None:
+    table = of_texts(tiny_table, dropping_model, f"ab\n{DROPPED}\n{DROPPED * 2}\nabc\n", f"{DROPPED * 3}\nbab\nWhy\n")
+    assert prepared(table, tmp_path) == {
+        "text_without_tokens": "the tokenizer makes no token of 2 training texts, which are left out, and of 1 test "
+        "texts, which are kept and add nothing to the loss"
+    }
+    found = preparation.read_prepared(tmp_path / "prepared")
+    assert (found.data.train_examples, found.data.without_tokens) == (2, 2)
+    assert (found.data.test_examples, found.data.test_without_tokens) == (3, 1)
+    assert all(example.completion for example in found.train)
+    silent, *others = sorted(found.test, key=lambda one: len(one.completion))
+    assert (silent.completion, silent.words, silent.bytes) == ((), 0, 0)
+    assert [(one.words, one.bytes) for one in others] == [(1, 3), (1, 3)]
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_data_without_any_token_are_refused(
+    tiny_table: dict[str, Any], dropping_model: Path, tmp_path: Path, side: str
+) -> None:
+    texts = {"train": "ab\n", "test": "bab\n", side: f"{DROPPED}\n"}
+    with pytest.raises(
+        UserError, match=f"^task.{side} .*{side}.txt: the tokenizer makes no token of any of its 1 texts"
+    ):
+        prepared(of_texts(tiny_table, dropping_model, **texts), tmp_path)
+
+
+def test_completions_without_tokens_are_left_out_of_training_and_kept_in_the_test(
+    tiny_table: dict[str, Any], dropping_model: Path, tmp_path: Path
+) -> None:
+    for name in ("train", "test"):
+        rows = [{"prompt": f"{name} a:", "completion": DROPPED}, {"prompt": f"{name} b:", "completion": " ab"}]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sides = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    table = {**tiny_table, "model": str(dropping_model), "task": {"name": "completion", **sides}}
+    assert prepared(table, tmp_path)["text_without_tokens"].endswith(
+        "1 training texts, which are left out, and of 1 test texts, which are kept with EOS as their only target"
+    )
+    found = preparation.read_prepared(tmp_path / "prepared")
+    assert (len(found.train), {len(one.completion) for one in found.test}) == (1, {1, 2})
+
+
+def test_the_end_of_a_prompt_that_its_answer_repeats_is_stored(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_table["model"], tmp_path / "merging"))
+    KINDS["byte level"]().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 400}))
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": f"{name} New Yor", "completion": "k"}))
+    sides = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    prepared(
+        {**tiny_table, "model": str(folder), "random_weights": True, "task": {"name": "completion", **sides}}, tmp_path
+    )
+    assert preparation.read_prepared(tmp_path / "prepared").test[0].repeated.strip() == "Yor"
 
 
 def test_weights_that_do_not_fit_are_found_and_those_without_a_place_are_told(

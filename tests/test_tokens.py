@@ -284,6 +284,14 @@ def test_a_chat_prompt_that_is_cut_keeps_its_turns(chat_tokenizer: Any):
     assert found.cut
 
 
+def test_a_chat_prompt_without_a_context_loses_the_beginning_of_its_text_and_keeps_its_turns(chat_tokenizer: Any):
+    found = fit_prompt(chat_tokenizer, example(after="abcdefgh Why?", completion="So."), 40, 4, chat=True)
+    assert read(chat_tokenizer, found.prompt) == "<|user|>fgh Why?<|end|><|assistant|>"
+    assert found.cut
+    with pytest.raises(UserError, match="none of its prompt's text fits"):
+        fit_prompt(chat_tokenizer, example(after="abcdefgh Why?", completion="So."), 32, 4, chat=True)
+
+
 def test_chat_without_a_template_is_refused(tiny_tokenizer: Any):
     with pytest.raises(UserError, match=r"the tokenizer has no chat template; leave it out or give its text"):
         tokenize(tiny_tokenizer, example("a", completion="b"), chat=True)

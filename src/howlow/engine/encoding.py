@@ -126,11 +126,16 @@ def first_part(tokenizer: Tokenizer, text: str, room: int) -> str:
 
     It has a character at least, so that whoever takes part after part comes to an end.
     """
+
+    def count(end: int) -> int:
+        return len(encode(tokenizer, text[:end]))
+
     size = 8 * room  # tokens of more characters are rare, so a long text is not tokenised again and again
-    while size < len(text) and len(encode(tokenizer, text[:size])) <= room:
+    while size < len(text) and count(size) <= room:
         size *= 2
-    fits = range(min(size, len(text)) + 1)
-    return text[: max(1, bisect_right(fits, room, key=lambda end: len(encode(tokenizer, text[:end]))) - 1)]
+    if size >= len(text) and count(len(text)) <= room:  # a beginning may have more tokens: it cuts a word in two
+        return text
+    return text[: max(1, bisect_right(range(min(size, len(text)) + 1), room, key=count) - 1)]
 
 
 def without_end(tokenizer: Tokenizer, text: str, excess: int) -> str:

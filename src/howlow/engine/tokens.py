@@ -94,7 +94,7 @@ def tokenize_all(tokenizer: Tokenizer, examples: Sequence[Example], chat: bool =
 
 
 def _joined(tokenizer: Tokenizer, example: Example, whole: Encoded, lead: tuple[int, ...]) -> TokenizedExample:
-    count, repeated = _split(tokenizer, example.prompt, whole)
+    count, repeated = _split(tokenizer, example, whole)
     prompt = (*lead, *whole.ids[:count]) or (start_of(tokenizer),)
     completion, end = tuple(whole.ids[count:]), eos_of(tokenizer)
     if completion[-1:] != (end,):
@@ -102,20 +102,29 @@ def _joined(tokenizer: Tokenizer, example: Example, whole: Encoded, lead: tuple[
     return TokenizedExample(example.id, example.group, prompt, completion, repeated=repeated)
 
 
-def _split(tokenizer: Tokenizer, prompt: str, whole: Encoded) -> tuple[int, str]:
+def _split(tokenizer: Tokenizer, example: Example, whole: Encoded) -> tuple[int, str]:
     """How many tokens of the whole text are the prompt's, and the text of the prompt that the next token repeats."""
-    within = 0
-    if whole.spans is not None:
-        within = next((index for index, span in enumerate(whole.spans) if span[1] > len(prompt)), len(whole))
-        if not prompt or (within and whole.spans[within - 1][1] == len(prompt)):
-            return within, ""
-    # Spaces at the end of the prompt have no token of their own, or there are no spans.
-    alone = encode(tokenizer, prompt).ids
-    common = next((index for index, (a, b) in enumerate(zip(alone, whole.ids, strict=False)) if a != b), None)
-    common = min(len(alone), len(whole)) if common is None else common
-    if whole.spans is None or common >= within:
+    length = len(example.prompt)
+    if not length:
+        return 0, ""
+    ends = None if whole.spans is None else [end for _, end in whole.spans]
+    within = next((index for index, end in enumerate(ends or ()) if end > length), len(ends or ()))
+    if ends is not None and within and ends[within - 1] == length:
+        return within, ""
+    # The prompt's last characters have no token of their own, or the tokenizer does not say where its tokens stand.
+    alone = encode(tokenizer, example.prompt).ids
+    common = _common(alone, whole.ids)
+    if ends is not None and common > within and example.completion[: ends[common - 1] - length].strip():
+        common = within  # it looks like the prompt's token, and holds more: unknown characters are one token
+    if ends is None or common >= within:
         return common, decode(tokenizer, alone[common:])
-    return within, prompt[whole.spans[within - 1][1] :]
+    return within, example.prompt[ends[within - 1] :]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    least = min(len(one), len(other))
+    return next((index for index in range(least) if one[index] != other[index]), least)
 
 
 def behind_prompt(written: str, repeated: str) -> str:
@@ -170,9 +179,9 @@ def _parts(tokenizer: Tokenizer, text: str, room: int) -> Iterator[tuple[list[in
 
 
 def _parts_by_themselves(tokenizer: Tokenizer, text: str, room: int) -> Iterator[tuple[list[int], int]]:
-    start = 0
+    start, fits = 0, len(encode(tokenizer, text)) <= room
     while start < len(text):
-        part = first_part(tokenizer, text[start:], room)
+        part = text if fits else first_part(tokenizer, text[start:], room)
         start += len(part)
         yield encode(tokenizer, part).ids, start
 
