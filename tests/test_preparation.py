@@ -58,7 +58,7 @@ def test_texts_without_tokens_are_left_out_of_training_and_kept_in_the_test(
 ) -> None:
     table = of_texts(tiny_table, dropping_model, f"ab\n{DROPPED}\n{DROPPED * 2}\nabc\n", f"{DROPPED * 3}\nbab\nWhy\n")
     assert prepared(table, tmp_path) == {
-        "text_without_tokens": "the tokenizer makes no token of 2 training texts, which are left out, and of 1 test "
+        "text_without_tokens": "the tokenizer makes no token of 2 training texts, which are left out and of 1 test "
         "texts, which are kept and add nothing to the loss"
     }
     found = preparation.read_prepared(tmp_path / "prepared")
@@ -90,7 +90,7 @@ def test_completions_without_tokens_are_left_out_of_training_and_kept_in_the_tes
     sides = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
     table = {**tiny_table, "model": str(dropping_model), "task": {"name": "completion", **sides}}
     assert prepared(table, tmp_path)["text_without_tokens"].endswith(
-        "1 training texts, which are left out, and of 1 test texts, which are kept with EOS as their only target"
+        "1 training texts, which are left out and of 1 test texts, which are kept with EOS as their only target"
     )
     found = preparation.read_prepared(tmp_path / "prepared")
     assert (len(found.train), {len(one.completion) for one in found.test}) == (1, {1, 2})

@@ -216,7 +216,11 @@ def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
             f"and inference.max_new_tokens = {new}"
         )
         kept = "which are kept with EOS as their only target"
-    silent = f"{data.without_tokens} training texts, which are left out, and of {data.test_without_tokens} test texts"
+    sides = [
+        (data.without_tokens, "training texts, which are left out"),
+        (data.test_without_tokens, f"test texts, {kept}"),
+    ]
+    silent = " and of ".join(f"{count} {what}" for count, what in sides if count)
     found = [
         (
             WarningKind.TRAIN_TEST_OVERLAP,
@@ -230,8 +234,8 @@ def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
         ),
         (
             WarningKind.TEXT_WITHOUT_TOKENS,
-            (data.without_tokens or 0) + (data.test_without_tokens or 0),
-            f"the tokenizer makes no token of {silent}, {kept}",
+            len(silent),
+            f"the tokenizer makes no token of {silent}",
         ),
         (WarningKind.TEXT_CUT, data.cut, cut),
     ]

@@ -258,7 +258,7 @@ def _text_lines(examples: list[TokenizedExample], sums: list[float]) -> list[str
 def _text_line(example: TokenizedExample, nll: float) -> str:
     return _line(
         id=example.id,
-        log_likelihood=_finite(-nll),
+        log_likelihood=_finite(0.0 - nll),
         tokens=len(example.completion),
         words=example.words,
         bytes=example.bytes,
