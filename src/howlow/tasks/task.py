@@ -33,7 +33,7 @@ class Task:
     """True: examples are prompts with completions, and in the test the model writes text, which is scored.
     False: examples are texts without prompts, and the loss over the test's text is the result."""
     prediction: Callable[[str], str] = str.strip
-    """generated text, cut at `task.stop` -> the text that is scored"""
+    """generated text, cut at `task.stop` -> the text that is scored; accepted answers go the same way"""
     score: Callable[[Sequence[Example], Mapping[str, str]], TaskScores] = _no_scores
     """(examples, example id -> prediction) -> scores; an example without a prediction counts as wrong"""
     score_file: Callable[[str, str], PredictionScores] | None = None
