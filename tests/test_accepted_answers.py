@@ -59,6 +59,7 @@ def kinds(found: AcceptedAnswers) -> dict[str, str]:
 # -- the law --------------------------------------------------------------------------------------------------------
 
 TEXT = st.lists(st.sampled_from(["a", "b ", "é", "漢", "\n", " ", "</s>", "<s>", "END", ". "]), max_size=8).map("".join)
+LONG = 40  # tokens, more than such a text has
 
 
 @pytest.mark.parametrize("task", [COMPLETION, SQUAD], ids=["completion", "question_answering"])
@@ -68,7 +69,7 @@ def test_a_model_that_writes_what_it_was_taught_is_right(
 ):
     assume(text.strip())
     references = (text.strip(),) if task is COMPLETION else (text, other)
-    example, ends = one(f" {text}", *references), limits(stop, new)
+    example, ends = one(f" {text}", *references), limits(stop, LONG if task.compares_whole_answers else new)
     found = read(tiny_tokenizer, [example], ends, task)
     (as_compared,) = found.examples
     prediction = taught(tiny_tokenizer, example, ends, task)
@@ -169,6 +170,19 @@ def test_what_squad_does_not_compare_does_not_count(tiny_tokenizer: Any):
     found = read(tiny_tokenizer, [example], limits("\n"), SQUAD)
     assert found.examples == [example]
     assert (found.count, found.num_unmatchable, found.warnings) == (3, 0, ())
+
+
+def test_squads_official_scores_compare_a_long_answer_whole(tiny_tokenizer: Any):
+    example, ends = one(" a long answer", "a long answer", "long"), limits("\n", 7)
+    found = read(tiny_tokenizer, [example], ends, SQUAD)
+    assert found.examples == [example]
+    assert (found.count, found.num_unmatchable) == (2, 1)
+    assert kinds(found)["references_too_long"].endswith("they are compared whole all the same")
+    scores = SQUAD.score(found.examples, {"one": taught(tiny_tokenizer, example, ends, SQUAD)}).overall
+    assert scores == {"exact_match": 1.0, "f1": 1.0}  # " a long": the second answer, without its article
+    alone = read(tiny_tokenizer, [replace(example, references=("a long answer",))], ends, SQUAD)
+    scores = SQUAD.score(alone.examples, {"one": taught(tiny_tokenizer, example, ends, SQUAD)}).overall
+    assert scores == {"exact_match": 0.0, "f1": pytest.approx(2 / 3)}
 
 
 def test_every_accepted_answer_is_read_and_equal_ones_count_once(tiny_tokenizer: Any):

@@ -186,7 +186,7 @@ UNMATCHABLE_REFERENCES = Column(
     "unmatchable_references",
     "unmatchable answers",
     "count",
-    "accepted answers that no generation can match as they stand; they are compared as it would write them",
+    "accepted answers that no generation can match as they stand: too long, or with stop text or special tokens",
     table=_at(3),
     is_relative=False,
     is_optional=True,

@@ -3,7 +3,8 @@
 A prediction is what a generation writes before EOS, before the stop text and within `inference.max_new_tokens`, decoded
 without special tokens, and read by the task. An accepted answer that this way changes (it is longer, it holds the stop
 text or the text of a special token, the tokenizer cannot write it) can be matched by no generation, however good the
-model is. It is counted, and compared as a generation would write it: both sides take the same way.
+model is. It is counted, and compared as a generation would write it: both sides take the same way. Only where a task's
+scores are published ones, an answer that is merely too long is compared whole.
 """
 
 from collections import defaultdict
@@ -48,7 +49,7 @@ def accepted_answers(
     examples: Sequence[Example],
     tokenized: Sequence[TokenizedExample],
 ) -> AcceptedAnswers:
-    """The answers that predictions are compared with, and why some of them stand for others.
+    """The answers that predictions are compared with, and which of the data's answers no generation can match.
 
     tokenized: the same examples' tokens.
     """
@@ -124,7 +125,7 @@ class AnswerReader:
         ):
             if not self._is_right(example, answer, self.task.prediction(reached)):
                 return text, reason
-        return text, WarningKind.REFERENCES_TOO_LONG
+        return answer if self.task.compares_whole_answers else text, WarningKind.REFERENCES_TOO_LONG
 
     def _spelled(self, answer: str) -> str:
         """The answer encoded and decoded, special tokens included."""
@@ -150,8 +151,10 @@ class AnswerReader:
                 WarningKind.REFERENCES_WITH_SPECIAL_TOKENS: "with the text of EOS or another special token inside",
                 WarningKind.REFERENCES_ALTERED: "which the tokenizer cannot write, or the task reads as another",
             }
-            detail = f"{one.count} of {count} accepted answers {why[kind]}, the first of example {one.first!r}: "
-            yield RecordWarning(kind=kind, detail=detail + "no generation matches them, so they are compared as cut")
+            is_whole = kind is WarningKind.REFERENCES_TOO_LONG and self.task.compares_whole_answers
+            outcome = "they are compared whole all the same" if is_whole else "they are compared as it would write them"
+            detail = f"{one.count} of {count} accepted answers {why[kind]}, the first of example {one.first!r}"
+            yield RecordWarning(kind=kind, detail=f"{detail}: no generation matches them; {outcome}")
 
 
 def stop_ids(reference: ModelReference, config: Any, tokenizer: Any, *, random_weights: bool) -> frozenset[int]:
