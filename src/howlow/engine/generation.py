@@ -20,11 +20,10 @@ import torch
 from torch import Tensor
 
 from howlow.engine import layouts
-from howlow.engine.encoding import decode
+from howlow.engine.answers import before_stop, decoded
 from howlow.engine.execution import Running
 from howlow.engine.layouts import Layout
 from howlow.engine.model import base_of
-from howlow.engine.tokens import behind_prompt
 from howlow.engine.tree_generation import Continuation, Writer, lay_out_prompts
 from howlow.errors import UserError
 
@@ -71,7 +70,7 @@ def generate(
         The rows, and the number of tokens that the model ran on.
     """
     assert len(repeated) in (0, len(prompts)), "every prompt has its own"
-    rows = _Rows(tokenizer, repeated or [""] * len(prompts), stop, eos)
+    rows = _Rows(tokenizer, len(prompts), stop, eos, repeated)
     with running.autocast():
         if layout == "padded":
             ids, mask = layouts.left_padded(prompts, prompt_length, pad_id)
@@ -147,11 +146,14 @@ def _continue_padded(
 class _Rows:
     """The continuations so far, and which of them have ended."""
 
-    def __init__(self, tokenizer: Any, repeated: Sequence[str], stop: str | None, eos: frozenset[int]) -> None:
-        self._tokenizer, self._repeated, self._stop, self._eos = tokenizer, repeated, stop, eos
-        self._written: list[list[int]] = [[] for _ in repeated]
-        self._margins = [math.inf] * len(repeated)
-        self._done = [False] * len(repeated)
+    def __init__(
+        self, tokenizer: Any, count: int, stop: str | None, eos: frozenset[int], repeated: Sequence[str] = ()
+    ) -> None:
+        self._tokenizer, self._stop, self._eos = tokenizer, stop, eos
+        self._repeated = repeated or [""] * count
+        self._written: list[list[int]] = [[] for _ in range(count)]
+        self._margins = [math.inf] * count
+        self._done = [False] * count
 
     def is_done(self, row: int) -> bool:
         """Whether a row has ended."""
@@ -169,14 +171,12 @@ class _Rows:
         return chosen
 
     def _text(self, row: int) -> str:
-        kept = [token for token in self._written[row] if token not in self._eos]
-        return behind_prompt(decode(self._tokenizer, kept), self._repeated[row])
+        return decoded(self._tokenizer, self._written[row], self._eos, self._repeated[row])
 
     def results(self) -> list[Generated]:
         """The rows as they were written."""
         found = []
         for row, written in enumerate(self._written):
-            text = self._text(row)
-            cut = text.partition(self._stop)[0] if self._stop else text
-            found.append(Generated(cut, len(written), self._margins[row]))
+            text = before_stop(self._text(row), self._stop)
+            found.append(Generated(text, len(written), self._margins[row]))
         return found

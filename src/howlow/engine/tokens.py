@@ -4,8 +4,9 @@
   others: many tokenizers put a space before every text. The prompt's tokens are those that end where the prompt ends
   or before. A token that holds the end of the prompt and the beginning of the completion belongs to the completion: it
   is a target, and generation starts before it. Training, loss and generation all see this one split.
-* A completion ends with EOS, which is a target like any other token; it gets none if its own text ends with it. Special
-  tokens that a tokenizer adds before a text are kept, those that it adds behind a text are not.
+* A completion ends with EOS, in a chat template with the end of the turn. It is a target like any other token; a
+  completion whose own text ends with it gets no second one. Special tokens that a tokenizer adds before a text are
+  kept, those that it adds behind a text are not.
 * Language modelling has no prompt: a text starts with BOS (EOS where the tokenizer has none), which is never a target,
   and does not get an EOS.
 * Training: language modelling cuts a text that exceeds the sequence length; other tasks drop the example.
@@ -21,8 +22,8 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from howlow.engine.chat_template import in_chat_template, turn_end
 from howlow.engine.encoding import (
     Encoded,
     Tokenizer,
@@ -64,19 +65,6 @@ class TokenizedExample:
         return len(self.prompt) + len(self.completion)
 
 
-def in_chat_template(tokenizer: Any, example: Example, chat: bool) -> Example:
-    """The example with its prompt as the user's turn of the tokenizer's chat template, where `chat` asks for it."""
-    if not chat:
-        return example
-    if not tokenizer.chat_template:
-        raise UserError('task.template = "chat": the tokenizer has no chat template; leave it out or give its text')
-    mark = "\u2063\u2063"  # invisible separators stand for the prompt, so that the template cannot alter it
-    turns = [{"role": "user", "content": mark}]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    head, _, tail = text.partition(mark)
-    return replace(example, before=head + example.before, after=example.after + tail)
-
-
 # -- prompt and completion ------------------------------------------------------------------------------------------
 
 
@@ -88,17 +76,31 @@ def tokenize(tokenizer: Tokenizer, example: Example, chat: bool = False) -> Toke
 def tokenize_all(tokenizer: Tokenizer, examples: Sequence[Example], chat: bool = False) -> list[TokenizedExample]:
     """Examples with prompts, uncut, in their order."""
     rendered = [in_chat_template(tokenizer, example, chat) for example in examples]
-    lead = () if chat else leading_tokens(tokenizer)  # a chat template writes its special tokens itself
     wholes = encode_all(tokenizer, [one.prompt + one.completion for one in rendered])
-    return [_joined(tokenizer, *pair, lead) for pair in zip(rendered, wholes, strict=True)]
+    frame = _Frame.of(tokenizer, chat)
+    return [_joined(tokenizer, *pair, frame) for pair in zip(rendered, wholes, strict=True)]
 
 
-def _joined(tokenizer: Tokenizer, example: Example, whole: Encoded, lead: tuple[int, ...]) -> TokenizedExample:
+@dataclass(frozen=True)
+class _Frame:
+    """The special tokens before a prompt, and the one that ends a completion."""
+
+    lead: tuple[int, ...]
+    end: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, chat: bool) -> "_Frame":
+        """A chat template writes its special tokens itself."""
+        end = turn_end(tokenizer) if chat else None
+        return cls(() if chat else leading_tokens(tokenizer), eos_of(tokenizer) if end is None else end)
+
+
+def _joined(tokenizer: Tokenizer, example: Example, whole: Encoded, frame: _Frame) -> TokenizedExample:
     count, repeated = _split(tokenizer, example, whole)
-    prompt = (*lead, *whole.ids[:count]) or (start_of(tokenizer),)
-    completion, end = tuple(whole.ids[count:]), eos_of(tokenizer)
-    if completion[-1:] != (end,):
-        completion = (*completion, end)
+    prompt = (*frame.lead, *whole.ids[:count]) or (start_of(tokenizer),)
+    completion = tuple(whole.ids[count:])
+    if completion[-1:] != (frame.end,):
+        completion = (*completion, frame.end)
     return TokenizedExample(example.id, example.group, prompt, completion, repeated=repeated)
 
 
@@ -125,11 +127,6 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens both begin with."""
     least = min(len(one), len(other))
     return next((index for index in range(least) if one[index] != other[index]), least)
-
-
-def behind_prompt(written: str, repeated: str) -> str:
-    """What a model wrote, without the end of the prompt that it repeats (`TokenizedExample.repeated`)."""
-    return "" if repeated.startswith(written) else written.removeprefix(repeated)
 
 
 # -- texts ----------------------------------------------------------------------------------------------------------

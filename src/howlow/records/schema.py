@@ -175,6 +175,13 @@ class DataRecord(Frozen):
         description="test examples of whose text the tokenizer makes no token; they are kept and have no target but an "
         "answer's end; None in older records",
     )
+    references: int | None = Field(
+        None,
+        description="accepted answers of the test, equal ones of an example once; None: the task has none",
+    )
+    unmatchable_references: int | None = Field(
+        None, description="of these, how many no generation can match as they stand (length, stop text, special tokens)"
+    )
 
 
 class LayoutChoice(Frozen):
