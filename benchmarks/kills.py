@@ -5,8 +5,8 @@
 A sweep is started with `howlow sweep`, and after a random time killed: the parent alone, the whole group, the trial
 alone (SIGKILL), or the parent as a cluster does it (SIGTERM). The same command is given again, up to eight times, then
 left to its end. With several workers, half of the sweeps have one worker less, and a `howlow worker` joins them and is
-killed at random as well. Steps with their losses, predictions, scores and adapters must equal those of a sweep that was never killed. A trial that was
-killed alone has a record that says so and is run again by `--retry failed`.
+killed at random as well. Steps with their losses, predictions, scores and adapters must equal those of a sweep that was
+never killed. A trial that was killed alone has a record that says so and is run again by `--retry failed`.
 
 Throughout a sweep a watcher looks at the processes and the records: no trial may be written by two processes at once
 (`double`), and none may be started that has a record (`again`). A trial's process starts again only where its holder
