@@ -75,10 +75,7 @@ def tokenize(tokenizer: Tokenizer, example: Example, chat: bool = False) -> Toke
 
 def tokenize_all(tokenizer: Tokenizer, examples: Sequence[Example], chat: bool = False) -> list[TokenizedExample]:
     """Examples with prompts, uncut, in their order."""
-    rendered = [in_chat_template(tokenizer, example, chat) for example in examples]
-    wholes = encode_all(tokenizer, [one.prompt + one.completion for one in rendered])
-    frame = _Frame.of(tokenizer, chat)
-    return [_joined(tokenizer, *pair, frame) for pair in zip(rendered, wholes, strict=True)]
+    return _tokenized(tokenizer, examples, _Frame.of(tokenizer, chat))
 
 
 @dataclass(frozen=True)
@@ -87,12 +84,19 @@ class _Frame:
 
     lead: tuple[int, ...]
     end: int
+    chat: bool
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, chat: bool) -> "_Frame":
         """A chat template writes its special tokens itself."""
         end = turn_end(tokenizer) if chat else None
-        return cls(() if chat else leading_tokens(tokenizer), eos_of(tokenizer) if end is None else end)
+        return cls(() if chat else leading_tokens(tokenizer), eos_of(tokenizer) if end is None else end, chat)
+
+
+def _tokenized(tokenizer: Tokenizer, examples: Sequence[Example], frame: _Frame) -> list[TokenizedExample]:
+    rendered = [in_chat_template(tokenizer, example, frame.chat) for example in examples]
+    wholes = encode_all(tokenizer, [one.prompt + one.completion for one in rendered])
+    return [_joined(tokenizer, *pair, frame) for pair in zip(rendered, wholes, strict=True)]
 
 
 def _joined(tokenizer: Tokenizer, example: Example, whole: Encoded, frame: _Frame) -> TokenizedExample:
@@ -211,9 +215,9 @@ def fit_prompts(
     tokenizer: Tokenizer, examples: Sequence[Example], sequence_length: int, max_new_tokens: int, chat: bool = False
 ) -> list[TokenizedExample]:
     """Test examples whose prompts leave room for their completions and for the new tokens, in their order."""
-    room = _Room(sequence_length, max_new_tokens)
-    wholes = tokenize_all(tokenizer, examples, chat)
-    return [_fitted(tokenizer, *pair, room, chat) for pair in zip(examples, wholes, strict=True)]
+    room, frame = _Room(sequence_length, max_new_tokens), _Frame.of(tokenizer, chat)
+    wholes = _tokenized(tokenizer, examples, frame)
+    return [_fitted(tokenizer, *pair, room, frame) for pair in zip(examples, wholes, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ class _Room:
 
 
 def _fitted(
-    tokenizer: Tokenizer, example: Example, whole: TokenizedExample, room: _Room, chat: bool
+    tokenizer: Tokenizer, example: Example, whole: TokenizedExample, room: _Room, frame: _Frame
 ) -> TokenizedExample:
     if room.for_prompt(whole) < 1:
         raise UserError(
@@ -249,7 +253,7 @@ def _fitted(
         else:
             text = without_beginning(tokenizer, text, room.excess(shorter))
             left = replace(example, before="", after=text)
-        shorter = tokenize(tokenizer, left, chat)
+        (shorter,) = _tokenized(tokenizer, [left], frame)
     if room.excess(shorter) > 0 or (example.prompt and not text and not example.context):
         raise UserError(_too_long(example, shorter, room))
     return replace(shorter, cut=shorter.prompt != whole.prompt)
