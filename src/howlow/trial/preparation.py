@@ -9,6 +9,7 @@ trial. The result is a folder that the trials read, so that all of them see the 
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -29,7 +30,8 @@ from howlow.meters.machine import choose_device, environment
 from howlow.records import DataRecord, RecordWarning, WarningKind, write_atomically
 from howlow.records.own_sources import code_sha256
 from howlow.settings import Settings, preparation_key
-from howlow.tasks import Example, Selection, select, task_named
+from howlow.tasks import DataFiles, Example, Selection, files_of, select, task_named
+from howlow.trial.data_sources import left_out_of, source_read, told_of
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def _check_against_model(settings: Settings, structure: models.Structure, prepar
     if highest >= structure.vocabulary:
         raise UserError(
             f"tokenizer {prepared.tokenizer_name}: it gives token {highest}, the model {settings.model} has "
-            f"{structure.vocabulary}; give the model's own with the setting tokenizer"
+            f"{structure.vocabulary}; {_tokenizer_remedy(settings, prepared)}"
         )
     length = settings.training.sequence_length
     if structure.learned_positions and structure.max_positions and length > structure.max_positions:
@@ -132,6 +134,16 @@ def _check_against_model(settings: Settings, structure: models.Structure, prepar
             f"training.sequence_length = {length}: {settings.model} has learned positions for "
             f"{structure.max_positions} tokens; lower it to that"
         )
+
+
+def _tokenizer_remedy(settings: Settings, prepared: Prepared) -> str:
+    is_own = not any(warning.kind is WarningKind.TOKENIZER_SUBSTITUTED for warning in prepared.warnings)
+    if is_own and settings.tokenizer in (None, settings.model):
+        return (
+            "it is the model's own, so the folder's files belong to two models, or tokens were added to the tokenizer "
+            "only; resize the model's embeddings (resize_token_embeddings), or give another with the setting tokenizer"
+        )
+    return "give the model's own with the setting tokenizer"
 
 
 # -- examples -> tokens ---------------------------------------------------------------------------------------------
@@ -171,6 +183,7 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
         overlap_left_out=selection.overlap_left_out,
         dropped=dropped,
         cut=cut,
+        sources=(source_read("train", settings.task.train), source_read("test", settings.task.test)),
     )
     warnings += _data_warnings(data, settings)
     return Prepared(kept, test, list(selection.test), data, warnings, tokenizer_name)
@@ -190,7 +203,9 @@ def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
             f"{data.cut} test prompts cut: training.sequence_length = {length} holds prompt and completion, or prompt "
             f"and inference.max_new_tokens = {new}"
         )
+    left_out = left_out_of(data)
     found = [
+        (WarningKind.FILES_LEFT_OUT, len(left_out), told_of(left_out)),
         (
             WarningKind.TRAIN_TEST_OVERLAP,
             data.overlap_left_out,
@@ -252,26 +267,30 @@ def _content(settings: Settings, reference: ModelReference) -> str | None:
     tokenizer = locate(settings.tokenizer, random_weights=True) if settings.tokenizer else reference
     if not tokenizer.has_tokenizer:
         tokenizer = locate(PACKAGED)
-    sources = [Path(settings.task.train), Path(settings.task.test)]
-    if not tokenizer.is_local or not all(source.exists() for source in sources):
-        return None
+    sources = [files_of(settings.task.train, "train"), files_of(settings.task.test, "test")]
+    if not tokenizer.is_local or not all(map(_can_be_read, sources)):
+        return None  # the reader of what cannot be read says why
     digest = hashlib.sha256()
     versions = [version(name) for name in ("howlow", "transformers", "tokenizers")]
     digest.update(repr((versions, code_sha256(), preparation_key(settings))).encode())
-    for path in [*_files(Path(tokenizer.location), *_TOKENIZER_FILES), *_files(*sources)]:
+    for path in _tokenizer_files(Path(tokenizer.location)):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    for source in sources:
+        digest.update(repr((source.format, source.left_out)).encode())
+        for name, path in zip(source.names, source.files, strict=True):
+            digest.update(f"{name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _files(*places: Path | str) -> list[Path]:
-    """The files among the places, and the files in their folders that match a pattern (any, where none is given)."""
-    patterns = [place for place in places if isinstance(place, str)] or ["*"]
-    found = []
-    for place in places:
-        if isinstance(place, Path):
-            inside = {path for pattern in patterns for path in place.rglob(pattern)} if place.is_dir() else {place}
-            found += sorted(path for path in inside if path.is_file())
-    return found
+def _can_be_read(source: DataFiles) -> bool:
+    return bool(source.files) and all(file.is_file() and os.access(file, os.R_OK) for file in source.files)
+
+
+def _tokenizer_files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    inside = {path for pattern in _TOKENIZER_FILES for path in place.rglob(pattern)}
+    return sorted(path for path in inside if path.is_file())
 
 
 def _stored(folder: Path, content: str | None) -> Prepared | None:
