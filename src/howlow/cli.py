@@ -173,7 +173,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def _is_int(text: str) -> bool:
-    return re.fullmatch("-?[0-9]+", text) is not None
+    return re.fullmatch("-?[0-9]{1,18}", text) is not None
 
 
 def _statuses(text: str | None) -> list[Any]:

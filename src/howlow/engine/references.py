@@ -49,6 +49,7 @@ def locate(reference: str, random_weights: bool = False) -> ModelReference:
     """
     if reference == PACKAGED:
         return ModelReference(reference, str(_dequantised(_packaged_gguf())), True, True)
+    path = _path(reference)
     config = resources.files("howlow") / "model_configs" / f"{reference}.json"
     if "/" not in reference and config.is_file():
         if not random_weights:
@@ -57,7 +58,6 @@ def locate(reference: str, random_weights: bool = False) -> ModelReference:
                 "or random_weights = true for a study of the costs"
             )
         return ModelReference(reference, str(config), True, False)
-    path = _path(reference)
     if path.suffix == ".gguf":
         return ModelReference(reference, str(_dequantised(path)), True, True)
     if path.is_dir():

@@ -100,6 +100,8 @@ def parse_assignment(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {text}: KEY=VALUE is expected, e.g. --set training.batch_size=4")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"--set {text!r}: holds a byte that is not UTF-8; write the value as UTF-8")
     for candidate in (f"{key} = {value}", f"{key} = {tomlkit.item(value.strip()).as_string()}"):
         try:
             return _parsed(candidate)

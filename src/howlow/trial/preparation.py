@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from howlow.engine import model as models
 from howlow.engine import tokens
-from howlow.engine.references import PACKAGED, ModelReference, locate
+from howlow.engine.references import PACKAGED, ModelReference, locate, locate_tokenizer
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.weights import check_fit, file_sha256, weights_sha256
 from howlow.errors import UserError
@@ -259,21 +259,25 @@ def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokenize
 
 
 def _content(settings: Settings, reference: ModelReference) -> str | None:
-    """A hash of everything that the tokens follow from; None where it cannot be known (data or a tokenizer of the hub).
+    """A hash of everything that the tokens follow from; None where it cannot be known (data or a tokenizer of the hub,
+    or what cannot be read: its reader says why).
 
     Data and tokenizer count by the content of their files: a sweep that is resumed tokenises nothing again, unless its
     data has changed.
     """
-    tokenizer = locate(settings.tokenizer, random_weights=True) if settings.tokenizer else reference
+    tokenizer = locate_tokenizer(settings.tokenizer) if settings.tokenizer else reference
     if not tokenizer.has_tokenizer:
         tokenizer = locate(PACKAGED)
     sources = [files_of(settings.task.train, "train"), files_of(settings.task.test, "test")]
     if not tokenizer.is_local or not all(map(_can_be_read, sources)):
-        return None  # the reader of what cannot be read says why
+        return None
+    tokenizer_files = _tokenizer_files(Path(tokenizer.location))
+    if not all(os.access(path, os.R_OK) for path in tokenizer_files):
+        return None
     digest = hashlib.sha256()
     versions = [version(name) for name in ("howlow", "transformers", "tokenizers")]
     digest.update(repr((versions, code_sha256(), preparation_key(settings))).encode())
-    for path in _tokenizer_files(Path(tokenizer.location)):
+    for path in tokenizer_files:
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     for source in sources:
         digest.update(repr((source.format, source.left_out)).encode())
@@ -283,7 +287,10 @@ def _content(settings: Settings, reference: ModelReference) -> str | None:
 
 
 def _can_be_read(source: DataFiles) -> bool:
-    return bool(source.files) and all(file.is_file() and os.access(file, os.R_OK) for file in source.files)
+    try:
+        return bool(source.files) and all(file.is_file() and os.access(file, os.R_OK) for file in source.files)
+    except OSError:
+        return False
 
 
 def _tokenizer_files(place: Path) -> list[Path]:
