@@ -56,6 +56,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.THROTTLED: _COSTS,
     WarningKind.QUALITY_NOT_COMPARABLE: ("quality",),
     WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
+    WarningKind.BASELINE_REPEATED: (),
 }
 
 

@@ -50,6 +50,7 @@ class WarningKind(StrEnum):
     THROTTLED = "throttled"
     QUALITY_NOT_COMPARABLE = "quality_not_comparable"
     COSTS_NOT_COMPARABLE = "costs_not_comparable"
+    BASELINE_REPEATED = "baseline_repeated"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
@@ -96,6 +97,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.QUALITY_NOT_COMPARABLE: "run the trials under equal conditions; --accept-different allowed this one",
     WarningKind.COSTS_NOT_COMPARABLE: "compare the quality alone, or run the trials under equal conditions on "
     "one machine; --accept-different allowed this difference",
+    WarningKind.BASELINE_REPEATED: "name its folder first to report the other measurement; how far they differ "
+    "is the noise between two runs",
 }
 
 
