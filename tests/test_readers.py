@@ -1,6 +1,7 @@
 """Every format in which data comes: the same rows give the same examples, and what was read is told."""
 
 import bz2
+import contextlib
 import gzip
 import json
 import lzma
@@ -305,3 +306,26 @@ def test_an_empty_list_of_answers_says_by_itself_that_there_is_none(tmp_path: Pa
 def test_any_name_of_a_missing_file_is_refused_in_one_line(source: str) -> None:
     for task in OF_TASK:
         assert "\n" not in refusal(task, source)
+
+
+VALID = {
+    "d.jsonl": jsonl(ROWS),
+    "d.json": json.dumps(QUESTIONS),
+    "d.csv": "prompt,completion\n2+2=,4\n",
+    "d.txt": "a b\nc\n",
+}
+
+
+@given(
+    name=st.sampled_from([*VALID, "d.parquet", "d.arrow"]),
+    start=st.integers(0, 80),
+    piece=st.binary(max_size=6)
+    | st.sampled_from([b"[" * 5000, b"9" * 5000, b"\\ud800", b"\xef\xbb\xbf", b"NaN", b"PAR1"]),
+)
+@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damage_gives_examples_or_one_line(tmp_path: Path, name: str, start: int, piece: bytes) -> None:
+    valid = VALID.get(name, VALID["d.jsonl"]).encode()
+    (tmp_path / name).write_bytes(valid[:start] + piece + valid[start + 1 :])
+    for task in OF_TASK:
+        with contextlib.suppress(UserError):
+            assert loaded(task, tmp_path / name)
