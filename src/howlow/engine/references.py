@@ -24,7 +24,7 @@ from platformdirs import user_cache_path
 from howlow.engine.weights import file_sha256, shards
 from howlow.errors import UserError
 
-_OF_LOADERS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, StrictDataclassError)
+_OF_LOADERS = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, StrictDataclassError)
 PACKAGED = "smollm2-135m"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -219,6 +219,10 @@ def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool 
     """
     try:
         return load()
+    except RecursionError:
+        raise UserError(
+            f"{what} {reference}: its files cannot be loaded: one is nested too deeply; copy it again"
+        ) from None
     except RuntimeError as error:
         if "mismatch" not in str(error):  # an allocation that failed, above all
             raise

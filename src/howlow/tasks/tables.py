@@ -24,6 +24,8 @@ def read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] =
 
     try:
         table = _saved(path) if path.is_dir() else _file(path)
+        used = [column for column in (*columns, *optional) if column in table.column_names]
+        table.select_columns(used).data.validate(full=True)  # damaged offsets would be followed anywhere
         return _rows(table, str(path), shown_name(path.name), columns, optional)
     except (*_PROBLEMS, ArrowException) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
