@@ -15,7 +15,7 @@ from typing import Any
 
 from howlow.analysis.caveats import qualified
 from howlow.analysis.column import Column
-from howlow.analysis.columns import COLUMNS, columns_of
+from howlow.analysis.columns import COLUMNS, UNMATCHABLE_REFERENCES, columns_of
 from howlow.analysis.energy import Seen, energy_figures, inside, meter_figures, ratio, read_seen, timeline_figures
 from howlow.errors import UserError
 from howlow.records import (
@@ -266,6 +266,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
             row["inference_new_tokens_per_sample"] = _new_tokens_per_sample(steps)
             row.update({f"inference_{name}": value for name, value in _prefill_and_decode(record, steps).items()})
     row.update({name: _finite(getattr(record.scores, name)) for name in Scores.model_fields if name in row})
+    row[UNMATCHABLE_REFERENCES.name] = record.data.unmatchable_references if record.data else None
     row.update(meter_figures(record))
     row.update({axis: axis_value(record, axis) for axis in axes})
     return row

@@ -178,6 +178,13 @@ class DataRecord(Frozen):
     dropped: int = Field(description="training examples too long for the sequence length")
     cut: int = Field(description="examples whose text or context was cut")
     sources: tuple[DataSource, ...] = Field((), description="what was read and left out; empty in older records")
+    references: int | None = Field(
+        None,
+        description="accepted answers of the test, equal ones of an example once; None: the task has none",
+    )
+    unmatchable_references: int | None = Field(
+        None, description="of these, how many no generation can match as they stand (length, stop text, special tokens)"
+    )
 
 
 class LayoutChoice(Frozen):

@@ -32,6 +32,10 @@ class WarningKind(StrEnum):
     LAYOUT_FELL_BACK = "layout_fell_back"
     NEAR_TIES = "near_ties"
     WEIGHTS_LEFT_OUT = "weights_left_out"
+    REFERENCES_TOO_LONG = "references_too_long"
+    REFERENCES_WITH_STOP = "references_with_stop"
+    REFERENCES_WITH_SPECIAL_TOKENS = "references_with_special_tokens"
+    REFERENCES_ALTERED = "references_altered"
     ENERGY_WINDOW_TOO_SHORT = "energy_window_too_short"
     ENERGY_GAP = "energy_gap"
     SENSOR_LATE = "sensor_late"
@@ -76,6 +80,10 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.NEAR_TIES: "with another layout or batch size these answers may differ; smallest_margin in "
     "predictions.jsonl shows which",
     WarningKind.WEIGHTS_LEFT_OUT: "check that config.json and the weights belong to the same model",
+    WarningKind.REFERENCES_TOO_LONG: "raise inference.max_new_tokens to at least the length of the longest",
+    WarningKind.REFERENCES_WITH_STOP: "set task.stop to a text that no answer holds, or to the empty text",
+    WarningKind.REFERENCES_WITH_SPECIAL_TOKENS: "remove these texts from the answers; EOS follows a completion anyway",
+    WarningKind.REFERENCES_ALTERED: "set tokenizer to one that can write these answers, or change the answers",
     WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples, so that the measured part lasts long enough",
     WarningKind.ENERGY_GAP: "find out why the sensor did not answer; the figures cover only the time in which it did",
     WarningKind.SENSOR_LATE: "find out why the sensor was slow (howlow env tries it); no step waited for it",
