@@ -28,7 +28,7 @@ from bad_contents import (
     Content,
     rows,
 )
-from valid_inputs import ROWS, settings_table
+from valid_inputs import CHAT_TEMPLATE, ROWS, settings_table
 
 
 @dataclass(frozen=True)
@@ -349,6 +349,9 @@ def of_right_ones() -> Iterator[Case]:
     }
     for name, content in contents.items():
         yield Case("odd and right", name, lambda place, n=name, c=content: place.sweep(train=place.file(n, c)), False)
+    parts = CHAT_TEMPLATE.replace("message.content", "message.content[0].text")
+    command = changed_model("chat_template.jinja", parts, "--set", "task.template=chat")
+    yield Case("odd and right", "a chat template that reads a list of parts", command, False)
     for name in ("rows.parquet", "saved", "rows.csv"):
         yield Case("odd and right", name, lambda place, n=name: place.sweep(train=str(place.data / n)), False)
 

@@ -352,7 +352,6 @@ TEMPLATES: dict[str, Content] = {
     "prints the content twice": CHAT_TEMPLATE.replace(
         "{{ message.content }}", "{{ message.content }}{{ message.content }}"
     ),
-    "content is a list of parts": CHAT_TEMPLATE.replace("message.content", "message.content[0].text"),
     "upper case": CHAT_TEMPLATE.replace("message.content", "message.content | upper"),
     "division by zero": "{{ 1 // 0 }}",
     "attribute of what is not there": "{{ messages[7].content.x }}",
