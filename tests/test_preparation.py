@@ -192,3 +192,61 @@ def test_a_trial_loads_the_commit_that_was_prepared(
     loading.load_base(settings, execution, commit="c" * 40)
     loading.load_base(settings, execution)
     assert asked == ["c" * 40, "c" * 40, "main", "main"]
+
+
+# -- what was read --------------------------------------------------------------------------------------------------
+
+
+def test_the_record_lists_what_was_read_and_what_was_not(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    for side in ("train", "test"):
+        for name in ("a.txt", "B.TXT", "notes.md", ".ipynb_checkpoints/a.txt"):
+            (tmp_path / side / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / side / name).write_text(f"The {side} text of {name}.\n")
+    task = {"name": "language_modeling", "train": str(tmp_path / "train"), "test": str(tmp_path / "test")}
+    report = preparation.prepare(load(None, [{**tiny_table, "task": task}]), [], tmp_path / "prepared")
+    train, test = report["data"]["sources"]
+    assert (train["side"], test["side"], train["source"]) == ("train", "test", str(tmp_path / "train"))
+    assert (train["format"], train["files_read"], train["files"]) == ("folder", 2, ("B.TXT", "a.txt"))
+    assert (train["files_left_out"], train["left_out"]) == (2, (".ipynb_checkpoints/", "notes.md"))
+    (told,) = [warning for warning in report["warnings"] if warning["kind"] == "files_left_out"]
+    assert told["detail"].startswith("2 files or linked folders are not read")
+    assert str(tmp_path / "train" / "notes.md") in told["detail"]
+    assert ".ipynb" not in told["detail"]
+
+
+def test_a_hidden_file_changes_no_tokens(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.txt").write_text("One.\nTwo.\nThree.\n")
+    both = {"train": str(tmp_path / "data"), "test": str(tmp_path / "data"), "test_examples": 1}
+    table = {**tiny_table, "task": {"name": "language_modeling", **both}}
+    before = hashes(table, tmp_path)
+    (tmp_path / "data" / ".a.txt").write_text("Four.\n")
+    assert hashes(table, tmp_path) == before
+
+
+# -- the tokenizer --------------------------------------------------------------------------------------------------
+
+
+def test_a_token_beyond_the_vocabulary_names_the_remedy_that_is_left(
+    tiny_table: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    small = Path(shutil.copytree(tiny_model, tmp_path / "small"))
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(config | {"vocab_size": 100}))
+    table = merge(tiny_table, {"model": str(small), "random_weights": True})
+    with pytest.raises(UserError, match="it is the model's own, so the folder's files belong to two models"):
+        prepared(table, tmp_path)
+    with pytest.raises(UserError, match="give the model's own with the setting tokenizer"):
+        prepared({**table, "tokenizer": str(tiny_model)}, tmp_path)
+
+
+def test_a_sentencepiece_model_alone_names_the_packages_that_read_it(
+    tiny_table: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "copied"))
+    for left in folder.glob("token*"):
+        left.unlink()
+    (folder / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02")
+    with pytest.raises(UserError, match=r"pip install (sentencepiece|tiktoken|protobuf)") as caught:
+        prepared({**tiny_table, "model": str(folder)}, tmp_path)
+    assert f"tokenizer {folder}: " in str(caught.value)

@@ -142,6 +142,18 @@ class ModelRecord(Frozen):
     weights: Literal["pretrained", "random"]
 
 
+class DataSource(Frozen):
+    """What the examples of one side were read from."""
+
+    side: Literal["train", "test"]
+    source: str = Field(description="as the settings name it")
+    format: str = Field(description="text, json, jsonl, csv, table, saved data set, folder or hub data")
+    files_read: int = Field(description="0: hub data")
+    files: tuple[str, ...] = Field(description="their paths in the folder, or the file's name; the first 1,000")
+    files_left_out: int = Field(0, description="files and folders in the folder that were not read")
+    left_out: tuple[str, ...] = Field((), description="their paths, those of folders with a slash; the first 1,000")
+
+
 class DataRecord(Frozen):
     """What a trial starts from: the examples, and which model it is.
 
@@ -175,6 +187,7 @@ class DataRecord(Frozen):
         description="test examples of whose text the tokenizer makes no token; they are kept and have no target but an "
         "answer's end; None in older records",
     )
+    sources: tuple[DataSource, ...] = Field((), description="what was read and left out; empty in older records")
     references: int | None = Field(
         None,
         description="accepted answers of the test, equal ones of an example once; None: the task has none",

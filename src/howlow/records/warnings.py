@@ -16,6 +16,7 @@ class WarningKind(StrEnum):
     EXAMPLES_DROPPED = "examples_dropped"
     TEXT_WITHOUT_TOKENS = "text_without_tokens"
     TEXT_CUT = "text_cut"
+    FILES_LEFT_OUT = "files_left_out"
     RANK_ABOVE_MATRIX = "rank_above_matrix"
     TOKENIZER_SUBSTITUTED = "tokenizer_substituted"
     ENERGY_ABSENT = "energy_absent"
@@ -62,6 +63,7 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.EXAMPLES_DROPPED: "raise training.sequence_length to keep them",
     WarningKind.TEXT_WITHOUT_TOKENS: "leave these texts out of the data, or set a tokenizer that has their characters",
     WarningKind.TEXT_CUT: "raise training.sequence_length, or lower inference.max_new_tokens to leave room for prompts",
+    WarningKind.FILES_LEFT_OUT: "nothing to do if they are no part of the text; else give them the ending .txt",
     WarningKind.RANK_ABOVE_MATRIX: "leave this rank out: it adds cost, and the product of the matrices cannot use it",
     WarningKind.TOKENIZER_SUBSTITUTED: "give the model's own tokenizer with the setting tokenizer",
     WarningKind.ENERGY_ABSENT: "run on a device with a sensor, or set meters.assumed_power_w",

@@ -141,7 +141,7 @@ class TrainingSettings(Section):
         description="examples in one optimizer step, at least batch_size, by accumulation; absent: batch_size",
         json_schema_extra=affects("memory", "quality", "cost"),
     )
-    sequence_length: Annotated[int, Field(ge=8)] = Field(
+    sequence_length: Annotated[int, Field(ge=8, le=2**31 - 1)] = Field(
         512, description="the longest row, in tokens", json_schema_extra=affects("data")
     )
     learning_rate: float = Field(

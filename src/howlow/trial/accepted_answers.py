@@ -22,6 +22,7 @@ from howlow.engine import tokens
 from howlow.engine.answers import AnswerLimits, before_stop, decoded
 from howlow.engine.references import ModelReference
 from howlow.engine.tokens import TokenizedExample
+from howlow.errors import UserError
 from howlow.records import RecordWarning, WarningKind
 from howlow.settings import Settings
 from howlow.tasks import Example, Task, task_named
@@ -171,3 +172,7 @@ def _generation_config(reference: ModelReference) -> Any:
         return GenerationConfig.from_pretrained(reference.location, local_files_only=reference.is_local)
     except OSError:  # there is none: the model takes what its config says
         return None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"model {reference.name}: generation_config.json cannot be read ({error}); copy it again, or remove it"
+        ) from None

@@ -9,6 +9,7 @@ trial. The result is a folder that the trials read, so that all of them see the 
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from howlow.engine import model as models
 from howlow.engine import tokens
-from howlow.engine.references import PACKAGED, ModelReference, locate
+from howlow.engine.references import PACKAGED, ModelReference, locate, locate_tokenizer
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.weights import check_fit, file_sha256, weights_sha256
 from howlow.errors import UserError
@@ -29,8 +30,9 @@ from howlow.meters.machine import choose_device, environment
 from howlow.records import DataRecord, RecordWarning, WarningKind, write_atomically
 from howlow.records.own_sources import code_sha256
 from howlow.settings import Settings, preparation_key
-from howlow.tasks import Example, Selection, select, task_named
+from howlow.tasks import DataFiles, Example, Selection, files_of, select, task_named
 from howlow.trial.accepted_answers import accepted_answers, stop_ids
+from howlow.trial.data_sources import left_out_of, source_read, told_of
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _check_against_model(settings: Settings, structure: models.Structure, prepar
     if highest >= structure.vocabulary:
         raise UserError(
             f"tokenizer {prepared.tokenizer_name}: it gives token {highest}, the model {settings.model} has "
-            f"{structure.vocabulary}; give the model's own with the setting tokenizer"
+            f"{structure.vocabulary}; {_tokenizer_remedy(settings, prepared)}"
         )
     length = settings.training.sequence_length
     if structure.learned_positions and structure.max_positions and length > structure.max_positions:
@@ -133,6 +135,16 @@ def _check_against_model(settings: Settings, structure: models.Structure, prepar
             f"training.sequence_length = {length}: {settings.model} has learned positions for "
             f"{structure.max_positions} tokens; lower it to that"
         )
+
+
+def _tokenizer_remedy(settings: Settings, prepared: Prepared) -> str:
+    is_own = not any(warning.kind is WarningKind.TOKENIZER_SUBSTITUTED for warning in prepared.warnings)
+    if is_own and settings.tokenizer in (None, settings.model):
+        return (
+            "it is the model's own, so the folder's files belong to two models, or tokens were added to the tokenizer "
+            "only; resize the model's embeddings (resize_token_embeddings), or give another with the setting tokenizer"
+        )
+    return "give the model's own with the setting tokenizer"
 
 
 # -- examples -> tokens ---------------------------------------------------------------------------------------------
@@ -170,6 +182,7 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
         cut=sum(example.cut for example in [*kept, *test]),
         without_tokens=len(train) - len(told),
         test_without_tokens=len(test) - len(test_told),
+        sources=(source_read("train", settings.task.train), source_read("test", settings.task.test)),
     )
     warnings += [*_data_warnings(data, settings), *accepted.warnings]
     return Prepared(kept, test, accepted.examples, data, warnings, tokenizer_name)
@@ -225,7 +238,9 @@ def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
         (data.test_without_tokens, f"test texts, {kept}"),
     ]
     silent = " and of ".join(f"{count} {what}" for count, what in sides if count)
+    left_out = left_out_of(data)
     found = [
+        (WarningKind.FILES_LEFT_OUT, len(left_out), told_of(left_out)),
         (
             WarningKind.TRAIN_TEST_OVERLAP,
             data.overlap_left_out,
@@ -283,35 +298,46 @@ def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokenize
 
 
 def _content(settings: Settings, reference: ModelReference, config: Any) -> str | None:
-    """A hash of everything that the tokens follow from; None where it cannot be known (data or a tokenizer of the hub).
+    """A hash of everything that the tokens follow from; None where it cannot be known (data or a tokenizer of the hub,
+    or what cannot be read: its reader says why).
 
     Data and tokenizer count by the content of their files: a sweep that is resumed tokenises nothing again, unless its
     data has changed. Accepted answers are read as far as the model's EOS.
     """
-    tokenizer = locate(settings.tokenizer, random_weights=True) if settings.tokenizer else reference
+    tokenizer = locate_tokenizer(settings.tokenizer) if settings.tokenizer else reference
     if not tokenizer.has_tokenizer:
         tokenizer = locate(PACKAGED)
-    sources = [Path(settings.task.train), Path(settings.task.test)]
-    if not tokenizer.is_local or not all(source.exists() for source in sources):
+    sources = [files_of(settings.task.train, "train"), files_of(settings.task.test, "test")]
+    if not tokenizer.is_local or not all(map(_can_be_read, sources)):
+        return None
+    tokenizer_files = _tokenizer_files(Path(tokenizer.location))
+    if not all(os.access(path, os.R_OK) for path in tokenizer_files):
         return None
     digest = hashlib.sha256()
     versions = [version(name) for name in ("howlow", "transformers", "tokenizers")]
     ends = sorted(stop_ids(reference, config, None, random_weights=settings.random_weights))
     digest.update(repr((versions, code_sha256(), preparation_key(settings), ends)).encode())
-    for path in [*_files(Path(tokenizer.location), *_TOKENIZER_FILES), *_files(*sources)]:
+    for path in tokenizer_files:
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    for source in sources:
+        digest.update(repr((source.format, source.left_out)).encode())
+        for name, path in zip(source.names, source.files, strict=True):
+            digest.update(f"{name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _files(*places: Path | str) -> list[Path]:
-    """The files among the places, and the files in their folders that match a pattern (any, where none is given)."""
-    patterns = [place for place in places if isinstance(place, str)] or ["*"]
-    found = []
-    for place in places:
-        if isinstance(place, Path):
-            inside = {path for pattern in patterns for path in place.rglob(pattern)} if place.is_dir() else {place}
-            found += sorted(path for path in inside if path.is_file())
-    return found
+def _can_be_read(source: DataFiles) -> bool:
+    try:
+        return bool(source.files) and all(file.is_file() and os.access(file, os.R_OK) for file in source.files)
+    except OSError:
+        return False
+
+
+def _tokenizer_files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    inside = {path for pattern in _TOKENIZER_FILES for path in place.rglob(pattern)}
+    return sorted(path for path in inside if path.is_file())
 
 
 def _stored(folder: Path, content: str | None) -> Prepared | None:
