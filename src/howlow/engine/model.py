@@ -24,7 +24,18 @@ from howlow import hub
 from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate, locate_tokenizer
 from howlow.errors import UserError
 
-REFUSALS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError, AssertionError)
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
 """What a model's own code raises when it is given something that it was not written for."""
 _T = TypeVar("_T")
 
@@ -247,7 +258,7 @@ def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
     through the vocabulary head) is not compiled.
     """
     base = base_of(model)
-    layers = list(getattr(base.get_decoder(), "layers", [])) if wanted else []
+    layers = list(getattr(decoder_of(base), "layers", [])) if wanted else []
     if wanted and not layers:
         raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
     for layer in layers:

@@ -102,8 +102,8 @@ def _whole_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Any]]:
 @torch.no_grad()
 def _agrees(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
     """Whether a fused form gives what the module's own code gives, on a large and on a small input."""
-    width = next(module.parameters()).shape[-1]
-    probe = torch.randn((3, width), generator=torch.Generator().manual_seed(0))
+    weight: Tensor = getattr(module, "gate_proj", module).weight  # a norm may keep it as a buffer or a plain tensor
+    probe = torch.randn((3, weight.shape[-1]), generator=torch.Generator().manual_seed(0))
     try:
         return all(_close(forward(probe * scale), module(probe * scale)) for scale in (2.0, 0.01))
     except REFUSALS:
@@ -152,7 +152,7 @@ _ROTATION = "apply_rotary_pos_emb"  # the function's name in the code of transfo
 
 def _rotations(model: nn.Module) -> list[Any]:
     """The Python modules with the model's code whose function rotates queries and keys as ours does."""
-    codes = {sys.modules[type(module).__module__] for module in model.modules()}
+    codes = {sys.modules.get(type(module).__module__) for module in model.modules()}
     return [code for code in codes if hasattr(code, _ROTATION) and _rotates_alike(getattr(code, _ROTATION))]
 
 
