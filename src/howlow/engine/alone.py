@@ -114,7 +114,7 @@ class Embedded:
         """The hook of the embedding module."""
         leaf = found.detach().requires_grad_()
         self._leaves.append((given[0] if given else named["input"], leaf))
-        return leaf
+        return leaf.clone()  # some models change what they have looked up
 
     def take(self, known: Tensor) -> Tensor:
         """The gradient by the embedding of each known id, (ids, width) float64; the leaves' gradients are cleared."""

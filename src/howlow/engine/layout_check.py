@@ -64,6 +64,7 @@ def truth_about(model: Any, examples: Sequence[TokenizedExample], execution: Exe
         ahead = seen_ahead(model, ids_of(probes[0]), execution)
         if ahead > _TOLERANCES[execution.precision].ahead:
             raise UnfitError("it is not causal: a later token changes what it predicts from earlier ones")
+        _run_in_training_mode(model, execution)
         return truth_of(model, probes, execution)
     except _FAILURES as error:
         raise UnfitError(f"its own code fails on a text: {described(error)}") from error
@@ -93,14 +94,10 @@ def writing_problem(
     """
     if way in ("packed", "shared") and not takes_positions(base_of(model)):
         return f"{type(base_of(model)).__name__} takes no positions"
-    longest = None if execution.full_row is None else max(1, execution.full_row - _NEW_TOKENS)
-    prompts = [ids_of(probe)[:longest] for probe in truth.probes]
     try:
         with running(model, execution.for_generation()) as run:
-            recorded = _recorded(run, prompts, way, pad_id)
-        differ = as_alone and not all(
-            _wrote_as_alone(model, prompt, logits, execution) for prompt, logits in zip(prompts, recorded, strict=True)
-        )
+            recorded = _recorded(run, truth.probes, way, pad_id, execution.full_row)
+        differ = as_alone and not all(_wrote_as_alone(model, *one, execution) for one in recorded)
     except _FAILURES as error:
         return described(error)
     return f"answers written {_in_words(way)} differ from those of the model alone" if differ else None
@@ -127,6 +124,16 @@ def draws_at_random(model: nn.Module) -> bool:
     finally:
         model.train(was_training)
     return not all(torch.equal(first, other) for other in others)
+
+
+@torch.no_grad()
+def _run_in_training_mode(model: nn.Module, execution: Execution) -> None:
+    """Two tokens in training mode: some models' code asks for more there than in evaluation mode."""
+    was_training = model.training
+    try:
+        logits_of(model.train(), (0, 1), execution)
+    finally:
+        model.train(was_training)
 
 
 # -- probes -------------------------------------------------------------------------------------------------------
@@ -169,13 +176,27 @@ def _loss_problem(run: Running, truth: Truth, layout: Layout, pad_id: int) -> st
 
 def _computed(run: Running, truth: Truth, layout: Layout, loss_on: LossOn, pad_id: int) -> tuple[Tensor, Tensor]:
     """Each probe's loss, and the gradient by the embedding of each known token id: (probes,) and (ids, width)."""
-    width = max(probe.length for probe in truth.probes) + 1  # every row has padding
-    batch = layouts.lay_out(truth.probes, layout, width, pad_id, loss_on).to(run.execution.device)
-    with embedded(run.model) as leaves, run.batch(batch):
-        with run.autocast():
-            losses, total = target_losses(run.model, batch, run.execution.head)
-        total.backward()  # type: ignore[no-untyped-call]
-        return per_example(losses, batch), leaves.take(truth.known)
+    losses = []
+    with embedded(run.model) as leaves:
+        for probes, width in _parts(truth.probes, layout, run.execution.full_row):
+            batch = layouts.lay_out(probes, layout, width, pad_id, loss_on).to(run.execution.device)
+            with run.batch(batch):
+                with run.autocast():
+                    found, total = target_losses(run.model, batch, run.execution.head)
+                total.backward()  # type: ignore[no-untyped-call]
+            losses.append(per_example(found, batch))
+        return torch.cat(losses), leaves.take(truth.known)
+
+
+def _parts(
+    probes: Sequence[TokenizedExample], way: Way, full_row: int | None
+) -> list[tuple[Sequence[TokenizedExample], int]]:
+    """The probes in batches, each with its width: two in rows as long as a trial's, the others as short as they are."""
+    longest = max(probe.length for probe in probes) + 1  # every row has padding
+    if way != "padded":
+        return [(probes, longest)]
+    rest = max(probe.length for probe in probes[2:]) + 1
+    return [(probes[:2], max(full_row or 0, longest)), (probes[2:], rest)]
 
 
 def _kernel(execution: Execution) -> str:
@@ -190,13 +211,20 @@ def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 # -- answers ------------------------------------------------------------------------------------------------------
 
 
-def _recorded(run: Running, prompts: Sequence[Sequence[int]], way: Way, pad_id: int) -> list[list[Tensor]]:
-    """The logits from which each new token of each prompt was chosen."""
-    recorder = _Recorder(len(prompts))
-    length = max(map(len, prompts)) + 1
-    with torch.inference_mode(), run.autocast():
-        write(run, recorder, prompts, layout=way, prompt_length=length, pad_id=pad_id, max_new_tokens=_NEW_TOKENS)
-    return recorder.logits
+def _recorded(
+    run: Running, probes: Sequence[TokenizedExample], way: Way, pad_id: int, full_row: int | None
+) -> list[tuple[Sequence[int], list[Tensor]]]:
+    """Each prompt, and the logits from which its new tokens were chosen."""
+    recorded: list[tuple[Sequence[int], list[Tensor]]] = []
+    for part, width in _parts(probes, way, full_row):
+        longest = None if full_row is None else max(1, full_row - _NEW_TOKENS)
+        prompts = [ids_of(probe)[:longest] for probe in part]
+        recorder = _Recorder(len(prompts))
+        length = min(width, longest or width)
+        with torch.inference_mode(), run.autocast():
+            write(run, recorder, prompts, layout=way, prompt_length=length, pad_id=pad_id, max_new_tokens=_NEW_TOKENS)
+        recorded += zip(prompts, recorder.logits, strict=True)
+    return recorded
 
 
 def _wrote_as_alone(model: Any, prompt: Sequence[int], logits: Sequence[Tensor], execution: Execution) -> bool:

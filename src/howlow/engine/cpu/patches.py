@@ -102,7 +102,7 @@ def _whole_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Any]]:
 @torch.no_grad()
 def _agrees(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
     """Whether a fused form gives what the module's own code gives, on a large and on a small input."""
-    weight: Tensor = getattr(module, "gate_proj", module).weight  # a norm may keep it as a buffer or a plain tensor
+    weight: Any = getattr(module, "gate_proj", module).weight  # a norm may keep it as a buffer or a plain tensor
     probe = torch.randn((3, weight.shape[-1]), generator=torch.Generator().manual_seed(0))
     try:
         return all(_close(forward(probe * scale), module(probe * scale)) for scale in (2.0, 0.01))
@@ -142,7 +142,8 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor] | None:
 
 def _apply(function: Any, fixed: Sequence[Any], own: Callable[..., Any], x: Tensor, *further: Any, **named: Any) -> Any:
     """The fused form; the module's own code where it is given anything else."""
-    return own(x, *further, **named) if further or named else function.apply(x, *fixed)
+    is_another = further or named or x.shape[-1] != fixed[0].shape[-1]
+    return own(x, *further, **named) if is_another else function.apply(x, *fixed)
 
 
 # -- rotary positions ---------------------------------------------------------------------------------------------
