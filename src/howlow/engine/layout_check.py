@@ -67,6 +67,7 @@ def truth_about(model: Any, examples: Sequence[TokenizedExample], execution: Exe
         _run_in_training_mode(model, execution)
         return truth_of(model, probes, execution)
     except _FAILURES as error:
+        _pass_on_lack_of_memory(error)
         raise UnfitError(f"its own code fails on a text: {described(error)}") from error
 
 
@@ -81,6 +82,7 @@ def problem_with(model: Any, layout: Layout, truth: Truth, *, execution: Executi
         with running(model, execution.for_evaluation()) as run:
             return _loss_problem(run, truth, layout, pad_id)
     except _FAILURES as error:
+        _pass_on_lack_of_memory(error)
         return described(error)
 
 
@@ -99,8 +101,15 @@ def writing_problem(
             recorded = _recorded(run, truth.probes, way, pad_id, execution.full_row)
         differ = as_alone and not all(_wrote_as_alone(model, *one, execution) for one in recorded)
     except _FAILURES as error:
+        _pass_on_lack_of_memory(error)
         return described(error)
     return f"answers written {_in_words(way)} differ from those of the model alone" if differ else None
+
+
+def _pass_on_lack_of_memory(error: BaseException) -> None:
+    """A failed allocation says nothing about the model."""
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        raise error
 
 
 def described(error: BaseException) -> str:

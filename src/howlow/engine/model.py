@@ -120,7 +120,9 @@ def _unreached(config: Any, trust_remote_code: bool, names_decoder: bool) -> Unr
 def _runnable(config: Any, trust_remote_code: bool) -> Any:
     """A model without storage, in the form in which most run."""
     form = {"dtype": torch.bfloat16, "attn_implementation": "eager"}
-    return _without_storage(copy.deepcopy(config), trust_remote_code, **form)
+    model = _without_storage(copy.deepcopy(config), trust_remote_code, **form)
+    model.config.pad_token_id = None  # else some models look for padding among the tokens
+    return model
 
 
 def _without_storage(config: Any, trust_remote_code: bool, **form: Any) -> Any:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from howlow.engine.attention_context import one_sequence_a_row
+
 _TOKENS = 4
 
 
@@ -89,7 +91,7 @@ def run_on_tokens(model: Any) -> None:
     """Run a model on a few tokens in training mode."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with next(model.parameters()).device:
+        with next(model.parameters()).device, one_sequence_a_row():
             model.train()(input_ids=torch.arange(_TOKENS)[None], use_cache=False)
     finally:
         for module, mode in modes:

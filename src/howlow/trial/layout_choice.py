@@ -22,6 +22,7 @@ from howlow.engine.rotary import depends_on_length
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
 from howlow.memory.heap import kernels_kept
+from howlow.memory.limits import is_out_of_memory
 from howlow.meters.machine import choose_device
 from howlow.records import LayoutChoice, LayoutRecord, LayoutTokens, read_lines
 from howlow.settings import Settings
@@ -50,6 +51,18 @@ def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence
         return _Choosing(settings, model, [*train, *test], execution).choice(_wanted(settings, model, train))
     except UnfitError as error:
         raise UserError(f"model {settings.model}: {error}; howlow fine-tunes causal language models") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _unchecked(settings)
+
+
+def _unchecked(settings: Settings) -> LayoutChoice:
+    """What is left where memory runs out in the check: a trial says what it takes, and whether it ends."""
+    asked = settings.training.layout
+    layout: Layout = "padded" if asked == "auto" else asked
+    kernel: _Kernel | None = None if layout == "padded" else "sdpa"
+    return LayoutChoice(layout=layout, kernel=kernel, problem="memory ran out while the model was checked")
 
 
 @dataclass(frozen=True)

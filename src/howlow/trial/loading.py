@@ -7,6 +7,7 @@ import torch
 from howlow.engine import model as models
 from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
+from howlow.engine.rotary import depends_on_length
 from howlow.records import ModelRecord, Resolved, WarningKind
 from howlow.settings import Settings
 from howlow.trial.state import TrialState
@@ -94,6 +95,10 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
     eos = models.stop_tokens(model, tokenizer)
     structure = models.structure(load_config(settings, commit), settings.trust_remote_code)
+    length = settings.training.sequence_length
+    if depends_on_length(model, length):
+        detail = f"rotary frequencies are those of a row of {length} tokens, for shorter texts as well"
+        state.warn(WarningKind.FREQUENCIES_OF_FULL_ROW, detail)
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
     if state.kind == "lora":
         _warn_about_layers(state, structure)
