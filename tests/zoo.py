@@ -152,7 +152,7 @@ def truth(model: Any, texts: Sequence[tuple[int, ...]], completion: int, new: in
     for parameter in model.parameters():
         parameter.grad = None
     for text in texts:
-        logits = model(input_ids=torch.tensor([text])).logits[0]
+        logits = model(input_ids=torch.tensor([text]), use_cache=False).logits[0]
         targets = torch.tensor(text[-completion:])
         loss = torch.nn.functional.cross_entropy(logits[-completion - 1 : -1], targets, reduction="sum")
         loss.backward()
@@ -174,7 +174,7 @@ def greedy(model: Any, text: Sequence[int], new: int) -> list[int]:
     """The most likely tokens, without anything kept between them."""
     found = list(text)
     for _ in range(new):
-        found.append(int(model(input_ids=torch.tensor([found])).logits[0, -1].argmax()))
+        found.append(int(model(input_ids=torch.tensor([found]), use_cache=False).logits[0, -1].argmax()))
     return found[len(text) :]
 
 

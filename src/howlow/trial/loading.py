@@ -61,7 +61,7 @@ def with_execution(decided: Resolved, execution: Execution) -> Resolved:
     )
 
 
-def load_config(settings: Settings, commit: str | None = None) -> Any:
+def config_of_base(settings: Settings, commit: str | None = None) -> Any:
     """The base model's config; commit: see `load_base`."""
     reference = locate(settings.model, settings.random_weights)
     return models.load_config(reference, commit or settings.revision, settings.trust_remote_code)
@@ -75,7 +75,7 @@ def load_base(settings: Settings, execution: Execution, *, trains: bool = False,
     reference, revision = locate(settings.model, settings.random_weights), commit or settings.revision
     model = models.load_model(
         reference,
-        load_config(settings, commit),
+        config_of_base(settings, commit),
         random_weights=settings.random_weights,
         dtype=execution.storage,
         device=execution.device,
@@ -94,7 +94,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     commit = state.found.data.model_commit if state.found.data else None
     model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
     eos = models.stop_tokens(model, tokenizer)
-    structure = models.structure(load_config(settings, commit), settings.trust_remote_code)
+    structure = models.structure(config_of_base(settings, commit), settings.trust_remote_code)
     length = settings.training.sequence_length
     if depends_on_length(model, length):
         detail = f"rotary frequencies are those of a row of {length} tokens, for shorter texts as well"
