@@ -6,6 +6,7 @@ and PEFT alone, each text by itself.
 """
 
 import random
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,7 +185,8 @@ def adapted(kind: str, layers: Sequence[str]) -> Any:
 
     model = build(kind)
     config = LoraConfig(r=2, lora_alpha=4, target_modules=list(layers), task_type="CAUSAL_LM")
-    made = get_peft_model(model, config).eval()
+    with warnings.catch_warnings(action="ignore"):  # PEFT says that it has understood Conv1D
+        made = get_peft_model(model, config).eval()
     torch.manual_seed(1)
     for parameter in made.parameters():
         if parameter.requires_grad:
@@ -194,7 +196,25 @@ def adapted(kind: str, layers: Sequence[str]) -> Any:
 
 # -- what becomes of them here ------------------------------------------------------------------------------------
 
-EXPECTED: dict[str, str] = {}
+_EVERY = "padded packed shared; writes padded packed shared single"
+_ROWS = "padded; writes padded single"
+_ALONE = "padded; writes single"
+_AHEAD = "refused: it is not causal: a later token changes what it predicts from earlier ones"
+EXPECTED: dict[str, str] = {
+    # attention by position, which takes our masks
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi", "phi3", "gemma", "gemma2"), _EVERY),
+    **dict.fromkeys(("gemma3_text", "gemma3", "granite", "olmo2", "starcoder2", "stablelm", "cohere", "glm4"), _EVERY),
+    **dict.fromkeys(("gpt2", "gpt_neox", "opt", "biogpt", "exaone4", "helium", "arcee", "apertus"), _EVERY),
+    **dict.fromkeys(("mixtral", "qwen3_moe", "deepseek_v3", "afmoe"), _EVERY),
+    # attention of their own, biases that follow the row, sinks, or a mask of their own
+    **dict.fromkeys(("gptj", "gpt_neo", "bloom", "mpt", "falcon", "gpt_oss", "llama4_text", "codegen"), _ROWS),
+    # a state along the row
+    **dict.fromkeys(("mamba", "falcon_mamba", "jamba", "bamba", "minimax"), _ROWS),
+    # positions that follow the row, or nothing kept that can be padded: one prompt at a time
+    **dict.fromkeys(("bart", "mbart", "blenderbot-small", "openai-gpt", "rwkv", "recurrent_gemma"), _ALONE),
+    # every token sees every other
+    **dict.fromkeys(("bert", "roberta", "electra", "camembert"), _AHEAD),
+}
 IDLE: dict[str, tuple[str, ...]] = {
     "doge": ("dt_proj",),  # bends the attention only of texts longer than its window
 }
