@@ -87,6 +87,15 @@ def test_an_adapter_that_cannot_run_is_refused_before_anything_is_loaded(kind: s
     assert "\n" not in str(said.value)
 
 
+@pytest.mark.parametrize("config", ["T5Config", "Qwen2VLConfig", "CLIPConfig"])
+def test_what_is_no_causal_language_model_is_told_in_one_line(config: str):
+    import transformers
+
+    with pytest.raises(UserError, match=rf"{config}\): it is no causal language model; give one that") as said:
+        models.structure(getattr(transformers, config)(), False)
+    assert len(str(said.value)) < 200
+
+
 def test_a_routers_adapter_trains_in_the_fused_form():
     """PEFT adds the adapter to the router's weight while the model runs, so the weight is not frozen then."""
     from executions import on_cpu

@@ -130,11 +130,11 @@ def _without_storage(config: Any, trust_remote_code: bool, **form: Any) -> Any:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **form)
     except REFUSALS as error:
-        kind, said = type(config).__name__, " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{kind}: transformers makes no causal language model of it ({type(error).__name__}: {said}); give a model "
-            "that AutoModelForCausalLM loads"
-        ) from error
+        kind, said = type(config).__name__, " ".join(str(error).split())
+        what = f"transformers cannot build it ({type(error).__name__}: {said[:200]})"
+        if "Unrecognized configuration class" in said:
+            what = "it is no causal language model; give one that AutoModelForCausalLM loads, such as a LLaMA or a Qwen"
+        raise UserError(f"model {getattr(config, 'name_or_path', '') or kind} ({kind}): {what}") from error
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
