@@ -271,7 +271,7 @@ def chat_tokenizer(tiny_tokenizer: Any) -> Any:
 
 def test_a_chat_prompt_is_the_users_turn_and_the_completion_follows(chat_tokenizer: Any):
     found = tokenize(chat_tokenizer, example(" the context ", " Why?\n", "So.", "Read: "), chat=True)
-    assert read(chat_tokenizer, found.prompt) == "<|user|>Read:  the context  Why?\n<|end|><|assistant|>"
+    assert read(chat_tokenizer, found.prompt) == "<|user|>Read:  the context  Why?<|end|><|assistant|>"
     assert read(chat_tokenizer, found.completion) == "So."
     assert found.completion[-1] == EOS
 

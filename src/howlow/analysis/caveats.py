@@ -41,6 +41,10 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.FREQUENCIES_OF_FULL_ROW: ("quality",),
     WarningKind.NEAR_TIES: ("answers",),
     WarningKind.WEIGHTS_LEFT_OUT: ("quality",),
+    WarningKind.REFERENCES_TOO_LONG: ("answers",),
+    WarningKind.REFERENCES_WITH_STOP: ("answers",),
+    WarningKind.REFERENCES_WITH_SPECIAL_TOKENS: ("answers",),
+    WarningKind.REFERENCES_ALTERED: ("answers",),
     WarningKind.ENERGY_WINDOW_TOO_SHORT: ("energy",),
     WarningKind.ENERGY_GAP: ("energy",),
     WarningKind.SENSOR_LATE: ("energy", "utilization"),
@@ -59,6 +63,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.THROTTLED: _COSTS,
     WarningKind.QUALITY_NOT_COMPARABLE: ("quality",),
     WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
+    WarningKind.BASELINE_REPEATED: (),
 }
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from howlow.engine import layouts
+from howlow.engine.answers import before_stop, decoded
 from howlow.engine.execution import Running
 from howlow.engine.model import base_of
 from howlow.engine.single_generation import write_one_by_one
@@ -196,15 +197,12 @@ class _Rows:
         return chosen
 
     def _text(self, row: int) -> str:
-        kept = [token for token in self._written[row] if token not in self._eos]
-        text: str = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return decoded(self._tokenizer, self._written[row], self._eos)
 
     def results(self) -> list[Generated]:
         """The rows as they were written."""
         found = []
         for row, written in enumerate(self._written):
-            text = self._text(row)
-            cut = text.partition(self._stop)[0] if self._stop else text
-            found.append(Generated(cut, len(written), self._margins[row]))
+            text = before_stop(self._text(row), self._stop)
+            found.append(Generated(text, len(written), self._margins[row]))
         return found

@@ -185,6 +185,8 @@ def refuse_unadaptable(config: Any, trust_remote_code: bool, layers: Sequence[st
     """
     model = _runnable(config, trust_remote_code)
     runs = runs_on_tokens(model, REFUSALS)
+    kinds = {(name.rpartition(".")[2], type(model.get_submodule(name))): name for name in reversed(layers)}
+    layers = list(reversed(kinds.values()))  # one of a kind speaks for all
     try:
         with torch.random.fork_rng(devices=[]):
             model = attach_lora(

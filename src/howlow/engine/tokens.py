@@ -1,7 +1,8 @@
 """Examples -> tokens: prompt and completion tokenised separately, joined, and cut or dropped at the sequence length.
 
-* A completion ends with EOS, which is a target like any other token. Language modelling has no prompt: a text starts
-  with BOS (EOS where the tokenizer has none), which is never a target, and does not get an EOS.
+* A completion ends with EOS, which is a target like any other token; in a chat template with the end of the turn.
+  Language modelling has no prompt: a text starts with BOS (EOS where the tokenizer has none), which is never a target,
+  and does not get an EOS.
 * Training: language modelling cuts a text that exceeds the sequence length; other tasks drop the example.
 * Test: no example is dropped. A prompt that leaves no room for its completion and the new tokens loses the end of its
   context, or its beginning where no context is marked, so that the question stays. A question that does not fit even
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from howlow.engine.chat_template import in_chat_template, turn_end
 from howlow.errors import UserError
 from howlow.tasks import Example
 
@@ -68,24 +70,12 @@ def _ids(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
     return ids
 
 
-def in_chat_template(tokenizer: Any, example: Example, chat: bool) -> Example:
-    """The example with its prompt as the user's turn of the tokenizer's chat template, where `chat` asks for it."""
-    if not chat:
-        return example
-    if not tokenizer.chat_template:
-        raise UserError('task.template = "chat": the tokenizer has no chat template; leave it out or give its text')
-    mark = "\u2063\u2063"  # invisible separators stand for the prompt, so that the template cannot alter it
-    turns = [{"role": "user", "content": mark}]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    head, _, tail = text.partition(mark)
-    return replace(example, before=head + example.before, after=example.after + tail)
-
-
 def tokenize(tokenizer: Tokenizer, example: Example, chat: bool = False) -> TokenizedExample:
     """One example with a prompt, uncut."""
     rendered = in_chat_template(tokenizer, example, chat)
     prompt = _ids(tokenizer, rendered.prompt, special=not chat)
-    completion = [*_ids(tokenizer, example.completion), eos_of(tokenizer)]
+    end = turn_end(tokenizer) if chat else None
+    completion = [*_ids(tokenizer, rendered.completion), eos_of(tokenizer) if end is None else end]
     if not prompt:
         prompt = [_start_of(tokenizer)]
     return TokenizedExample(example.id, example.group, tuple(prompt), tuple(completion))

@@ -166,6 +166,13 @@ class DataRecord(Frozen):
     overlap_left_out: int = Field(description="training examples left out because their group occurs in the test data")
     dropped: int = Field(description="training examples too long for the sequence length")
     cut: int = Field(description="examples whose text or context was cut")
+    references: int | None = Field(
+        None,
+        description="accepted answers of the test, equal ones of an example once; None: the task has none",
+    )
+    unmatchable_references: int | None = Field(
+        None, description="of these, how many no generation can match as they stand (length, stop text, special tokens)"
+    )
 
 
 class LayoutChoice(Frozen):

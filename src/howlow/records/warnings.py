@@ -34,6 +34,10 @@ class WarningKind(StrEnum):
     FREQUENCIES_OF_FULL_ROW = "frequencies_of_full_row"
     NEAR_TIES = "near_ties"
     WEIGHTS_LEFT_OUT = "weights_left_out"
+    REFERENCES_TOO_LONG = "references_too_long"
+    REFERENCES_WITH_STOP = "references_with_stop"
+    REFERENCES_WITH_SPECIAL_TOKENS = "references_with_special_tokens"
+    REFERENCES_ALTERED = "references_altered"
     ENERGY_WINDOW_TOO_SHORT = "energy_window_too_short"
     ENERGY_GAP = "energy_gap"
     SENSOR_LATE = "sensor_late"
@@ -52,6 +56,7 @@ class WarningKind(StrEnum):
     THROTTLED = "throttled"
     QUALITY_NOT_COMPARABLE = "quality_not_comparable"
     COSTS_NOT_COMPARABLE = "costs_not_comparable"
+    BASELINE_REPEATED = "baseline_repeated"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
@@ -82,6 +87,10 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.NEAR_TIES: "with another layout or batch size these answers may differ; smallest_margin in "
     "predictions.jsonl shows which",
     WarningKind.WEIGHTS_LEFT_OUT: "check that config.json and the weights belong to the same model",
+    WarningKind.REFERENCES_TOO_LONG: "raise inference.max_new_tokens to at least the length of the longest",
+    WarningKind.REFERENCES_WITH_STOP: "set task.stop to a text that no answer holds, or to the empty text",
+    WarningKind.REFERENCES_WITH_SPECIAL_TOKENS: "remove these texts from the answers; EOS follows a completion anyway",
+    WarningKind.REFERENCES_ALTERED: "set tokenizer to one that can write these answers, or change the answers",
     WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples, so that the measured part lasts long enough",
     WarningKind.ENERGY_GAP: "find out why the sensor did not answer; the figures cover only the time in which it did",
     WarningKind.SENSOR_LATE: "find out why the sensor was slow (howlow env tries it); no step waited for it",
@@ -103,6 +112,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.QUALITY_NOT_COMPARABLE: "run the trials under equal conditions; --accept-different allowed this one",
     WarningKind.COSTS_NOT_COMPARABLE: "compare the quality alone, or run the trials under equal conditions on "
     "one machine; --accept-different allowed this difference",
+    WarningKind.BASELINE_REPEATED: "name its folder first to report the other measurement; how far they differ "
+    "is the noise between two runs",
 }
 
 

@@ -51,13 +51,15 @@ class TaskSettings(Section):
     template: str | None = Field(
         None,
         description="the prompt's text, with the task's placeholders; "
-        '"chat": the tokenizer\'s chat template around the default text',
+        "\"chat\": the default text as the user's turn of the tokenizer's chat template, and the completion as the "
+        "assistant's",
         json_schema_extra=affects("data"),
     )
     stop: str | None = Field(
         None,
-        description="generation ends before this text; empty: never; absent: the task's own",
-        json_schema_extra=affects("quality", "cost"),
+        description="generation ends before this text, and accepted answers are compared up to it; empty: never; "
+        "absent: the task's own",
+        json_schema_extra=affects("data"),
     )
     answerable_only: bool | None = Field(
         None,

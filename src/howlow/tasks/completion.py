@@ -3,7 +3,8 @@
 Each row has a `prompt` and a `completion`, used exactly as they are: a completion that should begin with a space must
 hold it. An optional `id` names an example; without it the id is the file's name and the line on which the example
 begins. Examples with equal prompts are a group. A prediction is right if it equals the completion, apart from white
-space around both.
+space around both. Before they are compared, both are cut in the same way: at EOS, at `task.stop` and at
+`inference.max_new_tokens`.
 """
 
 from collections.abc import Mapping, Sequence

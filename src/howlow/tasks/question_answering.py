@@ -86,6 +86,7 @@ TASK = Task(
     ),
     load=_load,
     prediction=_prediction,
+    compares_whole_answers=True,  # the official scores, which give a part of a long answer its share of F1
     score=_score,
     score_file=score_squad_file,
 )

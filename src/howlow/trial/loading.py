@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 
 from howlow.engine import model as models
+from howlow.engine.chat_template import turn_end
 from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
 from howlow.engine.rotary import depends_on_length
@@ -93,7 +94,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     tokenizer, _, _ = models.load_tokenizer(reference, *named)
     commit = state.found.data.model_commit if state.found.data else None
     model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
-    eos = models.stop_tokens(model, tokenizer)
+    eos = models.stop_tokens(model, tokenizer) | turn_ends(settings, tokenizer)
     structure = models.structure(config_of_base(settings, commit), settings.trust_remote_code)
     length = settings.training.sequence_length
     if depends_on_length(model, length):
@@ -127,6 +128,12 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
         weights="random" if settings.random_weights else "pretrained",
     )
     return model, tokenizer, eos
+
+
+def turn_ends(settings: Settings, tokenizer: Any) -> frozenset[int]:
+    """The token that ends the assistant's turn, where the prompts are chats whose turns end with one."""
+    end = turn_end(tokenizer) if settings.task.template == "chat" else None
+    return frozenset() if end is None else frozenset({end})
 
 
 def _warn_about_layers(state: TrialState, structure: models.Structure) -> None:

@@ -30,6 +30,7 @@ from howlow.records import DataRecord, RecordWarning, WarningKind, write_atomica
 from howlow.records.own_sources import code_sha256
 from howlow.settings import Settings, preparation_key
 from howlow.tasks import Example, Selection, select, task_named
+from howlow.trial.accepted_answers import accepted_answers, stop_ids
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def prepare(
     adapter_parameters = [
         rank * sum(sum(structure.linear_shapes[name]) for name in layers[targets]) for rank, targets in adapters
     ]
-    content = _content(settings, reference)
+    content = _content(settings, reference, config)
     stored = _stored(folder, content)
     prepared = stored or tokenized(settings, reference)
     prepared = replace(prepared, data=prepared.data.model_copy(update=_model(reference, config)))
@@ -159,6 +160,7 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
         warnings.append(RecordWarning(kind=WarningKind.TOKENIZER_SUBSTITUTED, detail=detail))
     has_prompts = task_named(settings.task.name).generates
     selection, train, test = _prompts(settings, tokenizer) if has_prompts else _texts(settings, tokenizer)
+    accepted = accepted_answers(settings, reference, tokenizer, selection.test, test)
     length = settings.training.sequence_length
     kept = [example for example in train if example.length <= length]
     dropped = len(train) - len(kept)
@@ -171,7 +173,9 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
     data = DataRecord(
         train_sha256=tokens.fingerprint(kept),
         test_sha256=tokens.fingerprint(test),
-        answers_sha256=_answers_sha256(selection.test, test),
+        answers_sha256=_answers_sha256(accepted.examples, test),
+        references=accepted.count,
+        unmatchable_references=accepted.num_unmatchable,
         train_examples=len(kept),
         train_groups=len({example.group for example in kept}),
         test_examples=len(test),
@@ -183,8 +187,8 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
         dropped=dropped,
         cut=cut,
     )
-    warnings += _data_warnings(data, settings)
-    return Prepared(kept, test, list(selection.test), data, warnings, tokenizer_name)
+    warnings += [*_data_warnings(data, settings), *accepted.warnings]
+    return Prepared(kept, test, accepted.examples, data, warnings, tokenizer_name)
 
 
 def _answers_sha256(examples: Sequence[Example], test: Sequence[TokenizedExample]) -> str:
@@ -254,11 +258,11 @@ def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokenize
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def _content(settings: Settings, reference: ModelReference) -> str | None:
+def _content(settings: Settings, reference: ModelReference, config: Any) -> str | None:
     """A hash of everything that the tokens follow from; None where it cannot be known (data or a tokenizer of the hub).
 
     Data and tokenizer count by the content of their files: a sweep that is resumed tokenises nothing again, unless its
-    data has changed.
+    data has changed. Accepted answers are read as far as the model's EOS.
     """
     tokenizer = locate(settings.tokenizer, random_weights=True) if settings.tokenizer else reference
     if not tokenizer.has_tokenizer:
@@ -268,7 +272,8 @@ def _content(settings: Settings, reference: ModelReference) -> str | None:
         return None
     digest = hashlib.sha256()
     versions = [version(name) for name in ("howlow", "transformers", "tokenizers")]
-    digest.update(repr((versions, code_sha256(), preparation_key(settings))).encode())
+    ends = sorted(stop_ids(reference, config, None, random_weights=settings.random_weights))
+    digest.update(repr((versions, code_sha256(), preparation_key(settings), ends)).encode())
     for path in [*_files(Path(tokenizer.location), *_TOKENIZER_FILES), *_files(*sources)]:
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
