@@ -336,8 +336,10 @@ class Ids:
 
 def _adaptable(kind: str, layers: list[str]) -> list[str]:
     """The layers that PEFT adapts."""
-    ends = {layer.rpartition(".")[2] for layer in layers}
-    refused = set() if _peft_allows(kind, layers) else {end for end in ends if not _peft_allows(kind, [end])}
+    if _peft_allows(kind, layers):
+        return layers
+    one_of = {layer.rpartition(".")[2]: layer for layer in layers}
+    refused = {end for end, layer in one_of.items() if not _peft_allows(kind, [layer])}
     return [layer for layer in layers if layer.rpartition(".")[2] not in refused]
 
 

@@ -7,6 +7,7 @@ LoRA (Hu et al. 2021, section 4.1; the paper, section II): h = W x + s B A x. PE
 import copy
 import os
 import shutil
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,12 +189,12 @@ def refuse_unadaptable(config: Any, trust_remote_code: bool, layers: Sequence[st
     kinds = {(name.rpartition(".")[2], type(model.get_submodule(name))): name for name in reversed(layers)}
     layers = list(reversed(kinds.values()))  # one of a kind speaks for all
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             model = attach_lora(
                 model, rank=1, alpha=1.0, scaling="standard", target_modules=layers, dropout=0.0, seed=0
             )
         if runs:
-            run_on_tokens(model)
+            run_on_tokens(model.to(torch.bfloat16))
     except REFUSALS as error:
         ends = " ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
         said = " ".join(str(error).split())[:300]
