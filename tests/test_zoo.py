@@ -9,7 +9,7 @@ import zoo
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("kind", zoo.EXPECTED)
+@pytest.mark.parametrize("kind", [kind for kind in zoo.EXPECTED if kind not in zoo.SLOW])
 def test_an_architecture_is_right_in_every_layout_or_refused(kind: str):
     found = zoo.examine(kind)
     assert found.wrong == []
@@ -17,4 +17,4 @@ def test_an_architecture_is_right_in_every_layout_or_refused(kind: str):
 
 
 def test_at_least_forty_architectures_are_examined():
-    assert len(zoo.EXPECTED) >= 40
+    assert len(zoo.EXPECTED.keys() - set(zoo.SLOW)) >= 40
