@@ -20,9 +20,9 @@ NEW = 12
 PROMPTS = [(65, 66, 67, 68, 69, 70, 71), (32,), (97, 98), (10, 20, 30, 40, 50, 60, 70, 80, 90, 100), (200, 13, 7)]
 
 
-@pytest.fixture(autouse=True, params=["padded", "packed", "shared"])
+@pytest.fixture(autouse=True, params=["padded", "packed", "shared", "single"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test in every layout: what is written does not depend on it."""
+    """Every test in every layout, and one prompt at a time: what is written does not depend on it."""
     monkeypatch.setattr(sys.modules[__name__], "LAYOUT", request.param)
 
 

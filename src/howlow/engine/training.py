@@ -160,6 +160,10 @@ class Trainer:
             raise DivergedError(f"the gradient of step {moved.step} is not finite")
         return StepOutcome(loss, norm if math.isfinite(norm) else None, bool(overflowed))
 
+    def idle(self) -> list[str]:
+        """The names of the parameters that have had no gradient in any step."""
+        return [name for name, parameter in self.parameters.items() if not self.optimizer.state.get(parameter)]
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next step depends on, except generators: tensors by name, and plain values."""
         tensors = {f"parameter.{name}": parameter.detach() for name, parameter in self.parameters.items()}

@@ -13,6 +13,7 @@ SCHEMA_VERSION = 2
 _AttentionKernel = Literal["own", "products", "sdpa", "flex"]
 HeapMode = Literal["kept", "bounded"]
 _Layout = Literal["padded", "packed", "shared"]
+_Way = Literal["padded", "packed", "shared", "single"]
 Part = Literal["burn_in", "measured"]
 Status = Literal["done", "out_of_memory", "diverged", "failed"]
 
@@ -203,9 +204,10 @@ class LayoutChoice(Frozen):
     layout: _Layout
     kernel: Literal["sdpa", "flex"] | None = Field(None, description="the attention kernel of packed and shared")
     problem: str | None = Field(None, description="why the layout is padded although another one was wanted")
-    generation: Literal["padded"] | None = Field(
-        None, description="the layout of generation where it differs: frequencies follow a batch's longest row"
+    generation: Literal["padded", "single"] | None = Field(
+        None, description="how answers are written where that differs; single: one prompt at a time"
     )
+    generation_problem: str | None = Field(None, description="why answers are not written in the layout")
 
 
 class LayoutTokens(Frozen):
@@ -236,7 +238,9 @@ class Resolved(Frozen):
     """
 
     layout: _Layout | None = None
-    generation_layout: _Layout | None = Field(None, description="generation's; another where frequencies ask for it")
+    generation_layout: _Way | None = Field(
+        None, description="generation's, where the layout would write other answers; single: one prompt at a time"
+    )
     attention_kernel: _AttentionKernel | None = Field(None, description="own: the model's own attention")
     precision: str | None = None
     train_batch_size: int | None = None

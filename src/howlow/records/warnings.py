@@ -31,6 +31,9 @@ class WarningKind(StrEnum):
     RANDOM_WEIGHTS = "random_weights"
     LONGER_THAN_MODEL = "longer_than_model"
     LAYOUT_FELL_BACK = "layout_fell_back"
+    WRITTEN_ONE_BY_ONE = "written_one_by_one"
+    LAYERS_LEFT_OUT = "layers_left_out"
+    FREQUENCIES_OF_FULL_ROW = "frequencies_of_full_row"
     NEAR_TIES = "near_ties"
     WEIGHTS_LEFT_OUT = "weights_left_out"
     REFERENCES_TOO_LONG = "references_too_long"
@@ -79,6 +82,12 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to the length that the model was made for",
     WarningKind.LAYOUT_FELL_BACK: "the results are the same, but padded is slower; to choose it yourself, set "
     "training.layout = padded",
+    WarningKind.WRITTEN_ONE_BY_ONE: "the answers are the model's own, but the costs of generation are those of single "
+    "prompts, whatever inference.batch_size is",
+    WarningKind.LAYERS_LEFT_OUT: "nothing to do: an adapter there would never train; name other layers in "
+    "lora.target_modules to adapt more of the text model",
+    WarningKind.FREQUENCIES_OF_FULL_ROW: "lower training.sequence_length to the length up to which this model's "
+    "frequencies are fixed, if the losses are to be those of each text alone",
     WarningKind.NEAR_TIES: "with another layout or batch size these answers may differ; smallest_margin in "
     "predictions.jsonl shows which",
     WarningKind.WEIGHTS_LEFT_OUT: "check that config.json and the weights belong to the same model",

@@ -68,8 +68,17 @@ def _run_schedule(
                 state.stop_if_asked()  # after the last step the trained weights are saved first
         state.found.phases.append(meter.end())
     writer.close()
+    _warn_about_idle(state, trainer)
     if skipped:
         state.warn(WarningKind.STEPS_SKIPPED, f"{skipped} of {len(schedule)} steps skipped")
+
+
+def _warn_about_idle(state: TrialState, trainer: Trainer) -> None:
+    """A warning where parameters never had a gradient: their part of the model has no influence on a loss."""
+    idle = trainer.idle()
+    if idle:
+        detail = f"{len(idle)} of {len(trainer.parameters)} trained tensors never had a gradient: {', '.join(idle[:3])}"
+        state.warn(WarningKind.LAYERS_LEFT_OUT, detail, "train")
 
 
 def _write(

@@ -53,7 +53,7 @@ _OF_MODEL = (WarningKind.WEIGHTS_LEFT_OUT, WarningKind.LONGER_THAN_MODEL)
 
 
 def prepare(
-    settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], folder: Path, heads: Collection[str] = ()
+    settings: Settings, adapters: Sequence[tuple[int, tuple[str, ...]]], folder: Path, heads: Collection[str] = ()
 ) -> dict[str, Any]:
     """Prepare the data and check the model for trials with these settings.
 
@@ -71,10 +71,9 @@ def prepare(
     config = models.load_config(reference, settings.revision, settings.trust_remote_code)
     structure = models.structure(config, settings.trust_remote_code)
     warnings = _weights(settings, reference, config)
+    layers = _adapted_layers(settings, config, structure, {targets for _, targets in adapters})
     adapter_parameters = [
-        rank
-        * sum(sum(structure.linear_shapes[name]) for name in models.matched_layers(structure.linear_shapes, targets))
-        for rank, targets in adapters
+        rank * sum(sum(structure.linear_shapes[name]) for name in layers[targets]) for rank, targets in adapters
     ]
     content = _content(settings, reference, config)
     stored = _stored(folder, content)
@@ -101,6 +100,18 @@ def prepare(
         "adapter_parameters": adapter_parameters,
         "environment": environment(choose_device(settings.run.device)).model_dump(),
     }
+
+
+def _adapted_layers(
+    settings: Settings, config: Any, structure: models.Structure, targets: Collection[tuple[str, ...]]
+) -> dict[tuple[str, ...], list[str]]:
+    """The layers that each choice of target modules adapts; PEFT is asked whether it allows them."""
+    found = {
+        one: models.matched_layers(structure.linear_shapes, one, structure.unreached_layers) for one in sorted(targets)
+    }
+    for layers in found.values():
+        models.refuse_unadaptable(config, settings.trust_remote_code, layers)
+    return found
 
 
 def _weights(settings: Settings, reference: ModelReference, config: Any) -> list[RecordWarning]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from howlow.engine import evaluation, generation, layouts
 from howlow.engine.execution import Execution, Precision, Running, running
-from howlow.engine.generation import Generated
-from howlow.engine.layouts import Layout
+from howlow.engine.generation import Generated, Way
 from howlow.engine.tokens import TokenizedExample
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
@@ -204,14 +203,14 @@ class Scorer:
         new = settings.inference.max_new_tokens
         prompts = [example.prompt for example in chosen]
         length, choice = settings.training.sequence_length, self.state.choice
-        layout: Layout = choice.generation or choice.layout
+        way: Way = choice.generation or choice.layout
 
         def work(run: Running, on_prompts_read: Callable[[int], None]) -> BatchResult:
             rows, computed = generation.generate(
                 run,
                 self.tokenizer,
                 prompts,
-                layout=layout,
+                layout=way,
                 prompt_length=length - new,
                 pad_id=self.pad_id,
                 on_prompts_read=on_prompts_read,
