@@ -5,7 +5,7 @@ BIN := .venv/bin
 # To use your own package index or folder of wheels, set it in pip's configuration.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test lint format docs clean
+.PHONY: setup demo test exhaustive lint format docs clean
 
 setup: .venv/.ready
 
@@ -27,6 +27,9 @@ lint: setup
 
 test: lint
 	$(BIN)/pytest
+
+exhaustive: setup
+	$(BIN)/pytest -m exhaustive
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -4,9 +4,9 @@
 
 A sweep is started with `howlow sweep`, and after a random time killed: the parent alone, the whole group, the trial
 alone (SIGKILL), or the parent as a cluster does it (SIGTERM). The same command is given again, up to eight times, then
-left to its end. With several workers a `howlow worker` joins the sweep, and is killed at random as well. Steps with
-their losses, predictions, scores and adapters must equal those of a sweep that was never killed. A trial that was
-killed alone has a record that says so and is run again by `--retry failed`.
+left to its end. With several workers, half of the sweeps have one worker less, and a `howlow worker` joins them and is
+killed at random as well. Steps with their losses, predictions, scores and adapters must equal those of a sweep that was
+never killed. A trial that was killed alone has a record that says so and is run again by `--retry failed`.
 
 Throughout a sweep a watcher looks at the processes and the records: no trial may be written by two processes at once
 (`double`), and none may be started that has a record (`again`). A trial's process starts again only where its holder
@@ -100,12 +100,13 @@ def questions(name: str, paragraphs: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """A sweep to be killed: its settings, its folder, the log of all commands, and how many workers it has."""
+    """A sweep to be killed: its settings, its folder, the log of all commands, and how many workers it has itself."""
 
     settings: Path
     out: Path
     log: Path
     workers: int
+    is_joined: bool = False
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start the sweep, or resume it."""
@@ -250,7 +251,7 @@ def one_kill(case: Case, process: subprocess.Popen[bytes], way: str, chance: ran
 def one_sweep(case: Case, chance: random.Random, whole_s: float, most: int) -> dict[str, int]:
     """Start, kill, start again, at most so many times, then let it end; gives the kills by way."""
     kills = dict.fromkeys(WAYS, 0)
-    ways = WAYS if case.workers > 1 else WAYS[:-1]
+    ways = (*WAYS, "worker") if case.is_joined else WAYS[:-1]  # twice as often as the others
     process = case.start()
     for _ in range(chance.randint(1, MOST_KILLS_A_SWEEP)):
         if sum(kills.values()) == most:
@@ -279,7 +280,7 @@ def first_state(work: Path, case: Case) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--workers", type=int, default=1, help="of the sweep; with two or more another one joins it")
+    parser.add_argument("--workers", type=int, default=1, help="on the folder; of two or more, one may join the sweep")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="keep the count here, and resume it")
     asked = parser.parse_args()
@@ -293,9 +294,11 @@ def main() -> None:
             state_path.write_text(json.dumps(first_state(work, unbroken)))
         state, expected = json.loads(state_path.read_text()), contents(unbroken.out)
         while (done := sum(state["kills"].values())) < asked.kills:
-            case = Case(settings, work / f"sweep-{state['sweeps']}", work / "log.txt", asked.workers)
-            shutil.rmtree(case.out, ignore_errors=True)
             chance = random.Random(f"{asked.seed}/{state['sweeps']}")
+            is_joined = asked.workers > 1 and chance.random() < 0.5
+            own = asked.workers - is_joined
+            case = Case(settings, work / f"sweep-{state['sweeps']}", work / "log.txt", own, is_joined)
+            shutil.rmtree(case.out, ignore_errors=True)
             with Watcher(case.out) as watcher:
                 kills = one_sweep(case, chance, state["whole_s"], asked.kills - done)
             assert not watcher.double, f"two processes wrote {watcher.double} at once"

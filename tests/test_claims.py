@@ -89,6 +89,20 @@ def test_on_another_machine_a_claim_expires_only_without_renewals(tmp_path: Path
     assert not first.is_current()
 
 
+def test_a_worker_elsewhere_is_known_to_be_alive_once_it_renews(tmp_path: Path) -> None:
+    clock = Clock()
+    there, here = side(tmp_path, ELSEWHERE, clock), side(tmp_path, Host.here(), clock)
+    first = there.take("t")
+    assert first is not None
+    assert here.take("t") is None
+    assert here.may_be_dead("t"), "one look tells nothing"
+    clock.now_s += 1
+    first.renew()
+    assert here.take("t") is None
+    assert not here.may_be_dead("t")
+    assert not here.may_be_dead("another")
+
+
 def test_the_observers_clock_starts_when_it_first_looks(tmp_path: Path) -> None:
     clock = Clock()
     assert side(tmp_path, ELSEWHERE, clock).take("t")

@@ -20,9 +20,9 @@ NEW = 12
 PROMPTS = [(65, 66, 67, 68, 69, 70, 71), (32,), (97, 98), (10, 20, 30, 40, 50, 60, 70, 80, 90, 100), (200, 13, 7)]
 
 
-@pytest.fixture(autouse=True, params=["padded", "packed", "shared"])
+@pytest.fixture(autouse=True, params=["padded", "packed", "shared", "single"])
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test in every layout: what is written does not depend on it."""
+    """Every test in every layout, and one prompt at a time: what is written does not depend on it."""
     monkeypatch.setattr(sys.modules[__name__], "LAYOUT", request.param)
 
 
@@ -126,6 +126,18 @@ def test_the_text_ends_before_the_stop_text_even_where_it_spans_tokens(model: An
             (found,) = ours(model, tiny_tokenizer, [prompt], stop=stop)
             text = whole.text.partition(stop)[0]
             assert found == Generated(text, len(text) + len(stop))
+
+
+def test_what_a_row_repeats_of_its_prompt_is_not_its_text_and_holds_no_stop(model: Any, tiny_tokenizer: Any):
+    rows = [(prompt, whole) for prompt, whole in zip(PROMPTS, ours(model, tiny_tokenizer, PROMPTS), strict=True)]
+    long = [(prompt, whole) for prompt, whole in rows if len(whole.text) > 3]
+    assert len(long) > 1
+    for prompt, whole in long:
+        first, rest = whole.text[:2], whole.text[2:]
+        assert ours(model, tiny_tokenizer, [prompt], repeated=[first])[0].text == rest
+        (found,) = ours(model, tiny_tokenizer, [prompt], repeated=[first], stop=whole.text[1])
+        assert found.text == rest.partition(whole.text[1])[0]
+        assert ours(model, tiny_tokenizer, [prompt], repeated=["never written"]) == [whole]
 
 
 def test_a_stop_text_that_does_not_come_changes_nothing(model: Any, tiny_tokenizer: Any):

@@ -1,4 +1,7 @@
-"""The check of a loaded model: which architectures take our masks and positions, and which are told from them."""
+"""The check of a loaded model: which architectures take our masks and positions, and which are told from them.
+
+`tests/test_zoo.py` holds many more architectures against transformers alone.
+"""
 
 import random
 from typing import Any
@@ -9,7 +12,7 @@ import transformers
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from howlow.engine.execution import decide
-from howlow.engine.layout_check import draws_at_random, problem_with
+from howlow.engine.layout_check import UnfitError, draws_at_random, problem_with, truth_about, writing_problem
 from howlow.engine.tokens import TokenizedExample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -73,11 +76,15 @@ def model(name: str) -> Any:
 
 
 def problem(found: Any, layout: Any, head: Any = "targets") -> str | None:
-    execution = decide(device=torch.device("cpu"), precision="fp32", head=head, full_row=64)
-    return problem_with(found, layout, examples(), execution=execution, pad_id=0)
+    """What keeps a model from a layout; where losses and gradients hold, what keeps it from writing answers in it."""
+    attention: Any = "own" if layout in ("padded", "single") else "sdpa"
+    execution = decide(device=torch.device("cpu"), precision="fp32", attention=attention, head=head, full_row=64)
+    truth = truth_about(found, examples(), execution)
+    said = None if layout == "single" else problem_with(found, layout, truth, execution=execution, pad_id=0)
+    return said or writing_problem(found, layout, truth, execution=execution, pad_id=0)
 
 
-@pytest.mark.parametrize("layout", ["packed", "shared"])
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
 @pytest.mark.parametrize("name", ["llama", "mixtral", "phi", "granite", "starcoder2"])
 def test_models_that_attend_by_position_take_every_layout(name: str, layout: str):
     assert problem(model(name), layout) is None
@@ -112,8 +119,8 @@ def test_dropout_that_no_module_names_is_found_out():
         ("bloom", "takes no positions"),  # ALiBi: scores biased by the row
         ("mamba", "takes no positions"),  # a state along the row
         ("gpt_oss", "s_aux"),  # attention sinks
-        ("gptj", "differ from those of padded"),  # attention of its own, which no one may replace
-        ("jamba", "differ from those of padded"),  # some layers keep a state
+        ("gptj", "differ from those of the model alone"),  # attention of its own, which no one may replace
+        ("jamba", "differ from those of the model alone"),  # some layers keep a state
     ],
 )
 @pytest.mark.parametrize("layout", ["packed", "shared"])
@@ -128,7 +135,67 @@ def test_attention_that_looks_across_examples_is_found_out(monkeypatch: pytest.M
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=False, enable_gqa=True)
 
     monkeypatch.setattr(attention, "sdpa", careless)
-    assert "differ from those of padded" in (problem(model("llama"), "shared") or "")
+    assert "differ from those of the model alone" in (problem(model("llama"), "shared") or "")
+
+
+def test_a_model_that_sees_later_tokens_is_refused_whatever_the_layout():
+    found = model("llama")
+    for layer in found.model.layers:
+        layer.self_attn.is_causal = False
+    found.config.is_causal = False
+    with pytest.raises(UnfitError, match="not causal: a later token changes what it predicts from earlier ones"):
+        problem(found, "padded")
+
+
+def test_padded_is_held_against_the_model_alone_too():
+    found = model("llama")
+    own = found.model.forward
+
+    def looks_at_the_row(*given: Any, **named: Any) -> Any:
+        output = own(*given, **named)
+        output.last_hidden_state = output.last_hidden_state * (1 + 0.01 * output.last_hidden_state.shape[1])
+        return output
+
+    found.model.forward = looks_at_the_row
+    assert "padded losses with the model's own attention differ" in (problem(found, "padded") or "")
+
+
+@pytest.mark.parametrize("name", ["mamba", "bloom", "gptj", "jamba"])
+def test_answers_in_padded_batches_are_the_models_own(name: str):
+    assert problem(model(name), "padded") is None
+
+
+def test_positions_that_follow_the_row_are_found_out_where_answers_are_written():
+    torch.manual_seed(0)
+    sizes = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 40}
+    found = transformers.BartForCausalLM(transformers.BartConfig(vocab_size=61, **sizes)).eval()
+    for parameter in found.parameters():
+        parameter.data.mul_(3)
+    found.requires_grad_(False)
+    assert problem(found, "padded") == "answers written padded differ from those of the model alone"
+    assert problem(found, "single") is None
+
+
+def test_a_model_whose_own_code_fails_is_told_with_its_words(monkeypatch: pytest.MonkeyPatch):
+    found = model("llama")
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError("no more\n  layers")
+
+    monkeypatch.setattr(found.model.layers[1], "forward", fails)
+    with pytest.raises(UnfitError, match="its own code fails on a text: ZeroDivisionError: no more layers"):
+        problem(found, "padded")
+
+
+def test_a_lack_of_memory_says_nothing_about_the_model(monkeypatch: pytest.MonkeyPatch):
+    found = model("llama")
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(found.model.layers[1], "forward", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        problem(found, "padded")
 
 
 class FeedForwardFirst(LlamaDecoderLayer):
@@ -142,7 +209,7 @@ class FeedForwardFirst(LlamaDecoderLayer):
 def test_a_feed_forward_part_that_attention_reads_is_found_out():
     found = model("llama")
     found.model.layers[-1] = FeedForwardFirst(found.config, 1).eval().requires_grad_(False)
-    assert "differ from those of padded" in (problem(found, "shared") or "")
+    assert "differ from those of the model alone" in (problem(found, "shared") or "")
 
 
 def test_the_check_leaves_the_model_as_it_was():

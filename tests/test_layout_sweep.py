@@ -9,7 +9,7 @@ from howlow import load_settings as load
 from howlow.errors import UserError
 from howlow.records import read_lines
 from howlow.settings import merge
-from howlow.sweeping.sweep import sweep
+from howlow.sweeping.sweep import dry_run, sweep
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +107,7 @@ def test_models_that_fall_back_to_padded_finish_their_trials(
     assert record.scores.f1 is not None
 
 
-def test_generation_that_runs_padded_is_named_in_record_and_report(
+def test_generation_one_prompt_at_a_time_is_named_in_record_and_report(
     tiny_table: dict[str, Any], tiny_tokenizer: Any, tmp_path: Path
 ):
     import torch
@@ -137,10 +137,64 @@ def test_generation_that_runs_padded_is_named_in_record_and_report(
     }
     (record,) = sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "out").records
     assert record.status == "done", record.error
-    assert (record.resolved.layout, record.resolved.generation_layout) == ("shared", "padded")
-    assert record.layout.generate.computed_tokens > record.layout.generate.tokens
-    assert any("generation runs padded" in warning.detail for warning in record.warnings)
-    assert howlow.load(tmp_path / "out").trials[0].row["layout"] == "shared, generation padded"
+    assert (record.resolved.layout, record.resolved.generation_layout) == ("shared", "single")
+    assert record.layout.generate.computed_tokens < record.layout.generate.tokens  # the last ones are not read again
+    (warning,) = (one for one in record.warnings if one.kind == "written_one_by_one")
+    assert any("frequencies are those of a row of 160" in one.detail for one in record.warnings)
+    assert "one prompt at a time: the model's rotary frequencies depend on a batch's longest row" in warning.detail
+    assert howlow.load(tmp_path / "out").trials[0].row["layout"] == "shared, generation single"
+
+
+@pytest.mark.parametrize("kind", ["roberta", "llama"])
+def test_a_model_that_is_not_causal_is_refused_before_the_first_trial(
+    kind: str, tiny_table: dict[str, Any], tiny_tokenizer: Any, tmp_path: Path
+):
+    """In a dry run, too."""
+    import transformers
+    from conftest import tiny_config
+
+    shape = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    made = {
+        "roberta": lambda: transformers.RobertaForCausalLM(transformers.RobertaConfig(**shape, intermediate_size=40)),
+        "llama": lambda: transformers.LlamaForCausalLM(tiny_config(is_causal=False)),
+    }[kind]()
+    made.save_pretrained(tmp_path / kind)
+    tiny_tokenizer.save_pretrained(tmp_path / kind)
+    targets = ["query" if kind == "roberta" else "q_proj"]
+    table = merge(tiny_table, {"model": str(tmp_path / kind), "lora": {"target_modules": targets}})
+    for run in (dry_run, sweep):
+        with pytest.raises(UserError, match=rf"model .*{kind}: it is not causal: a later token changes") as caught:
+            run(load(None, [table]), tmp_path / "out")
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "sweep.toml").exists()
+
+
+def test_the_state_of_a_mamba_writes_what_it_writes_alone(
+    tiny_table: dict[str, Any], tiny_tokenizer: Any, tmp_path: Path
+):
+    """And a target that PEFT refuses is told before the first trial."""
+    import torch
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    few = {"vocab_size": 264, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 256, "eos_token_id": 257}
+    made = MambaForCausalLM(MambaConfig(**few, state_size=4)).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.mul_(3 if parameter.dim() > 1 else 1)
+    made.save_pretrained(tmp_path / "mamba")
+    tiny_tokenizer.save_pretrained(tmp_path / "mamba")
+    changes = {"model": str(tmp_path / "mamba"), "grid": {"lora.rank": [2]}, "baselines": ["base"]}
+    table = merge(tiny_table, changes)
+    with pytest.raises(UserError, match=r"no adapter can be put into out_proj .*incompatible with Mamba"):
+        dry_run(load(None, [merge(table, {"lora": {"target_modules": ["out_proj"]}})]))
+    result = sweep(load(None, [merge(table, {"lora": {"target_modules": ["in_proj"]}})]), tmp_path / "out")
+    record = next(record for record in result.records if record.kind == "base")
+    assert (record.status, record.resolved.generation_layout) == ("done", "padded"), record.error
+    for line in read_lines(tmp_path / "out" / "trials" / record.trial / "predictions.jsonl"):
+        ids = tiny_tokenizer(line["prompt"], return_tensors="pt", add_special_tokens=False)
+        written = made.generate(**ids, max_new_tokens=4, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert line["generated"] == tiny_tokenizer.decode(written, skip_special_tokens=True).partition("\n")[0]
 
 
 def test_a_changed_model_is_refused_and_its_layout_is_not_taken_over(

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from howlow.engine.layouts import Batch, count_targets, left_padded, padded
+from howlow.engine.layouts import Batch, Layout, count_targets, lay_out, left_padded, padded
 from howlow.engine.tokens import TokenizedExample
 
 LossOn = Literal["completion", "all"]
 PAD = 7
 TOKEN = st.integers(0, 9)  # the padding's id among them
 EXAMPLES = st.lists(
-    st.tuples(st.lists(TOKEN, min_size=1, max_size=6), st.lists(TOKEN, min_size=1, max_size=6)),
+    st.tuples(st.lists(TOKEN, min_size=1, max_size=6), st.lists(TOKEN, max_size=6)),  # some without a target
     min_size=1,
     max_size=5,
 ).map(
@@ -93,6 +93,31 @@ def test_a_row_that_is_full_has_no_padding():
     batch = padded([TokenizedExample("a", "g", (1, 2), (3, 4))], 4, 0, "completion")
     assert batch.input_ids.tolist() == [[1, 2, 3, 4]]
     assert targets_of(batch, 0) == [(1, 3), (2, 4)]
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+@given(examples=EXAMPLES, loss_on=st.sampled_from(["completion", "all"]))
+def test_an_example_has_its_own_targets_whatever_stands_beside_it(
+    layout: Layout, examples: Sequence[TokenizedExample], loss_on: LossOn
+):
+    """An example without a target once had every token of its row as one, and shifted all that followed."""
+    batch = lay_out(examples, layout, 16, PAD, loss_on)
+    predicted = batch.input_ids.flatten()[batch.predictors[batch.sources]].tolist()
+    pairs = list(zip(batch.owners.tolist(), predicted, batch.targets.tolist(), strict=True))
+    for owner, example in enumerate(examples):
+        ids = example.prompt + example.completion
+        wanted = [(ids[before], target) for before, target in expected(example, loss_on)]
+        assert sorted(pair[1:] for pair in pairs if pair[0] == owner) == sorted(wanted)
+    assert (
+        batch.targets_of.sum()
+        == batch.target_tokens
+        == sum(chunk.targets.stop - chunk.targets.start for chunk in batch.chunks)
+    )
+
+
+def test_a_prompt_without_a_token_is_our_mistake():
+    with pytest.raises(AssertionError, match="token before it"):
+        padded([TokenizedExample("a", "g", (), (3, 4))], 3, 0, "completion")
 
 
 def test_what_does_not_fit_is_our_mistake():

@@ -140,3 +140,16 @@ def test_evaluation_leaves_no_gradient(tiny_model: Any):
     model = adapted(tiny_model, rank=2)
     evaluate(model, batch())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("head", ["targets", "all"])
+@pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
+def test_an_example_without_a_target_has_no_loss_and_changes_no_other(tiny_model: Any, layout: Any, head: Any):
+    """A text of which the tokenizer makes no token: BOS alone. It once shifted the targets of its whole batch."""
+    model, silent = loaded(tiny_model), TokenizedExample("silent", "s", (256,), ())
+    alone = [evaluate(model, batch(examples=[one]), head=head)[0] for one in EXAMPLES]
+    among = layouts.lay_out([silent, *EXAMPLES[:2], silent, *EXAMPLES[2:]], layout, 24, EOS, "completion")
+    first, second = alone[:2], alone[2:]
+    assert evaluate(model, among, head=head) == pytest.approx([0.0, *first, 0.0, *second], rel=1e-5)
+    only = layouts.lay_out([silent, silent], layout, 24, EOS, "completion")
+    assert evaluate(model, only, head=head) == [0.0, 0.0]

@@ -169,6 +169,7 @@ def test_the_batch_found_is_the_largest_that_fits(
     assert batches[1] >= batches[16] >= batches[128]  # type: ignore[operator]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", ["padded", "shared"])
 def test_a_long_trial_has_room_with_the_batch_that_was_found(
     layout: str, limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
@@ -271,6 +272,7 @@ def test_a_search_that_was_interrupted_goes_on_with_its_probes(
     assert [path.name for path in (tmp_path / "out" / ".howlow").glob("probes-*")] == []
 
 
+@pytest.mark.exhaustive
 def test_the_largest_batch_of_inference_is_bounded_by_memory_too(
     limit_bytes: int, wide_table: dict[str, Any], probe: Callable[..., Probe], tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_rows import ASSUMED, COUNTER, NO_ENERGY, costly_trial, phase_of, steps_of, write_trial
+from test_rows import ASSUMED, COUNTER, DATA, NO_ENERGY, costly_trial, phase_of, steps_of, write_trial
 
 from howlow.analysis import compare, rows
 from howlow.errors import UserError
@@ -147,6 +147,20 @@ def test_the_terminal_table(report: Report, width: int) -> None:
     text = report.table_text(width)
     assert max(map(len, text.splitlines())) <= width
     check_golden(f"table_{width}.txt", text)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_answers_that_no_generation_can_match_stand_beside_exact_match(tmp_path: Path, count: int) -> None:
+    for rank in (1, 16):
+        data = DATA.model_copy(update={"references": 50, "unmatchable_references": count})
+        trial_of(tmp_path, rank, 1.0, 0.5, data=data)
+    comparison = compare(rows([tmp_path]))
+    for for_page in (False, True):
+        shown = [heading.column.name for heading in summarize(comparison, for_page=for_page).headings]
+        assert (shown[shown.index("exact_match") + 1] == "unmatchable_references") == bool(count)
+        assert shown.count("unmatchable_references") == (1 if count else 0)
+    found = json.loads(Report(comparison).json_text())["rows"]
+    assert [row["unmatchable_references"] for row in found] == [count, count]
 
 
 def test_the_table_names_the_reference_and_the_larger_rank_that_was_asked_for(report: Report) -> None:

@@ -295,7 +295,7 @@ def test_rows_have_the_designed_columns_in_order_and_further_axes_at_the_end(tmp
     assert list(results.rows[0]) == names
     assert names[:5] == ["trial", "kind", "rank", "seed", "status"]
     assert names.index("rougeL") + 1 == names.index("train_energy_error_per_sample_j")  # later ones stand behind
-    assert names[-2:] == ["inference_decode_energy_per_token_j", "training.batch_size"]
+    assert names[-2:] == ["unmatchable_references", "training.batch_size"]
     assert len(set(names)) == len(names) == len(columns_of(results.axes))
     assert results.rows[0]["train_batch_size"] == 4
 
@@ -316,6 +316,26 @@ def test_directories_whose_trials_collide_are_refused_by_name(tmp_path: Path) ->
     write_trial(tmp_path / "two")
     with pytest.raises(UserError, match=r"r0008-s0 is in .*one and in .*two"):
         rows([tmp_path / "one", tmp_path / "two"])
+
+
+def test_of_a_baseline_that_two_sweeps_measured_alike_the_first_counts(tmp_path: Path) -> None:
+    for name, rank in (("one", 8), ("two", 16)):
+        write_trial(tmp_path / name, None, kind="base", trial="base-s0")
+        write_trial(tmp_path / name, rank)
+    results = rows([tmp_path / "two", tmp_path / "one"])
+    assert [row["trial"] for row in results.rows] == ["base-s0", "r0008-s0", "r0016-s0"]
+    assert results.trials[0].folder.is_relative_to(tmp_path / "two")
+    (warning,) = results.warnings
+    assert (warning["trial"], warning["kind"]) == ("base-s0", "baseline_repeated")
+    assert "one holds another measurement of base-s0" in warning["detail"]
+
+
+def test_baselines_that_differ_in_what_was_accepted_still_collide(tmp_path: Path) -> None:
+    write_trial(tmp_path / "one", None, kind="base", trial="base-s0")
+    other = ENVIRONMENT.model_copy(update={"driver": "570.1"})
+    write_trial(tmp_path / "two", None, kind="base", trial="base-s0", environment=other)
+    with pytest.raises(UserError, match=r"base-s0 is in .*one and in .*two"):
+        rows([tmp_path / "one", tmp_path / "two"], ["environment.driver"])
 
 
 def test_the_same_directory_given_twice_counts_once(tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def chat_tokenizer(tiny_tokenizer: Any) -> Any:
 
 def test_a_chat_prompt_is_the_users_turn_and_the_completion_follows(chat_tokenizer: Any):
     found = tokenize(chat_tokenizer, example(" the context ", " Why?\n", "So.", "Read: "), chat=True)
-    assert read(chat_tokenizer, found.prompt) == "<|user|>Read:  the context  Why?\n<|end|><|assistant|>"
+    assert read(chat_tokenizer, found.prompt) == "<|user|>Read:  the context  Why?<|end|><|assistant|>"
     assert read(chat_tokenizer, found.completion) == "So."
     assert found.completion[-1] == EOS
 
@@ -282,6 +282,14 @@ def test_a_chat_prompt_that_is_cut_keeps_its_turns(chat_tokenizer: Any):
     found = fit_prompt(chat_tokenizer, example("abcdefgh", " Why?", "So."), 40, 4, chat=True)
     assert read(chat_tokenizer, found.prompt) == "<|user|>abc Why?<|end|><|assistant|>"
     assert found.cut
+
+
+def test_a_chat_prompt_without_a_context_loses_the_beginning_of_its_text_and_keeps_its_turns(chat_tokenizer: Any):
+    found = fit_prompt(chat_tokenizer, example(after="abcdefgh Why?", completion="So."), 40, 4, chat=True)
+    assert read(chat_tokenizer, found.prompt) == "<|user|>fgh Why?<|end|><|assistant|>"
+    assert found.cut
+    with pytest.raises(UserError, match="none of its prompt's text fits"):
+        fit_prompt(chat_tokenizer, example(after="abcdefgh Why?", completion="So."), 32, 4, chat=True)
 
 
 def test_chat_without_a_template_is_refused(tiny_tokenizer: Any):

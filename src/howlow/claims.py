@@ -106,6 +106,15 @@ class Claim:
             self.lock = None
 
 
+@dataclass(frozen=True)
+class _Beat:
+    """The last renewal of a claim that this process has seen, and whether it is not the first that it saw."""
+
+    text: str
+    since_s: float
+    has_changed: bool
+
+
 @dataclass
 class Claims:
     """The claims of one run directory, seen by one process."""
@@ -116,7 +125,7 @@ class Claims:
     heartbeat_s: float = HEARTBEAT_S
     clock: Callable[[], float] = now_s
     _held: list[Claim] = field(default_factory=list)
-    _seen: dict[tuple[str, int], tuple[str, float]] = field(default_factory=dict)
+    _seen: dict[tuple[str, int], _Beat] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, trial: str) -> Claim | None:
@@ -150,6 +159,13 @@ class Claims:
         with self._guard:
             return _read_holder(folder, last) if self._state(folder, last) == "held" else None
 
+    def may_be_dead(self, trial: str) -> bool:
+        """Whether another machine holds a trial whose claim this process has not seen renewed."""
+        folder = claim_folder(self.run_directory, trial)
+        with self._guard:
+            seen = self._seen.get((str(folder), latest(folder)))
+        return seen is not None and not seen.has_changed
+
     @contextmanager
     def renewed(self) -> Iterator[None]:
         """Renew every held claim in a thread."""
@@ -179,11 +195,11 @@ class Claims:
         if holder is not None and holder.host == self.host and holder.is_locked:
             return "held" if is_locked(_path(folder, generation)) else "free"
         key, now = (str(folder), generation), self.clock()
-        seen, since_s = self._seen.get(key, ("", now))
-        if beat != seen or key not in self._seen:
-            self._seen[key] = (beat, now)
+        seen = self._seen.get(key)
+        if seen is None or beat != seen.text:
+            self._seen[key] = _Beat(beat, now, seen is not None)
             return "held"
-        return "expired" if now - since_s >= self.expiry_s else "held"
+        return "expired" if now - seen.since_s >= self.expiry_s else "held"
 
     def _create(self, folder: Path, generation: int) -> Claim | None:
         temporary = folder / f".{uuid.uuid4().hex}.tmp"
@@ -203,7 +219,11 @@ class Claims:
             os.close(descriptor)
             return None
         claim = Claim(folder, generation, descriptor)
-        claim.renew()
+        try:
+            claim.renew()
+        except BaseException:
+            os.close(descriptor)
+            raise
         return claim
 
 

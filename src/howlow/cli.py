@@ -192,7 +192,7 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
 
 
 def _is_int(text: str) -> bool:
-    return re.fullmatch("-?[0-9]+", text) is not None
+    return re.fullmatch("-?[0-9]{1,18}", text) is not None
 
 
 def _statuses(text: str | None) -> list[Any]:
@@ -225,9 +225,12 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_diff
         report, data = preparation.report, preparation.report.data
         for side in ("train", "test"):
             examples, groups, tokens = (getattr(data, f"{side}_{what}") for what in ("examples", "groups", "tokens"))
-            print(f"{side}: {examples} examples in {groups} groups, {tokens} tokens")
+            read = [one.files_read for one in data.sources if (one.side, one.format) == (side, "folder")]
+            files = f", from {read[0]} files" if read else ""
+            print(f"{side}: {examples} examples in {groups} groups, {tokens} tokens{files}")
         print(f"longest training example: {data.longest_tokens} tokens")
         print(f"left out for overlap with the test data: {data.overlap_left_out} training examples")
+        print(f"left out for having no tokens: {data.without_tokens} training examples")
         print(f"dropped as too long: {data.dropped} training examples; cut: {data.cut} examples")
         print(f"model: {report.architecture}, {report.total_parameters} parameters")
         for warning in report.warnings:

@@ -21,6 +21,7 @@ _OF_PART: Mapping[str, tuple[Subject, ...]] = {
 _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.TRAIN_TEST_OVERLAP: ("quality",),
     WarningKind.EXAMPLES_DROPPED: ("quality",),
+    WarningKind.TEXT_WITHOUT_TOKENS: ("quality",),
     WarningKind.TEXT_CUT: ("quality",),
     WarningKind.RANK_ABOVE_MATRIX: (),
     WarningKind.TOKENIZER_SUBSTITUTED: ("quality",),
@@ -36,8 +37,15 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.RANDOM_WEIGHTS: ("quality",),
     WarningKind.LONGER_THAN_MODEL: ("quality",),
     WarningKind.LAYOUT_FELL_BACK: (*_COSTS, "memory"),
+    WarningKind.WRITTEN_ONE_BY_ONE: (*_COSTS, "memory"),
+    WarningKind.LAYERS_LEFT_OUT: (),
+    WarningKind.FREQUENCIES_OF_FULL_ROW: ("quality",),
     WarningKind.NEAR_TIES: ("answers",),
     WarningKind.WEIGHTS_LEFT_OUT: ("quality",),
+    WarningKind.REFERENCES_TOO_LONG: ("answers",),
+    WarningKind.REFERENCES_WITH_STOP: ("answers",),
+    WarningKind.REFERENCES_WITH_SPECIAL_TOKENS: ("answers",),
+    WarningKind.REFERENCES_ALTERED: ("answers",),
     WarningKind.ENERGY_WINDOW_TOO_SHORT: ("energy",),
     WarningKind.ENERGY_GAP: ("energy",),
     WarningKind.SENSOR_LATE: ("energy", "utilization"),
@@ -56,6 +64,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.THROTTLED: _COSTS,
     WarningKind.QUALITY_NOT_COMPARABLE: ("quality",),
     WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
+    WarningKind.BASELINE_REPEATED: (),
 }
 
 

@@ -3,8 +3,9 @@
 Units are kinds of quantity in SI; only `howlow.reporting` turns them into text.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Unit = Literal["text", "count", "number", "bytes", "seconds", "per_second", "joules", "watts", "fraction", "nats"]
 Better = Literal["higher", "lower"]
@@ -75,11 +76,23 @@ class Column:
     """whether its ratio to the reference rank's value says anything"""
     is_optional: bool = False
     """its absence is not explained: some tasks or energy sources never give it, or another absence explains it"""
+    shows_zero: bool = True
+    """whether tables show it where every value is 0"""
 
     @property
     def is_number(self) -> bool:
         """Whether its values are numbers that can be averaged and divided."""
         return self.unit != "text"
+
+    @property
+    def section(self) -> TableSection | None:
+        """The section of the tables in which it stands; None where they do not show it."""
+        return self.table.section if self.table is not None else None
+
+    def is_shown(self, values: Iterable[Any]) -> bool:
+        """Whether a table of trials with these values shows it."""
+        there = [value for value in values if value is not None]
+        return bool(there) and (self.shows_zero or any(there))
 
     @property
     def is_quality(self) -> bool:

@@ -96,7 +96,7 @@ LOSS = Column(
     "negative log-likelihood per target token of the test",
     "lower",
     subjects=_QUALITY,
-    table=_at(9),
+    table=_at(10),
     heading="loss",
     panel=Panel(7, unless="perplexity"),
 )
@@ -109,7 +109,7 @@ _SCORES = (
         "exp(loss)",
         "lower",
         subjects=_EXPONENTIAL,
-        table=_at(6),
+        table=_at(7),
         panel=Panel(6),
     ),
     Column(
@@ -119,7 +119,7 @@ _SCORES = (
         "exp(negative log-likelihood per word)",
         "lower",
         subjects=_EXPONENTIAL,
-        table=_at(7),
+        table=_at(8),
     ),
     Column(
         "bits_per_byte",
@@ -128,7 +128,7 @@ _SCORES = (
         "negative log-likelihood in bits per byte of text",
         "lower",
         subjects=_QUALITY,
-        table=_at(8),
+        table=_at(9),
     ),
     Column(
         "exact_match",
@@ -157,7 +157,7 @@ _SCORES = (
         "overlap of words with the reference",
         "higher",
         subjects=_ANSWERS,
-        table=_at(3),
+        table=_at(4),
         panel=Panel(3),
     ),
     Column(
@@ -167,7 +167,7 @@ _SCORES = (
         "overlap of pairs of words with the reference",
         "higher",
         subjects=_ANSWERS,
-        table=_at(4),
+        table=_at(5),
         panel=Panel(4),
     ),
     Column(
@@ -177,9 +177,20 @@ _SCORES = (
         "longest common subsequence with the reference",
         "higher",
         subjects=_ANSWERS,
-        table=_at(5),
+        table=_at(6),
         panel=Panel(5),
     ),
+)
+
+UNMATCHABLE_REFERENCES = Column(
+    "unmatchable_references",
+    "unmatchable answers",
+    "count",
+    "accepted answers that no generation can match as they stand: too long, or with stop text or special tokens",
+    table=_at(3),
+    is_relative=False,
+    is_optional=True,
+    shows_zero=False,
 )
 
 # -- all of them ----------------------------------------------------------------------------------------------------
@@ -197,6 +208,7 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("inference", "inference", *METERED),
     *_METERS,
     *of_stage("inference", "generation", *GENERATION),
+    UNMATCHABLE_REFERENCES,
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from howlow.analysis.caveats import qualified
 from howlow.analysis.column import Column
-from howlow.analysis.columns import COLUMNS, columns_of
+from howlow.analysis.columns import COLUMNS, UNMATCHABLE_REFERENCES, columns_of
 from howlow.analysis.energy import Seen, energy_figures, inside, meter_figures, ratio, read_seen, timeline_figures
 from howlow.errors import UserError
 from howlow.records import (
@@ -26,6 +26,7 @@ from howlow.records import (
     Scores,
     Step,
     WarningKind,
+    differences,
     read_records,
     read_steps,
     refuse_to_mix,
@@ -133,7 +134,7 @@ def rows(folders: Sequence[Path], accept_different: Sequence[str] = ()) -> Resul
 
     Raises:
         UserError: a folder is no run directory or has no record; records were not measured alike; two directories
-            hold a trial of the same name.
+            hold a trial of the same name that is not a baseline.
     """
     found: list[tuple[Path, Record]] = []
     for folder in dict.fromkeys(path.resolve() for path in folders):
@@ -141,8 +142,7 @@ def rows(folders: Sequence[Path], accept_different: Sequence[str] = ()) -> Resul
         if not records:
             raise UserError(f"{folder}: no trial has ended yet; let `howlow sweep` finish at least one")
         found.extend((folder, record) for record in records)
-    found = _marked(found, accept_different)
-    _refuse_collisions(found)
+    found = _without_repeats(_marked(found, accept_different))
 
     axes = tuple(sorted({axis for _, record in found for axis in record.axes}))
     trials = [_trial(record, folder / "trials" / record.trial, axes) for folder, record in found]
@@ -167,15 +167,26 @@ def _marked(found: Sequence[tuple[Path, Record]], accept_different: Sequence[str
     ]
 
 
-def _refuse_collisions(found: Iterable[tuple[Path, Record]]) -> None:
-    homes: dict[str, Path] = {}
+def _without_repeats(found: Iterable[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
+    """One trial of each name: of a baseline that several sweeps measured alike, the first one, with a warning.
+
+    Raises:
+        UserError: two run directories hold another trial of the same name, or baselines that differ.
+    """
+    kept: dict[str, tuple[Path, Record]] = {}
     for folder, record in found:
-        if record.trial in homes:
+        home, first = kept.setdefault(record.trial, (folder, record))
+        if home == folder:
+            continue
+        if record.kind == "lora" or differences([first, record]):
             raise UserError(
-                f"trial {record.trial} is in {homes[record.trial]} and in {folder}; report them one at a time, or give "
+                f"trial {record.trial} is in {home} and in {folder}; report them one at a time, or give "
                 "run directories whose trials differ in rank, seed or a grid axis"
             )
-        homes[record.trial] = folder
+        detail = f"{folder} holds another measurement of {record.trial}; this one is from {home}"
+        repeated = RecordWarning(kind=WarningKind.BASELINE_REPEATED, detail=detail)
+        kept[record.trial] = (home, first.model_copy(update={"warnings": (*first.warnings, repeated)}))
+    return list(kept.values())
 
 
 def _grid_ranks(folder: Path) -> list[int]:
@@ -255,6 +266,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
             row["inference_new_tokens_per_sample"] = _new_tokens_per_sample(steps)
             row.update({f"inference_{name}": value for name, value in _prefill_and_decode(record, steps).items()})
     row.update({name: _finite(getattr(record.scores, name)) for name in Scores.model_fields if name in row})
+    row[UNMATCHABLE_REFERENCES.name] = record.data.unmatchable_references if record.data else None
     row.update(meter_figures(record))
     row.update({axis: axis_value(record, axis) for axis in axes})
     return row

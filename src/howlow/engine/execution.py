@@ -70,6 +70,12 @@ class Execution:
         """As evaluation, with rotary frequencies that follow the tokens so far, as in transformers' `generate`."""
         return replace(self.for_evaluation(), full_row=None)
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context of a forward pass."""
+        if self.compute == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute)
+
     def facts(self) -> dict[str, str | int | bool]:
         """What was decided, in plain values, for the record."""
         return {
@@ -144,10 +150,7 @@ class Running:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""
-        execution = self.execution
-        if execution.compute == torch.float32:
-            return nullcontext()
-        return torch.autocast(execution.device.type, dtype=execution.compute)
+        return self.execution.autocast()
 
     def batch(self, batch: Batch) -> AbstractContextManager[None]:
         """The context of a batch that is on the device, forward and backward: who sees whom, and what is computed.

@@ -4,7 +4,8 @@ Generation takes the most likely token at every step and does nothing else. What
 for (sampling, penalties, forced tokens) is ignored, the same for every row. A row ends at any EOS of the model, at the
 stop text, or at `max_new_tokens`. In the layout `padded` prompts are padded on the left, and a row that has ended waits
 for the others. In the other layouts common prefixes are computed once, and rows that have ended leave the batch
-(`howlow.engine.tree_generation`).
+(`howlow.engine.tree_generation`). A model that writes something else in a batch than alone is given one prompt at a
+time (`howlow.engine.single_generation`).
 
 A step reads the device once: its tokens and their margins. In `padded` the model is given a mask, at which some of
 transformers' own code looks once more.
@@ -14,19 +15,23 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from howlow.engine import layouts
+from howlow.engine.answers import before_stop, decoded
 from howlow.engine.execution import Running
-from howlow.engine.layouts import Layout
 from howlow.engine.model import base_of
+from howlow.engine.single_generation import write_one_by_one
 from howlow.engine.tree_generation import Continuation, Writer, lay_out_prompts
 from howlow.errors import UserError
 
-_CACHES = ("past_key_values", "cache_params")  # the names under which models take what they keep of earlier tokens
+Way = Literal["padded", "packed", "shared", "single"]
+"""How prompts are read and continued: in a layout, or one at a time."""
+_STATE = "cache_params"
+_CACHES = ("past_key_values", _STATE)  # the names under which models take what they keep of earlier tokens
 _LARGEST_VOCABULARY = 1 << 24  # up to which fp32 holds every token id exactly
 
 
@@ -49,30 +54,62 @@ def generate(
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     *,
-    layout: Layout,
+    layout: Way,
     prompt_length: int,
     pad_id: int,
     max_new_tokens: int,
     stop: str | None,
     eos: frozenset[int],
+    repeated: Sequence[str] = (),
     on_prompts_read: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[Generated], int]:
-    """Continue prompts greedily.
+    """Continue prompts greedily; see `write`.
 
-    prompt_length: `padded` fills prompts up to it with `pad_id`. on_prompts_read: called once, when the prompts are
-    read and one token each is written, with the number of tokens that the model ran on until then.
+    repeated: the end of each prompt's text that its first new token repeats (`howlow.engine.tokens`), which is not part
+    of the row's text; absent, none does.
 
     Returns:
         The rows, and the number of tokens that the model ran on.
     """
-    rows = _Rows(tokenizer, len(prompts), stop, eos)
+    assert len(repeated) in (0, len(prompts)), "every prompt has its own"
+    rows = _Rows(tokenizer, len(prompts), stop, eos, repeated)
     with running.autocast():
-        if layout == "padded":
-            ids, mask = layouts.left_padded(prompts, prompt_length, pad_id)
-            computed = _continue_padded(running.model, ids, mask, rows, max_new_tokens, on_prompts_read)
-        else:
-            computed = _continue_trees(running, prompts, rows, layout == "shared", max_new_tokens, on_prompts_read)
+        computed = write(
+            running,
+            rows,
+            prompts,
+            layout=layout,
+            prompt_length=prompt_length,
+            pad_id=pad_id,
+            max_new_tokens=max_new_tokens,
+            on_prompts_read=on_prompts_read,
+        )
     return rows.results(), computed
+
+
+def write(
+    running: Running,
+    writer: Writer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    layout: Way,
+    prompt_length: int,
+    pad_id: int,
+    max_new_tokens: int,
+    on_prompts_read: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Let a writer continue prompts; returns the number of tokens that the model ran on.
+
+    prompt_length: `padded` fills prompts up to it with `pad_id`. on_prompts_read: called once, when the prompts are
+        read and one token each is written, with the number of tokens that the model ran on until then. Several prompts
+        that are continued one at a time have no such moment.
+    """
+    if layout == "single":
+        return write_one_by_one(running, writer, prompts, max_new_tokens, on_prompts_read)
+    if layout == "padded":
+        ids, mask = layouts.left_padded(prompts, prompt_length, pad_id)
+        return _continue_padded(running.model, ids, mask, writer, max_new_tokens, on_prompts_read)
+    return _continue_trees(running, prompts, writer, layout == "shared", max_new_tokens, on_prompts_read)
 
 
 def most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,7 +148,7 @@ def _continue_trees(
 
 
 def _continue_padded(
-    model: Any, ids: Tensor, mask: Tensor, rows: "_Rows", max_new_tokens: int, on_prompts_read: Callable[[int], None]
+    model: Any, ids: Tensor, mask: Tensor, rows: Writer, max_new_tokens: int, on_prompts_read: Callable[[int], None]
 ) -> int:
     """Continue left-padded prompts: (rows, length) ids and mask; returns the number of tokens computed."""
     ids, mask = ids.to(model.device), mask.to(model.device)
@@ -122,7 +159,9 @@ def _continue_padded(
         raise UserError(f"{type(base_of(model)).__name__} keeps nothing between the tokens that it writes")
     past, computed = None, 0
     for step in range(max_new_tokens):
-        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, cache: past}
+        # A state that was read under the mask has left the padding out; later tokens have none.
+        seen = None if cache == _STATE and step else mask
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": seen, cache: past}
         further = {"position_ids": positions, "logits_to_keep": 1, "output_router_logits": False}
         output = model(**inputs, **{name: further[name] for name in further if name in known}, use_cache=True)
         computed += ids.numel()
@@ -141,8 +180,11 @@ def _continue_padded(
 class _Rows:
     """The continuations so far, and which of them have ended."""
 
-    def __init__(self, tokenizer: Any, count: int, stop: str | None, eos: frozenset[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, count: int, stop: str | None, eos: frozenset[int], repeated: Sequence[str] = ()
+    ) -> None:
         self._tokenizer, self._stop, self._eos = tokenizer, stop, eos
+        self._repeated = repeated or [""] * count
         self._written: list[list[int]] = [[] for _ in range(count)]
         self._margins = [math.inf] * count
         self._done = [False] * count
@@ -163,15 +205,12 @@ class _Rows:
         return chosen
 
     def _text(self, row: int) -> str:
-        kept = [token for token in self._written[row] if token not in self._eos]
-        text: str = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return decoded(self._tokenizer, self._written[row], self._eos, self._repeated[row])
 
     def results(self) -> list[Generated]:
         """The rows as they were written."""
         found = []
         for row, written in enumerate(self._written):
-            text = self._text(row)
-            cut = text.partition(self._stop)[0] if self._stop else text
-            found.append(Generated(cut, len(written), self._margins[row]))
+            text = before_stop(self._text(row), self._stop)
+            found.append(Generated(text, len(written), self._margins[row]))
         return found

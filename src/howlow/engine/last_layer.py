@@ -68,9 +68,8 @@ def modules_by_token(model: nn.Module) -> list[nn.Module]:
 @torch.no_grad()
 def _is_by_token(module: nn.Module) -> bool:
     """Whether each token's result is the same among others and alone, up to rounding."""
-    width = next(one.in_features for one in module.modules() if isinstance(one, nn.Linear))
-    weight = next(module.parameters())
-    probe = torch.randn((1, _PROBED, width), generator=torch.Generator().manual_seed(0)).to(weight)
+    linear = next(one for one in module.modules() if isinstance(one, nn.Linear))
+    probe = torch.randn((1, _PROBED, linear.in_features), generator=torch.Generator().manual_seed(0)).to(linear.weight)
     modes = [(part, part.training) for part in module.modules()]
     try:
         module.eval()  # dropout would draw random numbers, and change those drawn afterwards

@@ -150,8 +150,10 @@ def _batch(
     before, targets, owners = [], [], []
     for owner, (example, place) in enumerate(zip(examples, places, strict=True)):
         count = count_targets(example, loss_on)
-        before.append(place[-count - 1 : -1])
-        targets.append(input_ids.flatten()[place[-count:]])
+        assert 0 <= count < place.numel() == example.length, "every target has a token before it"
+        first = place.numel() - count  # not place[-count:], which is everything where an example has no target
+        before.append(place[first - 1 : -1])
+        targets.append(input_ids.flatten()[place[first:]])
         owners.append(torch.full((count,), owner))
     predictors, sources = torch.unique(torch.cat(before), return_inverse=True)
     order = torch.argsort(sources, stable=True)

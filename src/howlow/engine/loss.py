@@ -75,31 +75,46 @@ class _ChunkedHead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, _: Tensor, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients = iter(ctx.saved_tensors)
-        return None, None, None, *(next(gradients) * upstream if is_needed else None for is_needed in ctx.needed)
+        found = [next(gradients) if is_needed else None for is_needed in ctx.needed]
+        return None, None, None, *(None if one is None else one * upstream for one in found)
 
 
 def _in_chunks(
     model: Any, batch: Batch, scale: Tensor | float, inputs: Sequence[Tensor], needed: Sequence[bool]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
     """Losses, their scaled sum, and the sum's gradients by those of `inputs` (hidden states, then weights) needed."""
     hidden = inputs[0]
-    gradients = [torch.zeros_like(part) for part, is_needed in zip(inputs, needed, strict=True) if is_needed]
+    whole = torch.zeros_like(hidden) if needed[0] else None
+    of_weights: list[Tensor | None] = [None] * sum(needed[1:])
     losses, total = [], torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     for chunk in batch.chunks:
         found, parts = _of_chunk(model, batch, scale, inputs, needed, chunk)
         losses.append(found)
         total += found.sum() * scale
         rows = slice(chunk.first, chunk.end)
-        places = [one[rows] if needed[0] and not index else one for index, one in enumerate(gradients)]
-        for place, gradient in zip(places, parts, strict=True):
-            place.add_(gradient)
-    return torch.cat(losses), total, gradients
+        of_hidden = parts[0] if needed[0] else None
+        if whole is not None and of_hidden is not None:
+            whole[rows].add_(of_hidden)
+        for index, part in enumerate(parts[needed[0] :]):
+            of_weights[index] = _sum_of(of_weights[index], part)
+    joined = torch.cat(losses) if losses else total.new_zeros(0)
+    return joined, total, [*([whole] if needed[0] else []), *of_weights]
+
+
+def _sum_of(sum_so_far: Tensor | None, part: Tensor | None) -> Tensor | None:
+    """The gradients of a weight in the chunks so far; None as long as the head's code has not used it."""
+    if part is None:
+        return sum_so_far
+    return (torch.zeros_like(part) if sum_so_far is None else sum_so_far).add_(part)
 
 
 def _of_chunk(
     model: Any, batch: Batch, scale: Tensor | float, inputs: Sequence[Tensor], needed: Sequence[bool], chunk: Chunk
-) -> tuple[Tensor, Sequence[Tensor]]:
-    """The losses of a chunk's targets, and the gradients of their scaled sum; its logits are freed at the end."""
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+    """The losses of a chunk's targets, and the gradients of their scaled sum; its logits are freed at the end.
+
+    A weight that the head's code does not use has no gradient.
+    """
     hidden, *trained = inputs
     part = hidden[chunk.first : chunk.end].detach().requires_grad_(needed[0])
     sources, targets = batch.sources[chunk.targets] - chunk.first, batch.targets[chunk.targets]
@@ -114,7 +129,7 @@ def _of_chunk(
     upstream = log_chances.exp_().mul_(counts * scale)
     upstream.index_put_((sources, targets), -torch.as_tensor(scale).to(upstream), accumulate=True)
     wanted = [one for one, is_needed in zip((part, *trained), needed, strict=True) if is_needed]
-    return losses, torch.autograd.grad(logits, wanted, upstream.to(logits.dtype))
+    return losses, torch.autograd.grad(logits, wanted, upstream.to(logits.dtype), allow_unused=True)
 
 
 def _outside_decoder(model: Any) -> Iterator[nn.Parameter]:

@@ -7,7 +7,8 @@ LoRA (Hu et al. 2021, section 4.1; the paper, section II): h = W x + s B A x. PE
 import copy
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +23,22 @@ from transformers.pytorch_utils import Conv1D
 
 from howlow import hub
 from howlow.engine.kinds import refuse_other_kind
+from howlow.engine.reach import Unreached, run_on_tokens, runs_on_tokens, unreached
 from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate, locate_tokenizer
 from howlow.errors import UserError
 
-REFUSALS = (AttributeError, TypeError, ValueError, LookupError, RuntimeError, AssertionError)
+REFUSALS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
 """What a model's own code raises when it is given something that it was not written for."""
 _T = TypeVar("_T")
 
@@ -37,7 +50,9 @@ class Structure:
     architecture: str
     total_parameters: int
     vocabulary: int
-    linear_shapes: dict[str, tuple[int, int]]  # module name -> (in, out)
+    linear_shapes: dict[str, tuple[int, int]]  # module name -> (in, out), of the layers that a text reaches
+    unreached_layers: frozenset[str]
+    unreached_parameters: frozenset[str]
     max_positions: int | None
     learned_positions: bool
     names_decoder: bool
@@ -75,22 +90,55 @@ def load_tokenizer(
 
 
 def structure(config: Any, trust_remote_code: bool) -> Structure:
-    """Shapes and counts, from a model without storage (the meta device)."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    """Shapes and counts, from a model without storage (the meta device).
+
+    Raises:
+        UserError: transformers has no causal language model for this config.
+    """
+    model = _without_storage(config, trust_remote_code)
     text_config = config.get_text_config()
     positions = getattr(text_config, "max_position_embeddings", None)
     vocabulary = model.get_input_embeddings()
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not vocabulary]
+    shapes, names_decoder = linear_shapes(model), _names_decoder(model)
+    idle = _unreached(config, trust_remote_code, names_decoder)
     return Structure(
         architecture=type(model).__name__,
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary=vocabulary.num_embeddings,
-        linear_shapes=linear_shapes(model),
+        linear_shapes={name: shape for name, shape in shapes.items() if name not in idle.modules},
+        unreached_layers=idle.modules & shapes.keys(),
+        unreached_parameters=idle.parameters,
         max_positions=positions,
         learned_positions=any(positions and table.num_embeddings in (positions, positions + 2) for table in tables),
-        names_decoder=_names_decoder(model),
+        names_decoder=names_decoder,
     )
+
+
+def _unreached(config: Any, trust_remote_code: bool, names_decoder: bool) -> Unreached:
+    """What no text reaches."""
+    model = _runnable(config, trust_remote_code)
+    return unreached(model, decoder_of(model) if names_decoder else model, REFUSALS)
+
+
+def _runnable(config: Any, trust_remote_code: bool) -> Any:
+    """A model without storage, in the form in which most run."""
+    form = {"dtype": torch.bfloat16, "attn_implementation": "eager"}
+    model = _without_storage(copy.deepcopy(config), trust_remote_code, **form)
+    model.config.pad_token_id = None  # else some models look for padding among the tokens
+    return model
+
+
+def _without_storage(config: Any, trust_remote_code: bool, **form: Any) -> Any:
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code, **form)
+    except REFUSALS as error:
+        kind, said = type(config).__name__, " ".join(str(error).split())
+        what = f"transformers cannot build it ({type(error).__name__}: {said[:200]})"
+        if "Unrecognized configuration class" in said:
+            what = "it is no causal language model; give one that AutoModelForCausalLM loads, such as a LLaMA or a Qwen"
+        raise UserError(f"model {getattr(config, 'name_or_path', '') or kind} ({kind}): {what}") from error
 
 
 def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -105,22 +153,55 @@ def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def matched_layers(shapes: dict[str, tuple[int, int]], target_modules: Sequence[str]) -> list[str]:
+def matched_layers(
+    shapes: dict[str, tuple[int, int]], target_modules: Sequence[str], unreached_layers: Collection[str] = ()
+) -> list[str]:
     """The layers that match the target modules by PEFT's rule: by the whole name, or by its end after a dot.
+
+    unreached_layers: further layers, which no text reaches; they are never matched.
 
     Raises:
         UserError: a target matches no layer; the message names the targets that would.
     """
     found: list[str] = []
     for target in target_modules:
-        matching = [name for name in shapes if name == target or name.endswith(f".{target}")]
+        matching = _matching(shapes, target)
         if not matching:
             ends = list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
+            idle = _matching(sorted(unreached_layers), target)
+            where = f"only layers in which no text could train an adapter ({idle[0]})" if idle else "no layer"
             raise UserError(
-                f"lora.target_modules {target!r} matched no layer; linear layers here end in: {' '.join(ends)}"
+                f"lora.target_modules {target!r} matched {where}; linear layers here end in: {' '.join(ends)}"
             )
         found += matching
     return list(dict.fromkeys(found))
+
+
+def _matching(names: Iterable[str], target: str) -> list[str]:
+    return [name for name in names if name == target or name.endswith(f".{target}")]
+
+
+def refuse_unadaptable(config: Any, trust_remote_code: bool, layers: Sequence[str]) -> None:
+    """Attach an adapter of rank 1 to a model without storage, and run it where the model itself runs so.
+
+    Raises:
+        UserError: PEFT refuses one of the layers, or the model's code fails with adapters in them.
+    """
+    model = _runnable(config, trust_remote_code)
+    runs = runs_on_tokens(model, REFUSALS)
+    kinds = {(name.rpartition(".")[2], type(model.get_submodule(name))): name for name in reversed(layers)}
+    layers = list(reversed(kinds.values()))  # one of a kind speaks for all
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+            model = attach_lora(
+                model, rank=1, alpha=1.0, scaling="standard", target_modules=layers, dropout=0.0, seed=0
+            )
+        if runs:
+            run_on_tokens(model.to(torch.bfloat16))
+    except REFUSALS as error:
+        ends = " ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"lora.target_modules: no adapter can be put into {ends} of this model ({said})") from error
 
 
 def load_model(
@@ -177,14 +258,19 @@ def attach_lora(
     target_modules: Sequence[str],
     dropout: float,
     seed: int,
+    unreached_layers: Collection[str] = (),
 ) -> Any:
     """Attach an adapter to the model: A uniform (Kaiming), B zero, so that training starts from the base model.
 
-    The base is frozen; the adapter is stored in fp32 whatever the base's dtype.
+    The base is frozen; the adapter is stored in fp32 whatever the base's dtype. Where target modules match layers that
+    no text reaches, the others are given to PEFT by their whole names.
     """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
+    if any(_matching(unreached_layers, target) for target in target_modules):
+        shapes = {name: shape for name, shape in linear_shapes(model).items() if name not in unreached_layers}
+        target_modules = matched_layers(shapes, target_modules, unreached_layers)
     ends = tuple(f".{target}" for target in target_modules)
     matched = [module for name, module in model.named_modules() if f".{name}".endswith(ends)]
     config = LoraConfig(
@@ -250,7 +336,7 @@ def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
     through the vocabulary head) is not compiled.
     """
     base = base_of(model)
-    layers = list(getattr(base.get_decoder(), "layers", [])) if wanted else []
+    layers = list(getattr(decoder_of(base), "layers", [])) if wanted else []
     if wanted and not layers:
         raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
     for layer in layers:

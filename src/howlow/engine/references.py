@@ -51,6 +51,7 @@ def locate(reference: str, random_weights: bool = False) -> ModelReference:
     """
     if reference == PACKAGED:
         return ModelReference(reference, str(_dequantised(_packaged_gguf())), True, True)
+    path = _path(reference)
     config = resources.files("howlow") / "model_configs" / f"{reference}.json"
     if "/" not in reference and config.is_file():
         if not random_weights:
@@ -59,7 +60,6 @@ def locate(reference: str, random_weights: bool = False) -> ModelReference:
                 "or random_weights = true for a study of the costs"
             )
         return ModelReference(reference, str(config), True, False)
-    path = Path(reference).expanduser()
     if path.suffix == ".gguf":
         return ModelReference(reference, str(_dequantised(path)), True, True)
     if path.is_dir():
@@ -82,7 +82,7 @@ def locate_tokenizer(reference: str) -> ModelReference:
     Raises:
         UserError: nothing is there, or no tokenizer.
     """
-    path = Path(reference).expanduser()
+    path = _path(reference)
     if path.is_dir() and reference != PACKAGED:
         if not _has_tokenizer(path):
             raise UserError(f"tokenizer {reference}: none of {', '.join(_TOKENIZER_FILES)} in that folder")
@@ -96,8 +96,28 @@ def locate_tokenizer(reference: str) -> ModelReference:
     return found
 
 
+def _path(reference: str) -> Path:
+    """The place on the disk that a reference may name.
+
+    Raises:
+        UserError: it cannot be looked up: no permission, no such user in `~user`, a NUL.
+    """
+    try:
+        path = Path(reference).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise UserError(f"model {reference!r}: cannot be looked up: {problem}; give another path") from None
+    return path
+
+
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).exists() for name in _TOKENIZER_FILES)
+    try:
+        return any((folder / name).exists() for name in _TOKENIZER_FILES)
+    except OSError:  # a folder without permission: its reader says so
+        return True
 
 
 def _packaged_gguf() -> Path:
@@ -112,13 +132,15 @@ def _packaged_gguf() -> Path:
 
 def _check_folder(folder: Path, random_weights: bool) -> None:
     try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"model {folder}: the folder has no config.json") from None
     except OSError as error:
         raise UserError(f"model {folder}: {told(error)}") from None
-    except ValueError as error:
-        raise UserError(f"model {folder}: config.json cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"model {folder}: config.json cannot be read: {error}; copy it again") from None
+    if not isinstance(config, dict):
+        raise UserError(f"model {folder}: config.json holds no JSON object; copy it again")
     if not random_weights:
         shards(folder)
 
@@ -179,6 +201,29 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def _sentencepiece_remedy() -> str:
+    """What to do where transformers could read a `tokenizer.model` neither by SentencePiece nor by tiktoken."""
+    needed = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"}
+    missing = [package for module, package in needed.items() if not _is_installed(module)]
+    if missing:
+        install = f"pip install {' '.join(missing)}"
+        return (
+            f"it has no tokenizer.json, and reading its tokenizer.model needs {' and '.join(missing)}: {install}, or "
+            "give a folder with tokenizer.json with the setting tokenizer"
+        )
+    return (
+        "its tokenizer.model is no SentencePiece model (it is damaged, or in the format of tiktoken, which needs: "
+        "pip install tiktoken); copy it again, or give a folder with tokenizer.json with the setting tokenizer"
+    )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package above it
+        return False
+
+
 def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool = False) -> Any:
     """Run a transformers loader; each of its many failures becomes one line that says what to do.
 
@@ -193,6 +238,10 @@ def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool 
             return load()
     except MemoryError:
         raise
+    except RecursionError:
+        raise UserError(
+            f"{what} {reference}: its files cannot be loaded: one is nested too deeply; copy it again"
+        ) from None
     except RuntimeError as error:
         if "mismatch" not in str(error):  # an allocation that failed, above all
             raise
@@ -210,6 +259,8 @@ def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool 
             raise UserError(
                 f"{what} {reference}: it needs its own code; set trust_remote_code = true to run it"
             ) from None
+        if what == "tokenizer" and "tiktoken" in text:
+            raise UserError(f"tokenizer {reference}: {_sentencepiece_remedy()}") from None
         if is_local:
             raise UserError(
                 f"{what} {reference}: its files cannot be loaded ({problem}); check that they are complete, and of a "

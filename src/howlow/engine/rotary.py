@@ -23,7 +23,8 @@ def depends_on_length(model: nn.Module, sequence_length: int) -> bool:
         parameters = getattr(config, "rope_parameters", None) or {}
         tables = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
         made_for = [table.get("original_max_position_embeddings") for table in tables]
-        if sequence_length > min([length for length in made_for if length] or [config.max_position_embeddings]):
+        bounds = [length for length in made_for if length] or [getattr(config, "max_position_embeddings", None) or 0]
+        if sequence_length > min(bounds):
             return True
     return False
 

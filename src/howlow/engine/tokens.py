@@ -1,43 +1,53 @@
-"""Examples -> tokens: prompt and completion tokenised separately, joined, and cut or dropped at the sequence length.
+"""Examples -> tokens: prompt and completion are tokenised as one text, and cut or dropped at the sequence length.
 
-* A completion ends with EOS, which is a target like any other token. Language modelling has no prompt: a text starts
-  with BOS (EOS where the tokenizer has none), which is never a target, and does not get an EOS.
+* The tokens of the completion are those that follow the prompt's in the whole text. To tokenise it by itself would give
+  others: many tokenizers put a space before every text. The prompt's tokens are those that end where the prompt ends
+  or before. A token that holds the end of the prompt and the beginning of the completion belongs to the completion: it
+  is a target, and generation starts before it. Training, loss and generation all see this one split.
+* A completion ends with EOS, in a chat template with the end of the turn. It is a target like any other token; a
+  completion whose own text ends with it gets no second one. Special tokens that a tokenizer adds before a text are
+  kept, those that it adds behind a text are not.
+* Language modelling has no prompt: a text starts with BOS (EOS where the tokenizer has none), which is never a target,
+  and does not get an EOS.
 * Training: language modelling cuts a text that exceeds the sequence length; other tasks drop the example.
 * Test: no example is dropped. A prompt that leaves no room for its completion and the new tokens loses the end of its
-  context, or its beginning where no context is marked, so that the question stays. A question that does not fit even
-  without its context is refused.
+  context. A prompt that does not fit even without its context is refused. Where no context is marked, the prompt's
+  text loses its beginning, so that the question stays. BOS and the header of a chat's turn are never cut.
+* A tokenizer may drop characters, so a text can have no tokens at all. Such an example has no targets; who prepares the
+  data counts it.
 """
 
 import hashlib
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
+from howlow.engine.chat_template import in_chat_template, turn_end
+from howlow.engine.encoding import (
+    Encoded,
+    Tokenizer,
+    decode,
+    encode,
+    encode_all,
+    eos_of,
+    first_part,
+    leading_tokens,
+    start_of,
+    whole_characters,
+    without_beginning,
+    without_end,
+)
 from howlow.errors import UserError
 from howlow.tasks import Example
-
-
-class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that is used here."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-    is_fast: bool
-
-    def __call__(self, text: str, **options: Any) -> Any:
-        """Token ids (and offsets)."""
-
-    def decode(self, ids: Sequence[int], **options: Any) -> str:
-        """Text."""
 
 
 @dataclass(frozen=True)
 class TokenizedExample:
     """Token ids of one example; targets are the completion, with `loss_on = "all"` also the prompt except its first.
 
-    `words` and `bytes` count exactly the text that is scored, after cutting (language modelling).
+    `words` and `bytes` count exactly the text that is scored, after cutting (language modelling). `repeated` is the end
+    of the prompt's text that the completion's first token holds too: what a model writes here begins with it.
     """
 
     id: str
@@ -47,6 +57,7 @@ class TokenizedExample:
     words: int = 0
     bytes: int = 0
     cut: bool = False
+    repeated: str = ""
 
     @property
     def length(self) -> int:
@@ -54,66 +65,90 @@ class TokenizedExample:
         return len(self.prompt) + len(self.completion)
 
 
-def eos_of(tokenizer: Tokenizer) -> int:
-    """The token that ends a completion."""
-    if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no end-of-sequence token; give another with the setting tokenizer")
-    return tokenizer.eos_token_id
-
-
-def _ids(tokenizer: Tokenizer, text: str, special: bool = False) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
-    if special and ids and ids[-1] == tokenizer.eos_token_id and ids[-1] != tokenizer.bos_token_id:
-        ids = ids[:-1]  # some tokenizers end every text, but a prompt is continued
-    return ids
-
-
-def in_chat_template(tokenizer: Any, example: Example, chat: bool) -> Example:
-    """The example with its prompt as the user's turn of the tokenizer's chat template, where `chat` asks for it."""
-    if not chat:
-        return example
-    if not tokenizer.chat_template:
-        raise UserError('task.template = "chat": the tokenizer has no chat template; leave it out or give its text')
-    mark = "\u2063\u2063"  # invisible separators stand for the prompt, so that the template cannot alter it
-    turns = [{"role": "user", "content": mark}]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    head, _, tail = text.partition(mark)
-    return replace(example, before=head + example.before, after=example.after + tail)
+# -- prompt and completion ------------------------------------------------------------------------------------------
 
 
 def tokenize(tokenizer: Tokenizer, example: Example, chat: bool = False) -> TokenizedExample:
     """One example with a prompt, uncut."""
-    rendered = in_chat_template(tokenizer, example, chat)
-    prompt = _ids(tokenizer, rendered.prompt, special=not chat)
-    completion = [*_ids(tokenizer, example.completion), eos_of(tokenizer)]
-    if not prompt:
-        prompt = [_start_of(tokenizer)]
-    return TokenizedExample(example.id, example.group, tuple(prompt), tuple(completion))
+    return tokenize_all(tokenizer, [example], chat)[0]
 
 
-def _start_of(tokenizer: Tokenizer) -> int:
-    return eos_of(tokenizer) if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+def tokenize_all(tokenizer: Tokenizer, examples: Sequence[Example], chat: bool = False) -> list[TokenizedExample]:
+    """Examples with prompts, uncut, in their order."""
+    return _tokenized(tokenizer, examples, _Frame.of(tokenizer, chat))
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The special tokens before a prompt, and the one that ends a completion."""
+
+    lead: tuple[int, ...]
+    end: int
+    chat: bool
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, chat: bool) -> "_Frame":
+        """A chat template writes its special tokens itself."""
+        end = turn_end(tokenizer) if chat else None
+        return cls(() if chat else leading_tokens(tokenizer), eos_of(tokenizer) if end is None else end, chat)
+
+
+def _tokenized(tokenizer: Tokenizer, examples: Sequence[Example], frame: _Frame) -> list[TokenizedExample]:
+    rendered = [in_chat_template(tokenizer, example, frame.chat) for example in examples]
+    wholes = encode_all(tokenizer, [one.prompt + one.completion for one in rendered])
+    return [_joined(tokenizer, *pair, frame) for pair in zip(rendered, wholes, strict=True)]
+
+
+def _joined(tokenizer: Tokenizer, example: Example, whole: Encoded, frame: _Frame) -> TokenizedExample:
+    count, repeated = _split(tokenizer, example, whole)
+    prompt = (*frame.lead, *whole.ids[:count]) or (start_of(tokenizer),)
+    completion = tuple(whole.ids[count:])
+    if completion[-1:] != (frame.end,):
+        completion = (*completion, frame.end)
+    return TokenizedExample(example.id, example.group, prompt, completion, repeated=repeated)
+
+
+def _split(tokenizer: Tokenizer, example: Example, whole: Encoded) -> tuple[int, str]:
+    """How many tokens of the whole text are the prompt's, and the text of the prompt that the next token repeats."""
+    length = len(example.prompt)
+    if not length:
+        return 0, ""
+    ends = None if whole.spans is None else [end for _, end in whole.spans]
+    within = next((index for index, end in enumerate(ends or ()) if end > length), len(ends or ()))
+    if ends is not None and within and ends[within - 1] == length:
+        return within, ""
+    # The prompt's last characters have no token of their own, or the tokenizer does not say where its tokens stand.
+    alone = encode(tokenizer, example.prompt).ids
+    common = _common(alone, whole.ids)
+    if ends is not None and common > within and example.completion[: ends[common - 1] - length].strip():
+        common = within  # it looks like the prompt's token, and holds more: unknown characters are one token
+    if ends is None or common >= within:
+        return common, decode(tokenizer, alone[common:])
+    return within, example.prompt[ends[within - 1] :]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    least = min(len(one), len(other))
+    return next((index for index in range(least) if one[index] != other[index]), least)
+
+
+# -- texts ----------------------------------------------------------------------------------------------------------
 
 
 def tokenize_text(tokenizer: Tokenizer, example: Example, sequence_length: int) -> TokenizedExample:
     """One text of language modelling: BOS, then as many of its tokens as fit."""
-    text, room = example.completion, sequence_length - 1
-    ids, spans = _ids_and_spans(tokenizer, text)
-    if len(ids) > room:
-        count = _whole_characters(spans, room)
-        scored = text[: spans[count - 1][1]] if count else ""
-        return _text(tokenizer, example, ids[:count], scored, len(scored.split()), cut=True)
-    return _text(tokenizer, example, ids, text, len(text.split()))
+    text = example.completion
+    ids, end = next(_parts(tokenizer, text, sequence_length - 1), ([], len(text)))
+    scored = text[:end]
+    return _text(tokenizer, example, ids, scored, len(scored.split()), cut=end < len(text))
 
 
 def windows(tokenizer: Tokenizer, document: Example, sequence_length: int) -> list[tuple[Example, TokenizedExample]]:
     """A document cut into windows without overlap: BOS and `sequence_length - 1` tokens each, the last shorter."""
-    ids, spans = _ids_and_spans(tokenizer, document.completion)
     starts = [word.start() for word in re.finditer(r"\S+", document.completion)]
-    room, first, start, found = sequence_length - 1, 0, 0, []
-    while first < len(ids):
-        part = ids[first : first + _whole_characters(spans[first:], room)]
-        end = spans[first + len(part) - 1][1]
+    first, start, found = 0, 0, []
+    for part, end in _parts(tokenizer, document.completion, sequence_length - 1):
         text = document.completion[start:end]
         words = bisect_left(starts, end) - bisect_left(starts, start)  # a word counts where it begins
         name = f"{document.id}@{first}"
@@ -125,72 +160,115 @@ def windows(tokenizer: Tokenizer, document: Example, sequence_length: int) -> li
     return found
 
 
+def _parts(tokenizer: Tokenizer, text: str, room: int) -> Iterator[tuple[list[int], int]]:
+    """A text's tokens in parts of at most `room`, each with the place in the text where it ends.
+
+    The last part ends with the text. A text that has no tokens is one part without any. A tokenizer without spans
+    tokenises each part by itself.
+    """
+    if not tokenizer.is_fast:
+        yield from _parts_by_themselves(tokenizer, text, room)
+        return
+    whole = encode(tokenizer, text)
+    spans, first = whole.spans or [], 0
+    while first < len(whole):
+        last = first + whole_characters(spans[first : first + room + 1], room)
+        yield whole.ids[first:last], spans[last - 1][1] if last < len(whole) else len(text)
+        first = last
+    if text and not whole.ids:
+        yield [], len(text)
+
+
+def _parts_by_themselves(tokenizer: Tokenizer, text: str, room: int) -> Iterator[tuple[list[int], int]]:
+    start, fits = 0, len(encode(tokenizer, text)) <= room
+    while start < len(text):
+        part = text if fits else first_part(tokenizer, text[start:], room)
+        start += len(part)
+        yield encode(tokenizer, part).ids, start
+
+
 def _text(
     tokenizer: Tokenizer, example: Example, ids: list[int], text: str, words: int, cut: bool = False
 ) -> TokenizedExample:
     return TokenizedExample(
         example.id,
         example.group,
-        (_start_of(tokenizer),),
+        (start_of(tokenizer),),
         tuple(ids),
-        words=words,
-        bytes=len(text.encode()),
+        words=words if ids else 0,
+        bytes=len(text.encode()) if ids else 0,
         cut=cut,
     )
 
 
-Span = tuple[int, int]
-
-
-def _ids_and_spans(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[Span]]:
-    """Token ids, and where in the text each one begins and ends.
-
-    Tokens of one character (bytes of an emoji) each have that whole character's span.
-    """
-    if tokenizer.is_fast:
-        found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return found["input_ids"], [(start, end) for start, end in found["offset_mapping"]]
-    ids = _ids(tokenizer, text)
-    ends = [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
-    return ids, list(zip([0, *ends[:-1]], ends, strict=True)) if ids else []
-
-
-def _whole_characters(spans: Sequence[Span], room: int) -> int:
-    """The most tokens, up to `room`, that end where a character ends; `room` if none does."""
-    if len(spans) <= room:
-        return len(spans)
-    whole = (count for count in range(room, 0, -1) if spans[count][0] >= spans[count - 1][1])
-    return next(whole, room)
+# -- prompts that fit -----------------------------------------------------------------------------------------------
 
 
 def fit_prompt(
     tokenizer: Tokenizer, example: Example, sequence_length: int, max_new_tokens: int, chat: bool = False
 ) -> TokenizedExample:
     """A test example whose prompt leaves room for its completion and for the new tokens."""
-    whole = tokenize(tokenizer, example, chat)
-    room = sequence_length - max(max_new_tokens, len(whole.completion))
-    if room < 1:
+    return fit_prompts(tokenizer, [example], sequence_length, max_new_tokens, chat)[0]
+
+
+def fit_prompts(
+    tokenizer: Tokenizer, examples: Sequence[Example], sequence_length: int, max_new_tokens: int, chat: bool = False
+) -> list[TokenizedExample]:
+    """Test examples whose prompts leave room for their completions and for the new tokens, in their order."""
+    room, frame = _Room(sequence_length, max_new_tokens), _Frame.of(tokenizer, chat)
+    wholes = _tokenized(tokenizer, examples, frame)
+    return [_fitted(tokenizer, *pair, room, frame) for pair in zip(examples, wholes, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Room:
+    """What a prompt, its completion and the new tokens have to fit into."""
+
+    sequence_length: int
+    max_new_tokens: int
+
+    def for_prompt(self, whole: TokenizedExample) -> int:
+        """The tokens that a prompt may have."""
+        return self.sequence_length - max(self.max_new_tokens, len(whole.completion))
+
+    def excess(self, whole: TokenizedExample) -> int:
+        """The tokens that a prompt has too many."""
+        return len(whole.prompt) - self.for_prompt(whole)
+
+
+def _fitted(
+    tokenizer: Tokenizer, example: Example, whole: TokenizedExample, room: _Room, frame: _Frame
+) -> TokenizedExample:
+    if room.for_prompt(whole) < 1:
         raise UserError(
-            f"training.sequence_length {sequence_length} leaves no room for the prompt with "
-            f"{max(max_new_tokens, len(whole.completion))} tokens after it (test example {example.id}); "
+            f"training.sequence_length {room.sequence_length} leaves no room for the prompt with "
+            f"{max(room.max_new_tokens, len(whole.completion))} tokens after it (test example {example.id}); "
             "raise it, or lower inference.max_new_tokens"
         )
-    shorter, context = whole, example.context
-    while len(shorter.prompt) > room and context:
-        ids, spans = _ids_and_spans(tokenizer, context)
-        keep = len(ids) - (len(shorter.prompt) - room)
-        end = spans[keep - 1][1] if keep > 0 else 0
-        # A cut within a character removes the whole character.
-        context = context[: end if end < len(context) else spans[-1][0]]
-        shorter = tokenize(tokenizer, replace(example, context=context), chat)
-    if len(shorter.prompt) > room and example.context:
-        raise UserError(
-            f"test example {example.id}: even without its context its prompt has {len(shorter.prompt)} tokens; "
-            f"training.sequence_length = {sequence_length} leaves room for {room} before the answer "
-            f"(inference.max_new_tokens = {max_new_tokens}); raise training.sequence_length or lower max_new_tokens"
-        )
-    prompt = shorter.prompt[-room:] if len(shorter.prompt) > room else shorter.prompt
-    return replace(whole, prompt=prompt, cut=prompt != whole.prompt)
+    shorter, text = whole, example.context or example.prompt
+    while room.excess(shorter) > 0 and text:
+        if example.context:
+            text = without_end(tokenizer, text, room.excess(shorter))
+            left = replace(example, context=text)
+        else:
+            text = without_beginning(tokenizer, text, room.excess(shorter))
+            left = replace(example, before="", after=text)
+        (shorter,) = _tokenized(tokenizer, [left], frame)
+    if room.excess(shorter) > 0 or (example.prompt and not text and not example.context):
+        raise UserError(_too_long(example, shorter, room))
+    return replace(shorter, cut=shorter.prompt != whole.prompt)
+
+
+def _too_long(example: Example, shortest: TokenizedExample, room: _Room) -> str:
+    count = len(shortest.prompt)
+    problem = f"none of its prompt's text fits behind the {count} tokens that every prompt starts with or needs"
+    if example.context:
+        problem = f"even without its context its prompt has {count} tokens"
+    return (
+        f"test example {example.id}: {problem}; training.sequence_length = {room.sequence_length} leaves room for "
+        f"{room.for_prompt(shortest)} before the answer (inference.max_new_tokens = {room.max_new_tokens}); "
+        "raise training.sequence_length or lower max_new_tokens"
+    )
 
 
 def fingerprint(examples: Sequence[TokenizedExample]) -> str:

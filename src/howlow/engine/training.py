@@ -176,6 +176,10 @@ class Trainer:
             raise DivergedError(f"the gradient of step {moved.step} is not finite")
         return StepOutcome(loss, norm if math.isfinite(norm) else None, bool(overflowed))
 
+    def idle(self) -> list[str]:
+        """The names of the parameters that have had no gradient in any step."""
+        return [name for name, parameter in self.parameters.items() if not self.optimizer.state.get(parameter)]
+
     def refuse_if_not_finite(self) -> None:
         """To be called after the last step, whose weights no further loss shows.
 

@@ -97,6 +97,7 @@ class PromptRow:
 
 def lay_out_prompts(prompts: Sequence[Sequence[int]], *, share: bool, max_new_tokens: int) -> PromptRow:
     """Lay out prompts, on the host; share: whether a common prefix is computed once."""
+    assert all(prompts), "a prompt has a token at least"
     tree, ids, places = build_prefix_tree(prompts, share=share)
     regions = _regions(tree, places, max_new_tokens)
     order = [prompt for region in regions for prompt in region.prompts]

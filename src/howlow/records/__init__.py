@@ -8,7 +8,7 @@ summaries: throughput and relative figures are computed when records are read (`
 Absent is `None`, never 0, -1 or NaN.
 """
 
-from howlow.records.comparability import Difference, refuse_other_machine, refuse_to_mix
+from howlow.records.comparability import Difference, differences, refuse_other_machine, refuse_to_mix
 from howlow.records.energy import EnergyPart, EnergyWindow
 from howlow.records.files import (
     LineWriter,
@@ -29,6 +29,7 @@ from howlow.records.schema import (
     BatchProbe,
     BatchSearch,
     DataRecord,
+    DataSource,
     EnergySource,
     Environment,
     HeapMode,
@@ -54,6 +55,7 @@ __all__ = [
     "BatchProbe",
     "BatchSearch",
     "DataRecord",
+    "DataSource",
     "Difference",
     "EnergyPart",
     "EnergySource",
@@ -85,6 +87,7 @@ __all__ = [
     "WarningKind",
     "clear_temporaries",
     "cut_lines",
+    "differences",
     "has_record",
     "read_lines",
     "read_record",

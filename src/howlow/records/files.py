@@ -95,7 +95,7 @@ def read_record(folder: Path) -> Record | None:
     try:
         document = json.loads(text)
         version = document["schema_version"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path}: no record; remove the file to run this trial again") from None
     if version not in (1, SCHEMA_VERSION):
         raise UserError(
@@ -160,7 +160,7 @@ def read_lines(path: Path, fields: Mapping[str, type | UnionType] = MappingProxy
     for number, line in _whole_lines(path):
         try:
             found = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _damaged(path, number, "no JSON") from None
         if not isinstance(found, dict):
             raise _damaged(path, number, "no JSON object")

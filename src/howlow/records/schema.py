@@ -13,6 +13,7 @@ SCHEMA_VERSION = 2
 _AttentionKernel = Literal["own", "products", "sdpa", "flex"]
 HeapMode = Literal["kept", "bounded"]
 _Layout = Literal["padded", "packed", "shared"]
+_Way = Literal["padded", "packed", "shared", "single"]
 Part = Literal["burn_in", "measured"]
 Status = Literal["done", "out_of_memory", "diverged", "failed"]
 
@@ -142,6 +143,18 @@ class ModelRecord(Frozen):
     weights: Literal["pretrained", "random"]
 
 
+class DataSource(Frozen):
+    """What the examples of one side were read from."""
+
+    side: Literal["train", "test"]
+    source: str = Field(description="as the settings name it")
+    format: str = Field(description="text, json, jsonl, csv, table, saved data set, folder or hub data")
+    files_read: int = Field(description="0: hub data")
+    files: tuple[str, ...] = Field(description="their paths in the folder, or the file's name; the first 1,000")
+    files_left_out: int = Field(0, description="files and folders in the folder that were not read")
+    left_out: tuple[str, ...] = Field((), description="their paths, those of folders with a slash; the first 1,000")
+
+
 class DataRecord(Frozen):
     """What a trial starts from: the examples, and which model it is.
 
@@ -165,6 +178,24 @@ class DataRecord(Frozen):
     overlap_left_out: int = Field(description="training examples left out because their group occurs in the test data")
     dropped: int = Field(description="training examples too long for the sequence length")
     cut: int = Field(description="examples whose text or context was cut")
+    without_tokens: int | None = Field(
+        None,
+        description="training examples left out because the tokenizer makes no token of their text; None in older "
+        "records",
+    )
+    test_without_tokens: int | None = Field(
+        None,
+        description="test examples of whose text the tokenizer makes no token; they are kept and have no target but an "
+        "answer's end; None in older records",
+    )
+    sources: tuple[DataSource, ...] = Field((), description="what was read and left out; empty in older records")
+    references: int | None = Field(
+        None,
+        description="accepted answers of the test, equal ones of an example once; None: the task has none",
+    )
+    unmatchable_references: int | None = Field(
+        None, description="of these, how many no generation can match as they stand (length, stop text, special tokens)"
+    )
 
 
 class LayoutChoice(Frozen):
@@ -173,9 +204,10 @@ class LayoutChoice(Frozen):
     layout: _Layout
     kernel: Literal["sdpa", "flex"] | None = Field(None, description="the attention kernel of packed and shared")
     problem: str | None = Field(None, description="why the layout is padded although another one was wanted")
-    generation: Literal["padded"] | None = Field(
-        None, description="the layout of generation where it differs: frequencies follow a batch's longest row"
+    generation: Literal["padded", "single"] | None = Field(
+        None, description="how answers are written where that differs; single: one prompt at a time"
     )
+    generation_problem: str | None = Field(None, description="why answers are not written in the layout")
 
 
 class LayoutTokens(Frozen):
@@ -206,7 +238,9 @@ class Resolved(Frozen):
     """
 
     layout: _Layout | None = None
-    generation_layout: _Layout | None = Field(None, description="generation's; another where frequencies ask for it")
+    generation_layout: _Way | None = Field(
+        None, description="generation's, where the layout would write other answers; single: one prompt at a time"
+    )
     attention_kernel: _AttentionKernel | None = Field(None, description="own: the model's own attention")
     precision: str | None = None
     train_batch_size: int | None = None

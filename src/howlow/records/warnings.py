@@ -14,7 +14,9 @@ class WarningKind(StrEnum):
 
     TRAIN_TEST_OVERLAP = "train_test_overlap"
     EXAMPLES_DROPPED = "examples_dropped"
+    TEXT_WITHOUT_TOKENS = "text_without_tokens"
     TEXT_CUT = "text_cut"
+    FILES_LEFT_OUT = "files_left_out"
     RANK_ABOVE_MATRIX = "rank_above_matrix"
     TOKENIZER_SUBSTITUTED = "tokenizer_substituted"
     ENERGY_ABSENT = "energy_absent"
@@ -29,8 +31,15 @@ class WarningKind(StrEnum):
     RANDOM_WEIGHTS = "random_weights"
     LONGER_THAN_MODEL = "longer_than_model"
     LAYOUT_FELL_BACK = "layout_fell_back"
+    WRITTEN_ONE_BY_ONE = "written_one_by_one"
+    LAYERS_LEFT_OUT = "layers_left_out"
+    FREQUENCIES_OF_FULL_ROW = "frequencies_of_full_row"
     NEAR_TIES = "near_ties"
     WEIGHTS_LEFT_OUT = "weights_left_out"
+    REFERENCES_TOO_LONG = "references_too_long"
+    REFERENCES_WITH_STOP = "references_with_stop"
+    REFERENCES_WITH_SPECIAL_TOKENS = "references_with_special_tokens"
+    REFERENCES_ALTERED = "references_altered"
     ENERGY_WINDOW_TOO_SHORT = "energy_window_too_short"
     ENERGY_GAP = "energy_gap"
     SENSOR_LATE = "sensor_late"
@@ -49,12 +58,15 @@ class WarningKind(StrEnum):
     THROTTLED = "throttled"
     QUALITY_NOT_COMPARABLE = "quality_not_comparable"
     COSTS_NOT_COMPARABLE = "costs_not_comparable"
+    BASELINE_REPEATED = "baseline_repeated"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.TRAIN_TEST_OVERLAP: "nothing to do; to train on them anyway, set task.overlap = keep",
     WarningKind.EXAMPLES_DROPPED: "raise training.sequence_length to keep them",
+    WarningKind.TEXT_WITHOUT_TOKENS: "leave these texts out of the data, or set a tokenizer that has their characters",
     WarningKind.TEXT_CUT: "raise training.sequence_length, or lower inference.max_new_tokens to leave room for prompts",
+    WarningKind.FILES_LEFT_OUT: "nothing to do if they are no part of the text; else give them the ending .txt",
     WarningKind.RANK_ABOVE_MATRIX: "leave this rank out: it adds cost, and the product of the matrices cannot use it",
     WarningKind.TOKENIZER_SUBSTITUTED: "give the model's own tokenizer with the setting tokenizer",
     WarningKind.ENERGY_ABSENT: "run on a device with a sensor, or set meters.assumed_power_w",
@@ -70,9 +82,19 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to the length that the model was made for",
     WarningKind.LAYOUT_FELL_BACK: "the results are the same, but padded is slower; to choose it yourself, set "
     "training.layout = padded",
+    WarningKind.WRITTEN_ONE_BY_ONE: "the answers are the model's own, but the costs of generation are those of single "
+    "prompts, whatever inference.batch_size is",
+    WarningKind.LAYERS_LEFT_OUT: "nothing to do: an adapter there would never train; name other layers in "
+    "lora.target_modules to adapt more of the text model",
+    WarningKind.FREQUENCIES_OF_FULL_ROW: "lower training.sequence_length to the length up to which this model's "
+    "frequencies are fixed, if the losses are to be those of each text alone",
     WarningKind.NEAR_TIES: "with another layout or batch size these answers may differ; smallest_margin in "
     "predictions.jsonl shows which",
     WarningKind.WEIGHTS_LEFT_OUT: "check that config.json and the weights belong to the same model",
+    WarningKind.REFERENCES_TOO_LONG: "raise inference.max_new_tokens to at least the length of the longest",
+    WarningKind.REFERENCES_WITH_STOP: "set task.stop to a text that no answer holds, or to the empty text",
+    WarningKind.REFERENCES_WITH_SPECIAL_TOKENS: "remove these texts from the answers; EOS follows a completion anyway",
+    WarningKind.REFERENCES_ALTERED: "set tokenizer to one that can write these answers, or change the answers",
     WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples, so that the measured part lasts long enough",
     WarningKind.ENERGY_GAP: "find out why the sensor did not answer; the figures cover only the time in which it did",
     WarningKind.SENSOR_LATE: "find out why the sensor was slow (howlow env tries it); no step waited for it",
@@ -94,6 +116,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.QUALITY_NOT_COMPARABLE: "run the trials under equal conditions; --accept-different allowed this one",
     WarningKind.COSTS_NOT_COMPARABLE: "compare the quality alone, or run the trials under equal conditions on "
     "one machine; --accept-different allowed this difference",
+    WarningKind.BASELINE_REPEATED: "name its folder first to report the other measurement; how far they differ "
+    "is the noise between two runs",
 }
 
 

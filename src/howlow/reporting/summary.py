@@ -87,9 +87,9 @@ def summarize(comparison: Comparison, for_page: bool = False) -> Summary:
     """The table for the terminal, or the longer one for the page, which begins with quality."""
     results = comparison.results
     costs = _costs(results, for_page)
-    quality = [column for column in tabulated() if column.is_quality]
+    quality = [column for column in tabulated() if column.section == "quality"]
     ordered = [*quality, *costs] if for_page else [*costs, *quality]
-    present = [column for column in ordered if any(row[column.name] is not None for row in results.rows)]
+    present = [column for column in ordered if column.is_shown(row[column.name] for row in results.rows)]
     headings = [heading for column in present if (heading := _heading(results, column)) is not None]
     warnings = _warnings(results)
     return Summary(
@@ -106,7 +106,7 @@ def summarize(comparison: Comparison, for_page: bool = False) -> Summary:
 
 
 def _costs(results: Results, for_page: bool) -> list[Column]:
-    costs = [column for column in tabulated() if not column.is_quality]
+    costs = [column for column in tabulated() if column.section != "quality"]
     if for_page:
         return costs
     # Where trials had different batch sizes, these explain half of the differences.

@@ -97,8 +97,11 @@ _EXPECTED = {
 
 def located(source: str) -> str:
     """An existing path made absolute; anything else (hub data, a missing file) as it is."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if source and path.exists() else source
+    try:
+        path = Path(source).expanduser()
+        return str(path.resolve()) if source and path.exists() else source
+    except (OSError, RuntimeError):  # a folder without permission, an unknown ~user: the reader says so
+        return source
 
 
 def located_model(reference: str) -> str:

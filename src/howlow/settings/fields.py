@@ -26,8 +26,9 @@ def affects(*effects: Effect) -> dict[str, JsonValue]:
     return {"affects": list(effects)}
 
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+_LARGEST = 2**31 - 1  # torch counts in 64 bits; what is larger than this is a slip of the keyboard
+Positive = Annotated[int, Field(gt=0, le=_LARGEST)]
+NonNegative = Annotated[int, Field(ge=0, le=_LARGEST)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]  # torch and TOML take no more
 BatchSize = Positive | Literal["max"]
 Text = Annotated[str, Field(min_length=1)]

@@ -51,13 +51,15 @@ class TaskSettings(Section):
     template: str | None = Field(
         None,
         description="the prompt's text, with the task's placeholders; "
-        '"chat": the tokenizer\'s chat template around the default text',
+        "\"chat\": the default text as the user's turn of the tokenizer's chat template, and the completion as the "
+        "assistant's",
         json_schema_extra=affects("data"),
     )
     stop: str | None = Field(
         None,
-        description="generation ends before this text; empty: never; absent: the task's own",
-        json_schema_extra=affects("quality", "cost"),
+        description="generation ends before this text, and accepted answers are compared up to it; empty: never; "
+        "absent: the task's own",
+        json_schema_extra=affects("data"),
     )
     answerable_only: bool | None = Field(
         None,
@@ -139,7 +141,7 @@ class TrainingSettings(Section):
         description="examples in one optimizer step, at least batch_size, by accumulation; absent: batch_size",
         json_schema_extra=affects("memory", "quality", "cost"),
     )
-    sequence_length: Annotated[int, Field(ge=8)] = Field(
+    sequence_length: Annotated[int, Field(ge=8, le=2**31 - 1)] = Field(
         512, description="the longest row, in tokens", json_schema_extra=affects("data")
     )
     learning_rate: float = Field(

@@ -24,30 +24,52 @@ def presets() -> list[str]:
 
 def read_source(source: str) -> dict[str, Any]:
     """The table in a TOML file or of a preset, unchecked."""
-    path = Path(source)
-    if path.suffix == ".toml" or path.is_file():
-        try:
-            return tomllib.loads(path.read_bytes().decode("utf-8"))
-        except OSError as error:
-            raise UserError(f"settings file {source}: {error.strerror}") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"settings file {source}: not UTF-8 at byte {error.start}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"settings file {source}: not valid TOML: {error}") from None
-    if source in presets():
-        folder = resources.files("howlow") / "presets"
-        table = tomllib.loads((folder / f"{source}.toml").read_text(encoding="utf-8"))
-        for key in ("train", "test"):
-            value = table.get("task", {}).get(key, "")
-            if value.startswith("preset:"):
-                table["task"][key] = str(folder / value.removeprefix("preset:"))
-        return table
-    raise UserError(f"no settings file or preset {source!r}; presets: {', '.join(presets())}; a file ends in .toml")
+    if source in presets() and not _is_file(source):
+        return _preset(source)
+    if not source.endswith(".toml") and not _is_file(source):
+        raise UserError(f"no settings file or preset {source!r}; presets: {', '.join(presets())}; a file ends in .toml")
+    try:
+        return _parsed(Path(source).read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"settings file {source}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"settings file {source}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except ValueError as error:  # a NUL in its name, or what TOML does not allow
+        raise UserError(f"settings file {source}: not valid TOML: {error}") from None
+
+
+def _preset(name: str) -> dict[str, Any]:
+    folder = resources.files("howlow") / "presets"
+    table = tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
+    for key in ("train", "test"):
+        value = table.get("task", {}).get(key, "")
+        if value.startswith("preset:"):
+            table["task"][key] = str(folder / value.removeprefix("preset:"))
+    return table
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:  # there is something, and reading it says what is wrong
+        return True
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """TOML's table.
+
+    Raises:
+        ValueError: it is no TOML, or numbers or nesting in it have no end.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def parse_ranks(text: str) -> list[int]:
     """`1..2048` -> the powers of two between, `1,8,64` -> that list."""
-    span = re.fullmatch(r"\s*(-?\d+)\s*\.\.\s*(-?\d+)\s*", text)
+    span = re.fullmatch(r"\s*(-?\d{1,9})\s*\.\.\s*(-?\d{1,9})\s*", text)
     if span:
         low, high = int(span[1]), int(span[2])
         if low < 1:
@@ -78,10 +100,12 @@ def parse_assignment(text: str) -> dict[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise UserError(f"--set {text}: KEY=VALUE is expected, e.g. --set training.batch_size=4")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"--set {text!r}: holds a byte that is not UTF-8; write the value as UTF-8")
     for candidate in (f"{key} = {value}", f"{key} = {tomlkit.item(value.strip()).as_string()}"):
         try:
-            return tomllib.loads(candidate)
-        except tomllib.TOMLDecodeError as error:
+            return _parsed(candidate)
+        except ValueError as error:
             problem = error
         if value.strip()[:1] in ('"', "'", "[", "{"):
             break

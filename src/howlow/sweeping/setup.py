@@ -70,7 +70,7 @@ def choose_layouts(
         preparation = prepared[preparation_key(plan.settings)]
         report = preparation.report
         basis = {
-            "data": report.data.model_dump(),
+            "data": report.data.model_dump(mode="json", exclude={"sources"}),
             "versions": report.environment.versions,
             "on": report.environment.device,
         }

@@ -159,9 +159,11 @@ def dry_run(
         existing, _ = _existing(folder, plans, retry)
         left = left_behind(folder, existing)
         refuse_other_settings(folder, left, merged, accept_different)
+    pending, runner = [plan for plan in plans if plan.name not in existing], ForkServer()
     with _scratch() as scratch:
-        prepared = prepare_all(ForkServer(), plans, scratch, cores_shared_by=settings.run.workers or 1)
-    refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
+        prepared = prepare_all(runner, plans, scratch, cores_shared_by=settings.run.workers or 1)
+        refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
+        choose_layouts(runner, plans, pending, prepared, scratch)
     ended = {plan.name: existing[plan.name].status for plan in plans if plan.name in existing}
     return DryRun(tuple(plans), ended, tuple(prepared.values()))
 

@@ -4,8 +4,9 @@
     predictions --a task--> scores
 
 A task is a module here with a value `TASK` (`task` says what it holds). A new task is one new file. Beyond tasks,
-`examples` holds the types of data, `sources` reads files and hub data, `selection` applies the limits and keeps
-training and test apart, and `squad_document` and `squad_score` are SQuAD's format and official scores.
+`examples` holds the types of data, `sources` finds the files of a source and hands them to `text_files` (JSON, JSONL,
+CSV, text) or `tables` (Parquet, Arrow, hub data), which give `rows`. `selection` applies the limits and keeps training
+and test apart. `squad_document` and `squad_score` are SQuAD's format and official scores.
 """
 
 from collections.abc import Mapping
@@ -17,15 +18,18 @@ from howlow.errors import UserError
 from howlow.settings import TaskRules
 from howlow.tasks.examples import Example, PredictionScores, Purpose, TaskScores
 from howlow.tasks.selection import Selection, select
+from howlow.tasks.sources import DataFiles, files_of
 from howlow.tasks.task import Task
 
 __all__ = [
+    "DataFiles",
     "Example",
     "PredictionScores",
     "Purpose",
     "Selection",
     "Task",
     "TaskScores",
+    "files_of",
     "score_predictions",
     "select",
     "task_named",

@@ -1,19 +1,20 @@
-"""Completion: the user's own prompts and completions, as JSONL objects, CSV rows or hub data.
+"""Completion: the user's own prompts and completions, as rows of JSONL, CSV, Parquet, Arrow or hub data.
 
 Each row has a `prompt` and a `completion`, used exactly as they are: a completion that should begin with a space must
 hold it. An optional `id` names an example; without it the id is the file's name and the line on which the example
 begins. Examples with equal prompts are a group. A prediction is right if it equals the completion, apart from white
-space around both.
+space around both. Before they are compared, both are cut in the same way: at EOS, at `task.stop` and at
+`inference.max_new_tokens`.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from howlow.errors import UserError
 from howlow.settings import TaskRules, TaskSettings
 from howlow.tasks.examples import Example, PredictionScores, Purpose, TaskScores, mean_scores
 from howlow.tasks.predictions import predictions_for
-from howlow.tasks.sources import DataRow, is_local, kind_of, read_csv, read_hub, read_jsonl, whole_text
+from howlow.tasks.rows import DataRow, kind_of, whole_text
+from howlow.tasks.sources import read_rows
 from howlow.tasks.task import Task
 
 _FIELDS = ("prompt", "completion")
@@ -29,7 +30,7 @@ def _load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example
     # A chat template needs the tokenizer: it is applied to the default text later, where texts become tokens.
     template = settings.template if settings.template and settings.template != "chat" else _DEFAULT_TEMPLATE
     examples: dict[str, Example] = {}
-    for row in _rows(source, purpose):
+    for row in read_rows(source, purpose, _FIELDS, optional=("id",)):
         example = _example(row, template)
         if example.id in examples:
             raise UserError(f"{row.place}: the id {example.id!r} occurs twice; each example needs its own")
@@ -59,25 +60,20 @@ def _score_file(data: str, predictions: str) -> PredictionScores:
     return PredictionScores({"examples": len(examples), **scores, **found.counts}, found.warnings)
 
 
-def _rows(source: str, purpose: Purpose) -> list[DataRow]:
-    if not is_local(source):
-        return read_hub(source, purpose, _FIELDS, optional=("id",))
-    return read_csv(source, _FIELDS) if Path(source).suffix.lower() == ".csv" else read_jsonl(source)
-
-
 def _example(row: DataRow, template: str) -> Example:
     prompt, completion = (row.text(column) for column in _FIELDS)
     if not completion.strip():
         raise UserError(f"{row.place}: 'completion' is empty; give the text that should follow the prompt")
+    identity = _identity(row)
     return Example(
-        id=_identity(row),
-        group=prompt,
+        id=identity,
+        group=prompt if prompt.strip() else identity,
         before="",
         context="",
         after=template.replace("{prompt}", prompt),
         completion=completion,
         references=(completion.strip(),),
-        overlap_keys=(prompt,),
+        overlap_keys=(prompt if prompt.strip() else completion,),
     )
 
 
@@ -93,7 +89,7 @@ def _identity(row: DataRow) -> str:
 
 
 TASK = Task(
-    about="prompts and completions of one's own: JSONL, CSV or hub data",
+    about="prompts and completions of one's own: JSONL, CSV, Parquet, Arrow or hub data",
     metrics=("exact_match", "loss"),
     rules=TaskRules(takes=("template", "stop"), placeholders=("{prompt}",)),
     load=_load,

@@ -26,7 +26,10 @@ class Example:
     completion: str
     """what training teaches to write after the prompt, and what the test's loss is computed on"""
     references: tuple[str, ...] = ()
-    """the accepted answers; empty: giving no answer is right"""
+    """the accepted answers; empty: giving no answer is right
+
+    Loaded as the data hold them. In a prepared example, one that generation cannot write stands as it would write it.
+    """
     overlap_keys: tuple[str, ...] = ()
     """texts that must not occur in both the training data and the test data"""
 

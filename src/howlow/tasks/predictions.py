@@ -4,7 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from howlow.errors import UserError
-from howlow.tasks.sources import kind_of, read_json, whole_text
+from howlow.tasks.rows import kind_of, whole_text
+from howlow.tasks.text_files import read_json
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 In the prompt the paragraph comes first and the question after it, so the questions on one paragraph share a prefix:
 they are a group. The completion is the first of the accepted answers. A question that the paragraph does not answer
-(version 2.0) has the completion ` unanswerable`, and a prediction of this word counts as no answer.
+(version 2.0) has the completion ` unanswerable`, and a prediction of this word counts as no answer. A question with a
+blank context shares nothing: it is a group of its own, and stands for itself when training is kept apart from the test.
 
 `squad_document` reads the format, `squad_score` computes the official scores.
 """
@@ -12,8 +13,7 @@ from collections.abc import Mapping, Sequence
 from howlow.errors import UserError
 from howlow.settings import TaskRules, TaskSettings
 from howlow.tasks.examples import Example, Purpose, TaskScores, mean_scores
-from howlow.tasks.sources import is_local
-from howlow.tasks.squad_document import SquadQuestion, read_squad, read_squad_hub
+from howlow.tasks.squad_document import SquadQuestion, read_squad
 from howlow.tasks.squad_score import WRONG, answer_scores, counted_references, score_squad_file
 from howlow.tasks.task import Task
 
@@ -27,7 +27,7 @@ def _load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example
     Raises:
         UserError: the data cannot be read, is no SQuAD data, or no question is left.
     """
-    document = read_squad(source) if is_local(source) else read_squad_hub(source, purpose)
+    document = read_squad(source, purpose)
     answerable_only = settings.answerable_only is not False
     questions = [question for question in document.questions if question.answers or not answerable_only]
     if not questions:
@@ -61,23 +61,24 @@ def _score(examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskS
 def _example(question: SquadQuestion, template: str, version: int) -> Example:
     # The template is split before the question is filled in, so that a question that holds "{context}" stays as it is.
     before, _, after = template.partition("{context}")
-    answer = question.answers[0] if question.answers else _UNANSWERABLE
-    if not answer.strip():
+    # Some annotators marked the space around an answer, too; it is no part of the answer.
+    answer = question.answers[0].strip() if question.answers else _UNANSWERABLE
+    if not answer:
         raise UserError(f"{question.place}: the first answer of {question.id!r} is empty; it needs text to train on")
     return Example(
         id=question.id,
-        group=question.context,
+        group=question.context if question.context.strip() else question.id,
         before=before.replace("{question}", question.question),
         context=question.context,
         after=after.replace("{question}", question.question),
         completion=f" {answer}",
         references=counted_references(question.answers, version),
-        overlap_keys=(question.context,),
+        overlap_keys=(question.context if question.context.strip() else question.question,),
     )
 
 
 TASK = Task(
-    about="SQuAD (v1.1 or v2.0, JSON or hub data): answer a question on a paragraph in its words",
+    about="SQuAD (v1.1 or v2.0; JSON or rows): answer a question on a paragraph in its words",
     metrics=("f1", "exact_match", "loss"),
     rules=TaskRules(
         takes=("template", "stop", "answerable_only"),
@@ -86,6 +87,7 @@ TASK = Task(
     ),
     load=_load,
     prediction=_prediction,
+    compares_whole_answers=True,  # the official scores, which give a part of a long answer its share of F1
     score=_score,
     score_file=score_squad_file,
 )

@@ -77,7 +77,7 @@ def _first_examples(groups: Iterable[_Group], limit: int | None) -> tuple[Exampl
 def _keys(examples: Iterable[Example]) -> set[str]:
     # Questions share their paragraph: each distinct text is collapsed once, or SQuAD would take seconds.
     distinct = {key for example in examples for key in example.overlap_keys}
-    return {" ".join(key.split()) for key in distinct}
+    return {" ".join(key.split()) for key in distinct} - {""}  # two blank texts have nothing in common
 
 
 def _without_keys(groups: Iterable[_Group], keys: set[str]) -> list[_Group]:

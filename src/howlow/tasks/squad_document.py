@@ -4,8 +4,9 @@
         {"id": "...", "question": "...", "is_impossible": false, "answers": [{"text": "..."}]}]}]}]}
 
 Version 1.1 (Rajpurkar et al., 2016) answers every question; version 2.0 (Rajpurkar et al., 2018) marks those that the
-paragraph does not answer with `is_impossible` and an empty list. The hub's `squad` and `squad_v2` hold the same, one
-question a row. `title`, `answer_start` and `plausible_answers` are ignored.
+paragraph does not answer with `is_impossible` and an empty list. As in its script, an empty list alone says so, too.
+The hub's `squad` and `squad_v2` hold the same, one question a row; rows of JSONL, Parquet and Arrow have their columns
+`id`, `context`, `question`, `answers`. `title`, `answer_start` and `plausible_answers` are ignored.
 
 An error names the path inside the document: `data[3].paragraphs[0].qas[2].answers[0].text is missing`.
 """
@@ -16,9 +17,11 @@ from typing import Any
 
 from howlow.errors import UserError
 from howlow.tasks.examples import Purpose
-from howlow.tasks.sources import kind_of, read_hub, read_json, whole_text
+from howlow.tasks.rows import DataRow, kind_of, whole_text
+from howlow.tasks.sources import files_of, missing_hint, read_rows
+from howlow.tasks.text_files import read_json
 
-_HUB_COLUMNS = ("id", "context", "question", "answers")
+_COLUMNS = ("id", "context", "question", "answers")
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,20 @@ class SquadDocument:
     """1 or 2: which official script scores it"""
 
 
-def read_squad(path: str) -> SquadDocument:
-    """The questions of a file in the official JSON format.
+def read_squad(source: str, purpose: Purpose = "test") -> SquadDocument:
+    """The questions of a file in the official JSON format, or of rows with the columns of `squad` and `squad_v2`.
 
     Raises:
-        UserError: no file, no JSON, or not this format; names the path inside the document.
+        UserError: it cannot be read, or is not this format; names the path inside the document, or the row.
     """
-    document = read_json(path)
+    found = files_of(source, purpose).format
+    if found == "csv":
+        raise UserError(f"{source}: CSV cannot hold lists of answers; give SQuAD's JSON, or JSONL or Parquet")
+    return _of_json(source) if found in ("json", "text", "folder") else _of_rows(source, purpose)
+
+
+def _of_json(path: str) -> SquadDocument:
+    document = read_json(path, missing_hint(path))
     if not isinstance(document, dict):
         raise UserError(f"{path}: SQuAD's JSON is an object with a list 'data', not {kind_of(document)}")
     # Without a version the stricter rule: every question has an answer or says that it has none.
@@ -57,21 +67,21 @@ def read_squad(path: str) -> SquadDocument:
     return _checked(path, tuple(_questions(_list(document, "data", f"{path}: "), version)), version)
 
 
-def read_squad_hub(source: str, purpose: Purpose) -> SquadDocument:
-    """The questions of hub data with the columns of `squad` and `squad_v2`.
-
-    Raises:
-        UserError: it cannot be loaded, or has other columns or types.
-    """
+def _of_rows(source: str, purpose: Purpose) -> SquadDocument:
     questions = []
-    for row in read_hub(source, purpose, _HUB_COLUMNS):
-        texts = row.values["answers"]
-        if not isinstance(texts, dict) or not isinstance(texts.get("text"), list):
-            raise UserError(f"{row.place}: 'answers' must hold a list 'text', as in squad; it is {kind_of(texts)}")
-        answers = tuple(whole_text(text, f"{row.place}: answers.text") for text in texts["text"])
+    for row in read_rows(source, purpose, _COLUMNS):
+        answers = _answers_of_row(row)
         questions.append(SquadQuestion(row.text("id"), row.text("context"), row.text("question"), answers, row.place))
     # The columns carry no version; only version 2.0 has questions without an answer.
     return _checked(source, tuple(questions), 1 if all(question.answers for question in questions) else 2)
+
+
+def _answers_of_row(row: DataRow) -> tuple[str, ...]:
+    found = row.values.get("answers")
+    texts = found.get("text") if isinstance(found, dict) else None
+    if not isinstance(texts, list):
+        raise UserError(f"{row.place}: 'answers' must hold a list 'text', as in squad; it is {kind_of(found)}")
+    return tuple(whole_text(text, f"{row.place}: answers.text") for text in texts)
 
 
 def _checked(source: str, questions: tuple[SquadQuestion, ...], version: int) -> SquadDocument:

@@ -33,7 +33,10 @@ class Task:
     """True: examples are prompts with completions, and in the test the model writes text, which is scored.
     False: examples are texts without prompts, and the loss over the test's text is the result."""
     prediction: Callable[[str], str] = str.strip
-    """generated text, cut at `task.stop` -> the text that is scored"""
+    """generated text, cut at `task.stop` -> the text that is scored; accepted answers go the same way"""
+    compares_whole_answers: bool = False
+    """True: an accepted answer longer than generation may be is compared whole, as published scores are; False: as far
+    as it can be written"""
     score: Callable[[Sequence[Example], Mapping[str, str]], TaskScores] = _no_scores
     """(examples, example id -> prediction) -> scores; an example without a prediction counts as wrong"""
     score_file: Callable[[str, str], PredictionScores] | None = None

@@ -16,7 +16,7 @@ from howlow.meters.totals import PhaseTotals
 from howlow.records import LineWriter, Part, WarningKind
 from howlow.settings import Settings
 from howlow.trial.checkpointing import Saved, save_training
-from howlow.trial.preparation import Prepared
+from howlow.trial.prepared import Prepared
 from howlow.trial.state import TrialState, split, write_step
 
 
@@ -69,8 +69,17 @@ def _run_schedule(
         state.found.phases.append(meter.end())
     writer.close()
     trainer.refuse_if_not_finite()
+    _warn_about_idle(state, trainer)
     if skipped:
         state.warn(WarningKind.STEPS_SKIPPED, f"{skipped} of {len(schedule)} steps skipped")
+
+
+def _warn_about_idle(state: TrialState, trainer: Trainer) -> None:
+    """A warning where parameters never had a gradient: their part of the model has no influence on a loss."""
+    idle = trainer.idle()
+    if idle:
+        detail = f"{len(idle)} of {len(trainer.parameters)} trained tensors never had a gradient: {', '.join(idle[:3])}"
+        state.warn(WarningKind.LAYERS_LEFT_OUT, detail, "train")
 
 
 def _write(

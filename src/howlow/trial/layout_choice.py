@@ -4,25 +4,34 @@ It is chosen once for all trials that share model, data and schedule, on the loa
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
 
 from torch import nn
 
 from howlow.engine import order
-from howlow.engine.layout_check import draws_at_random, problem_with
+from howlow.engine.alone import Truth
+from howlow.engine.execution import Execution
+from howlow.engine.generation import Way
+from howlow.engine.layout_check import UnfitError, draws_at_random, problem_with, truth_about, writing_problem
 from howlow.engine.layouts import Layout
 from howlow.engine.prefix_tree import length_of
 from howlow.engine.rotary import depends_on_length
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
 from howlow.memory.heap import kernels_kept
+from howlow.memory.limits import is_out_of_memory
 from howlow.meters.machine import choose_device
 from howlow.records import LayoutChoice, LayoutRecord, LayoutTokens, read_lines
 from howlow.settings import Settings
+from howlow.tasks import task_named
 from howlow.trial.loading import decide_execution, load_base
 from howlow.trial.state import TrialState
 
+_Kernel = Literal["sdpa", "flex"]
+_OF_LONGEST_ROW = "the model's rotary frequencies depend on a batch's longest row"
 _SMALLEST_SAVING = 0.05
 _STEPS_LOOKED_AT = 50
 _SUPPOSED_BATCH = 8
@@ -30,37 +39,120 @@ _SUPPOSED_BATCH = 8
 
 
 def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence[TokenizedExample]) -> LayoutChoice:
-    """The layout for these trials.
+    """The layout for these trials, and how they write answers.
 
     Raises:
-        UserError: a layout was asked for by name, and the model cannot take it.
+        UserError: the model cannot be trained or cannot write answers, or cannot take the layout that was asked for.
     """
-    asked = settings.training.layout
-    if asked == "padded":
-        return LayoutChoice(layout="padded")
     device = choose_device(settings.run.device)
     execution = decide_execution(settings, device, kernels_kept(), attention="own")
-    model = load_base(settings, execution)
+    try:
+        model = load_base(settings, execution)
+        return _Choosing(settings, model, [*train, *test], execution).choice(_wanted(settings, model, train))
+    except UnfitError as error:
+        raise UserError(f"model {settings.model}: {error}; howlow fine-tunes causal language models") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _unchecked(settings)
+
+
+def _unchecked(settings: Settings) -> LayoutChoice:
+    """What is left where memory runs out in the check: a trial says what it takes, and whether it ends."""
+    asked = settings.training.layout
+    layout: Layout = "padded" if asked == "auto" else asked
+    kernel: _Kernel | None = None if layout == "padded" else "sdpa"
+    return LayoutChoice(layout=layout, kernel=kernel, problem="memory ran out while the model was checked")
+
+
+@dataclass(frozen=True)
+class _Choosing:
+    """A loaded model, and what it is held against."""
+
+    settings: Settings
+    model: Any
+    examples: Sequence[TokenizedExample]
+    execution: Execution
+
+    def choice(self, wanted: Layout) -> LayoutChoice:
+        """The layout that was wanted if it holds, else `padded`, which must hold; then the way to write answers."""
+        asked, name = self.settings.training.layout, self.settings.model
+        layout, kernel, problem = self._first_that_holds(wanted)
+        if problem is not None and wanted == asked != "padded":
+            raise UserError(f'training.layout = "{asked}": {name} cannot take it ({problem}); use auto or padded')
+        generation, reason = self._way_to_write(layout, kernel)
+        return LayoutChoice(
+            layout=layout,
+            kernel=kernel,
+            problem=None if problem is None else f"{name} cannot take {wanted}: {problem}",
+            generation=generation,
+            generation_problem=reason,
+        )
+
+    @cached_property
+    def _truth(self) -> Truth:
+        return truth_about(self.model, self.examples, self.execution)
+
+    def _first_that_holds(self, wanted: Layout) -> tuple[Layout, _Kernel | None, str | None]:
+        """The layout with its kernel, and why it is not the one that was wanted."""
+        problem = None
+        if wanted != "padded":
+            problem = _router_losses(self.model)
+            for kernel in self._kernels() if problem is None else ():
+                problem = self._problem_with(wanted, kernel)
+                if problem is None:
+                    return wanted, kernel, None
+        if wanted != "padded" and wanted == self.settings.training.layout:
+            return wanted, None, problem
+        in_padded = self._problem_with("padded", "own")
+        if in_padded is not None:
+            raise UnfitError(f"it cannot be trained ({in_padded})")
+        return "padded", None, problem
+
+    def _kernels(self) -> tuple[_Kernel, ...]:
+        takes_flex = self.execution.device.type == "cuda" and not _dropout(self.settings, self.model)
+        return ("flex", "sdpa") if takes_flex else ("sdpa",)
+
+    def _problem_with(self, layout: Layout, kernel: _Kernel | Literal["own"]) -> str | None:
+        return problem_with(self.model, layout, self._truth, execution=self._with(kernel), pad_id=0)
+
+    def _with(self, kernel: _Kernel | Literal["own"]) -> Execution:
+        return decide_execution(self.settings, self.execution.device, kernels_kept(), attention=kernel)
+
+    def _way_to_write(
+        self, layout: Layout, kernel: _Kernel | None
+    ) -> tuple[Literal["padded", "single"] | None, str | None]:
+        """How answers are written where that is not the layout, and why; the first way that holds is taken."""
+        if not task_named(self.settings.task.name).generates:
+            return None, None
+        # Frequencies that follow a batch's longest row are right for that row only.
+        is_dependent = depends_on_length(self.model, self.settings.training.sequence_length)
+        first = _OF_LONGEST_ROW if is_dependent else self._writing_problem(layout, kernel)
+        if first is None:
+            return None, None
+        if layout != "padded" and not is_dependent and self._writing_problem("padded", None) is None:
+            return "padded", first
+        last = self._writing_problem("single", None, as_alone=not is_dependent)
+        if last is not None:
+            raise UnfitError(f"it cannot write answers ({last})")
+        return "single", first
+
+    def _writing_problem(self, way: Way, kernel: _Kernel | None, *, as_alone: bool = True) -> str | None:
+        execution = self._with(kernel or "own")
+        return writing_problem(self.model, way, self._truth, execution=execution, pad_id=0, as_alone=as_alone)
+
+
+def _wanted(settings: Settings, model: Any, train: Sequence[TokenizedExample]) -> Layout:
+    """The layout that was asked for, or the one that saves most."""
+    asked = settings.training.layout
+    if asked == "padded":
+        return "padded"
     dropout = _dropout(settings, model)
     if asked == "shared" and dropout:
         raise UserError(f'training.layout = "shared": {dropout}, and a shared prefix would get one mask; set "packed"')
-    wanted: Layout = (
-        asked if asked != "auto" else "packed" if dropout or not _prefixes_pay(settings, train) else "shared"
-    )
-    problem = _router_losses(model)
-    kernels: tuple[Literal["flex", "sdpa"], ...] = (
-        ("flex", "sdpa") if device.type == "cuda" and not dropout else ("sdpa",)
-    )
-    for kernel in kernels if problem is None else ():
-        execution = decide_execution(settings, device, kernels_kept(), attention=kernel)
-        problem = problem_with(model, wanted, [*train, *test], execution=execution, pad_id=0)
-        if problem is None:
-            # Rotary frequencies that follow the longest row would differ from those of a padded batch.
-            generation = "padded" if depends_on_length(model, settings.training.sequence_length) else None
-            return LayoutChoice(layout=wanted, kernel=kernel, generation=generation)
     if asked != "auto":
-        raise UserError(f'training.layout = "{asked}": {settings.model} cannot take it ({problem}); use auto or padded')
-    return LayoutChoice(layout="padded", problem=f"{settings.model} cannot take {wanted}: {problem}")
+        return asked
+    return "packed" if dropout or not _prefixes_pay(settings, train) else "shared"
 
 
 def layout_record(state: TrialState) -> LayoutRecord:

@@ -3,11 +3,12 @@
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from howlow.engine import model as models
+from howlow.engine.chat_template import turn_end
 from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
+from howlow.engine.rotary import depends_on_length
 from howlow.records import ModelRecord, Resolved, WarningKind
 from howlow.settings import Settings
 from howlow.trial.state import TrialState
@@ -61,6 +62,12 @@ def with_execution(decided: Resolved, execution: Execution) -> Resolved:
     )
 
 
+def config_of_base(settings: Settings, commit: str | None = None) -> Any:
+    """The base model's config; commit: see `load_base`."""
+    reference = locate(settings.model, settings.random_weights)
+    return models.load_config(reference, commit or settings.revision, settings.trust_remote_code)
+
+
 def load_base(settings: Settings, execution: Execution, *, trains: bool = False, commit: str | None = None) -> Any:
     """The base model on its device, frozen unless it `trains`.
 
@@ -69,7 +76,7 @@ def load_base(settings: Settings, execution: Execution, *, trains: bool = False,
     reference, revision = locate(settings.model, settings.random_weights), commit or settings.revision
     model = models.load_model(
         reference,
-        models.load_config(reference, revision, settings.trust_remote_code),
+        config_of_base(settings, commit),
         random_weights=settings.random_weights,
         dtype=execution.storage,
         device=execution.device,
@@ -87,10 +94,15 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     tokenizer, _, _ = models.load_tokenizer(reference, *named)
     commit = state.found.data.model_commit if state.found.data else None
     model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
-    eos = models.stop_tokens(model, tokenizer)
+    eos = models.stop_tokens(model, tokenizer) | turn_ends(settings, tokenizer)
+    structure = models.structure(config_of_base(settings, commit), settings.trust_remote_code)
+    length = settings.training.sequence_length
+    if depends_on_length(model, length):
+        detail = f"rotary frequencies are those of a row of {length} tokens, for shorter texts as well"
+        state.warn(WarningKind.FREQUENCIES_OF_FULL_ROW, detail)
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
     if state.kind == "lora":
-        _warn_about_rank(state, model)
+        _warn_about_layers(state, structure)
         model = models.attach_lora(
             model,
             rank=lora.rank,
@@ -99,7 +111,10 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
             target_modules=lora.target_modules,
             dropout=lora.dropout,
             seed=settings.seed,
+            unreached_layers=structure.unreached_layers,
         )
+    for name, parameter in model.named_parameters() if state.kind == "full" else ():
+        parameter.requires_grad_(name not in structure.unreached_parameters)
     torch.manual_seed(settings.seed)
     is_lora = state.kind == "lora"
     state.found.model = ModelRecord(
@@ -115,12 +130,20 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     return model, tokenizer, eos
 
 
-def _warn_about_rank(state: TrialState, model: nn.Module) -> None:
-    shapes, rank = models.linear_shapes(model), state.settings.lora.rank
-    small = [
-        name for name in models.matched_layers(shapes, state.settings.lora.target_modules) if min(shapes[name]) < rank
-    ]
+def turn_ends(settings: Settings, tokenizer: Any) -> frozenset[int]:
+    """The token that ends the assistant's turn, where the prompts are chats whose turns end with one."""
+    end = turn_end(tokenizer) if settings.task.template == "chat" else None
+    return frozenset() if end is None else frozenset({end})
+
+
+def _warn_about_layers(state: TrialState, structure: models.Structure) -> None:
+    lora, shapes, idle = state.settings.lora, structure.linear_shapes, structure.unreached_layers
+    small = [name for name in models.matched_layers(shapes, lora.target_modules, idle) if min(shapes[name]) < lora.rank]
     if small:
         ends = sorted({f"{name.rpartition('.')[2]} ({min(shapes[name])})" for name in small})
-        detail = f"rank {rank} is above the smaller side of {len(small)} layers: {', '.join(ends)}"
+        detail = f"rank {lora.rank} is above the smaller side of {len(small)} layers: {', '.join(ends)}"
         state.warn(WarningKind.RANK_ABOVE_MATRIX, detail)
+    left = [name for target in lora.target_modules for name in sorted(idle) if f".{name}".endswith(f".{target}")]
+    if left:
+        detail = f"no adapter in {len(left)} layers that no text reaches: {', '.join(left[:3])}"
+        state.warn(WarningKind.LAYERS_LEFT_OUT, detail)

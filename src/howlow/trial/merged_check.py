@@ -53,8 +53,9 @@ def with_merged(batch: dict[str, Any], merged: list[str]) -> Iterator[str]:
 
 def summed_loss(batches: list[dict[str, Any]]) -> tuple[float, int]:
     """Summed negative log-likelihood and target tokens of batches, from each one's mean and number."""
-    losses = (math.inf if batch.get("loss") is None else batch["loss"] * batch["target_tokens"] for batch in batches)
-    return math.fsum(losses), sum(batch["target_tokens"] for batch in batches)
+    scored = [batch for batch in batches if batch["target_tokens"]]  # a batch without targets has no loss
+    losses = (math.inf if batch.get("loss") is None else batch["loss"] * batch["target_tokens"] for batch in scored)
+    return math.fsum(losses), sum(batch["target_tokens"] for batch in scored)
 
 
 def agreement(predictions: Path, merged_loss: tuple[float, int]) -> MergedRecord:

@@ -1,48 +1,31 @@
 """What does not depend on the trial and is done once a sweep: choosing and tokenising examples, checking the model.
 
 Every mistake that a user can make in naming data, model, tokenizer or target modules is found here, before the first
-trial. The result is a folder that the trials read, so that all of them see the same tokens:
-
-    prepared.safetensors    token ids of all examples, end to end, and their lengths
-    prepared.json           ids, groups, references, counts, warnings
+trial. The result is a folder that the trials read (`howlow.trial.prepared`), so that all of them see the same tokens.
 """
 
 import hashlib
-import json
+import os
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from typing import Any, Literal
 
 from howlow.engine import model as models
 from howlow.engine import tokens
-from howlow.engine.references import PACKAGED, ModelReference, locate
+from howlow.engine.references import PACKAGED, ModelReference, locate, locate_tokenizer
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.weights import check_fit, file_sha256, weights_sha256
 from howlow.errors import UserError, about
 from howlow.meters.machine import choose_device, environment
-from howlow.records import DataRecord, RecordWarning, WarningKind, write_atomically
+from howlow.records import DataRecord, RecordWarning, WarningKind
 from howlow.records.own_sources import code_sha256
 from howlow.settings import Settings, preparation_key
-from howlow.tasks import Example, Purpose, Selection, select, task_named
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The examples of a trial: tokens of both sides, and the test examples' texts and references for scoring."""
-
-    train: list[TokenizedExample]
-    test: list[TokenizedExample]
-    test_examples: list[Example]
-    data: DataRecord
-    warnings: list[RecordWarning]
-    tokenizer_name: str
-
+from howlow.tasks import DataFiles, Example, Purpose, Selection, files_of, select, task_named
+from howlow.trial.accepted_answers import accepted_answers, stop_ids
+from howlow.trial.data_sources import left_out_of, source_read, told_of
+from howlow.trial.prepared import Prepared, stored, write
 
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.jinja", "*.model", "*.tiktoken")
 # Found anew at each start: the stored tokens may have been prepared for another model.
@@ -50,7 +33,7 @@ _OF_MODEL = (WarningKind.WEIGHTS_LEFT_OUT, WarningKind.LONGER_THAN_MODEL)
 
 
 def prepare(
-    settings: Settings, adapters: Sequence[tuple[int, Sequence[str]]], folder: Path, heads: Collection[str] = ()
+    settings: Settings, adapters: Sequence[tuple[int, tuple[str, ...]]], folder: Path, heads: Collection[str] = ()
 ) -> dict[str, Any]:
     """Prepare the data and check the model for trials with these settings.
 
@@ -68,14 +51,13 @@ def prepare(
     config = models.load_config(reference, settings.revision, settings.trust_remote_code)
     structure = models.structure(config, settings.trust_remote_code)
     warnings = _weights(settings, reference, config)
+    layers = _adapted_layers(settings, config, structure, {targets for _, targets in adapters})
     adapter_parameters = [
-        rank
-        * sum(sum(structure.linear_shapes[name]) for name in models.matched_layers(structure.linear_shapes, targets))
-        for rank, targets in adapters
+        rank * sum(sum(structure.linear_shapes[name]) for name in layers[targets]) for rank, targets in adapters
     ]
-    content = _content(settings, reference)
-    stored = _stored(folder, content)
-    prepared = stored or tokenized(settings, reference)
+    content = _content(settings, reference, config)
+    earlier = stored(folder, content)
+    prepared = earlier or tokenized(settings, reference)
     prepared = replace(prepared, data=prepared.data.model_copy(update=_model(reference, config)))
     _check_against_model(settings, structure, prepared)
     if "targets" in heads and not structure.names_decoder:
@@ -84,11 +66,11 @@ def prepare(
         detail = f"sequence length {settings.training.sequence_length}, made for {structure.max_positions} positions"
         warnings.append(RecordWarning(kind=WarningKind.LONGER_THAN_MODEL, detail=detail))
     before = list(prepared.warnings)
-    is_new = stored is None or stored.data != prepared.data
+    is_new = earlier is None or earlier.data != prepared.data
     of_data = [warning for warning in before if warning.kind not in _OF_MODEL]
     prepared.warnings[:] = [*of_data, *warnings]
     if is_new or prepared.warnings != before:
-        _write(prepared, folder, content)
+        write(prepared, folder, content)
     return {
         "data": prepared.data.model_dump(),
         "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
@@ -98,6 +80,18 @@ def prepare(
         "adapter_parameters": adapter_parameters,
         "environment": environment(choose_device(settings.run.device)).model_dump(),
     }
+
+
+def _adapted_layers(
+    settings: Settings, config: Any, structure: models.Structure, targets: Collection[tuple[str, ...]]
+) -> dict[tuple[str, ...], list[str]]:
+    """The layers that each choice of target modules adapts; PEFT is asked whether it allows them."""
+    found = {
+        one: models.matched_layers(structure.linear_shapes, one, structure.unreached_layers) for one in sorted(targets)
+    }
+    for layers in found.values():
+        models.refuse_unadaptable(config, settings.trust_remote_code, layers)
+    return found
 
 
 def _weights(settings: Settings, reference: ModelReference, config: Any) -> list[RecordWarning]:
@@ -124,7 +118,7 @@ def _check_against_model(settings: Settings, structure: models.Structure, prepar
     if highest >= structure.vocabulary:
         raise UserError(
             f"tokenizer {prepared.tokenizer_name}: it gives token {highest}, the model {settings.model} has "
-            f"{structure.vocabulary}; give the model's own with the setting tokenizer"
+            f"{structure.vocabulary}; {_tokenizer_remedy(settings, prepared)}"
         )
     length = settings.training.sequence_length
     if structure.learned_positions and structure.max_positions and length > structure.max_positions:
@@ -132,6 +126,16 @@ def _check_against_model(settings: Settings, structure: models.Structure, prepar
             f"training.sequence_length = {length}: {settings.model} has learned positions for "
             f"{structure.max_positions} tokens; lower it to that"
         )
+
+
+def _tokenizer_remedy(settings: Settings, prepared: Prepared) -> str:
+    is_own = not any(warning.kind is WarningKind.TOKENIZER_SUBSTITUTED for warning in prepared.warnings)
+    if is_own and settings.tokenizer in (None, settings.model):
+        return (
+            "it is the model's own, so the folder's files belong to two models, or tokens were added to the tokenizer "
+            "only; resize the model's embeddings (resize_token_embeddings), or give another with the setting tokenizer"
+        )
+    return "give the model's own with the setting tokenizer"
 
 
 # -- examples -> tokens ---------------------------------------------------------------------------------------------
@@ -149,19 +153,15 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
     has_prompts = task_named(settings.task.name).generates
     with about(f"tokenizer {tokenizer_name}"):
         selection, train, test = _prompts(settings, tokenizer) if has_prompts else _texts(settings, tokenizer)
-    length = settings.training.sequence_length
-    kept = [example for example in train if example.length <= length]
-    dropped = len(train) - len(kept)
-    if not kept:
-        raise UserError(
-            f"no training example of {settings.task.train} fits into training.sequence_length = {length} "
-            f"(the shortest has {min(example.length for example in train)} tokens); raise it"
-        )
-    cut = sum(example.cut for example in [*kept, *test])
+    accepted = accepted_answers(settings, reference, tokenizer, selection.test, test)
+    told, test_told = _with_tokens(settings, "train", train), _with_tokens(settings, "test", test)
+    kept = _that_fit(settings, told)
     data = DataRecord(
         train_sha256=tokens.fingerprint(kept),
         test_sha256=tokens.fingerprint(test),
-        answers_sha256=_answers_sha256(selection.test, test),
+        answers_sha256=_answers_sha256(accepted.examples, test),
+        references=accepted.count,
+        unmatchable_references=accepted.num_unmatchable,
         train_examples=len(kept),
         train_groups=len({example.group for example in kept}),
         test_examples=len(test),
@@ -170,11 +170,43 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
         test_tokens=sum(example.length for example in test),
         longest_tokens=max(example.length for example in kept),
         overlap_left_out=selection.overlap_left_out,
-        dropped=dropped,
-        cut=cut,
+        dropped=len(told) - len(kept),
+        cut=sum(example.cut for example in [*kept, *test]),
+        without_tokens=len(train) - len(told),
+        test_without_tokens=len(test) - len(test_told),
+        sources=(source_read("train", settings.task.train), source_read("test", settings.task.test)),
     )
-    warnings += _data_warnings(data, settings)
-    return Prepared(kept, test, list(selection.test), data, warnings, tokenizer_name)
+    warnings += [*_data_warnings(data, settings), *accepted.warnings]
+    return Prepared(kept, test, accepted.examples, data, warnings, tokenizer_name)
+
+
+def _with_tokens(
+    settings: Settings, side: Literal["train", "test"], examples: Sequence[TokenizedExample]
+) -> list[TokenizedExample]:
+    """The examples whose text has tokens: a tokenizer may drop characters, and a completion's EOS is not its text.
+
+    Training leaves the others out. The test keeps them, so that no score is of fewer examples than the data has: such a
+    text has no target and adds nothing to the loss, and an answer of that kind has its end as its only target.
+    """
+    of_its_own = 1 if task_named(settings.task.name).generates else 0
+    found = [example for example in examples if len(example.completion) > of_its_own]
+    if not found:
+        raise UserError(
+            f"task.{side} {getattr(settings.task, side)}: the tokenizer makes no token of any of its {len(examples)} "
+            "texts; give another tokenizer with the setting tokenizer"
+        )
+    return found
+
+
+def _that_fit(settings: Settings, train: Sequence[TokenizedExample]) -> list[TokenizedExample]:
+    length = settings.training.sequence_length
+    kept = [example for example in train if example.length <= length]
+    if not kept:
+        raise UserError(
+            f"no training example of {settings.task.train} fits into training.sequence_length = {length} "
+            f"(the shortest has {min(example.length for example in train)} tokens); raise it"
+        )
+    return kept
 
 
 def _answers_sha256(examples: Sequence[Example], test: Sequence[TokenizedExample]) -> str:
@@ -185,13 +217,22 @@ def _answers_sha256(examples: Sequence[Example], test: Sequence[TokenizedExample
 
 def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
     length, new = settings.training.sequence_length, settings.inference.max_new_tokens
+    kept = "which are kept and add nothing to the loss"
     cut = f"{data.cut} texts cut to training.sequence_length = {length} tokens"
     if task_named(settings.task.name).generates:
         cut = (
             f"{data.cut} test prompts cut: training.sequence_length = {length} holds prompt and completion, or prompt "
             f"and inference.max_new_tokens = {new}"
         )
+        kept = "which are kept with EOS as their only target"
+    sides = [
+        (data.without_tokens, "training texts, which are left out"),
+        (data.test_without_tokens, f"test texts, {kept}"),
+    ]
+    silent = " and of ".join(f"{count} {what}" for count, what in sides if count)
+    left_out = left_out_of(data)
     found = [
+        (WarningKind.FILES_LEFT_OUT, len(left_out), told_of(left_out)),
         (
             WarningKind.TRAIN_TEST_OVERLAP,
             data.overlap_left_out,
@@ -201,6 +242,11 @@ def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
             WarningKind.EXAMPLES_DROPPED,
             data.dropped,
             f"{data.dropped} training examples dropped: longer than {length} tokens",
+        ),
+        (
+            WarningKind.TEXT_WITHOUT_TOKENS,
+            len(silent),
+            f"the tokenizer makes no token of {silent}",
         ),
         (WarningKind.TEXT_CUT, data.cut, cut),
     ]
@@ -217,9 +263,8 @@ def _prompts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokeni
     chat = settings.task.template == "chat"
     selection = select(_loaded(settings, "train"), _loaded(settings, "test"), settings.task)
     length, new = settings.training.sequence_length, settings.inference.max_new_tokens
-    train = [tokens.tokenize(tokenizer, example, chat) for example in selection.train]
-    test = [tokens.fit_prompt(tokenizer, example, length, new, chat) for example in selection.test]
-    return selection, train, test
+    train = tokens.tokenize_all(tokenizer, selection.train, chat)
+    return selection, train, tokens.fit_prompts(tokenizer, selection.test, length, new, chat)
 
 
 def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[TokenizedExample], list[TokenizedExample]]:
@@ -244,89 +289,44 @@ def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokenize
 # -- files ----------------------------------------------------------------------------------------------------------
 
 
-def _content(settings: Settings, reference: ModelReference) -> str | None:
-    """A hash of everything that the tokens follow from; None where it cannot be known (data or a tokenizer of the hub).
+def _content(settings: Settings, reference: ModelReference, config: Any) -> str | None:
+    """A hash of everything that the tokens follow from; None where it cannot be known (data or a tokenizer of the hub,
+    or what cannot be read: its reader says why).
 
     Data and tokenizer count by the content of their files: a sweep that is resumed tokenises nothing again, unless its
-    data has changed.
+    data has changed. Accepted answers are read as far as the model's EOS.
     """
-    tokenizer = locate(settings.tokenizer, random_weights=True) if settings.tokenizer else reference
+    tokenizer = locate_tokenizer(settings.tokenizer) if settings.tokenizer else reference
     if not tokenizer.has_tokenizer:
         tokenizer = locate(PACKAGED)
-    sources = [Path(settings.task.train), Path(settings.task.test)]
-    if not tokenizer.is_local or not all(source.exists() for source in sources):
+    sources = [files_of(settings.task.train, "train"), files_of(settings.task.test, "test")]
+    if not tokenizer.is_local or not all(map(_can_be_read, sources)):
+        return None
+    tokenizer_files = _tokenizer_files(Path(tokenizer.location))
+    if not all(os.access(path, os.R_OK) for path in tokenizer_files):
         return None
     digest = hashlib.sha256()
     versions = [version(name) for name in ("howlow", "transformers", "tokenizers")]
-    digest.update(repr((versions, code_sha256(), preparation_key(settings))).encode())
-    for path in [*_files(Path(tokenizer.location), *_TOKENIZER_FILES), *_files(*sources)]:
+    ends = sorted(stop_ids(reference, config, None, random_weights=settings.random_weights))
+    digest.update(repr((versions, code_sha256(), preparation_key(settings), ends)).encode())
+    for path in tokenizer_files:
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
+    for source in sources:
+        digest.update(repr((source.format, source.left_out)).encode())
+        for name, path in zip(source.names, source.files, strict=True):
+            digest.update(f"{name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
 
 
-def _files(*places: Path | str) -> list[Path]:
-    """The files among the places, and the files in their folders that match a pattern (any, where none is given)."""
-    patterns = [place for place in places if isinstance(place, str)] or ["*"]
-    found = []
-    for place in places:
-        if isinstance(place, Path):
-            inside = {path for pattern in patterns for path in place.rglob(pattern)} if place.is_dir() else {place}
-            found += sorted(path for path in inside if path.is_file())
-    return found
-
-
-def _stored(folder: Path, content: str | None) -> Prepared | None:
-    """What an earlier start prepared from the same content; None where there is nothing to use."""
+def _can_be_read(source: DataFiles) -> bool:
     try:
-        document = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-        return read_prepared(folder) if content is not None and document.get("content") == content else None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None  # a start that was killed while it wrote
+        return bool(source.files) and all(file.is_file() and os.access(file, os.R_OK) for file in source.files)
+    except OSError:
+        return False
 
 
-def _write(prepared: Prepared, folder: Path, content: str | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prepared.json").unlink(missing_ok=True)  # it vouches for the tokens, which are about to change
-    both = [*prepared.train, *prepared.test]
-    flat = [token for example in both for token in example.prompt + example.completion]
-    lengths = [[len(example.prompt), len(example.completion)] for example in both]
-    tensors = {"ids": torch.tensor(flat, dtype=torch.int32), "lengths": torch.tensor(lengths, dtype=torch.int32)}
-    save_file(tensors, folder / "prepared.safetensors")
-    document = {
-        "train": len(prepared.train),
-        "examples": [[e.id, e.group, e.words, e.bytes, e.cut] for e in both],
-        "test_examples": [asdict(example) for example in prepared.test_examples],
-        "data": prepared.data.model_dump(),
-        "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
-        "tokenizer": prepared.tokenizer_name,
-        "content": content,
-    }
-    write_atomically(folder / "prepared.json", json.dumps(document))
-
-
-def read_prepared(folder: Path) -> Prepared:
-    """What `prepare` wrote."""
-    document = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / "prepared.safetensors")
-    flat, both, start = tensors["ids"].tolist(), [], 0
-    for (name, group, words, size, cut), (prompt, completion) in zip(
-        document["examples"], tensors["lengths"].tolist(), strict=True
-    ):
-        middle, end = start + prompt, start + prompt + completion
-        ids = tuple(flat[start:middle]), tuple(flat[middle:end])
-        both.append(TokenizedExample(name, group, *ids, words=words, bytes=size, cut=cut))
-        start = end
-    examples = [_example(example) for example in document["test_examples"]]
-    return Prepared(
-        train=both[: document["train"]],
-        test=both[document["train"] :],
-        test_examples=examples,
-        data=DataRecord(**document["data"]),
-        warnings=[RecordWarning(**warning) for warning in document["warnings"]],
-        tokenizer_name=document["tokenizer"],
-    )
-
-
-def _example(fields: dict[str, Any]) -> Example:
-    lists = {key: tuple(fields[key]) for key in ("references", "overlap_keys")}
-    return Example(**{**fields, **lists})
+def _tokenizer_files(place: Path) -> list[Path]:
+    if not place.is_dir():
+        return [place]
+    inside = {path for pattern in _TOKENIZER_FILES for path in place.rglob(pattern)}
+    return sorted(path for path in inside if path.is_file())

@@ -10,8 +10,7 @@ from typing import Any
 
 from howlow.engine import evaluation, generation, layouts
 from howlow.engine.execution import Execution, Precision, Running, running
-from howlow.engine.generation import Generated
-from howlow.engine.layouts import Layout
+from howlow.engine.generation import Generated, Way
 from howlow.engine.tokens import TokenizedExample
 from howlow.meters.clock import now_s
 from howlow.meters.session import Session
@@ -20,7 +19,7 @@ from howlow.records import LineWriter, PhaseName, Scores, WarningKind, read_line
 from howlow.tasks import Example, Task, task_named
 from howlow.trial.checkpointing import Saved, save_inference
 from howlow.trial.merged_check import Attached, agreement, summed_loss, with_merged
-from howlow.trial.preparation import Prepared
+from howlow.trial.prepared import Prepared
 from howlow.trial.state import TrialState, split, write_step
 
 NEAR_TIE: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 0.125, "fp16-autocast": 0.02}
@@ -174,7 +173,7 @@ class Scorer:
 
         def work(run: Running, _: Callable[[int], None]) -> BatchResult:
             sums = evaluation.evaluate(run, batch)
-            loss = _finite(math.fsum(sums) / batch.target_tokens)
+            loss = _finite(math.fsum(sums) / batch.target_tokens) if batch.target_tokens else None
             lines = list[str] if self.task.generates else partial(_text_lines, chosen, sums)
             return BatchResult(batch.tokens, batch.target_tokens, batch.computed_tokens, loss, lines)
 
@@ -204,20 +203,21 @@ class Scorer:
         new = settings.inference.max_new_tokens
         prompts = [example.prompt for example in chosen]
         length, choice = settings.training.sequence_length, self.state.choice
-        layout: Layout = choice.generation or choice.layout
+        way: Way = choice.generation or choice.layout
 
         def work(run: Running, on_prompts_read: Callable[[int], None]) -> BatchResult:
             rows, computed = generation.generate(
                 run,
                 self.tokenizer,
                 prompts,
-                layout=layout,
+                layout=way,
                 prompt_length=length - new,
                 pad_id=self.pad_id,
                 on_prompts_read=on_prompts_read,
                 max_new_tokens=new,
                 stop=settings.task.stop,
                 eos=self.eos,
+                repeated=[example.repeated for example in chosen],
             )
             written = sum(row.new_tokens for row in rows)
             lines = partial(self._answer_lines, chosen, rows)
@@ -257,7 +257,7 @@ def _text_lines(examples: list[TokenizedExample], sums: list[float]) -> list[str
 def _text_line(example: TokenizedExample, nll: float) -> str:
     return _line(
         id=example.id,
-        log_likelihood=_finite(-nll),
+        log_likelihood=_finite(0.0 - nll),
         tokens=len(example.completion),
         words=example.words,
         bytes=example.bytes,

@@ -21,7 +21,7 @@ from howlow.tasks import task_named
 from howlow.trial.checkpointing import Saved, resume
 from howlow.trial.loading import execution_of, with_execution
 from howlow.trial.metering import asked_of, energy_source
-from howlow.trial.preparation import Prepared, read_prepared
+from howlow.trial.prepared import Prepared, read_prepared
 from howlow.trial.state import TrialState
 
 
@@ -106,5 +106,7 @@ def _warn_about_layout(state: TrialState) -> None:
     if state.choice.problem:
         state.warn(WarningKind.LAYOUT_FELL_BACK, state.choice.problem)
     if state.choice.generation and task_named(state.settings.task.name).generates:
-        detail = "generation runs padded: the model's rotary frequencies depend on a batch's longest row"
-        state.warn(WarningKind.LAYOUT_FELL_BACK, detail)
+        is_single = state.choice.generation == "single"
+        kind = WarningKind.WRITTEN_ONE_BY_ONE if is_single else WarningKind.LAYOUT_FELL_BACK
+        how = "one prompt at a time" if is_single else "padded"
+        state.warn(kind, f"generation runs {how}: {state.choice.generation_problem}", "generate")

@@ -21,7 +21,8 @@ def take_trials(worker: Worker, jobs: Callable[[], Sequence[TrialJob]], *, waits
     """Take and measure trials until all have a record.
 
     jobs: the trials of the sweep, which may grow.
-    waits: whether to wait for trials that other workers hold; without it, return when no trial is left to take.
+    waits: whether to wait until the trials that other workers hold have ended. Without it, wait only until it is
+        known of each whether its worker is alive, and return when no trial is left to take.
 
     Raises:
         StoppedError: the worker was asked to stop.
@@ -36,7 +37,7 @@ def take_trials(worker: Worker, jobs: Callable[[], Sequence[TrialJob]], *, waits
         taken = _first_free(worker.claims, worker.run_directory, left)
         if taken is not None:
             _measure(worker, *taken)
-        elif waits:
+        elif waits or any(worker.claims.may_be_dead(job.name) for job in left):
             worker.runner.rest(_LOOK_EVERY_S)
         else:
             return

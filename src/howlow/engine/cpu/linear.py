@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 ADAPTER = "default"
 
@@ -26,7 +27,12 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The result of a frozen layer."""
+    """The result of a frozen layer; by torch's own code where its weight is for now one that trains.
+
+    PEFT adapts a router by adding the product of the adapter's matrices to the weight while the model runs.
+    """
+    if layer.weight.requires_grad:
+        return functional.linear(x, layer.weight, layer.bias)
     y: Tensor = _Frozen.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias)  # type: ignore[no-untyped-call]
     # Outside of the function: a model may change this result in place, but not a view made within.
     return y.view(*x.shape[:-1], y.shape[-1])

@@ -102,8 +102,8 @@ def _whole_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Any]]:
 @torch.no_grad()
 def _agrees(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> bool:
     """Whether a fused form gives what the module's own code gives, on a large and on a small input."""
-    width = next(module.parameters()).shape[-1]
-    probe = torch.randn((3, width), generator=torch.Generator().manual_seed(0))
+    weight: Any = getattr(module, "gate_proj", module).weight  # a norm may keep it as a buffer or a plain tensor
+    probe = torch.randn((3, weight.shape[-1]), generator=torch.Generator().manual_seed(0))
     try:
         return all(_close(forward(probe * scale), module(probe * scale)) for scale in (2.0, 0.01))
     except REFUSALS:
@@ -142,7 +142,8 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor] | None:
 
 def _apply(function: Any, fixed: Sequence[Any], own: Callable[..., Any], x: Tensor, *further: Any, **named: Any) -> Any:
     """The fused form; the module's own code where it is given anything else."""
-    return own(x, *further, **named) if further or named else function.apply(x, *fixed)
+    is_another = further or named or x.shape[-1] != fixed[0].shape[-1]
+    return own(x, *further, **named) if is_another else function.apply(x, *fixed)
 
 
 # -- rotary positions ---------------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ _ROTATION = "apply_rotary_pos_emb"  # the function's name in the code of transfo
 
 def _rotations(model: nn.Module) -> list[Any]:
     """The Python modules with the model's code whose function rotates queries and keys as ours does."""
-    codes = {sys.modules[type(module).__module__] for module in model.modules()}
+    codes = {sys.modules.get(type(module).__module__) for module in model.modules()}
     return [code for code in codes if hasattr(code, _ROTATION) and _rotates_alike(getattr(code, _ROTATION))]
 
 

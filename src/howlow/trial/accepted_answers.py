@@ -1,0 +1,178 @@
+"""Which accepted answers a generation can give, and how it would write the others.
+
+A prediction is what a generation writes before EOS, before the stop text and within `inference.max_new_tokens`, decoded
+without special tokens, and read by the task. An accepted answer that this way changes (it is longer, it holds the stop
+text or the text of a special token, the tokenizer cannot write it) can be matched by no generation, however good the
+model is. It is counted, and compared as a generation would write it: both sides take the same way. Only where a task's
+scores are published ones, an answer that is merely too long is compared whole.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import GenerationConfig
+
+from howlow.engine import model as models
+from howlow.engine import tokens
+from howlow.engine.answers import AnswerLimits, before_stop, decoded
+from howlow.engine.references import ModelReference
+from howlow.engine.tokens import TokenizedExample
+from howlow.errors import UserError
+from howlow.records import RecordWarning, WarningKind
+from howlow.settings import Settings
+from howlow.tasks import Example, Task, task_named
+from howlow.trial.loading import turn_ends
+
+
+@dataclass(frozen=True)
+class AcceptedAnswers:
+    """Test examples with their accepted answers as they are compared; equal answers of an example count once.
+
+    The counts are None for texts, which have no answers.
+    """
+
+    examples: list[Example]
+    count: int | None = None
+    num_unmatchable: int | None = None
+    """how many no generation can match as they stand"""
+    warnings: tuple[RecordWarning, ...] = ()
+
+
+def accepted_answers(
+    settings: Settings,
+    reference: ModelReference,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    tokenized: Sequence[TokenizedExample],
+) -> AcceptedAnswers:
+    """The answers that predictions are compared with, and which of the data's answers no generation can match.
+
+    tokenized: the same examples' tokens.
+    """
+    task = task_named(settings.task.name)
+    if not task.generates:
+        return AcceptedAnswers(list(examples))
+    config = models.load_config(reference, settings.revision, settings.trust_remote_code)
+    eos = stop_ids(reference, config, tokenizer, random_weights=settings.random_weights)
+    limits = AnswerLimits(eos | turn_ends(settings, tokenizer), settings.task.stop, settings.inference.max_new_tokens)
+    reader = AnswerReader(task, tokenizer, limits, settings.task.template == "chat")
+    return reader.accepted(examples, tokenized)
+
+
+@dataclass(frozen=True)
+class Unmatchable:
+    """The accepted answers that no generation can match for one reason."""
+
+    count: int = 0
+    longest: int = 0
+    """tokens of the longest"""
+    first: str = ""
+    """the id of the first example that has one"""
+
+
+@dataclass(frozen=True)
+class AnswerReader:
+    """How tokens become a prediction: the tokenizer, what ends a generation, and the task that reads the text."""
+
+    task: Task
+    tokenizer: Any
+    limits: AnswerLimits
+    chat: bool = False
+
+    def accepted(self, examples: Sequence[Example], tokenized: Sequence[TokenizedExample]) -> AcceptedAnswers:
+        """The answers that are compared with predictions, and which of them stand for others."""
+        found: dict[WarningKind, Unmatchable] = defaultdict(Unmatchable)
+        count, read = 0, []
+        for example, tokens_of_it in zip(examples, tokenized, strict=True):
+            kept = {}
+            for answer in dict.fromkeys(example.references):
+                answered = self._answered(example, tokens_of_it, answer)
+                text, reason = self._read(example, answer, answered)
+                kept[answer] = text
+                count += 1
+                if reason is not None:
+                    before, length = found[reason], len(list(takewhile(self._goes_on, answered.completion)))
+                    first = before.first or example.id
+                    found[reason] = Unmatchable(before.count + 1, max(before.longest, length), first)
+            read.append(replace(example, references=tuple(kept[answer] for answer in example.references)))
+        unmatchable = sum(one.count for one in found.values())
+        return AcceptedAnswers(read, count, unmatchable, tuple(self._warnings(found, count)))
+
+    def _goes_on(self, token: int) -> bool:
+        return token not in self.limits.eos
+
+    def _answered(self, example: Example, tokenized: TokenizedExample, answer: str) -> TokenizedExample:
+        """The tokens of an answer where it follows the prompt as the completion does."""
+        lead = example.completion[: len(example.completion) - len(example.completion.lstrip())]
+        if (lead + answer).rstrip() == example.completion.rstrip():
+            return tokenized
+        return tokens.tokenize(self.tokenizer, replace(example, completion=lead + answer), self.chat)
+
+    def _read(self, example: Example, answer: str, answered: TokenizedExample) -> tuple[str, WarningKind | None]:
+        """The answer, or the text that stands for it and the reason why no generation can match the answer."""
+        ids, repeated = answered.completion, answered.repeated
+        text = self.task.prediction(self.limits.written(self.tokenizer, ids, repeated))
+        if self._is_right(example, answer, text):
+            return answer, None
+        whole = decoded(self.tokenizer, ids, self.limits.eos, repeated)
+        for reason, reached in (
+            (WarningKind.REFERENCES_ALTERED, self._spelled(answer)),
+            (WarningKind.REFERENCES_WITH_SPECIAL_TOKENS, whole),
+            (WarningKind.REFERENCES_WITH_STOP, before_stop(whole, self.limits.stop)),
+        ):
+            if not self._is_right(example, answer, self.task.prediction(reached)):
+                return text, reason
+        return answer if self.task.compares_whole_answers else text, WarningKind.REFERENCES_TOO_LONG
+
+    def _spelled(self, answer: str) -> str:
+        """The answer encoded and decoded, special tokens included."""
+        ids = self.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
+        text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return text
+
+    def _is_right(self, example: Example, answer: str, text: str) -> bool:
+        """Whether a text scores as the answer itself does."""
+        if text == answer:
+            return True
+        alone = replace(example, references=(answer,))
+        scores = [self.task.score([alone], {example.id: given}).per_example for given in (text, answer)]
+        return scores[0] == scores[1]
+
+    def _warnings(self, found: Mapping[WarningKind, Unmatchable], count: int) -> Iterator[RecordWarning]:
+        limits = self.limits
+        for kind, one in found.items():
+            why = {
+                WarningKind.REFERENCES_TOO_LONG: f"longer than inference.max_new_tokens = {limits.max_new_tokens} (the "
+                f"longest: {one.longest} tokens)",
+                WarningKind.REFERENCES_WITH_STOP: f"with task.stop = {limits.stop!r} inside, where generation ends",
+                WarningKind.REFERENCES_WITH_SPECIAL_TOKENS: "with the text of EOS or another special token inside",
+                WarningKind.REFERENCES_ALTERED: "which the tokenizer cannot write, or the task reads as another",
+            }
+            is_whole = kind is WarningKind.REFERENCES_TOO_LONG and self.task.compares_whole_answers
+            outcome = "they are compared whole all the same" if is_whole else "they are compared as it would write them"
+            detail = f"{one.count} of {count} accepted answers {why[kind]}, the first of example {one.first!r}"
+            yield RecordWarning(kind=kind, detail=f"{detail}: no generation matches them; {outcome}")
+
+
+def stop_ids(reference: ModelReference, config: Any, tokenizer: Any, *, random_weights: bool) -> frozenset[int]:
+    """The tokens that end a generation of a model that is not loaded."""
+    generation = None if random_weights else _generation_config(reference)
+    return models.stop_tokens(SimpleNamespace(config=config, generation_config=generation), tokenizer)
+
+
+def _generation_config(reference: ModelReference) -> Any:
+    if reference.is_local and not Path(reference.location).is_dir():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(reference.location, local_files_only=reference.is_local)
+    except OSError:  # there is none: the model takes what its config says
+        return None
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"model {reference.name}: generation_config.json cannot be read ({error}); copy it again, or remove it"
+        ) from None

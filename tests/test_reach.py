@@ -1,0 +1,148 @@
+"""Which parts of a model a text reaches: adapters and full fine-tuning stay within them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from conftest import loaded
+
+from howlow import load_settings as load
+from howlow.engine import model as models
+from howlow.errors import UserError
+from howlow.settings import merge
+from howlow.sweeping.sweep import sweep
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def structure(kind: str) -> models.Structure:
+    return models.structure(zoo.config_of(kind), False)
+
+
+def test_the_tower_of_a_multimodal_model_is_out_of_reach():
+    found = structure("gemma3")
+    assert found.unreached_layers
+    assert all("vision" in name or "projector" in name for name in found.unreached_layers)
+    assert all("language_model" in name for name in found.linear_shapes)
+    assert "model.multi_modal_projector.mm_input_projection_weight" in found.unreached_parameters
+
+
+def test_a_text_model_is_reached_as_a_whole(tiny_model: Path):
+    base = loaded(tiny_model)
+    found = models.structure(base.config, False)
+    assert (found.unreached_layers, found.unreached_parameters) == (frozenset(), frozenset())
+    assert found.linear_shapes == models.linear_shapes(base)
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [("bart", "encoder_attn.q_proj"), ("mamba", "mixer.dt_proj"), ("got_ocr2", "multimodal_projector")],
+)
+def test_layers_that_do_not_run_are_left_out(kind: str, end: str):
+    """Attention to an encoder that is not there, a layer whose weight is taken without running it, a projector."""
+    found = structure(kind)
+    assert any(name.endswith(f".{end}") for name in found.unreached_layers)
+    assert not any(name.endswith(f".{end}") for name in found.linear_shapes)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "llama4_text", "jamba", "gpt2"])
+def test_experts_that_no_token_has_chosen_are_reached(kind: str):
+    assert not [name for name in structure(kind).unreached_layers if "expert" in name]
+
+
+def test_an_adapter_is_put_only_where_a_text_arrives():
+    found = structure("gemma3")
+    model = zoo.build("gemma3")
+    options: dict[str, Any] = {"rank": 2, "alpha": 4.0, "scaling": "standard", "dropout": 0.0, "seed": 0}
+    adapted = models.attach_lora(model, target_modules=ATTENTION, unreached_layers=found.unreached_layers, **options)
+    matched = models.matched_layers(found.linear_shapes, ATTENTION, found.unreached_layers)
+    names = models.trainable(adapted)
+    assert len(names) == 2 * len(matched)
+    assert not any("vision" in name for name in names)
+
+
+def test_a_target_that_no_text_reaches_is_refused_in_one_line():
+    found = structure("gemma3")
+    with pytest.raises(
+        UserError, match=r"'fc1' matched only layers in which no text could train an adapter \("
+    ) as said:
+        models.matched_layers(found.linear_shapes, ["fc1"], found.unreached_layers)
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layer", "why"),
+    [
+        ("mamba", "backbone.layers.0.mixer.out_proj", "incompatible with Mamba"),
+        ("deepseek_v4", "model.layers.0.self_attn.o_a_proj", "o_a_proj of this model"),
+    ],
+)
+def test_an_adapter_that_cannot_run_is_refused_before_anything_is_loaded(kind: str, layer: str, why: str):
+    """By PEFT itself, and by the model's own code once the adapter is there."""
+    with pytest.raises(UserError, match=why) as said:
+        models.refuse_unadaptable(zoo.config_of(kind), False, [layer])
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("config", ["T5Config", "Qwen2VLConfig", "CLIPConfig"])
+def test_what_is_no_causal_language_model_is_told_in_one_line(config: str):
+    import transformers
+
+    with pytest.raises(UserError, match=rf"{config}\): it is no causal language model; give one that") as said:
+        models.structure(getattr(transformers, config)(), False)
+    assert len(str(said.value)) < 200
+
+
+def test_a_routers_adapter_trains_in_the_fused_form():
+    """PEFT adds the adapter to the router's weight while the model runs, so the weight is not frozen then."""
+    from executions import on_cpu
+
+    model = zoo.adapted("afmoe", ["model.layers.1.mlp.router.gate"])
+    ids = torch.arange(5, 11)[None]
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        model(input_ids=ids).logits.log_softmax(-1)[0, :, 7].sum().backward()
+        return zoo.gradients_of(model)
+
+    expected = gradients()
+    with on_cpu(model, attention="own"):
+        found = gradients()
+    for name, gradient in expected.items():
+        assert gradient.any()
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_gemma_in_its_multimodal_wrapper_trains_its_text_model(
+    tiny_table: dict[str, Any], tiny_tokenizer: Any, tmp_path: Path
+):
+    import transformers
+
+    config = zoo.config_of("gemma3")
+    config.text_config.vocab_size = 264
+    torch.manual_seed(0)
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path / "gemma")
+    tiny_tokenizer.save_pretrained(tmp_path / "gemma")
+    changes = {
+        "model": str(tmp_path / "gemma"),
+        "grid": {"lora.rank": [2], "training.head": ["targets", "all"]},
+        "baselines": ["full"],
+    }
+    result = sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "out")
+    found = models.structure(config, False)
+    matched = models.matched_layers(found.linear_shapes, ATTENTION, found.unreached_layers)
+    for record in result.records:
+        assert record.status == "done", record.error
+        kinds = {warning.kind for warning in record.warnings}
+        if record.kind == "lora":
+            assert record.model.trainable_parameters == 2 * sum(sum(found.linear_shapes[name]) for name in matched)
+            assert "layers_left_out" in kinds
+        else:
+            assert record.model.trainable_parameters < record.model.total_parameters
+            assert "layers_left_out" not in kinds
+    losses = {record.axes["training.head"]: record.scores.loss for record in result.records if record.kind == "lora"}
+    assert losses["targets"] == pytest.approx(losses["all"], rel=1e-5)
