@@ -126,3 +126,15 @@ def test_how_a_job_ended_is_one_line(
 def test_a_killed_process_is_told_by_its_signal() -> None:
     with pytest.raises(JobFailedError, match=r"this machine: .* ended by signal 9; its output is in L"):
         value_of(Unfinished("died", "exit code -9", exit_signal=9), EnvironmentJob(device="cpu"), Path("L"))
+
+
+def test_a_loaders_error_is_about_a_cache_or_about_neither_file_nor_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "_free_bytes", lambda _: 1e9)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert (places.of_cache(full, "HF_HUB_CACHE") or "").startswith(f"{tmp_path / 'cache/hf/hub'}: No space left")
+    assert "HF_DATASETS_CACHE" in (
+        places.of_cache(OSError(errno.EROFS, "no", str(tmp_path / "data/x")), "HF_HOME") or ""
+    )
+    assert places.of_cache(ConnectionError("no network"), "HF_HUB_CACHE") is None

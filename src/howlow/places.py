@@ -1,11 +1,14 @@
 """Which folder an error is about: a cache that cannot be written is to blame itself, not the run directory."""
 
+import errno
 import math
 import os
 import shutil
 from pathlib import Path
 
 from howlow.errors import lacks_access, path_of, reason, refused
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def caches() -> dict[str, Path]:
@@ -28,6 +31,17 @@ def told(error: BaseException) -> str:
         return f"{type(error).__name__}: {reason(error)}"
     advice = remedy(path) or ("; change its permissions, or name another" if lacks_access(error) else "")
     return f"{path}: {reason(refusal)}{advice}"
+
+
+def of_cache(error: BaseException, variable: str) -> str | None:
+    """What a loader's error says of a file or of a full cache, in one line; None where it is about neither.
+
+    variable: the cache into which the loader writes.
+    """
+    refusal = refused(error)
+    if refusal is not None and path_of(refusal):
+        return told(error)
+    return full_disk(error, caches()[variable]) if refusal is not None and refusal.errno in _FULL else None
 
 
 def remedy(path: Path | str) -> str:

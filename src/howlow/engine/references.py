@@ -5,7 +5,6 @@ the file's content, so that the second load takes seconds. The folder is renamed
 are read from safetensors only: pickles can run code, and are refused.
 """
 
-import errno
 import importlib.util
 import json
 import shutil
@@ -23,10 +22,9 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 from howlow.engine.weights import file_sha256, shards
-from howlow.errors import UserError, about, path_of, reason, refused
-from howlow.places import caches, full_disk, remedy, told
+from howlow.errors import UserError, about, reason, refused
+from howlow.places import of_cache, remedy, told
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGED = "smollm2-135m"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -250,11 +248,8 @@ def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool 
         ) from None
     except Exception as error:  # the libraries behind a loader raise whatever they like
         text, problem = str(error), _first_line(error)[:160]
-        refusal = refused(error)
-        if refusal is not None and path_of(refusal):
-            raise UserError(f"{what} {reference}: {told(error)}") from None
-        if refusal is not None and refusal.errno in _FULL:
-            raise UserError(f"{what} {reference}: {full_disk(error, caches()['HF_HUB_CACHE'])}") from None
+        if blamed := of_cache(error, "HF_HUB_CACHE"):
+            raise UserError(f"{what} {reference}: {blamed}") from None
         if "trust_remote_code" in text:
             raise UserError(
                 f"{what} {reference}: it needs its own code; set trust_remote_code = true to run it"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from howlow import hub
-from howlow.errors import UserError
+from howlow.errors import UserError, lacks_access
+from howlow.places import of_cache, told
 from howlow.tasks.examples import Purpose
 from howlow.tasks.rows import DataRow, shown_name
 
@@ -28,6 +29,8 @@ def read_table(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] =
         table.select_columns(used).data.validate(full=True)  # damaged offsets would be followed anywhere
         return _rows(table, str(path), shown_name(path.name), columns, optional)
     except (*_PROBLEMS, ArrowException) as error:
+        if lacks_access(error):
+            raise UserError(told(error)) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise UserError(f"{path}: cannot be read as a table: {reason}; copy it again, or write it anew") from None
 
@@ -98,6 +101,8 @@ def _load_hub(source: str, name: str, config: str | None, split: str | None, pur
         split = split or default_split(datasets.get_dataset_split_names(name, config), purpose, f"hub data {source}")
         return split, datasets.load_dataset(name, config, split=split)
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, ImportError, DatasetsError) as error:
+        if blamed := of_cache(error, "HF_DATASETS_CACHE"):
+            raise UserError(f"task.{purpose} {source}: {blamed}") from None
         reason = f"{type(error).__name__}: {error}"[:300]
         raise UserError(
             f"task.{purpose} {source}: no such file, and it cannot be loaded as hub data: {reason}; "
