@@ -33,6 +33,7 @@ from howlow.settings import Settings, preparation_key
 from howlow.tasks import DataFiles, Example, Selection, files_of, select, task_named
 from howlow.trial.accepted_answers import accepted_answers, stop_ids
 from howlow.trial.data_sources import left_out_of, source_read, told_of
+from howlow.trial.loading import adapted_layers
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def prepare(
     config = models.load_config(reference, settings.revision, settings.trust_remote_code)
     structure = models.structure(config, settings.trust_remote_code)
     warnings = _weights(settings, reference, config)
-    layers = _adapted_layers(settings, config, structure, {targets for _, targets in adapters})
+    layers = adapted_layers(settings, config, structure, {targets for _, targets in adapters})
     adapter_parameters = [
         rank * sum(sum(structure.linear_shapes[name]) for name in layers[targets]) for rank, targets in adapters
     ]
@@ -100,18 +101,6 @@ def prepare(
         "adapter_parameters": adapter_parameters,
         "environment": environment(choose_device(settings.run.device)).model_dump(),
     }
-
-
-def _adapted_layers(
-    settings: Settings, config: Any, structure: models.Structure, targets: Collection[tuple[str, ...]]
-) -> dict[tuple[str, ...], list[str]]:
-    """The layers that each choice of target modules adapts; PEFT is asked whether it allows them."""
-    found = {
-        one: models.matched_layers(structure.linear_shapes, one, structure.unreached_layers) for one in sorted(targets)
-    }
-    for layers in found.values():
-        models.refuse_unadaptable(config, settings.trust_remote_code, layers)
-    return found
 
 
 def _weights(settings: Settings, reference: ModelReference, config: Any) -> list[RecordWarning]:
