@@ -25,7 +25,7 @@ from howlow.settings import Settings, preparation_key
 from howlow.tasks import DataFiles, Example, Purpose, Selection, files_of, select, task_named
 from howlow.trial.accepted_answers import accepted_answers, stop_ids
 from howlow.trial.data_sources import left_out_of, source_read, told_of
-from howlow.trial.prepared import Prepared, stored, write
+from howlow.trial.prepared import Prepared, stored, write_prepared
 
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.jinja", "*.model", "*.tiktoken")
 # Found anew at each start: the stored tokens may have been prepared for another model.
@@ -70,7 +70,7 @@ def prepare(
     of_data = [warning for warning in before if warning.kind not in _OF_MODEL]
     prepared.warnings[:] = [*of_data, *warnings]
     if is_new or prepared.warnings != before:
-        write(prepared, folder, content)
+        write_prepared(prepared, folder, content)
     return {
         "data": prepared.data.model_dump(),
         "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
