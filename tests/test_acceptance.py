@@ -66,7 +66,7 @@ def test_plain_peft_loads_the_adapter_and_gives_the_recorded_loss(squad: Path) -
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from howlow.trial.preparation import read_prepared
+    from howlow.trial.prepared import read_prepared
 
     folder = base_folder(squad)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

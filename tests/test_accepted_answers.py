@@ -23,6 +23,7 @@ from howlow.settings import merge
 from howlow.tasks import Example, task_named
 from howlow.trial import preparation
 from howlow.trial.accepted_answers import AcceptedAnswers, AnswerReader
+from howlow.trial.prepared import read_prepared
 
 EOS = 257
 COMPLETION, SQUAD = task_named("completion"), task_named("question_answering")
@@ -219,7 +220,7 @@ def prepared(table: dict[str, Any], folder: Path, *completions: str, **changes: 
     task["test"] = rows_file(folder / "test.jsonl", *completions)
     settings = load(None, [merge({**table, "task": task}, changes)])
     report = preparation.prepare(settings, [], folder / "prepared")
-    return report, preparation.read_prepared(folder / "prepared")
+    return report, read_prepared(folder / "prepared")
 
 
 def remedies(report: dict[str, Any]) -> dict[str, str]:

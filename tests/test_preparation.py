@@ -13,6 +13,7 @@ from howlow.engine.references import ModelReference
 from howlow.errors import UserError
 from howlow.settings import merge
 from howlow.trial import preparation
+from howlow.trial.prepared import read_prepared
 
 
 def prepared(table: dict[str, Any], folder: Path) -> dict[str, str]:
@@ -61,7 +62,7 @@ def test_texts_without_tokens_are_left_out_of_training_and_kept_in_the_test(
         "text_without_tokens": "the tokenizer makes no token of 2 training texts, which are left out and of 1 test "
         "texts, which are kept and add nothing to the loss"
     }
-    found = preparation.read_prepared(tmp_path / "prepared")
+    found = read_prepared(tmp_path / "prepared")
     assert (found.data.train_examples, found.data.without_tokens) == (2, 2)
     assert (found.data.test_examples, found.data.test_without_tokens) == (3, 1)
     assert all(example.completion for example in found.train)
@@ -92,7 +93,7 @@ def test_completions_without_tokens_are_left_out_of_training_and_kept_in_the_tes
     assert prepared(table, tmp_path)["text_without_tokens"].endswith(
         "1 training texts, which are left out and of 1 test texts, which are kept with EOS as their only target"
     )
-    found = preparation.read_prepared(tmp_path / "prepared")
+    found = read_prepared(tmp_path / "prepared")
     assert (len(found.train), {len(one.completion) for one in found.test}) == (1, {1, 2})
 
 
@@ -107,7 +108,7 @@ def test_the_end_of_a_prompt_that_its_answer_repeats_is_stored(tiny_table: dict[
     prepared(
         {**tiny_table, "model": str(folder), "random_weights": True, "task": {"name": "completion", **sides}}, tmp_path
     )
-    assert preparation.read_prepared(tmp_path / "prepared").test[0].repeated.strip() == "Yor"
+    assert read_prepared(tmp_path / "prepared").test[0].repeated.strip() == "Yor"
 
 
 def test_weights_that_do_not_fit_are_found_and_those_without_a_place_are_told(

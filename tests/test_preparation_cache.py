@@ -9,6 +9,7 @@ import pytest
 from howlow import load_settings as load
 from howlow.settings import merge
 from howlow.trial import preparation
+from howlow.trial.prepared import read_prepared
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_other_content_is_tokenised_anew(table: dict[str, Any], tmp_path: Path, 
         table = merge(table, {"training": {"sequence_length": 150}})
     second = prepare(table, tmp_path / "prepared")
     assert (second["data"]["train_sha256"] == first["data"]["train_sha256"]) == (change == "length")
-    assert preparation.read_prepared(tmp_path / "prepared").data.model_dump() == second["data"]
+    assert read_prepared(tmp_path / "prepared").data.model_dump() == second["data"]
 
 
 @pytest.mark.parametrize("damage", ["", "{", json.dumps({"train": 1})])

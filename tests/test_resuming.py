@@ -17,6 +17,7 @@ from howlow.records import LayoutChoice, Record, WarningKind, read_lines, read_r
 from howlow.settings import expand, merge
 from howlow.trial import fine_tuning, preparation, scoring
 from howlow.trial.entries import trial_entry
+from howlow.trial.prepared import read_prepared
 
 # A killed process leaves its files to the system.
 pytestmark = [
@@ -69,7 +70,7 @@ def run(table: dict[str, Any], folder: Path, link: Link, kind: str = "lora", is_
         axes={},
         settings=plan.settings,
         data_folder="data",
-        data=preparation.read_prepared(data).data,
+        data=read_prepared(data).data,
         environment=environment(choose_device("cpu")),
         layout=LayoutChoice(layout="padded"),
         is_bounded=is_bounded,
@@ -152,7 +153,7 @@ def test_behind_the_last_batch_nothing_is_run_again(table: dict[str, Any], tmp_p
 def test_a_checkpoint_says_whose_it_is(table: dict[str, Any], tmp_path: Path) -> None:
     run(table, tmp_path, Stopper("train", 2))
     identity = json.loads((tmp_path / "trials/r0001-s0/checkpoint/state.json").read_text())["identity"]
-    prepared = preparation.read_prepared(tmp_path / "data")
+    prepared = read_prepared(tmp_path / "data")
     assert identity["data"] == prepared.data.model_dump()
     assert set(identity["environment"]["versions"]) >= {"howlow", "torch", "transformers", "peft"}
     assert identity["settings"]["training"]["learning_rate"] == 1e-3

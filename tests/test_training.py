@@ -172,6 +172,40 @@ def test_overflowing_fp16_gradients_skip_the_step_and_twenty_in_a_row_are_a_dive
         step(trainer, [batch_of(some_examples())])
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16-autocast"])
+@pytest.mark.parametrize(
+    "factors",
+    [
+        {"learning_rate": 1e38},
+        {"learning_rate": 1e308},
+        {"learning_rate": 1e308, "warmup_steps": 3},
+        {"learning_rate": 1.0, "weight_decay": 1e308},
+        {"learning_rate": 1e37},
+    ],
+    ids=str,
+)
+def test_numbers_that_overflow_are_a_divergence(make_model: Make, precision: str, factors: dict[str, Any]) -> None:
+    trainer = trainer_of(make_model(), precision, **factors)
+
+    def train() -> None:
+        for _ in range(4):
+            step(trainer, [batch_of(some_examples())])
+        trainer.refuse_if_not_finite()
+
+    with pytest.raises(DivergedError):
+        train()
+
+
+def test_moments_that_overflow_are_a_divergence_although_the_weights_stay(make_model: Make) -> None:
+    trainer = trainer_of(make_model(), max_grad_norm=0.0)
+    trainer.refuse_if_not_finite()
+    for parameter in trainer.parameters.values():
+        parameter.register_hook(lambda gradient: gradient * 0 + 1e25)
+    assert math.isfinite(step(trainer, [batch_of(some_examples())]).loss)
+    with pytest.raises(DivergedError, match="after 1 steps the weights or AdamW's moments"):
+        trainer.refuse_if_not_finite()
+
+
 # -- checkpoints ----------------------------------------------------------------------------------------------------
 
 

@@ -1,13 +1,23 @@
 """The door: parse, call, print.
 
-stdout is the result, stderr the talk. Exit codes: 0 done; 1 something failed (a trial, a disk that filled up in
-mid-sweep); 2 the user's mistake, reported in one line; 130 and 143 after Ctrl-C and SIGTERM.
+stdout is the result, stderr the talk. Exit codes:
+
+    0         done
+    1         something failed: a trial, a process that was killed, a disk that filled up in mid-sweep, or howlow itself
+    2         the user can mend it: a mistake, a model or data that a library cannot take, a file that the system
+              refused before the first trial
+    130, 143  stopped by Ctrl-C or SIGTERM
+
+Every error is one line. Where it came unforeseen, the line names the log file that holds the traceback, and says so if
+it is a defect of howlow.
 """
 
 import json
 import re
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -16,7 +26,9 @@ import typer
 from typer.core import TyperCommand
 
 import howlow
-from howlow.errors import UserError
+from howlow.console import make_safe
+from howlow.errors import OURS, SYSTEM, UserError, lacks_access, raised_by, reason
+from howlow.outcomes import DiskFullError, is_disk_full
 
 T = TypeVar("T")
 app = typer.Typer(
@@ -115,12 +127,12 @@ def sweep_command(
 
     result = _watched(lambda tell: sweep(settings, out, retry=statuses, accept_different=accepted, on_event=tell), out)
     _print_report([Path(out)], accepted)
-    _say_failed(result.failed)
+    _say_failed(result.failed, out)
 
 
 @app.command("worker")
 def worker_command(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a started sweep")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a started sweep", readable=False)],
     trial: Annotated[str | None, typer.Option("--trial", metavar="NAME", help="only this trial")] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="D", help="as run.device, for this worker")] = None,
     accept_different: AcceptDifferent = None,
@@ -134,16 +146,15 @@ def worker_command(
     )
     others = "; howlow sweep takes them over if their worker has died" if done.left else ""
     _say(f"howlow: trials run by this worker: {len(done.records)}; still run by others: {done.left}{others}")
-    _say_failed([record for record in done.records if record.status != "done"])
+    _say_failed([record for record in done.records if record.status != "done"], folder)
 
 
 def _watched(run: Callable[[Any], T], out: Path | str) -> T:
-    """Show the progress of a sweep or a worker; ends the program where the disk is full or a signal stopped it."""
+    """Show the progress of a sweep or a worker; ends the program where a signal stopped it or something failed."""
     from howlow.jobs import JobFailedError
-    from howlow.outcomes import DiskFullError
     from howlow.progress import Progress
 
-    progress = Progress()
+    progress, kept = Progress(), f"what was measured is kept in {out}, and the same command resumes"
     try:
         with progress:
             return run(progress.on_event)
@@ -151,18 +162,26 @@ def _watched(run: Callable[[Any], T], out: Path | str) -> T:
         _say(f"howlow: the disk is full: {error}; make room, then the same command resumes")
         raise typer.Exit(1) from None
     except JobFailedError as error:
-        _say(f"howlow: {error}; what was measured is kept in {out}, and the same command resumes")
+        _say(f"howlow: {error}{f'; {kept}' if progress.has_begun else ''}")
         raise typer.Exit(1) from None
     except KeyboardInterrupt as interrupt:
-        _say(f"howlow: stopped; what was measured is kept in {out}, and the same command resumes")
+        _say(f"howlow: stopped; {kept}")
         raise typer.Exit(143 if isinstance(interrupt, _TerminatedError) else 130) from None
+    except UserError:
+        raise
+    except Exception as error:
+        if not progress.has_begun:
+            raise
+        _say(f"howlow: {_unforeseen(error, out)}; {kept}")
+        raise typer.Exit(1) from None
 
 
-def _say_failed(records: Iterable[Any]) -> None:
+def _say_failed(records: Iterable[Any], out: Path | str) -> None:
     """Name the trials that failed, and end with exit code 1 where there are any."""
     failed = list(records)
     for record in failed:
-        _say(f"howlow: {record.trial} ended as {record.status}: {record.error}")
+        log = f"; its log is {out}/trials/{record.trial}/log.txt" if record.status == "failed" else ""
+        _say(f"howlow: {record.trial} ended as {record.status}: {record.error}{log}")
     if failed:
         raise typer.Exit(1)
 
@@ -220,7 +239,7 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_diff
 
 @app.command("report")
 def report_command(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run directories")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run directories", readable=False)],
     accept_different: AcceptDifferent = None,
     as_json: Annotated[bool, typer.Option("--json", help="print the rows as one JSON document")] = False,
 ) -> None:
@@ -231,10 +250,11 @@ def report_command(
 def _print_report(folders: list[Path], accept_different: list[str], as_json: bool = False) -> None:
     import shutil
 
-    from howlow.reporting import write_report
+    from howlow.reporting import read_report
 
-    report = write_report(folders, accept_different=accept_different)
+    report = read_report(folders, accept_different=accept_different)
     print(report.json_text() if as_json else report.table_text(shutil.get_terminal_size((100, 24)).columns))
+    report = report.written(folders[0])  # the table is there even if the files cannot be written
     places = dict.fromkeys(str(path if path.parent.name != "figures" else path.parent) for path in report.files)
     _say(f"written: {', '.join(places)}")
 
@@ -251,7 +271,7 @@ def env_command(
 
     device = choose_device("auto")
     found = survey(device, reset_peaks(device))
-    print(json.dumps(found.document(), indent=1, ensure_ascii=False) if as_json else survey_text(found))
+    print(json.dumps(found.document(), indent=1) if as_json else survey_text(found))
 
 
 @app.command("score", cls=_Described)
@@ -285,11 +305,47 @@ def _terminate(*_: object) -> NoReturn:
 
 def main(run: Callable[..., Any] = app) -> None:
     """The console script."""
+    make_safe()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        run()
+        try:
+            run()
+        finally:
+            sys.stdout.flush()  # a full disk under it shows now, not when the interpreter ends
     except UserError as error:
         _say(f"howlow: {error}")
         sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(1)
+    except Exception as error:
+        _say(f"howlow: {_unforeseen(error, '.')}")
+        sys.exit(2 if raised_by(error) == SYSTEM and not is_disk_full(error) else 1)
+
+
+def _unforeseen(error: Exception, out: Path | str) -> str:
+    """An error that no command expects, in one line."""
+    from howlow.jobs import JobFailedError
+    from howlow.places import full_disk, told
+
+    if isinstance(error, DiskFullError | JobFailedError):
+        return reason(error)
+    who = raised_by(error)
+    if is_disk_full(error):
+        return f"the disk is full: {full_disk(error, out)}; make room"
+    if lacks_access(error):
+        return told(error)
+    if who == SYSTEM:
+        return f"{told(error)}; the traceback is in {_kept_traceback(error)}"
+    if who == OURS:
+        return f"a defect in howlow: {told(error)}; please report it with the traceback in {_kept_traceback(error)}"
+    return f"{who} failed: {told(error)}; the traceback is in {_kept_traceback(error)}"
+
+
+def _kept_traceback(error: Exception) -> str:
+    """The file into which an error's traceback was written."""
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="backslashreplace", prefix="howlow-", suffix=".log", delete=False
+        ) as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError as problem:
+        return f"no file ({reason(problem)})"
+    return file.name

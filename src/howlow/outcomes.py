@@ -53,16 +53,20 @@ class Unfinished:
     outcome: Ending
     problem: str = ""
     exit_signal: int | None = None
+    raised_by: str = "howlow"
+    """Of a crash: the library, or the system, whose error it was."""
+    subject: str | None = None
+    """Of a crash: what the work was about, where that is narrower than the job."""
 
 
 Finished = Returned[T] | Unfinished
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an error means that no space (or quota) is left; safetensors' own error only says so in its text."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    """Whether an error means that no space, quota or limit is left; safetensors' own error only says so in its text."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return True
-    return "os error 28" in str(error) or "No space left on device" in str(error)
+    return any(sign in str(error) for sign in ("os error 28", "os error 27", "No space left on device"))
 
 
 def kernel_kills() -> int:

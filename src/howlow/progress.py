@@ -47,6 +47,8 @@ class Progress:
         self._running: dict[str, _RunningTrial] = {}
         self._durations_s: list[float] = []
         self._total, self._begun, self._ended = 0, 0, 0
+        self.has_begun = False
+        """Whether a trial of this process has begun."""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -95,7 +97,7 @@ class Progress:
             self._live.update(Text("\n".join(trial.line + self._time_left() for trial in self._running.values())))
 
     def _on_started(self, event: TrialStarted) -> None:
-        self._begun += 1
+        self._begun, self.has_begun = self._begun + 1, True
         self._running[event.trial] = _RunningTrial(now_s(), line=f"{event.trial}  loading")
         self._say(f"[{self._begun}/{self._total}] {event.trial}")
 

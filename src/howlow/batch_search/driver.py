@@ -216,9 +216,10 @@ def _one_process(
     log.write_text("", encoding="utf-8")
     kills = kernel_kills()
     search.begun, search.has_probed = None, False
-    finished = runner.run(_job(search, others, place), log, hear)
+    job = _job(search, others, place)
+    finished = runner.run(job, log, hear)
     if isinstance(finished, Returned) or finished.outcome not in ("crashed", "died"):
-        return value_of(finished, place.cache)
+        return value_of(finished, job, log)
     if not _was_out_of_memory(search, finished, log, kernel_kills() > kills):
         raise SearchFailedError(f"a probe for the largest batch ended: {finished.problem}; see {log}")
     if search.begun is not None:

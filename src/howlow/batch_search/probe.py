@@ -46,7 +46,7 @@ from howlow.settings import Settings
 from howlow.trial.entries import settle
 from howlow.trial.loading import execution_of, load_trial_model
 from howlow.trial.metering import asked_of
-from howlow.trial.preparation import Prepared, read_prepared
+from howlow.trial.prepared import Prepared, read_prepared
 from howlow.trial.state import TrialState
 
 T = TypeVar("T")

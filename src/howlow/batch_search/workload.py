@@ -23,7 +23,7 @@ from howlow.jobs import MemoryLine, RankMemory
 from howlow.memory import heap
 from howlow.meters.session import Session
 from howlow.trial.fine_tuning import optimization_of, schedule_of, set_to_training, training_batch
-from howlow.trial.preparation import Prepared
+from howlow.trial.prepared import Prepared
 from howlow.trial.scoring import Scorer
 from howlow.trial.state import TrialState, split
 

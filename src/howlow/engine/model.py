@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from howlow import hub
+from howlow.engine.kinds import refuse_other_kind
 from howlow.engine.reach import Unreached, run_on_tokens, runs_on_tokens, unreached
 from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate, locate_tokenizer
 from howlow.errors import UserError
@@ -61,7 +62,9 @@ def load_config(reference: ModelReference, revision: str | None, trust_remote_co
     """The model's config."""
     options = _source_options(reference, revision, trust_remote_code)
     load = partial(AutoConfig.from_pretrained, reference.location, **options)
-    return from_hub("model", reference.name, load, reference.is_local)
+    config = from_hub("model", reference.name, load, reference.is_local)
+    refuse_other_kind(reference.name, config)
+    return config
 
 
 def _source_options(reference: ModelReference, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:

@@ -5,6 +5,7 @@ the file's content, so that the second load takes seconds. The folder is renamed
 are read from safetensors only: pickles can run code, and are refused.
 """
 
+import errno
 import importlib.util
 import json
 import shutil
@@ -18,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from huggingface_hub.errors import StrictDataclassError
 from platformdirs import user_cache_path
+from safetensors import SafetensorError
 
 from howlow.engine.weights import file_sha256, shards
-from howlow.errors import UserError
+from howlow.errors import UserError, about, path_of, reason, refused
+from howlow.places import caches, full_disk, remedy, told
 
-_OF_LOADERS = (OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, StrictDataclassError)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PACKAGED = "smollm2-135m"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
@@ -133,9 +135,10 @@ def _check_folder(folder: Path, random_weights: bool) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"model {folder}: the folder has no config.json") from None
-    except (OSError, ValueError, RecursionError) as error:
-        problem = getattr(error, "strerror", None) or error
-        raise UserError(f"model {folder}: config.json cannot be read: {problem}; copy it again") from None
+    except OSError as error:
+        raise UserError(f"model {folder}: {told(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"model {folder}: config.json cannot be read: {error}; copy it again") from None
     if not isinstance(config, dict):
         raise UserError(f"model {folder}: config.json holds no JSON object; copy it again")
     if not random_weights:
@@ -147,23 +150,34 @@ def _dequantised(gguf: Path) -> Path:
     try:
         digest = file_sha256(gguf)
     except OSError as error:
-        raise UserError(f"model {gguf}: {error.strerror}") from None
+        raise UserError(f"model {gguf}: {reason(error)}") from None
     cache = user_cache_path("howlow") / "models"
     folder = cache / f"{gguf.stem}-{digest[:16]}"
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{folder.name}.lock"):
-        if not folder.is_dir():
-            for left in cache.glob(f".{folder.name}-*"):  # left by a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=cache))
-            try:
-                _dequantise(gguf, made)
-                made.rename(folder)
-            finally:
-                shutil.rmtree(made, ignore_errors=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(cache / f"{folder.name}.lock"):
+            if not folder.is_dir():
+                _fill(folder, gguf)
+    except (OSError, SafetensorError) as error:
+        why = reason(refused(error) or error)
+        raise UserError(
+            f"model {gguf}: its weights are kept in {cache}, which cannot be written: {why}{remedy(cache)}"
+        ) from None
     return folder
+
+
+def _fill(folder: Path, gguf: Path) -> None:
+    """Make the folder of a file's weights; it appears whole."""
+    for left in folder.parent.glob(f".{folder.name}-*"):  # left by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _dequantise(gguf, made)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
@@ -213,12 +227,17 @@ def _is_installed(module: str) -> bool:
 def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool = False) -> Any:
     """Run a transformers loader; each of its many failures becomes one line that says what to do.
 
+    A failed allocation is no mistake of the user's, and is raised as it is.
+
     Raises:
         UserError: unknown name, no network, a gated model, remote code that was not allowed, pickle weights, weights
             that do not fit the config, a folder whose files cannot be read.
     """
     try:
-        return load()
+        with about(f"{what} {reference}"):
+            return load()
+    except MemoryError:
+        raise
     except RecursionError:
         raise UserError(
             f"{what} {reference}: its files cannot be loaded: one is nested too deeply; copy it again"
@@ -229,10 +248,13 @@ def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool 
         raise UserError(
             f"{what} {reference}: its weights do not fit its config; the files belong to two models"
         ) from None
-    except Exception as error:
-        if not isinstance(error, _OF_LOADERS) and type(error) is not Exception:  # tokenizers raises plain ones
-            raise
+    except Exception as error:  # the libraries behind a loader raise whatever they like
         text, problem = str(error), _first_line(error)[:160]
+        refusal = refused(error)
+        if refusal is not None and path_of(refusal):
+            raise UserError(f"{what} {reference}: {told(error)}") from None
+        if refusal is not None and refusal.errno in _FULL:
+            raise UserError(f"{what} {reference}: {full_disk(error, caches()['HF_HUB_CACHE'])}") from None
         if "trust_remote_code" in text:
             raise UserError(
                 f"{what} {reference}: it needs its own code; set trust_remote_code = true to run it"

@@ -27,10 +27,12 @@ from howlow.engine.loss import target_losses
 from howlow.engine.model import trainable
 
 MAX_SKIPPED_STEPS = 20
+_TOO_LARGE = "without overflow"
+"""torch's words where a number of Python's, such as a learning rate, does not fit into a tensor's type."""
 
 
 class DivergedError(Exception):
-    """The loss is not finite, or fp16 gradients overflowed too often in a row."""
+    """Numbers of the training are not finite, or fp16 gradients overflowed too often in a row."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,21 @@ class Trainer:
         """Forward and backward over the micro-batches, one at a time on the device, then one move of the optimizer.
 
         The caller reads the result with `outcome` before it does anything with the weights.
+
+        Raises:
+            DivergedError: a factor (learning rate, weight decay, alpha) is too large for the type of the weights.
         """
+        try:
+            return self._step(micro_batches)
+        except (RuntimeError, OverflowError) as error:
+            if isinstance(error, RuntimeError) and _TOO_LARGE not in str(error):
+                raise
+            raise DivergedError(
+                f"a factor in step {self.steps_done} is too large for its type ({error}); lower the learning rate, the "
+                "weight decay or alpha"
+            ) from None
+
+    def _step(self, micro_batches: Sequence[Batch]) -> StepTensors:
         target_tokens = sum(batch.target_tokens for batch in micro_batches)
         scale, sums = self._loss_scale() / target_tokens, []
         for batch in (batch.to(self.device) for batch in micro_batches):
@@ -163,6 +179,18 @@ class Trainer:
     def idle(self) -> list[str]:
         """The names of the parameters that have had no gradient in any step."""
         return [name for name, parameter in self.parameters.items() if not self.optimizer.state.get(parameter)]
+
+    def refuse_if_not_finite(self) -> None:
+        """To be called after the last step, whose weights no further loss shows.
+
+        Raises:
+            DivergedError: a weight, or a moment by which the next step would move it, is not finite.
+        """
+        moments = [value for kept in self.optimizer.state.values() for value in kept.values()]
+        tensors = [*(parameter.detach() for parameter in self.parameters.values()), *moments]
+        finite = [torch.isfinite(tensor).all().to(self.device) for tensor in tensors]
+        if finite and not bool(torch.stack(finite).all()):
+            raise DivergedError(f"after {self.steps_done} steps the weights or AdamW's moments are not finite")
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that the next step depends on, except generators: tensors by name, and plain values."""

@@ -21,7 +21,8 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from howlow.errors import UserError
+from howlow.errors import UserError, lacks_access
+from howlow.places import told
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SETTLED_S = 2.0
@@ -43,9 +44,11 @@ def shards(folder: Path) -> list[Path]:
         raise _no_weights(folder)
     for shard in found:
         try:
-            with safe_open(shard, framework="pt"):
+            with shard.open("rb"), safe_open(shard, framework="pt"):  # the first says why the system refuses it
                 pass
         except (SafetensorError, OSError) as error:
+            if lacks_access(error):
+                raise UserError(f"model {folder}: {told(error)}") from None
             raise UserError(f"model {folder}: {shard.name} cannot be read ({error}); copy it again") from None
     return found
 

@@ -14,25 +14,31 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import connection, forkserver, resource_tracker, util
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from howlow.errors import UserError
+from howlow.console import write_log_as_utf8
+from howlow.errors import UserError, lacks_access, raised_by, reason, subject_of
 from howlow.jobs import Hear, Job, JobEvent, JobFailedError
 from howlow.outcomes import ClaimLostError, Finished, Returned, StoppedError, Unfinished, is_disk_full
+from howlow.places import full_disk, told
 
 T = TypeVar("T")
 Pipe = connection.Connection
 PRELOADED = "howlow.trial.entries"
 _HANDLED_BY_US = (signal.SIGINT, signal.SIGTERM)
 _CAN_BLOCK = hasattr(signal, "pthread_sigmask")
+_LONGEST_FOLDER = 60
+"""Leaves room for `/pymp-xxxxxxxx/listener-xxxxxxxx` in the 92 bytes that the strictest system has for an address."""
+_SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 class PipeLink:
@@ -78,13 +84,14 @@ def _child(job: Job[Any], pipe: "Pipe[Any, Any]", log: str) -> None:
     signal.signal(signal.SIGTERM, link.request_stop)
     if _CAN_BLOCK:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED_BY_US)
-    with Path(log).open("a") as file:
+    with Path(log).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    link.send(_end_of(job, link))
+    write_log_as_utf8()
+    link.send(_end_of(job, link, Path(log).parent))
 
 
-def _end_of(job: Job[Any], link: PipeLink) -> Finished[Any]:
+def _end_of(job: Job[Any], link: PipeLink, folder: Path) -> Finished[Any]:
     module, _, name = job.entry.rpartition(".")
     try:
         return Returned(getattr(importlib.import_module(module), name)(job, link))
@@ -95,10 +102,14 @@ def _end_of(job: Job[Any], link: PipeLink) -> Finished[Any]:
     except ClaimLostError:
         return Unfinished("claim_lost")
     except BaseException as error:
-        traceback.print_exc()
-        sys.stderr.flush()
-        text = " ".join(str(error).split()) or type(error).__name__
-        return Unfinished("disk_full" if is_disk_full(error) else "crashed", f"{type(error).__name__}: {text}"[:500])
+        with suppress(OSError):  # the log's disk may be the full one
+            traceback.print_exc()
+            sys.stderr.flush()
+        if is_disk_full(error):
+            return Unfinished("disk_full", full_disk(error, folder))
+        if lacks_access(error):
+            return Unfinished("user_error", told(error))
+        return Unfinished("crashed", told(error), raised_by=raised_by(error), subject=subject_of(error))
 
 
 @dataclass(eq=False)
@@ -182,6 +193,7 @@ class ForkServer:
             if self.is_stopping:
                 return None
             if self._context.get_start_method() == "forkserver":
+                _have_short_folder()
                 with _signals_blocked():
                     forkserver.ensure_running()
                 try:
@@ -261,6 +273,32 @@ def _signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _have_short_folder() -> None:
+    """Let the fork server's socket have an address that fits, however long the name of the temporary folder is.
+
+    A socket's address holds about 100 bytes. multiprocessing makes one folder for all sockets of a process, keeps it,
+    and removes it at the end.
+
+    Raises:
+        UserError: no folder with a short name can be written.
+    """
+    before = tempfile.tempdir
+    for folder in (tempfile.gettempdir(), *_SHORT_FOLDERS):
+        if len(os.fsencode(folder)) <= _LONGEST_FOLDER:
+            tempfile.tempdir = folder
+            try:
+                util.get_temp_dir()
+            except OSError as error:
+                problem = f"{folder}: {reason(error)}"
+            else:
+                return
+            finally:
+                tempfile.tempdir = before
+    raise UserError(
+        f"TMPDIR: no folder for a socket ({problem}); set TMPDIR to one with a short name that you may write"
+    )
 
 
 @contextmanager

@@ -5,10 +5,10 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import Field, JsonValue
 
-from howlow.errors import UserError
+from howlow.errors import OURS, SYSTEM, UserError
 from howlow.jobs.events import Hear, JobEvent
 from howlow.jobs.search import BatchSetting, LargestFound, MemoryBudget, Probe, RankProbes
-from howlow.outcomes import DiskFullError, Finished, Returned, StoppedError
+from howlow.outcomes import DiskFullError, Finished, Returned, StoppedError, Unfinished, names_lack_of_memory
 from howlow.records import BatchSearch, DataRecord, Environment, Idle, LayoutChoice, RecordWarning, Status
 from howlow.records.warnings import Frozen
 from howlow.settings import Settings, TrialKind
@@ -72,6 +72,11 @@ class Job(Frozen, Generic[T]):
     stop_within_s: ClassVar[float] = 60.0
     """How long the process may take to save its work when it is asked to stop."""
 
+    @property
+    def subject(self) -> str:
+        """What an error in it is about, for messages."""
+        return "this machine"
+
 
 class PrepareJob(Job[PreparationReport]):
     """Choose and tokenise the examples of a sweep, and check its model."""
@@ -85,6 +90,11 @@ class PrepareJob(Job[PreparationReport]):
     folder: Path
     cores_shared_by: int = 1
 
+    @property
+    def subject(self) -> str:
+        """The model; data and tokenizer are named where they are read."""
+        return f"model {self.settings.model}"
+
 
 class LayoutJob(Job[LayoutChoice]):
     """Choose the layout of trials with these settings."""
@@ -93,6 +103,11 @@ class LayoutJob(Job[LayoutChoice]):
 
     settings: Settings
     data_folder: Path
+
+    @property
+    def subject(self) -> str:
+        """The model that is run."""
+        return f"model {self.settings.model}"
 
 
 class EnvironmentJob(Job[Environment]):
@@ -172,13 +187,14 @@ class JobRunner(Protocol):
         """Run a job and wait for it; what its process prints goes into `log`."""
 
 
-def value_of(finished: Finished[T], where: Path | str) -> T:
-    """What a job returned.
+def value_of(finished: Finished[T], job: Job[T], log: Path) -> T:
+    """What a job returned; `log` is where its process left the traceback.
 
     Raises:
         StoppedError: it was asked to stop.
-        UserError: the user can mend what is wrong.
-        DiskFullError: no space is left; names `where`.
+        UserError: the user can mend what is wrong: a mistake, a file that the system refused, or a model or data that a
+            library cannot take.
+        DiskFullError: no space is left.
         JobFailedError: it ended in any other way.
     """
     if isinstance(finished, Returned):
@@ -188,8 +204,24 @@ def value_of(finished: Finished[T], where: Path | str) -> T:
     if finished.outcome == "user_error":
         raise UserError(finished.problem)
     if finished.outcome == "disk_full":
-        raise DiskFullError(f"{where}: {finished.problem}")
-    raise JobFailedError(finished.problem)
+        raise DiskFullError(finished.problem)
+    raise _failure(finished, finished.subject or job.subject, log)
+
+
+def _failure(finished: Unfinished, subject: str, log: Path) -> "UserError | JobFailedError":
+    """The error of a process that crashed or was killed, in one line."""
+    problem, who = finished.problem, finished.raised_by
+    if finished.outcome == "died":
+        end = problem if finished.exit_signal is None else f"signal {finished.exit_signal}"
+        return JobFailedError(f"{subject}: the process that worked on it was ended by {end}; its output is in {log}")
+    if names_lack_of_memory(problem, is_limited=False):
+        return JobFailedError(f"{subject}: out of memory: {problem}; the traceback is in {log}")
+    if who == SYSTEM:
+        return UserError(f"{problem}; the traceback is in {log}")
+    if who == OURS:
+        return JobFailedError(f"{subject}: a defect in howlow: {problem}; please report it with the traceback in {log}")
+    whose = "its own code" if who == "transformers_modules" else who
+    return UserError(f"{subject} cannot be used: {whose} raised {problem}; the traceback is in {log}")
 
 
 class JobFailedError(Exception):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from howlow.errors import UserError
+from howlow.errors import UserError, naming
 from howlow.records.schema import SCHEMA_VERSION, Reading, Record, Step
 from howlow.records.schema_1 import as_schema_2
 
@@ -22,7 +22,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write under a temporary name, flush to the disk and rename: the file is whole or it is not there."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with naming(path), temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

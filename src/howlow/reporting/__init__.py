@@ -5,14 +5,13 @@ Importing this package is cheap: rich, altair, vl_convert and jinja2 are importe
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from howlow.analysis import Comparison, compare, rows
-from howlow.errors import UserError
-from howlow.records import write_atomically
+from howlow.errors import UserError, naming, path_of, reason
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,6 +46,18 @@ class Report:
 
         return json_text(self.comparison)
 
+    def written(self, out: Path) -> "Report":
+        """The same once its files are in the folder `out`.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        files, stale = _files(self.comparison)
+        try:
+            return Report(self.comparison, tuple(_write(out, files, stale)))
+        except OSError as error:
+            raise UserError(f"{path_of(error) or out}: the report cannot be written: {reason(error)}") from None
+
 
 def read_report(folders: Sequence[Path | str], *, accept_different: Sequence[str] = ()) -> Report:
     """Read run directories; nothing is written.
@@ -67,32 +78,31 @@ def write_report(
     Raises:
         UserError: as `read_report`, or the files cannot be written.
     """
-    comparison = read_report(folders, accept_different=accept_different).comparison
-    out = Path(folders[0] if into is None else into)
-    try:
-        return Report(comparison, tuple(_write(comparison, out)))
-    except OSError as error:
-        raise UserError(f"{error.filename or out}: the report cannot be written: {error.strerror}") from None
+    report = read_report(folders, accept_different=accept_different)
+    return report.written(Path(folders[0] if into is None else into))
 
 
-def _write(comparison: Comparison, out: Path) -> list[Path]:
+def _files(comparison: Comparison) -> tuple[dict[str, str | bytes], set[str]]:
+    """The contents of the report's files by their names, and the names of figures that no data supports any more."""
     from howlow.reporting.charts import figures
     from howlow.reporting.figure import FIGURE_NAMES, render_png, render_svg
     from howlow.reporting.page import page
     from howlow.reporting.results import csv_text
 
     drawn = [(figure, render_svg(figure)) for figure in figures(comparison)]
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
+    files: dict[str, str | bytes] = {}
     for figure, svg in drawn:
-        files += [out / "figures" / f"{figure.name}.svg", out / "figures" / f"{figure.name}.png"]
-        write_atomically(files[-2], svg)
-        _write_bytes_atomically(files[-1], render_png(svg))
-    _remove(out / "figures", set(FIGURE_NAMES) - {figure.name for figure, _ in drawn})
-    files += [out / "results.csv", out / "report.html"]
-    write_atomically(files[-2], csv_text(comparison.results))
-    write_atomically(files[-1], page(comparison, drawn))
-    return files
+        files |= {f"figures/{figure.name}.svg": svg, f"figures/{figure.name}.png": render_png(svg)}
+    files |= {"results.csv": csv_text(comparison.results), "report.html": page(comparison, drawn)}
+    return files, set(FIGURE_NAMES) - {figure.name for figure, _ in drawn}
+
+
+def _write(out: Path, files: Mapping[str, str | bytes], stale: Iterable[str]) -> Iterator[Path]:
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    _remove(out / "figures", stale)
+    for name, content in files.items():
+        _write_atomically(out / name, content.encode("utf-8") if isinstance(content, str) else content)
+        yield out / name
 
 
 def _remove(folder: Path, stale: Iterable[str]) -> None:
@@ -102,10 +112,10 @@ def _remove(folder: Path, stale: Iterable[str]) -> None:
         (folder / f"{name}.png").unlink(missing_ok=True)
 
 
-def _write_bytes_atomically(path: Path, data: bytes) -> None:
+def _write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

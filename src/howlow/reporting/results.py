@@ -34,5 +34,5 @@ def document(comparison: Comparison) -> dict[str, Any]:
 
 
 def json_text(comparison: Comparison) -> str:
-    """The document as text; a NaN or an infinity in it would be our defect."""
-    return json.dumps(document(comparison), indent=1, ensure_ascii=False, allow_nan=False)
+    """The document in ASCII, which every console can show; a NaN or an infinity in it would be our defect."""
+    return json.dumps(document(comparison), indent=1, allow_nan=False)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from howlow.errors import UserError
-from howlow.jobs import JobFailedError, JobRunner, LayoutJob, PreparationReport, PrepareJob, value_of
-from howlow.outcomes import DiskFullError, Finished, StoppedError, is_disk_full
+from howlow.errors import UserError, reason
+from howlow.jobs import Job, JobRunner, LayoutJob, PreparationReport, PrepareJob, value_of
+from howlow.outcomes import DiskFullError, StoppedError, is_disk_full
 from howlow.records import HeapMode, LayoutChoice, Provenance, write_atomically
 from howlow.records.run_directory import Conditions, refuse_changed_conditions
 from howlow.settings import TrialPlan, layout_key, preparation_key
@@ -50,10 +50,9 @@ def prepare_all(
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            report = _checked(runner.run(job, folder / "preparation.log"), folder)
         except OSError as error:
             raise unwritable(folder.parent, error) from None
-        prepared[key] = Preparation(job.folder, report)
+        prepared[key] = Preparation(job.folder, _value(runner, job, folder))
     return prepared
 
 
@@ -79,8 +78,7 @@ def choose_layouts(
         cached = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if cached.get("basis") != basis:
             job = LayoutJob(settings=plan.settings, data_folder=preparation.folder)
-            layout = _checked(runner.run(job, folder / "preparation.log"), folder)
-            cached = {"basis": basis, "layout": layout.model_dump()}
+            cached = {"basis": basis, "layout": _value(runner, job, folder).model_dump()}
             write_atomically(path, json.dumps(cached))
         chosen[key] = LayoutChoice(**cached["layout"])
     return chosen
@@ -91,18 +89,15 @@ def _training_batch(plan: TrialPlan) -> float:
     return math.inf if asked == "max" else float(asked)
 
 
-def _checked(finished: Finished[T], folder: Path) -> T:
-    """What a job of the preparation returned; a full disk is the user's error as long as no trial has run."""
+def _value(runner: JobRunner, job: Job[T], folder: Path) -> T:
+    """What a job of the preparation returns; a full disk is the user's error as long as no trial has run."""
     log = folder / "preparation.log"
     try:
-        return value_of(finished, folder.parent)
+        return value_of(runner.run(job, log), job, log)
     except DiskFullError as error:
-        raise UserError(f"--out {error}: the disk is full; make room or give another folder") from None
+        raise UserError(f"the disk is full: {error}; make room or name a folder on another disk") from None
     except StoppedError:
         raise KeyboardInterrupt from None
-    except JobFailedError as error:
-        written = log.read_text(errors="replace")[-4000:] if log.exists() else "(no log)"
-        raise RuntimeError(f"preparing the data ended with {error}:\n{written}") from None
 
 
 def refuse_changed_data(
@@ -142,5 +137,5 @@ def check_space(folder: Path, prepared: Iterable[Preparation], plans: Sequence[T
 def unwritable(folder: Path, error: OSError) -> UserError:
     """The user's error where the run directory cannot be written."""
     if is_disk_full(error):
-        return UserError(f"--out {folder}: the disk is full; make room or give a folder on another disk")
-    return UserError(f"--out {folder}: {error.strerror}")
+        return UserError(f"--out {folder}: the disk is full ({reason(error)}); make room or give a folder elsewhere")
+    return UserError(f"--out {folder}: {reason(error)}; give a folder that you may write to")

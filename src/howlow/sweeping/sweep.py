@@ -5,6 +5,7 @@ checkpoint if it has one. So the same command resumes a sweep that was killed at
 """
 
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from howlow.claims import Claims
 from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
-from howlow.jobs import Preparing, SweepEvent, SweepPrepared, Tell, TrialElsewhere, TrialEnded, TrialJob
+from howlow.jobs import JobFailedError, Preparing, SweepEvent, SweepPrepared, Tell, TrialElsewhere, TrialEnded, TrialJob
 from howlow.records import (
     HeapMode,
     LayoutChoice,
@@ -159,12 +160,28 @@ def dry_run(
         left = left_behind(folder, existing)
         refuse_other_settings(folder, left, merged, accept_different)
     pending, runner = [plan for plan in plans if plan.name not in existing], ForkServer()
-    with tempfile.TemporaryDirectory(prefix="howlow-") as scratch:
-        prepared = prepare_all(runner, plans, Path(scratch), cores_shared_by=settings.run.workers or 1)
+    with _scratch() as scratch:
+        prepared = prepare_all(runner, plans, scratch, cores_shared_by=settings.run.workers or 1)
         refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
-        choose_layouts(runner, plans, pending, prepared, Path(scratch))
+        choose_layouts(runner, plans, pending, prepared, scratch)
     ended = {plan.name: existing[plan.name].status for plan in plans if plan.name in existing}
     return DryRun(tuple(plans), ended, tuple(prepared.values()))
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary folder; it stays where the work in it ended with an error, whose line names the log in it."""
+    folder = Path(tempfile.mkdtemp(prefix="howlow-"))
+    try:
+        yield folder
+    except (UserError, JobFailedError) as error:
+        if str(folder) not in str(error):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _existing(
@@ -206,7 +223,7 @@ def _opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"--out {folder}: a file stands in the way; give a folder") from None
     except OSError as error:
-        raise UserError(f"--out {folder}: {error.strerror}") from None
+        raise unwritable(folder, error) from None
     lock = FileLock(hidden / "lock")
     try:
         lock.acquire(timeout=0)
@@ -216,7 +233,7 @@ def _opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -
             f"{folder}, or give another folder"
         ) from None
     except OSError as error:
-        raise UserError(f"--out {folder}: cannot be written to: {error.strerror}") from None
+        raise unwritable(folder, error) from None
     try:
         merged = joined(folder, settings, accept_different)
         try:

@@ -33,6 +33,7 @@ from howlow.records import Environment, Idle, LayoutChoice, Status
 from howlow.trial import preparation
 from howlow.trial.layout_choice import choose
 from howlow.trial.metering import asked_of
+from howlow.trial.prepared import read_prepared
 from howlow.trial.run import run
 from howlow.trial.state import TrialState
 
@@ -48,7 +49,7 @@ def prepare_entry(job: PrepareJob, link: Link) -> PreparationReport:
 def choose_entry(job: LayoutJob, link: Link) -> LayoutChoice:
     """Choose the layout of the trials with these settings (`howlow.trial.layout_choice`)."""
     settle()
-    prepared = preparation.read_prepared(job.data_folder)
+    prepared = read_prepared(job.data_folder)
     return choose(job.settings, prepared.train, prepared.test)
 
 

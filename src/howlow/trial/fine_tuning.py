@@ -16,7 +16,7 @@ from howlow.meters.totals import PhaseTotals
 from howlow.records import LineWriter, Part, WarningKind
 from howlow.settings import Settings
 from howlow.trial.checkpointing import Saved, save_training
-from howlow.trial.preparation import Prepared
+from howlow.trial.prepared import Prepared
 from howlow.trial.state import TrialState, split, write_step
 
 
@@ -68,6 +68,7 @@ def _run_schedule(
                 state.stop_if_asked()  # after the last step the trained weights are saved first
         state.found.phases.append(meter.end())
     writer.close()
+    trainer.refuse_if_not_finite()
     _warn_about_idle(state, trainer)
     if skipped:
         state.warn(WarningKind.STEPS_SKIPPED, f"{skipped} of {len(schedule)} steps skipped")

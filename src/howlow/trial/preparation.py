@@ -1,52 +1,32 @@
 """What does not depend on the trial and is done once a sweep: choosing and tokenising examples, checking the model.
 
 Every mistake that a user can make in naming data, model, tokenizer or target modules is found here, before the first
-trial. The result is a folder that the trials read, so that all of them see the same tokens:
-
-    prepared.safetensors    token ids of all examples, end to end, and their lengths
-    prepared.json           ids, groups, references, counts, warnings
+trial. The result is a folder that the trials read (`howlow.trial.prepared`), so that all of them see the same tokens.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from howlow.engine import model as models
 from howlow.engine import tokens
 from howlow.engine.references import PACKAGED, ModelReference, locate, locate_tokenizer
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.weights import check_fit, file_sha256, weights_sha256
-from howlow.errors import UserError
+from howlow.errors import UserError, about
 from howlow.meters.machine import choose_device, environment
-from howlow.records import DataRecord, RecordWarning, WarningKind, write_atomically
+from howlow.records import DataRecord, RecordWarning, WarningKind
 from howlow.records.own_sources import code_sha256
 from howlow.settings import Settings, preparation_key
-from howlow.tasks import DataFiles, Example, Selection, files_of, select, task_named
+from howlow.tasks import DataFiles, Example, Purpose, Selection, files_of, select, task_named
 from howlow.trial.accepted_answers import accepted_answers, stop_ids
 from howlow.trial.data_sources import left_out_of, source_read, told_of
 from howlow.trial.loading import adapted_layers
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """The examples of a trial: tokens of both sides, and the test examples' texts and references for scoring."""
-
-    train: list[TokenizedExample]
-    test: list[TokenizedExample]
-    test_examples: list[Example]
-    data: DataRecord
-    warnings: list[RecordWarning]
-    tokenizer_name: str
-
+from howlow.trial.prepared import Prepared, stored, write_prepared
 
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.jinja", "*.model", "*.tiktoken")
 # Found anew at each start: the stored tokens may have been prepared for another model.
@@ -77,8 +57,8 @@ def prepare(
         rank * sum(sum(structure.linear_shapes[name]) for name in layers[targets]) for rank, targets in adapters
     ]
     content = _content(settings, reference, config)
-    stored = _stored(folder, content)
-    prepared = stored or tokenized(settings, reference)
+    earlier = stored(folder, content)
+    prepared = earlier or tokenized(settings, reference)
     prepared = replace(prepared, data=prepared.data.model_copy(update=_model(reference, config)))
     _check_against_model(settings, structure, prepared)
     if "targets" in heads and not structure.names_decoder:
@@ -87,11 +67,11 @@ def prepare(
         detail = f"sequence length {settings.training.sequence_length}, made for {structure.max_positions} positions"
         warnings.append(RecordWarning(kind=WarningKind.LONGER_THAN_MODEL, detail=detail))
     before = list(prepared.warnings)
-    is_new = stored is None or stored.data != prepared.data
+    is_new = earlier is None or earlier.data != prepared.data
     of_data = [warning for warning in before if warning.kind not in _OF_MODEL]
     prepared.warnings[:] = [*of_data, *warnings]
     if is_new or prepared.warnings != before:
-        _write(prepared, folder, content)
+        write_prepared(prepared, folder, content)
     return {
         "data": prepared.data.model_dump(),
         "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
@@ -160,7 +140,8 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
         detail = f"{settings.model} comes without a tokenizer; {tokenizer_name}'s is used"
         warnings.append(RecordWarning(kind=WarningKind.TOKENIZER_SUBSTITUTED, detail=detail))
     has_prompts = task_named(settings.task.name).generates
-    selection, train, test = _prompts(settings, tokenizer) if has_prompts else _texts(settings, tokenizer)
+    with about(f"tokenizer {tokenizer_name}"):
+        selection, train, test = _prompts(settings, tokenizer) if has_prompts else _texts(settings, tokenizer)
     accepted = accepted_answers(settings, reference, tokenizer, selection.test, test)
     told, test_told = _with_tokens(settings, "train", train), _with_tokens(settings, "test", test)
     kept = _that_fit(settings, told)
@@ -261,22 +242,22 @@ def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
     return [RecordWarning(kind=kind, detail=detail) for kind, count, detail in found if count]
 
 
+def _loaded(settings: Settings, purpose: Purpose) -> list[Example]:
+    source = settings.task.train if purpose == "train" else settings.task.test
+    with about(f"task.{purpose} {source}"):
+        return task_named(settings.task.name).load(source, settings.task, purpose)
+
+
 def _prompts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[TokenizedExample], list[TokenizedExample]]:
-    task, chat = task_named(settings.task.name), settings.task.template == "chat"
-    selection = select(
-        task.load(settings.task.train, settings.task, "train"),
-        task.load(settings.task.test, settings.task, "test"),
-        settings.task,
-    )
+    chat = settings.task.template == "chat"
+    selection = select(_loaded(settings, "train"), _loaded(settings, "test"), settings.task)
     length, new = settings.training.sequence_length, settings.inference.max_new_tokens
     train = tokens.tokenize_all(tokenizer, selection.train, chat)
     return selection, train, tokens.fit_prompts(tokenizer, selection.test, length, new, chat)
 
 
 def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[TokenizedExample], list[TokenizedExample]]:
-    task, length = task_named(settings.task.name), settings.training.sequence_length
-    train = task.load(settings.task.train, settings.task, "train")
-    test = task.load(settings.task.test, settings.task, "test")
+    length, train, test = settings.training.sequence_length, _loaded(settings, "train"), _loaded(settings, "test")
     if settings.task.unit != "window":
         selection = select(train, test, settings.task)
         laid = [
@@ -338,60 +319,3 @@ def _tokenizer_files(place: Path) -> list[Path]:
         return [place]
     inside = {path for pattern in _TOKENIZER_FILES for path in place.rglob(pattern)}
     return sorted(path for path in inside if path.is_file())
-
-
-def _stored(folder: Path, content: str | None) -> Prepared | None:
-    """What an earlier start prepared from the same content; None where there is nothing to use."""
-    try:
-        document = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-        return read_prepared(folder) if content is not None and document.get("content") == content else None
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None  # a start that was killed while it wrote
-
-
-def _write(prepared: Prepared, folder: Path, content: str | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "prepared.json").unlink(missing_ok=True)  # it vouches for the tokens, which are about to change
-    both = [*prepared.train, *prepared.test]
-    flat = [token for example in both for token in example.prompt + example.completion]
-    lengths = [[len(example.prompt), len(example.completion)] for example in both]
-    tensors = {"ids": torch.tensor(flat, dtype=torch.int32), "lengths": torch.tensor(lengths, dtype=torch.int32)}
-    save_file(tensors, folder / "prepared.safetensors")
-    document = {
-        "train": len(prepared.train),
-        "examples": [[e.id, e.group, e.words, e.bytes, e.cut, e.repeated] for e in both],
-        "test_examples": [asdict(example) for example in prepared.test_examples],
-        "data": prepared.data.model_dump(),
-        "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
-        "tokenizer": prepared.tokenizer_name,
-        "content": content,
-    }
-    write_atomically(folder / "prepared.json", json.dumps(document))
-
-
-def read_prepared(folder: Path) -> Prepared:
-    """What `prepare` wrote."""
-    document = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
-    tensors = load_file(folder / "prepared.safetensors")
-    flat, both, start = tensors["ids"].tolist(), [], 0
-    for (name, group, words, size, cut, repeated), (prompt, completion) in zip(
-        document["examples"], tensors["lengths"].tolist(), strict=True
-    ):
-        middle, end = start + prompt, start + prompt + completion
-        ids = tuple(flat[start:middle]), tuple(flat[middle:end])
-        both.append(TokenizedExample(name, group, *ids, words=words, bytes=size, cut=cut, repeated=repeated))
-        start = end
-    examples = [_example(example) for example in document["test_examples"]]
-    return Prepared(
-        train=both[: document["train"]],
-        test=both[document["train"] :],
-        test_examples=examples,
-        data=DataRecord(**document["data"]),
-        warnings=[RecordWarning(**warning) for warning in document["warnings"]],
-        tokenizer_name=document["tokenizer"],
-    )
-
-
-def _example(fields: dict[str, Any]) -> Example:
-    lists = {key: tuple(fields[key]) for key in ("references", "overlap_keys")}
-    return Example(**{**fields, **lists})

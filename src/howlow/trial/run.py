@@ -84,6 +84,8 @@ def _method(state: TrialState) -> Scores:
             scorer.save_attached(attached)
             scorer = replace(scorer, model=models.merged(model), attached=attached)
         scores = scorer.score()
+        if state.kind != "base" and scores.loss is None:
+            raise DivergedError("after the training the loss of the test data is not finite")
         found.energy = energy_source(setup.meters, session)
         found.meters = meter_report(state, session)
     return Scores() if settings.random_weights else scores

@@ -19,7 +19,7 @@ from howlow.records import LineWriter, PhaseName, Scores, WarningKind, read_line
 from howlow.tasks import Example, Task, task_named
 from howlow.trial.checkpointing import Saved, save_inference
 from howlow.trial.merged_check import Attached, agreement, summed_loss, with_merged
-from howlow.trial.preparation import Prepared
+from howlow.trial.prepared import Prepared
 from howlow.trial.state import TrialState, split, write_step
 
 NEAR_TIE: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 0.125, "fp16-autocast": 0.02}

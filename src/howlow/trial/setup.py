@@ -21,7 +21,7 @@ from howlow.tasks import task_named
 from howlow.trial.checkpointing import Saved, resume
 from howlow.trial.loading import execution_of, with_execution
 from howlow.trial.metering import asked_of, energy_source
-from howlow.trial.preparation import Prepared, read_prepared
+from howlow.trial.prepared import Prepared, read_prepared
 from howlow.trial.state import TrialState
 
 

@@ -41,6 +41,7 @@ from howlow.outcomes import (
     limits_process,
     ran_out_of_memory,
 )
+from howlow.places import full_disk
 from howlow.records import BatchSearch, Idle, Record, Status, read_record, write_record
 from howlow.records.resolved import resolved_before
 
@@ -104,9 +105,9 @@ class Worker:
         if self._has_company(trial):
             self.runner.rest(rest_s)
             return _NOT_IDLE
-        log = self.run_directory / ".howlow" / "idle.log"
+        job, log = IdleJob(settings=settings, rest_s=rest_s), self.run_directory / ".howlow" / "idle.log"
         try:
-            found = value_of(self.runner.run(IdleJob(settings=settings, rest_s=rest_s), log), log)
+            found = value_of(self.runner.run(job, log), job, log)
         except JobFailedError as error:
             return IdleAbsent(reason=f"the process that reads it failed: {error}")
         return _NOT_IDLE if isinstance(found, Idle) and self._has_company(trial) else found
@@ -153,7 +154,7 @@ class Worker:
         if isinstance(finished, Unfinished) and finished.outcome == "claim_lost":
             raise ClaimLostError(trial.name)
         if not isinstance(finished, Returned) and finished.outcome not in ("crashed", "died", "user_error"):
-            value_of(finished, folder)
+            value_of(finished, job, folder / "log.txt")
         if isinstance(finished, Unfinished):
             device = self.device or trial.environment.device
             is_limited = trial.settings.run.memory_limit_bytes is not None and limits_process(device)
@@ -203,5 +204,5 @@ def _disk_full_as_error(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if is_disk_full(error):
-            raise DiskFullError(f"{folder}: {error.strerror}") from None
+            raise DiskFullError(full_disk(error, folder)) from None
         raise

@@ -10,6 +10,7 @@ from pathlib import Path
 from howlow.claims import Claim, Claims
 from howlow.jobs import TrialJob
 from howlow.outcomes import ClaimLostError, DiskFullError, StoppedError, is_disk_full
+from howlow.places import full_disk
 from howlow.records import has_record
 from howlow.worker.measuring import Worker
 
@@ -48,7 +49,7 @@ def _first_free(claims: Claims, run_directory: Path, jobs: Sequence[TrialJob]) -
             claim = claims.take(job.name)
         except OSError as error:
             if is_disk_full(error):
-                raise DiskFullError(f"{run_directory}: {error.strerror}") from None
+                raise DiskFullError(full_disk(error, run_directory)) from None
             raise
         if claim is None:
             continue
