@@ -21,6 +21,7 @@ _OF_PART: Mapping[str, tuple[Subject, ...]] = {
 _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.TRAIN_TEST_OVERLAP: ("quality",),
     WarningKind.EXAMPLES_DROPPED: ("quality",),
+    WarningKind.FILES_LEFT_OUT: ("quality",),
     WarningKind.TEXT_WITHOUT_TOKENS: ("quality",),
     WarningKind.TEXT_CUT: ("quality",),
     WarningKind.RANK_ABOVE_MATRIX: (),

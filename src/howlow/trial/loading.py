@@ -1,5 +1,6 @@
 """What a trial loads: the model with the parameters that train, and its tokenizer; and how the model will run."""
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -66,6 +67,18 @@ def config_of_base(settings: Settings, commit: str | None = None) -> Any:
     """The base model's config; commit: see `load_base`."""
     reference = locate(settings.model, settings.random_weights)
     return models.load_config(reference, commit or settings.revision, settings.trust_remote_code)
+
+
+def adapted_layers(
+    settings: Settings, config: Any, structure: models.Structure, targets: Collection[tuple[str, ...]]
+) -> dict[tuple[str, ...], list[str]]:
+    """The layers that each choice of target modules adapts; PEFT is asked whether it allows them."""
+    found = {
+        one: models.matched_layers(structure.linear_shapes, one, structure.unreached_layers) for one in sorted(targets)
+    }
+    for layers in found.values():
+        models.refuse_unadaptable(config, settings.trust_remote_code, layers)
+    return found
 
 
 def load_base(settings: Settings, execution: Execution, *, trains: bool = False, commit: str | None = None) -> Any:

@@ -25,7 +25,8 @@ from howlow.settings import Settings, preparation_key
 from howlow.tasks import DataFiles, Example, Purpose, Selection, files_of, select, task_named
 from howlow.trial.accepted_answers import accepted_answers, stop_ids
 from howlow.trial.data_sources import left_out_of, source_read, told_of
-from howlow.trial.prepared import Prepared, stored, write
+from howlow.trial.loading import adapted_layers
+from howlow.trial.prepared import Prepared, stored, write_prepared
 
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.jinja", "*.model", "*.tiktoken")
 # Found anew at each start: the stored tokens may have been prepared for another model.
@@ -51,7 +52,7 @@ def prepare(
     config = models.load_config(reference, settings.revision, settings.trust_remote_code)
     structure = models.structure(config, settings.trust_remote_code)
     warnings = _weights(settings, reference, config)
-    layers = _adapted_layers(settings, config, structure, {targets for _, targets in adapters})
+    layers = adapted_layers(settings, config, structure, {targets for _, targets in adapters})
     adapter_parameters = [
         rank * sum(sum(structure.linear_shapes[name]) for name in layers[targets]) for rank, targets in adapters
     ]
@@ -70,7 +71,7 @@ def prepare(
     of_data = [warning for warning in before if warning.kind not in _OF_MODEL]
     prepared.warnings[:] = [*of_data, *warnings]
     if is_new or prepared.warnings != before:
-        write(prepared, folder, content)
+        write_prepared(prepared, folder, content)
     return {
         "data": prepared.data.model_dump(),
         "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
@@ -80,18 +81,6 @@ def prepare(
         "adapter_parameters": adapter_parameters,
         "environment": environment(choose_device(settings.run.device)).model_dump(),
     }
-
-
-def _adapted_layers(
-    settings: Settings, config: Any, structure: models.Structure, targets: Collection[tuple[str, ...]]
-) -> dict[tuple[str, ...], list[str]]:
-    """The layers that each choice of target modules adapts; PEFT is asked whether it allows them."""
-    found = {
-        one: models.matched_layers(structure.linear_shapes, one, structure.unreached_layers) for one in sorted(targets)
-    }
-    for layers in found.values():
-        models.refuse_unadaptable(config, settings.trust_remote_code, layers)
-    return found
 
 
 def _weights(settings: Settings, reference: ModelReference, config: Any) -> list[RecordWarning]:

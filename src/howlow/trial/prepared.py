@@ -39,7 +39,7 @@ def stored(folder: Path, content: str | None) -> Prepared | None:
         return None  # a start that was killed while it wrote
 
 
-def write(prepared: Prepared, folder: Path, content: str | None) -> None:
+def write_prepared(prepared: Prepared, folder: Path, content: str | None) -> None:
     """Write the folder; `content` is a hash of all that the examples follow from, None where it is not known."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prepared.json").unlink(missing_ok=True)  # it vouches for the tokens, which are about to change
@@ -61,7 +61,7 @@ def write(prepared: Prepared, folder: Path, content: str | None) -> None:
 
 
 def read_prepared(folder: Path) -> Prepared:
-    """What `write` wrote."""
+    """What `write_prepared` wrote."""
     document = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "prepared.safetensors")
     flat, both, start = tensors["ids"].tolist(), [], 0
