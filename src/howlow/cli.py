@@ -303,7 +303,24 @@ def _terminate(*_: object) -> NoReturn:
     raise _TerminatedError
 
 
-def main(run: Callable[..., Any] = app) -> None:
+def _commands() -> None:
+    """Run the command that was typed; a flag that it does not know is a mistake like any other."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        # typer has click's errors under a private name, which differs from version to version.
+        if not hasattr(error, "format_message"):
+            raise
+        if "--help" in error.format_message():  # no command was typed: the message is the whole help
+            _say(error.format_message())
+            sys.exit(2)
+        typed = getattr(getattr(error, "ctx", None), "command_path", "howlow")
+        raise UserError(f"{error.format_message().rstrip('.')}; {typed} --help lists what there is") from None
+    if code:
+        sys.exit(code)
+
+
+def main(run: Callable[..., Any] = _commands) -> None:
     """The console script."""
     make_safe()
     signal.signal(signal.SIGTERM, _terminate)
