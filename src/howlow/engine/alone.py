@@ -98,7 +98,7 @@ def _losses(
         every = F.cross_entropy(logits[:-1].float(), targets, reduction="none")
         found = {}
         for loss_on in LOSSES_ON:
-            total = every[-count_targets(probe, loss_on) :].sum()
+            total = every[len(every) - count_targets(probe, loss_on) :].sum()  # there may be none
             total.backward(retain_graph=True)  # type: ignore[no-untyped-call]
             found[loss_on] = total.detach().double().cpu(), leaves.take(known)
     return found
