@@ -154,7 +154,7 @@ def test_a_checkpoint_says_whose_it_is(table: dict[str, Any], tmp_path: Path) ->
     run(table, tmp_path, Stopper("train", 2))
     identity = json.loads((tmp_path / "trials/r0001-s0/checkpoint/state.json").read_text())["identity"]
     prepared = read_prepared(tmp_path / "data")
-    assert identity["data"] == prepared.data.model_dump()
+    assert identity["data"] == prepared.data.model_dump(mode="json")
     assert set(identity["environment"]["versions"]) >= {"howlow", "torch", "transformers", "peft"}
     assert identity["settings"]["training"]["learning_rate"] == 1e-3
 

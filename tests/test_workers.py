@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -145,12 +146,18 @@ def test_a_worker_joins_a_running_sweep_and_a_killed_ones_trial_is_taken_over(
     paused.suspend()  # until the worker has started and has a trial
     joined = start("worker", out)
     wait_until(lambda: any((out / "trials" / name / "checkpoint").exists() for name in writing(joined, out)))
-    (taken,) = writing(joined, out)
+    ((taken, child),) = writing(joined, out).items()
+    child.suspend()  # until the sweep has seen who runs it
+    told, told_err = f"{taken}: run by process {joined.pid} on ", list[str]()
+    assert sweep.stderr is not None
+    listener = threading.Thread(target=lambda: told_err.extend(iter(sweep.stderr.readline, "")), daemon=True)
+    listener.start()
+    wait_until(lambda: any(told in line for line in told_err))
     os.kill(joined.pid, signal.SIGKILL)
+    child.resume()
     paused.resume()
-    shown, err = sweep.communicate(timeout=280)
-    assert sweep.returncode == 0, shown + err
-    assert f"{taken}: run by process {joined.pid} on " in err
+    assert sweep.wait(280) == 0, told_err
+    listener.join(10)
     assert what_counts(out) == what_counts(alone)
     assert generations(out) == dict.fromkeys(NAMES, 1) | {taken: 2}
     record = read_record(out / "trials" / taken)

@@ -316,8 +316,7 @@ def _commands() -> None:
             sys.exit(2)
         typed = getattr(getattr(error, "ctx", None), "command_path", "howlow")
         raise UserError(f"{error.format_message().rstrip('.')}; {typed} --help lists what there is") from None
-    if code:
-        sys.exit(code)
+    sys.exit(code or 0)
 
 
 def main(run: Callable[..., Any] = _commands) -> None:

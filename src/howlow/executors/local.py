@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from howlow.executors.fork_server import ForkServer
 from howlow.jobs import SweepEvent, Tell
+from howlow.meters.clock import now_s
 from howlow.outcomes import StoppedError
 
 _LOOK_EVERY_S = 1.0
@@ -24,6 +25,7 @@ class _Crew:
     processes: ForkServer
     events: "queue.Queue[tuple[SweepEvent, threading.Event] | None]" = field(default_factory=queue.Queue)
     problems: list[BaseException] = field(default_factory=list)
+    look_at_s: float = 0.0
 
     def tell(self, event: SweepEvent) -> None:
         """Give an event to the main thread, and wait until it was shown."""
@@ -46,11 +48,13 @@ class _Crew:
             self.events.put(None)
 
     def hear(self, tell: Tell, look: Callable[[], None]) -> None:
-        """Show one event, or look around after a while without one."""
-        try:
-            item = self.events.get(timeout=_LOOK_EVERY_S)
-        except queue.Empty:
+        """Show one event, and look around every now and then, however many events there are."""
+        if now_s() >= self.look_at_s:
             look()
+            self.look_at_s = now_s() + _LOOK_EVERY_S
+        try:
+            item = self.events.get(timeout=max(0.0, self.look_at_s - now_s()))
+        except queue.Empty:
             return
         if item is not None:  # else a worker has ended
             event, shown = item
