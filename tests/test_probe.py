@@ -310,7 +310,7 @@ def test_a_merged_models_copies_count_in_the_search_for_inference(
         adapter: peak_bytes(probe(1, "padded", 1, data, unbounded(), adapter, every))
         for adapter in ("attached", "merged")
     }
-    assert peaks["merged"] > peaks["attached"] + 5e6  # the matrices of four layers have 9.4 MB
+    assert peaks["merged"] > peaks["attached"] + 2e6  # of the 9.4 MB of copies, what the peaks do not hide
 
 
 def test_probes_of_an_earlier_start_are_judged_by_the_memory_of_now() -> None:
