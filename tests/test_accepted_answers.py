@@ -291,3 +291,24 @@ def test_a_chats_turn_ends_the_answer(tiny_table: dict[str, Any], tiny_model: Pa
     chat = load(None, [merge(table, {"task": {"name": "completion", "template": "chat"}})])
     assert turn_ends(chat, tokenizer) == {end}
     assert turn_ends(load(None, [table]), tokenizer) == frozenset()
+
+
+def test_a_stop_that_is_a_special_token_ends_the_answer(tiny_table: dict[str, Any], tiny_model: Path, tmp_path: Path):
+    """Special tokens are not decoded, so the text of one is never found in an answer."""
+    import shutil
+
+    from transformers import AutoTokenizer
+
+    from howlow.trial.loading import turn_ends
+
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "copied"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    tokenizer.save_pretrained(folder)
+    table = merge(tiny_table, {"model": str(folder)})
+    _, found = prepared(table, tmp_path, " a<end>b", task={"stop": "<end>"})
+    assert found.test_examples[0].references == ("a",)
+    asked = load(None, [merge(table, {"task": {"name": "completion", "stop": "<end>"}})])
+    assert turn_ends(asked, tokenizer) == {tokenizer.convert_tokens_to_ids("<end>")}
+    plain = load(None, [merge(table, {"task": {"name": "completion", "stop": "end"}})])
+    assert turn_ends(plain, tokenizer) == frozenset()

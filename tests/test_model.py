@@ -333,6 +333,23 @@ def test_a_folder_without_a_config(copied: Path):
     assert refusal(locate, str(copied)) == f"model {copied}: the folder has no config.json"
 
 
+def test_a_folder_with_an_adapter_is_not_a_model(copied: Path):
+    """transformers would load the adapter with the model, so that `base` and the ranks were of two models."""
+    (copied / "adapter_config.json").write_text("{}")
+    assert "it holds an adapter (adapter_config.json) beside the model; move it away" in refusal(locate, str(copied))
+    (copied / "config.json").unlink()
+    assert "without its model; give the model that it belongs to" in refusal(locate, str(copied))
+
+
+def test_an_eos_of_minus_one_is_none():
+    from types import SimpleNamespace
+
+    from howlow.engine.model import stop_tokens
+
+    model = SimpleNamespace(config=SimpleNamespace(eos_token_id=-1), generation_config=None)
+    assert stop_tokens(model, SimpleNamespace(eos_token_id=3)) == {3}
+
+
 def test_a_config_that_cannot_be_read(copied: Path):
     (copied / "config.json").write_text("{")
     assert refusal(locate, str(copied)).startswith(f"model {copied}: config.json cannot be read: ")

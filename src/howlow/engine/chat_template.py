@@ -9,8 +9,8 @@ Then every prompt is rendered itself. It must stand in this frame once, as it is
 
 * Where the assistant's turn always begins with further text (an empty block of thoughts), this text ends the prompt.
   Where it begins with white space, the completion begins with it: the model has to write it.
-* A completion that the template trims is trimmed. It ends with the special token that ends the assistant's turn, and
-  with EOS where the turn has none.
+* A completion that the template trims is trimmed. It ends as the assistant's turn does: with what the template writes
+  behind the answer and the special token that ends the turn, and with EOS where the turn has none.
 * Templates that take the content as a list of parts get one. Templates that can think are told not to, and one that
   writes today's date gets the same date on every day.
 """
@@ -53,13 +53,13 @@ def in_chat_template(tokenizer: Any, example: Example, chat: bool) -> Example:
     frame = _frame(tokenizer, _template_of(tokenizer))
     before, context, after = frame.written_prompt(example)
     completion = frame.written_completion(example)
-    lead = frame.completion_lead
+    closing = _closing(tokenizer, frame)
     return replace(
         example,
         before=frame.head + before,
         context=context,
         after=after + frame.prompt_end,
-        completion=lead + completion,
+        completion=frame.completion_lead + completion + closing,
     )
 
 
@@ -69,11 +69,26 @@ def turn_end(tokenizer: Any) -> int | None:
     Raises:
         UserError: as `in_chat_template`.
     """
-    tail = _frame(tokenizer, _template_of(tokenizer)).tail.lstrip()
-    ids: list[int] = tokenizer(tail, add_special_tokens=False)["input_ids"]
-    added = tokenizer.added_tokens_decoder
-    is_special = bool(ids) and (ids[0] in tokenizer.all_special_ids or (ids[0] in added and added[ids[0]].special))
-    return ids[0] if is_special else None
+    return _first_special(tokenizer, _frame(tokenizer, _template_of(tokenizer)).tail)
+
+
+def special_token(tokenizer: Any, text: str) -> int | None:
+    """The special token that a text is; None where it is another text."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids[0] if len(ids) == 1 and _first_special(tokenizer, text) is not None else None
+
+
+def _first_special(tokenizer: Any, text: str) -> int | None:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    added, special = tokenizer.added_tokens_decoder, tokenizer.all_special_ids
+    return next((token for token in ids if token in special or (token in added and added[token].special)), None)
+
+
+def _closing(tokenizer: Any, frame: "_Frame") -> str:
+    """What the template writes between an answer and the special token that ends the turn; empty without one."""
+    end = _first_special(tokenizer, frame.tail)
+    text: str = "" if end is None else tokenizer.convert_ids_to_tokens(end)
+    return frame.tail.partition(text)[0] if text and text in frame.tail else ""
 
 
 @dataclass(frozen=True)

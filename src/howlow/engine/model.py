@@ -196,12 +196,14 @@ def refuse_unadaptable(config: Any, trust_remote_code: bool, layers: Sequence[st
             model = attach_lora(
                 model, rank=1, alpha=1.0, scaling="standard", target_modules=layers, dropout=0.0, seed=0
             )
-        if runs:
-            run_on_tokens(model.to(torch.bfloat16))
+        output = run_on_tokens(model.to(torch.bfloat16), with_gradients=True) if runs else None
     except REFUSALS as error:
         ends = " ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
         said = " ".join(str(error).split())[:300]
         raise UserError(f"lora.target_modules: no adapter can be put into {ends} of this model ({said})") from error
+    if output is not None and not output.logits.requires_grad:
+        ends = " ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
+        raise UserError(f"lora.target_modules: the model's output does not depend on {ends}; name other layers")
 
 
 def load_model(
@@ -246,7 +248,7 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         ids = getattr(source, "eos_token_id", None)
         found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
-    return frozenset(found)
+    return frozenset(token for token in found if not isinstance(token, int) or token >= 0)  # -1 stands for none
 
 
 def attach_lora(

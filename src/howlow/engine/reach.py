@@ -86,13 +86,12 @@ def runs_on_tokens(model: Any, failures: tuple[type[Exception], ...]) -> bool:
     return True
 
 
-@torch.no_grad()
-def run_on_tokens(model: Any) -> None:
-    """Run a model on a few tokens in training mode."""
+def run_on_tokens(model: Any, *, with_gradients: bool = False) -> Any:
+    """Run a model on a few tokens in training mode; gives its output."""
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with next(model.parameters()).device, one_sequence_a_row():
-            model.train()(input_ids=torch.arange(_TOKENS)[None], use_cache=False)
+        with next(model.parameters()).device, one_sequence_a_row(), torch.set_grad_enabled(with_gradients):
+            return model.train()(input_ids=torch.arange(_TOKENS)[None], use_cache=False)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -26,6 +26,7 @@ from howlow.errors import UserError, about, reason, refused
 from howlow.places import of_cache, remedy, told
 
 PACKAGED = "smollm2-135m"
+_ADAPTER = "adapter_config.json"
 _PACKAGED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -132,6 +133,10 @@ def _check_folder(folder: Path, random_weights: bool) -> None:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (folder / _ADAPTER).exists():
+            raise UserError(
+                f"model {folder}: it holds an adapter ({_ADAPTER}) without its model; give the model that it belongs to"
+            ) from None
         raise UserError(f"model {folder}: the folder has no config.json") from None
     except OSError as error:
         raise UserError(f"model {folder}: {told(error)}") from None
@@ -139,6 +144,11 @@ def _check_folder(folder: Path, random_weights: bool) -> None:
         raise UserError(f"model {folder}: config.json cannot be read: {error}; copy it again") from None
     if not isinstance(config, dict):
         raise UserError(f"model {folder}: config.json holds no JSON object; copy it again")
+    if (folder / _ADAPTER).exists():  # transformers would load it with the model, and a trial would take its place
+        raise UserError(
+            f"model {folder}: it holds an adapter ({_ADAPTER}) beside the model; move it away, or give a folder "
+            "with the adapter merged into the weights"
+        )
     if not random_weights:
         shards(folder)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 
 from howlow.engine import model as models
-from howlow.engine.chat_template import turn_end
+from howlow.engine.chat_template import special_token, turn_end
 from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
 from howlow.engine.rotary import depends_on_length
@@ -144,9 +144,13 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
 
 
 def turn_ends(settings: Settings, tokenizer: Any) -> frozenset[int]:
-    """The token that ends the assistant's turn, where the prompts are chats whose turns end with one."""
+    """What ends an answer besides EOS: the end of a chat's turn, and a stop that is the text of a special token.
+
+    Special tokens are not decoded, so such a stop would never be found in the text.
+    """
     end = turn_end(tokenizer) if settings.task.template == "chat" else None
-    return frozenset() if end is None else frozenset({end})
+    stop = special_token(tokenizer, settings.task.stop) if settings.task.stop else None
+    return frozenset(token for token in (end, stop) if token is not None)
 
 
 def _warn_about_layers(state: TrialState, structure: models.Structure) -> None:
