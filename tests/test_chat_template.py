@@ -173,7 +173,7 @@ def test_prompt_and_completion_begin_the_templates_own_conversation(
         ("llama3", "<s>Today: 26 Jul 2024\n<|start|>user<|stop|>\n\nWhy?<|end|><|start|>assistant<|stop|>\n\n", "So."),
         ("gemma", "<s><start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n", "So."),
         ("mistral", "<s>[INST]  Why?\n [/INST]", "  So."),
-        ("llama2", "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n Why? [/INST]", " So."),
+        ("llama2", "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\n Why? [/INST]", " So. "),
         ("phi", "<|user|> Why?\n<|end|><|assistant|>", " So."),
         ("qwen3", "<|im_start|>user\n Why?\n<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", " So."),
         ("thinker", "<|user|> Why?\n<|end|><|assistant|>", " So."),
@@ -246,7 +246,7 @@ def test_a_prompt_that_the_template_escapes_is_escaped_piece_by_piece(
     found = in_chat_template(tokenizer, whole, chat=True)
     text = whole.prompt.strip() if "trim" in content else whole.prompt
     assert found.prompt == f'<|user|>{json.dumps(text, ensure_ascii=False)}<|end|><|assistant|>"'
-    assert found.completion == "So."
+    assert found.completion == 'So."', "the quote behind the answer is the template's, and a target"
 
 
 ESCAPING = {
