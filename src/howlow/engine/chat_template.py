@@ -20,12 +20,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
 
-from howlow.errors import UserError
+from howlow.errors import UserError, reason
 from howlow.tasks import Example
 
 _USER, _ASSISTANT, _SECOND_USER = "howlowQ1mark", "howlowA1mark", "howlowQ2mark"
@@ -53,13 +53,12 @@ def in_chat_template(tokenizer: Any, example: Example, chat: bool) -> Example:
     frame = _frame(tokenizer, _template_of(tokenizer))
     before, context, after = frame.written_prompt(example)
     completion = frame.written_completion(example)
-    closing = _closing(tokenizer, frame)
     return replace(
         example,
         before=frame.head + before,
         context=context,
         after=after + frame.prompt_end,
-        completion=frame.completion_lead + completion + closing,
+        completion=frame.completion_lead + completion + frame.closing,
     )
 
 
@@ -69,7 +68,7 @@ def turn_end(tokenizer: Any) -> int | None:
     Raises:
         UserError: as `in_chat_template`.
     """
-    return _first_special(tokenizer, _frame(tokenizer, _template_of(tokenizer)).tail)
+    return _frame(tokenizer, _template_of(tokenizer)).end
 
 
 def special_token(tokenizer: Any, text: str) -> int | None:
@@ -82,13 +81,6 @@ def _first_special(tokenizer: Any, text: str) -> int | None:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     added, special = tokenizer.added_tokens_decoder, tokenizer.all_special_ids
     return next((token for token in ids if token in special or (token in added and added[token].special)), None)
-
-
-def _closing(tokenizer: Any, frame: "_Frame") -> str:
-    """What the template writes between an answer and the special token that ends the turn; empty without one."""
-    end = _first_special(tokenizer, frame.tail)
-    text: str = "" if end is None else tokenizer.convert_ids_to_tokens(end)
-    return frame.tail.partition(text)[0] if text and text in frame.tail else ""
 
 
 @dataclass(frozen=True)
@@ -125,8 +117,7 @@ class _Renderer:
                 enable_thinking=False,
             )
         except _OF_TEMPLATES as error:
-            message = " ".join(str(error).split())[:200] or type(error).__name__
-            raise _refused(f"cannot be rendered: {message}") from None
+            raise _refused(f"cannot be rendered: {reason(error)[:200]}") from None
         return text
 
 
@@ -157,6 +148,17 @@ class _Frame:
             return ""
         further = self.middle[len(self.generation) :]
         return further if further.isspace() else ""
+
+    @cached_property
+    def end(self) -> int | None:
+        """The special token that ends the assistant's turn; None where the turn does not end with one."""
+        return _first_special(self.renderer.tokenizer, self.tail)
+
+    @cached_property
+    def closing(self) -> str:
+        """What stands between an answer and the special token that ends the turn; empty without one."""
+        text: str = "" if self.end is None else self.renderer.tokenizer.convert_ids_to_tokens(self.end)
+        return self.tail.partition(text)[0] if text and text in self.tail else ""
 
     def written_prompt(self, example: Example) -> _Pieces:
         """The three pieces of the prompt as the template writes them."""
@@ -192,7 +194,7 @@ def _template_of(tokenizer: Any) -> str:
     try:
         template: str = tokenizer.get_chat_template()
     except ValueError as error:  # several templates, and none is the default
-        raise _refused(f"cannot be chosen: {' '.join(str(error).split())[:200]}") from None
+        raise _refused(f"cannot be chosen: {reason(error)[:200]}") from None
     return template
 
 

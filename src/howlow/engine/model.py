@@ -165,19 +165,20 @@ def matched_layers(
     """
     found: list[str] = []
     for target in target_modules:
-        matching = _matching(shapes, target)
-        if not matching:
+        named = matching(shapes, target)
+        if not named:
             ends = list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
-            idle = _matching(sorted(unreached_layers), target)
+            idle = matching(sorted(unreached_layers), target)
             where = f"only layers in which no text could train an adapter ({idle[0]})" if idle else "no layer"
             raise UserError(
                 f"lora.target_modules {target!r} matched {where}; linear layers here end in: {' '.join(ends)}"
             )
-        found += matching
+        found += named
     return list(dict.fromkeys(found))
 
 
-def _matching(names: Iterable[str], target: str) -> list[str]:
+def matching(names: Iterable[str], target: str) -> list[str]:
+    """The layers among `names` that a target module means, by PEFT's rule (`matched_layers`)."""
     return [name for name in names if name == target or name.endswith(f".{target}")]
 
 
@@ -191,6 +192,7 @@ def refuse_unadaptable(config: Any, trust_remote_code: bool, layers: Sequence[st
     runs = runs_on_tokens(model, REFUSALS)
     kinds = {(name.rpartition(".")[2], type(model.get_submodule(name))): name for name in reversed(layers)}
     layers = list(reversed(kinds.values()))  # one of a kind speaks for all
+    ends = " ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
             model = attach_lora(
@@ -198,11 +200,9 @@ def refuse_unadaptable(config: Any, trust_remote_code: bool, layers: Sequence[st
             )
         output = run_on_tokens(model.to(torch.bfloat16), with_gradients=True) if runs else None
     except REFUSALS as error:
-        ends = " ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
         said = " ".join(str(error).split())[:300]
         raise UserError(f"lora.target_modules: no adapter can be put into {ends} of this model ({said})") from error
     if output is not None and not output.logits.requires_grad:
-        ends = " ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
         raise UserError(f"lora.target_modules: the model's output does not depend on {ends}; name other layers")
 
 
@@ -270,7 +270,7 @@ def attach_lora(
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    if any(_matching(unreached_layers, target) for target in target_modules):
+    if any(matching(unreached_layers, target) for target in target_modules):
         shapes = {name: shape for name, shape in linear_shapes(model).items() if name not in unreached_layers}
         target_modules = matched_layers(shapes, target_modules, unreached_layers)
     ends = tuple(f".{target}" for target in target_modules)

@@ -108,13 +108,13 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     commit = state.found.data.model_commit if state.found.data else None
     model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
     eos = models.stop_tokens(model, tokenizer) | turn_ends(settings, tokenizer)
-    structure = models.structure(config_of_base(settings, commit), settings.trust_remote_code)
     length = settings.training.sequence_length
     if depends_on_length(model, length):
         detail = f"rotary frequencies are those of a row of {length} tokens, for shorter texts as well"
         state.warn(WarningKind.FREQUENCIES_OF_FULL_ROW, detail)
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
     if state.kind == "lora":
+        structure = _structure_of_base(settings, commit)
         _warn_about_layers(state, structure)
         model = models.attach_lora(
             model,
@@ -126,8 +126,10 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
             seed=settings.seed,
             unreached_layers=structure.unreached_layers,
         )
-    for name, parameter in model.named_parameters() if state.kind == "full" else ():
-        parameter.requires_grad_(name not in structure.unreached_parameters)
+    if state.kind == "full":
+        idle = _structure_of_base(settings, commit).unreached_parameters
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in idle)
     torch.manual_seed(settings.seed)
     is_lora = state.kind == "lora"
     state.found.model = ModelRecord(
@@ -141,6 +143,11 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
         weights="random" if settings.random_weights else "pretrained",
     )
     return model, tokenizer, eos
+
+
+def _structure_of_base(settings: Settings, commit: str | None) -> models.Structure:
+    """Shapes, and what no text reaches: built without storage and run once, for trials that train."""
+    return models.structure(config_of_base(settings, commit), settings.trust_remote_code)
 
 
 def turn_ends(settings: Settings, tokenizer: Any) -> frozenset[int]:
@@ -160,7 +167,7 @@ def _warn_about_layers(state: TrialState, structure: models.Structure) -> None:
         ends = sorted({f"{name.rpartition('.')[2]} ({min(shapes[name])})" for name in small})
         detail = f"rank {lora.rank} is above the smaller side of {len(small)} layers: {', '.join(ends)}"
         state.warn(WarningKind.RANK_ABOVE_MATRIX, detail)
-    left = [name for target in lora.target_modules for name in sorted(idle) if f".{name}".endswith(f".{target}")]
+    left = [name for target in lora.target_modules for name in models.matching(sorted(idle), target)]
     if left:
         detail = f"no adapter in {len(left)} layers that no text reaches: {', '.join(left[:3])}"
         state.warn(WarningKind.LAYERS_LEFT_OUT, detail)

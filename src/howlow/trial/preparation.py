@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from howlow.engine import model as models
 from howlow.engine import tokens
@@ -169,9 +169,7 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
     return Prepared(kept, test, accepted.examples, data, warnings, tokenizer_name)
 
 
-def _with_tokens(
-    settings: Settings, side: Literal["train", "test"], examples: Sequence[TokenizedExample]
-) -> list[TokenizedExample]:
+def _with_tokens(settings: Settings, side: Purpose, examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
     """The examples whose text has tokens: a tokenizer may drop characters, and a completion's EOS is not its text.
 
     Training leaves the others out. The test keeps them, so that no score is of fewer examples than the data has: such a
@@ -243,7 +241,7 @@ def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
 
 
 def _loaded(settings: Settings, purpose: Purpose) -> list[Example]:
-    source = settings.task.train if purpose == "train" else settings.task.test
+    source = getattr(settings.task, purpose)
     with about(f"task.{purpose} {source}"):
         return task_named(settings.task.name).load(source, settings.task, purpose)
 
