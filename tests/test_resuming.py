@@ -56,7 +56,14 @@ def table(tiny_table: dict[str, Any]) -> dict[str, Any]:
     return merge(tiny_table, changes)
 
 
-def run(table: dict[str, Any], folder: Path, link: Link, kind: str = "lora", is_bounded: bool = False) -> Record | None:
+def run(
+    table: dict[str, Any],
+    folder: Path,
+    link: Link,
+    kind: str = "lora",
+    is_bounded: bool = False,
+    layout: LayoutChoice | None = None,
+) -> Record | None:
     plan = next(plan for plan in expand(load(None, [table])) if plan.kind == kind)
     data, trial = folder / "data", folder / "trials" / plan.name
     trial.mkdir(parents=True, exist_ok=True)
@@ -72,7 +79,7 @@ def run(table: dict[str, Any], folder: Path, link: Link, kind: str = "lora", is_
         data_folder="data",
         data=read_prepared(data).data,
         environment=environment(choose_device("cpu")),
-        layout=LayoutChoice(layout="padded"),
+        layout=layout or LayoutChoice(layout="padded"),
         is_bounded=is_bounded,
     )
     with suppress(KilledError, StoppedError):
