@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from howlow.analysis.energy import Seen, energy_figures, inside, percentile, ratio, timeline_figures
 from howlow.records import EnergyWindow, PhaseName, PhaseRecord, Record, Step, measured_steps
 
-Figures = dict[str, float | None]
+_Figures = dict[str, float | None]
 _STEP_TIMES = {"step_time_p05_s": 0.05, "step_time_p50_s": 0.5, "step_time_p95_s": 0.95}
 
 
@@ -54,7 +54,7 @@ def window_of(phase: PhaseRecord, measured: Sequence[Step]) -> MeasuredWindow:
     )
 
 
-def phase_figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: Sequence[Seen]) -> Figures:
+def phase_figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: Sequence[Seen]) -> _Figures:
     """The figures that every phase has, under the names of their columns without the stage."""
     phase, measured = _ended(record, name), measured_steps(steps, name)
     window, times_s = window_of(phase, measured), sorted(step.duration_s for step in measured)
@@ -84,7 +84,7 @@ def _samples_of(energy: EnergyWindow, window: MeasuredWindow) -> float | None:
     return window.samples * covered_s / window.duration_s
 
 
-def generation_figures(record: Record, steps: Sequence[Step]) -> Figures:
+def generation_figures(record: Record, steps: Sequence[Step]) -> _Figures:
     """What was written, and the two parts of generation: prefill ends when every prompt has its first new token.
 
     The parts are parts of the steps. They have energies where those of every step were long enough for the source.
