@@ -1,16 +1,17 @@
 """Where energy comes from: counters, polled power, watts that the user gave, or nowhere.
 
 A meter has a name for the record and the instruments that are read for it. Energy is the difference of a counter's
-readings, or polled power integrated over time (`howlow.meters.energy_bounds`). Watts that the user gave are multiplied
-by time, and every place that shows the result calls it `assumed`.
+readings (`howlow.meters.energy_bounds`), or polled power integrated over time (`howlow.meters.power_bounds`). Watts
+that the user gave are multiplied by time, and every place that shows the result calls it `assumed`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, power_energy
+from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy
 from howlow.meters.instruments import Instrument
+from howlow.meters.power_bounds import power_energy
 from howlow.records import WarningKind
 
 MeterKind = Literal["counter", "power", "assumed", "absent"]
