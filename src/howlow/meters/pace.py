@@ -1,31 +1,30 @@
 """How an energy counter behaves: its update period, the time that a reading takes, and how far it lags.
 
 The counter is read without a pause, first while nothing runs. Where a load can be switched on the device, it is then
-switched on, left on, and switched off. The lag follows from the counter's slopes. Three lines are fitted to its ticks:
-before the load, during it and after it. Without a lag, neighbouring lines meet when the load was switched. They meet
-later by as much as the counter lags. A load whose power rises or falls slowly looks like a lag, so the lag is never
-underestimated by it.
+switched on, left on, and switched off. The lag follows from the rises between ticks. Where power changes at one moment
+from one level to another, the rises until the counter shows the new level say how long the old one lasted. Without a
+lag that is until the load was switched. The median of all switchings is the lag.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import linear_regression, median
-from threading import Event
+from statistics import median
 
 from howlow.meters import clock
 from howlow.meters.counters import Change, UpdatePeriod
 from howlow.meters.instruments import Instrument
 from howlow.records import CounterPace
 
-IDLE_S, LOADED_S, AFTER_S = 1.0, 1.2, 1.0
+IDLE_S, BURST_S = 1.0, 0.8
+_BURSTS = 2
 _AT_MOST_EVERY_S = 0.0002
 _SLOWEST_S = 5.0  # a slow counter is watched for longer, but no longer than that
 _FEWEST_CHANGES = 3
-_FEWEST_ON_LINE = 3
-_SETTLED = 2.5  # update periods after switching, before a line is fitted
+_FEWEST_SPANS = 3
+_SHORTEST_SPAN_S = 0.05  # the rises of shorter ones are noisy
+_RESOLVED = 8.0  # times the uncertainty of a tick, for the same reason
 _LARGER = 1.3  # the loaded power over the idle one, so that the lines can be told apart
 
 Load = Callable[[], AbstractContextManager[None]]
@@ -45,7 +44,7 @@ class _Watch:
             counter_j = self.instrument.counter_j()
             self.found.add_fast(read_s := clock.now_s(), counter_j, asked_s)
             if read_s - asked_s < _AT_MOST_EVERY_S:
-                Event().wait(_AT_MOST_EVERY_S - (read_s - asked_s))
+                clock.sleep(_AT_MOST_EVERY_S - (read_s - asked_s))
 
     def for_s(self, seconds: float) -> None:
         """Read for so many seconds."""
@@ -59,64 +58,85 @@ def measure_pace(instrument: Instrument, load: Load | None = None) -> CounterPac
     while len(watch.found.changes) < _FEWEST_CHANGES and watch.found.watched_s < _SLOWEST_S:
         watch.for_s(IDLE_S / 10)
     idle_latencies = len(watch.found.latencies_s)
-    switched_s = _under_load(watch, load) if load else None
+    bursts = _under_load(watch, load) if load else None
     found = watch.found
     under_load_s = found.latencies_s[idle_latencies:]
     pace = found.as_pace(instrument.device)
-    if switched_s is None:
+    if bursts is None:
         return pace
     latency_s = median(under_load_s) if under_load_s else pace.latency_s
-    return pace.model_copy(
-        update={"is_loaded": True, "latency_s": latency_s, "lag_s": lag_s(found.changes, *switched_s)}
-    )
+    return pace.model_copy(update={"is_loaded": True, "latency_s": latency_s, "lag_s": lag_s(found.changes, bursts)})
 
 
-def _under_load(watch: _Watch, load: Load) -> tuple[float, float]:
-    """Switch the load on and off; returns the moments."""
-    on_s = clock.now_s()
-    with load():
-        watch.for_s(LOADED_S)
-    off_s = clock.now_s()
-    watch.for_s(AFTER_S)
-    return on_s, off_s
+def _under_load(watch: _Watch, load: Load) -> list[tuple[float, float]]:
+    """Switch the load on and off, `_BURSTS` times; returns the moments."""
+    found = []
+    for _ in range(_BURSTS):
+        on_s = clock.now_s()
+        with load():
+            watch.for_s(BURST_S)
+        found.append((on_s, clock.now_s()))
+        watch.for_s(BURST_S)
+    return found
 
 
-def lag_s(changes: Sequence[Change], on_s: float, off_s: float) -> float | None:
-    """How far the counter is behind the load, at most; None where its slopes do not show it."""
-    apart_s = [later.time_s - sooner.time_s for sooner, later in pairwise(changes)]
-    if not apart_s:
+def lag_s(changes: Sequence[Change], bursts: Sequence[tuple[float, float]]) -> float | None:
+    """How far the counter is behind the load; None where its rises do not show the load.
+
+    bursts: when the load was switched on and off.
+    """
+    resolved_s = median(change.latest_s - change.earliest_s for change in changes) if changes else 0.0
+    spans = _spans(changes, max(_SHORTEST_SPAN_S, _RESOLVED * resolved_s))
+    loaded = [
+        span.power_w for span in spans if any(on_s <= span.start_s < span.end_s <= off_s for on_s, off_s in bursts)
+    ]
+    before = [span.power_w for span in spans if span.end_s <= bursts[0][0]]
+    after = [span.power_w for span in spans if span.start_s >= bursts[-1][1]]
+    if min(map(len, (before, loaded, after))) < _FEWEST_SPANS:
         return None
-    settled_s = _SETTLED * median(apart_s)
-    before = _line(changes, -math.inf, on_s)
-    during = _line(changes, on_s + settled_s, off_s)
-    after = _line(changes, off_s + settled_s, math.inf)
-    if before is None or during is None or after is None:
+    if median(loaded) < _LARGER * max(median(before), median(after)):
         return None
-    if during.power_w < _LARGER * max(before.power_w, after.power_w):
-        return None
-    behind_s = max(during.meets_s(before) - on_s, during.meets_s(after) - off_s)
-    resolved_s = max(change.latest_s - change.earliest_s for change in changes) / 2
+    middle_w = (median([*before, *after]) + median(loaded)) / 2
+    found = [
+        _behind_s(spans, switched_s, middle_w, is_on=is_on)
+        for burst in bursts
+        for switched_s, is_on in zip(burst, (True, False), strict=True)
+    ]
+    behind_s = median(found)
     return behind_s if behind_s > resolved_s else 0.0
 
 
 @dataclass(frozen=True)
-class _Line:
-    power_w: float
-    at_0_j: float
+class _Span:
+    """The time between two ticks, and the rise in it."""
 
-    def meets_s(self, other: "_Line") -> float:
-        """When both lines have the same energy."""
-        return (other.at_0_j - self.at_0_j) / (self.power_w - other.power_w)
+    start_s: float
+    end_s: float
+    rise_j: float
+
+    @property
+    def power_w(self) -> float:
+        """The mean power."""
+        return self.rise_j / (self.end_s - self.start_s)
 
 
-def _line(changes: Sequence[Change], start_s: float, end_s: float) -> _Line | None:
-    """The line through the ticks between two moments."""
-    on_line = [change for change in changes if start_s <= change.time_s <= end_s]
-    if len(on_line) < _FEWEST_ON_LINE:
-        return None
-    origin = on_line[0]
-    fitted = linear_regression(
-        [change.time_s - origin.time_s for change in on_line],
-        [change.counter_j - origin.counter_j for change in on_line],
-    )
-    return _Line(fitted.slope, fitted.intercept + origin.counter_j - fitted.slope * origin.time_s)
+def _spans(changes: Sequence[Change], shortest_s: float) -> list[_Span]:
+    """The spans between ticks, those of a fast counter joined."""
+    chosen = list(changes[:1])
+    for change in changes:
+        if change.time_s - chosen[-1].time_s >= shortest_s:
+            chosen.append(change)
+    return [_Span(one.time_s, other.time_s, other.counter_j - one.counter_j) for one, other in pairwise(chosen)]
+
+
+def _behind_s(spans: Sequence[_Span], switched_s: float, middle_w: float, *, is_on: bool) -> float:
+    """How long after the switching the counter's slope changes to the other side of the middle."""
+    known = next(at for at in reversed(range(len(spans))) if spans[at].end_s <= switched_s)
+    before_w = spans[known].power_w
+    new = next((at for at in range(known + 1, len(spans)) if (spans[at].power_w > middle_w) == is_on), len(spans) - 1)
+    after_w = spans[min(new + 1, len(spans) - 1)].power_w
+    passed = spans[known + 1 : new + 1]
+    changed_j = sum(span.rise_j - before_w * (span.end_s - span.start_s) for span in passed)
+    if (after_w > before_w) != is_on or not passed:
+        return 0.0
+    return passed[-1].end_s - switched_s - changed_j / (after_w - before_w)

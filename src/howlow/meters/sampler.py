@@ -177,7 +177,7 @@ class Reader:
         while (
             self._powers and self._powers[-1].time_s < moment_s + self.update_period_s and self._now() < until_s
         ):  # the thread reads them at its rate; a program prints at its own times
-            threading.Event().wait(_LOOK_FOR_S)
+            clock.sleep(_LOOK_FOR_S)
 
     # -- what is known of the source ----------------------------------------------------------------------------------
 
@@ -303,7 +303,7 @@ class Reader:
                 break
             took_s = point.time_s - point.asked_s
             if took_s < pause_s:
-                threading.Event().wait(pause_s - took_s)
+                clock.sleep(pause_s - took_s)
         self._look_around_edge(is_end=after_s > -math.inf)
 
     def _look_around_edge(self, is_end: bool) -> None:
