@@ -83,8 +83,9 @@ class Device:
 
     def _shown_j(self) -> float:
         stop_s, resume_s = self.frozen or (math.inf, math.inf)
-        t = self.now_s if not stop_s <= self.now_s < resume_s else stop_s
-        tick_s = self._ticks_s[bisect_right(self._ticks_s, t) - 1]
+        tick_s = self._ticks_s[bisect_right(self._ticks_s, self.now_s) - 1]
+        if stop_s <= tick_s < resume_s:
+            tick_s = self._ticks_s[bisect_right(self._ticks_s, stop_s) - 1]
         value = self._summed_j(tick_s - self.lag_s)
         if tick_s >= resume_s:
             last_s = self._ticks_s[bisect_right(self._ticks_s, stop_s) - 1]
