@@ -5,6 +5,14 @@
  * HOWLOW_NVML_MILLIWATTS   constant power of both devices (default 100000)
  * HOWLOW_NVML_CURVE        "seconds:milliwatts,..." instead: linear between the points, constant outside
  * HOWLOW_NVML_PERIOD_MS    the counter is renewed this often (default: at every reading)
+ * HOWLOW_NVML_JITTER      a renewal comes by up to this share of the period earlier or later (default 0)
+ * HOWLOW_NVML_LAG_MS      the counter shows the energy of so long ago (default 0)
+ * HOWLOW_NVML_LATE        "n:periods": every n-th renewal comes that much late, and then shows all
+ * HOWLOW_NVML_FROZEN      "from:to": between these seconds the counter stands still; what is drawn meanwhile is lost
+ * HOWLOW_NVML_RESET_AT    seconds at which the counter starts again at 0
+ * HOWLOW_NVML_LATENCY_US  a question for the counter takes this long (default 0)
+ * HOWLOW_NVML_OFFSET_MS   the second device renews its counter this much later than the first (default 0)
+ * HOWLOW_NVML_SQUARE      "period_ms:high_mw": from each half of the period on, power is that instead
  * HOWLOW_NVML_STEP_MJ      the counter rises in steps of this size (default 1)
  * HOWLOW_NVML_WRAP_MJ      the counter starts again at 0 here (default: never)
  * HOWLOW_NVML_START_MJ     the counter's value at time 0 (default 1000000)
@@ -63,6 +71,22 @@ static double now_s(void) { return set_s >= 0 ? set_s : monotonic_s() - loaded_s
 
 void stand_in_set_time(double seconds) { set_s = seconds; }
 
+double stand_in_time(void) { return now_s(); }
+
+/* A question that takes a while: the clock that is set by hand moves, the real one is waited for. */
+static void spend(double seconds) {
+    struct timespec wait = {0, (long)(seconds * 1e9)};
+    if (set_s >= 0) set_s += seconds;
+    else if (seconds > 0) nanosleep(&wait, NULL);
+}
+
+static double pair(const char *name, double *second) {
+    double first = -1;
+    const char *text = getenv(name);
+    if (!text || sscanf(text, "%lf:%lf", &first, second) != 2) return -1;
+    return first;
+}
+
 void stand_in_set_curve(int count, const double *seconds, const double *mw) {
     points = count;
     memcpy(times_s, seconds, count * sizeof *seconds);
@@ -80,7 +104,7 @@ __attribute__((constructor)) static void load(void) {
     }
 }
 
-static double power_mw(double t) {
+static double curve_mw(double t) {
     if (t <= times_s[0]) return milliwatts[0];
     for (int i = 1; i < points; i++)
         if (t <= times_s[i])
@@ -89,13 +113,27 @@ static double power_mw(double t) {
     return milliwatts[points - 1];
 }
 
+static double power_mw(double t) {
+    double high, period = pair("HOWLOW_NVML_SQUARE", &high) / 1000;
+    return period > 0 && fmod(t, period) >= period / 2 ? high : curve_mw(t);
+}
+
+/* What the square wave adds to constant power. */
+static double square_mj(double t) {
+    double high, period = pair("HOWLOW_NVML_SQUARE", &high) / 1000, rest;
+    if (period <= 0) return 0;
+    rest = fmod(t, period) - period / 2;
+    return (high - milliwatts[0]) * (floor(t / period) * period / 2 + (rest > 0 ? rest : 0));
+}
+
 static double energy_mj(double t) {
-    double sum = 0, from = 0;
+    double sum = square_mj(t), from = 0;
+    if (t <= 0) return curve_mw(0) * t;
     for (int i = 0; i < points && from < t; i++) {
         double to = times_s[i] < t ? times_s[i] : t;
-        if (to > from) { sum += (to - from) * (power_mw(from) + power_mw(to)) / 2; from = to; }
+        if (to > from) { sum += (to - from) * (curve_mw(from) + curve_mw(to)) / 2; from = to; }
     }
-    return from < t ? sum + (t - from) * power_mw(t) : sum;
+    return from < t ? sum + (t - from) * curve_mw(t) : sum;
 }
 
 static int is_mute(nvmlDevice_t device) { return (double)(size_t)device - 1 == number("HOWLOW_NVML_MUTE", -1); }
@@ -161,18 +199,47 @@ nvmlReturn_t nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *archit
 
 nvmlReturn_t nvmlDeviceGetC2cModeInfoV(nvmlDevice_t device, void *info) { (void)device; (void)info; return NOT_SUPPORTED; }
 
+/* When the n-th renewal comes. */
+static double renewal_s(double n, double period, double offset) {
+    double late, every = pair("HOWLOW_NVML_LATE", &late), jitter = number("HOWLOW_NVML_JITTER", 0);
+    double noise = fmod(fabs(sin(n * 12.9898 + 1) * 43758.5453), 1) * 2 - 1;
+    if (every < 1 || fmod(n, every) != 0) late = 0;
+    return (n + jitter * noise + late) * period + offset;
+}
+
+/* The last renewal up to a moment. */
+static double renewed_s(double t, double period, double offset) {
+    double n = floor((t - offset) / period) + 1, last = -1e9;
+    for (int back = 0; back < 12; back++) {
+        double at = renewal_s(n - back, period, offset);
+        if (at <= t && at > last) last = at;
+    }
+    return last;
+}
+
+/* What the counter has summed up when it is renewed at this moment. */
+static double shown_mj(double t) {
+    double lag = number("HOWLOW_NVML_LAG_MS", 0) / 1000, resumed, reset = number("HOWLOW_NVML_RESET_AT", -1);
+    double frozen = pair("HOWLOW_NVML_FROZEN", &resumed), sum = energy_mj(t - lag);
+    if (frozen >= 0 && t > frozen) sum -= energy_mj((t < resumed ? t : resumed) - lag) - energy_mj(frozen - lag);
+    return reset >= 0 && t >= reset ? sum - energy_mj(reset - lag) : sum;
+}
+
 nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *millijoules) {
     double period = number("HOWLOW_NVML_PERIOD_MS", 0) / 1000, step = number("HOWLOW_NVML_STEP_MJ", 1);
-    double wrap = number("HOWLOW_NVML_WRAP_MJ", 0), t, value;
+    double wrap = number("HOWLOW_NVML_WRAP_MJ", 0), start = number("HOWLOW_NVML_START_MJ", 1000000), t, value;
+    double latency = number("HOWLOW_NVML_LATENCY_US", 0) / 1e6, reset = number("HOWLOW_NVML_RESET_AT", -1);
     nvmlReturn_t result = asked();
     if (result) return result;
     if (getenv("HOWLOW_NVML_UNSUPPORTED") || getenv("HOWLOW_NVML_NO_COUNTER")) return NOT_SUPPORTED;
     if ((size_t)device == 3 || is_mute(device)) return NOT_SUPPORTED;
     if (getenv("HOWLOW_NVML_DENIED")) return NO_PERMISSION;
+    spend(latency / 2);
     t = now_s();
-    if (period > 0) t = floor(t / period) * period;
-    value = number("HOWLOW_NVML_START_MJ", 1000000) + energy_mj(t) + (double)(size_t)device;
+    if (period > 0) t = renewed_s(t, period, (double)((size_t)device - 1) * number("HOWLOW_NVML_OFFSET_MS", 0) / 1000);
+    value = (reset >= 0 && t >= reset ? 1 : start) + shown_mj(t) + (double)(size_t)device;
     value = floor(value / step) * step;
+    spend(latency / 2);
     *millijoules = (unsigned long long)(wrap > 0 ? fmod(value, wrap) : value);
     return SUCCESS;
 }

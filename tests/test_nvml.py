@@ -89,6 +89,25 @@ def test_known_joules_go_in_and_the_same_come_out(library: Path) -> None:
     assert "3 passed" in out
 
 
+@pytest.mark.parametrize(
+    ("expected", "script"),
+    [
+        ("energy", {}),
+        ("energy", {"HOWLOW_NVML_LATENCY_US": "3500", "HOWLOW_NVML_JITTER": "0.03", "HOWLOW_NVML_OFFSET_MS": "37"}),
+        ("energy", {"HOWLOW_NVML_LATE": "7:0.8", "HOWLOW_NVML_LATENCY_US": "2400"}),
+        ("energy", {"HOWLOW_NVML_PERIOD_MS": "20", "HOWLOW_NVML_LATENCY_US": "500"}),
+        ("energy", {"HOWLOW_NVML_WRAP_MJ": str(2**32), "HOWLOW_NVML_START_MJ": str(2**32 - 1_700_000)}),
+        ("counter_stood_still", {"HOWLOW_NVML_FROZEN": "4.3:5.2", "HOWLOW_NVML_LATENCY_US": "3500"}),
+        ("energy_gap", {"HOWLOW_NVML_RESET_AT": "4.7", "HOWLOW_NVML_LATENCY_US": "3500"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value) or "plain",
+)
+def test_windows_of_a_scripted_counter(expected: str, script: dict[str, str], library: Path) -> None:
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent / "nvml_windows.py")]
+    environment = {"HOWLOW_EXPECTED": expected, "HOWLOW_NVML_PERIOD_MS": "100", **script}
+    assert "4 passed" in run_with_nvml(library, command, **environment)
+
+
 def test_a_device_is_found_by_its_uuid_and_read_in_si_units(ask: Ask) -> None:
     found = ask(uuid="22222222-bbbb", HOWLOW_NVML_MILLIWATTS="250000", HOWLOW_NVML_THROTTLE="4")
     seen = found["readings"][-1]

@@ -20,7 +20,7 @@ from howlow.meters.energy import EnergyMeter, no_energy
 from howlow.meters.pace import lag_s, measure_pace
 from howlow.meters.sources import Meters
 from howlow.records import CounterPace
-from howlow.trial import pacing
+from howlow.trial import burst, pacing
 
 IDLE_W, LOADED_W = 100.0, 600.0
 
@@ -115,8 +115,8 @@ def test_an_h100s_counter_does_not_lag_beyond_its_period() -> None:
     import json
 
     bursts = json.loads((Path(__file__).parent.parent / "benchmarks/h100/bursts.json").read_text(encoding="utf-8"))
-    for burst in bursts:
-        found = lag_s(_changes(burst["readings"]), [(burst["edges_s"]["on"], burst["edges_s"]["off"])])
+    for recorded in bursts:
+        found = lag_s(_changes(recorded["readings"]), [tuple(recorded["edges_s"][edge] for edge in ("on", "off"))])
         assert found is not None
         assert found < 0.02
 
@@ -162,7 +162,7 @@ def test_a_counter_is_measured_once_for_each_device_of_a_run_directory(
 
 
 def test_a_load_on_the_cpu_begins_and_ends_with_its_context() -> None:
-    load = pacing._ready(torch.device("cpu"))
+    load = burst.ready_load(torch.device("cpu"))
     assert load is not None
     before_s = clock.process_cpu_s()
     with load():

@@ -268,9 +268,10 @@ def env_command(
     from howlow.meters.machine import choose_device
     from howlow.meters.survey import survey
     from howlow.reporting.machine import survey_text
+    from howlow.trial.burst import load_for
 
     device = choose_device("auto")
-    found = survey(device, reset_peaks(device))
+    found = survey(device, reset_peaks(device), lambda instrument: load_for(instrument, device))
     print(json.dumps(found.document(), indent=1) if as_json else survey_text(found))
 
 

@@ -14,7 +14,8 @@ difference of two such enclosures. Where a tick next to an edge was polled for, 
 E(t), else the value between the readings next to it.
 
 What a device may draw between a tick and an edge is at most twice the most that was read near it: readings of power,
-and the rises between readings of the counter. Where there are no such readings it is `MOST_W`.
+and the rises between readings of the counter. Between a tick that was polled for and the window that then begins the
+device only waits, so a quarter more is enough. Where there are no such readings it is `MOST_W`.
 
 The error does not include the sensor's own tolerance, which few makers state. Where a window is shorter than one update
 period, has no reading at an edge, or holds a reset, it has no energy: `Missing` says why.
@@ -23,7 +24,7 @@ period, has no reading at an edge, or holds a reset, it has no energy: `Missing`
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 from howlow.records import WarningKind
@@ -34,6 +35,7 @@ ROUNDING = 1e-9  # relative, of a window's length, which is a difference of two 
 _NEAR_S = 1.0  # readings of power within this time of an edge say what the device draws there
 _DENSE_S = 0.4  # provided that none is farther from the next
 _HIGHER = 2.0  # what a device may draw for less than an update period, over the most that was read
+_WAITING = 1.25  # the same where it only waits for a window to begin
 _CAUGHT_UP = 0.75  # of the expected rise after a standstill, where the counter lost nothing
 _POLLED = 0.25  # of an update period: a tick that is known as precisely was polled for
 
@@ -78,6 +80,16 @@ class _Tick:
 
 
 @dataclass(frozen=True)
+class _Source:
+    """What is known of a counter: see `counter_energy`."""
+
+    period_s: float
+    step_j: float
+    lag_s: float
+    powers: Sequence[Point] | None
+
+
+@dataclass(frozen=True)
 class _Edge:
     """The energy up to an edge of a window: its bounds, and what is taken for it."""
 
@@ -114,41 +126,41 @@ def counter_energy(
         return Missing(WarningKind.ENERGY_GAP, "the counter was reset inside the window")
     if points[first].counter_j == points[last].counter_j:
         return Missing(WarningKind.COUNTER_STOOD_STILL, "the counter stood still over the window")
-    start, end = (
-        _edge(_around(points, moment_s), moment_s, update_period_s, step_j, lag_s, powers)
-        for moment_s in (start_s, end_s)
-    )
+    source = _Source(update_period_s, step_j, lag_s, powers)
+    start, end = (_edge(points, moment_s, source, is_start=moment_s == start_s) for moment_s in (start_s, end_s))
+    if start is None or end is None:
+        detail = f"the counter's updates contradict the {update_period_s:.3g} s that were measured between them"
+        return Missing(WarningKind.COUNTER_STOOD_STILL, detail)
     energy_j = end.taken_j - start.taken_j
     error_j = max(end.high_j - start.low_j - energy_j, energy_j - (end.low_j - start.high_j))
     return BoundedEnergy(energy_j, error_j, last - first + 1)
 
 
-def _edge(
-    points: Sequence[Point],
-    moment_s: float,
-    period_s: float,
-    step_j: float,
-    lag_s: float,
-    powers: Sequence[Point] | None,
-) -> _Edge:
-    """Enclose the energy up to a moment."""
-    seen = list(_ticks(points, period_s))
-    after = next((tick for tick in seen if tick.earliest_s - lag_s >= moment_s), None)
+def _edge(points: Sequence[Point], moment_s: float, source: _Source, *, is_start: bool) -> _Edge | None:
+    """Enclose the energy up to an edge of a window; None where the ticks contradict the update period."""
+    near = _around(points, moment_s)
+    seen = list(_ticks(near, source.period_s))
+    after = next((tick for tick in seen if tick.earliest_s - source.lag_s >= moment_s), None)
     before = next((tick for tick in reversed(seen) if tick.latest_s <= moment_s), seen[0])
-    most_w = MOST_W
-    if powers is not None:
-        slice_ = before.earliest_s - lag_s, after.latest_s if after else moment_s
-        most_w = _most_w(points, powers, slice_, period_s)
+    read_w = _read_w(near, source, before.earliest_s - source.lag_s, after.latest_s if after else moment_s)
+    is_polled = [_is_polled(tick, source) for tick in (before, *((after,) if after else ()))]
+    most_w = MOST_W if read_w is None else min(MOST_W, _HIGHER * read_w)
+    waiting_w = most_w if read_w is None or not (is_start and is_polled[0]) else min(MOST_W, _WAITING * read_w)
     low_j = max(tick.value_j - most_w * max(0.0, tick.latest_s - moment_s) for tick in seen)
-    high_j = step_j + min(tick.value_j + most_w * max(0.0, moment_s - (tick.earliest_s - lag_s)) for tick in seen)
+    high_j = source.step_j + min(
+        tick.value_j + (waiting_w if tick is before else most_w) * max(0.0, moment_s - (tick.earliest_s - source.lag_s))
+        for tick in seen
+    )
     if high_j < low_j:  # the device drew more than was assumed
-        return (
-            _edge(points, moment_s, period_s, step_j, lag_s, None) if powers is not None else _Edge(low_j, low_j, low_j)
-        )
-    near = (before, *((after,) if after else ()))
-    if any(tick.latest_s - tick.earliest_s <= _POLLED * period_s for tick in near):
+        unlimited = replace(source, powers=None)
+        return None if source.powers is None else _edge(points, moment_s, unlimited, is_start=is_start)
+    if any(is_polled):
         return _Edge(low_j, high_j, (low_j + high_j) / 2)
     return _Edge(low_j, high_j, min(max(low_j, _interpolated(seen, moment_s)), high_j))
+
+
+def _is_polled(tick: _Tick, source: _Source) -> bool:
+    return tick.latest_s - tick.earliest_s <= _POLLED * source.period_s
 
 
 def _ticks(points: Sequence[Point], period_s: float) -> Iterator[_Tick]:
@@ -181,22 +193,23 @@ def _passed(points: Sequence[Point], index: int, step: int, until_s: float) -> i
     return index
 
 
-def _most_w(points: Sequence[Point], powers: Sequence[Point], slice_: tuple[float, float], period_s: float) -> float:
-    """The most that the device is assumed to draw at any time of a slice around an edge."""
-    low_s, high_s = slice_
-    first = max(0, bisect_right(powers, low_s - _NEAR_S, key=_time_s) - 1)
-    last = bisect_left(powers, high_s + _NEAR_S, key=_time_s) + 1
-    near = powers[first:last]
+def _read_w(points: Sequence[Point], source: _Source, low_s: float, high_s: float) -> float | None:
+    """The most that the device was read to draw near a slice around an edge; None where the readings are too few."""
+    if source.powers is None:
+        return None
+    first = max(0, bisect_right(source.powers, low_s - _NEAR_S, key=_time_s) - 1)
+    last = bisect_left(source.powers, high_s + _NEAR_S, key=_time_s) + 1
+    near = source.powers[first:last]
     if not _is_dense([point.time_s for point in near or points], low_s, high_s):
-        return MOST_W
+        return None
     read = [point.power_w for point in near if point.power_w is not None]
     rises = [
-        (_counter(later) - _counter(sooner)) / (later.time_s - sooner.asked_s + period_s)
+        (_counter(later) - _counter(sooner)) / (later.time_s - sooner.asked_s + source.period_s)
         for sooner, later in pairwise(points)
         if later.time_s >= low_s - _NEAR_S and sooner.asked_s <= high_s + _NEAR_S
     ]
-    most_w = _HIGHER * max([*read, *rises], default=0.0)
-    return min(MOST_W, most_w) if most_w > 0 else MOST_W
+    most_w = max([*read, *rises], default=0.0)
+    return most_w if most_w > 0 else None
 
 
 def _is_dense(times_s: Sequence[float], low_s: float, high_s: float) -> bool:

@@ -33,7 +33,7 @@ ANSWER_TIMEOUT_S = 0.05
 _FAST_S = 0.001
 _LOOK_FOR_S = 0.02
 _FOLLOWED_S = 0.01  # a counter that is updated more often includes an edge at once
-_FOLLOWED_LATER_S = 0.002  # the step begins, or has ended, a moment after its reading was asked for
+_FOLLOWED_LATER_S = 0.002  # a window begins a moment after its tick was seen
 _POLLS_IN_PERIOD, _MOST_POLLS = 100, 300
 _LATENCIES_AT_EDGE = 20  # how many readings' time an edge may take in addition to its update periods
 
@@ -311,9 +311,9 @@ class Reader:
         if is_end or not self.instrument.may_hang:
             self.look()
         else:
-            self._due_s = min(self._due_s, clock.now_s())
+            self._due_s = min(self._due_s, clock.now_s() + _FOLLOWED_LATER_S)
         if self.update_period_s > _FOLLOWED_S:
-            self._follow_s = clock.now_s() + LATEST_UPDATE * self.update_period_s + self.lag_s + _FOLLOWED_LATER_S
+            self._follow_s = clock.now_s() + self.update_period_s + self.lag_s + 2 * _FOLLOWED_LATER_S
 
     def look(self) -> None:
         """One reading of everything, for the timeline too; an empty answer is no reading."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from howlow.analysis.columns import ENERGY_SOURCE
 from howlow.analysis.comparison import Comparison, Group
 from howlow.analysis.rows import inference_phase, layout_of
-from howlow.records import DataRecord, Record
+from howlow.records import CounterPace, DataRecord, Record
 from howlow.reporting import formatting
 from howlow.reporting.figure import Figure, vega_lite_version
 from howlow.reporting.summary import axes_words, label_of, summarize
@@ -166,12 +166,23 @@ def _source(record: Record) -> list[str]:
     lines = []
     if energy is not None and energy.update_period_s is not None:
         lines.append(f"updated every {formatting.duration(round(energy.update_period_s, 3))}")
+    lines += [_counter(pace) for pace in energy.counters] if energy is not None else []
     if energy is not None and energy.cpu == "rapl":
         lines.append("the CPU's energy: from rapl, in columns of its own, never added to the device's")
     if idle is not None:
         cpu = "" if idle.cpu_power_w is None else f", the CPU {formatting.quantity(idle.cpu_power_w, 'watts')}"
         lines.append(f"idle power {formatting.quantity(idle.power_w, 'watts')}{cpu}, measured {idle.measured_at}")
     return lines
+
+
+def _counter(pace: CounterPace) -> str:
+    """How one energy counter behaves; its lag is in the errors, or the line says that they assume none."""
+    takes = f"a reading takes {formatting.duration(pace.latency_s)}"
+    if pace.lag_s is None:
+        return f"the counter of {pace.device}: {takes}; its lag could not be measured; the errors assume none"
+    return (
+        f"the counter of {pace.device}: {takes}; it lags by {formatting.duration(pace.lag_s)}, which the errors include"
+    )
 
 
 def _meters(comparison: Comparison) -> list[str]:
