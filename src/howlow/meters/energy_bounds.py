@@ -18,7 +18,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from howlow.records import WarningKind
+from howlow.records import ErrorCover, WarningKind
 
 UPDATES_IN_WINDOW = 5  # at least; the uncertain time at the two edges is then at most two fifths of the window
 MOST_W = 5000.0  # no device draws more, whatever its counter says
@@ -38,11 +38,13 @@ class Point:
 
 @dataclass(frozen=True)
 class BoundedEnergy:
-    """Joules, the bound of their error, and the number of readings that they are computed from."""
+    """Joules, their error, and the number of readings that they are computed from (see `EnergyWindow`)."""
 
     energy_j: float
     error_j: float | None
     readings: int
+    covers: ErrorCover = "everything"
+    statistical_error_j: float | None = None
 
 
 @dataclass(frozen=True)

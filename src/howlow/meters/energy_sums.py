@@ -4,6 +4,7 @@ Every part is summed for the trial's own energy source, for the CPU of a trial o
 of a source that has several. The sums of the CPU and of single devices are never added to the trial's own.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -136,6 +137,8 @@ def _window(key: SumKey, stretch: Stretch, found: BoundedEnergy) -> EnergyWindow
         device=device,
         energy_j=found.energy_j,
         error_j=found.error_j,
+        error_covers=None if found.error_j is None else found.covers,
+        statistical_error_j=found.statistical_error_j,
         duration_s=stretch.length_s,
         samples=stretch.samples,
         readings=found.readings,
@@ -146,10 +149,13 @@ def _summed(before: EnergyWindow | None, added: EnergyWindow) -> EnergyWindow:
     if before is None:
         return added
     has_error = before.error_j is not None and added.error_j is not None
+    statistical = before.statistical_error_j, added.statistical_error_j
     return added.model_copy(
         update={
             "energy_j": before.energy_j + added.energy_j,
             "error_j": (before.error_j or 0.0) + (added.error_j or 0.0) if has_error else None,
+            "error_covers": added.error_covers if has_error else None,
+            "statistical_error_j": None if None in statistical else math.hypot(*filter(None, statistical)),
             "duration_s": (before.duration_s or 0.0) + (added.duration_s or 0.0),
             "samples": None if added.samples is None else (before.samples or 0) + added.samples,
             "readings": (before.readings or 0) + (added.readings or 0),
