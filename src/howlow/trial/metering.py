@@ -25,6 +25,7 @@ def energy_source(meters: Meters, session: Session | None = None) -> EnergySourc
         detail=energy.detail,
         update_period_s=_pace_s(energy, session),
         devices=tuple(instrument.device for instrument in energy.instruments),
+        power_sampled_share=energy.sampled_share,
         cpu=cpu.name or cpu.detail,
         cpu_update_period_s=_pace_s(cpu, session),
     )
