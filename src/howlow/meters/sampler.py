@@ -1,4 +1,4 @@
-"""Readings at a fixed rate: each instrument is read by a thread of its own.
+"""Readings at a mean rate (`howlow.meters.schedule`): each instrument is read by a thread of its own.
 
 A reader may hang with its instrument; nothing else does. A step that wants a fresh counter asks the reader and waits
 for its answer only briefly; while an answer is outstanding nobody waits again. An instrument that cannot hang (a file
@@ -20,6 +20,7 @@ from howlow.meters.counters import NOMINAL_PERIOD_S, Unwrapping, UpdatePeriod
 from howlow.meters.energy import InstrumentReadings, MeterKind
 from howlow.meters.energy_bounds import Point
 from howlow.meters.instruments import Finding, Instrument, Look
+from howlow.meters.schedule import Schedule
 from howlow.meters.timeline import Timeline
 from howlow.records import PhaseName, Reading
 
@@ -71,7 +72,7 @@ class Reader:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pending: _Job | None = None
         self._lock = threading.Lock()
-        self._due_s, self._follow_s = math.inf, math.inf
+        self._schedule, self._follow_s = Schedule(self._period_s, instrument.device), math.inf
         self._thread = threading.Thread(target=self._run, name=f"howlow-{instrument.device}", daemon=True)
 
     # -- what the trial's thread calls --------------------------------------------------------------------------------
@@ -153,10 +154,10 @@ class Reader:
     # -- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._due_s = clock.now_s()
+        self._schedule.start(clock.now_s())
         while True:
             is_fast = self._update_period_s is None and self._found_period.wants_fast_readings
-            wait_s = _FAST_S if is_fast else min(self._due_s, self._follow_s) - clock.now_s()
+            wait_s = _FAST_S if is_fast else min(self._schedule.due_s, self._follow_s) - clock.now_s()
             try:
                 job = self._jobs.get(timeout=max(0.0, wait_s))
             except queue.Empty:
@@ -181,9 +182,9 @@ class Reader:
 
     def _read_what_is_due(self) -> None:
         """Read for the timeline, or once more after a step, as soon as the counter includes the step's end."""
-        if clock.now_s() >= self._due_s:
+        if clock.now_s() >= self._schedule.due_s:
             self.look()
-            self._due_s = max(self._due_s + self._period_s, clock.now_s())  # a late reading does not hurry the next
+            self._schedule.taken(clock.now_s())
         elif clock.now_s() >= self._follow_s:
             self.read_counter()
             self._follow_s = math.inf
@@ -253,6 +254,10 @@ def _reading(device: str, point: Point, look: Look, power_w: float | None, phase
         temperature_c=look.temperature_c,
         sm_clock_hz=look.sm_clock_hz,
         memory_clock_hz=look.memory_clock_hz,
-        throttle_reasons=look.throttle_reasons or None,
+        throttle_reasons=look.throttle_reasons,
+        throttled_s=None if look.throttled_s is None else dict(look.throttled_s),
+        memory_temperature_c=look.memory_temperature_c,
+        power_limit_w=look.power_limit_w,
+        cpu_clock_hz=look.cpu_clock_hz,
         phase=phase,
     )

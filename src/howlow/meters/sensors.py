@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 
 from howlow.meters import clock
+from howlow.meters.conditions import conditions_between
 from howlow.meters.energy import EnergyMeter, MeterName
 from howlow.meters.instruments import Instrument, ProcessView
 from howlow.meters.sampler import Reader
 from howlow.meters.timeline import Timeline
-from howlow.records import PhaseName
+from howlow.records import DeviceConditions, PhaseName
 
 
 class Sensors:
@@ -92,6 +93,10 @@ class Sensors:
         for meter in self.meters.values():
             for reader in self.of(meter):
                 reader.settle(moment_s, meter.kind)
+
+    def conditions(self, start_s: float, end_s: float) -> tuple[DeviceConditions, ...]:
+        """Clocks, heat and throttling between two moments, of each device that reports any."""
+        return conditions_between([reader.looks for reader in self.readers], start_s, end_s)
 
     def most_in_use_bytes(self, phase: PhaseName) -> int | None:
         """The most memory of the trial's own device that a reading of this phase showed in use."""

@@ -9,7 +9,8 @@ Absent is `None`, never 0, -1 or NaN.
 """
 
 from howlow.records.comparability import Difference, differences, refuse_other_machine, refuse_to_mix
-from howlow.records.energy import EnergyPart, EnergyWindow
+from howlow.records.conditions import DeviceConditions, Spread
+from howlow.records.energy import EnergyPart, EnergyWindow, ErrorCover
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -54,6 +55,7 @@ from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, 
 __all__ = [
     "BatchProbe",
     "BatchSearch",
+    "DeviceConditions",
     "DataRecord",
     "DataSource",
     "Difference",
@@ -61,6 +63,7 @@ __all__ = [
     "EnergySource",
     "EnergyWindow",
     "Environment",
+    "ErrorCover",
     "Frozen",
     "HeapMode",
     "Idle",
@@ -82,6 +85,7 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "Spread",
     "Status",
     "Step",
     "WarningKind",
