@@ -24,6 +24,11 @@ class Schedule:
         """The first reading is due now, and the first period begins."""
         self._begins_s = self.due_s = now_s
 
+    def hurry(self, now_s: float) -> None:
+        """A reading is wanted now; the next period begins with it."""
+        self.due_s = min(self.due_s, now_s)
+        self._begins_s = min(self._begins_s, now_s - self.period_s)
+
     def taken(self, now_s: float) -> None:
         """A reading was taken: the next one is due in the next period. A late reading does not hurry the next."""
         self._begins_s = max(self._begins_s + self.period_s, now_s)

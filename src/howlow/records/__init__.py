@@ -10,7 +10,7 @@ Absent is `None`, never 0, -1 or NaN.
 
 from howlow.records.comparability import Difference, differences, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
-from howlow.records.energy import EnergyPart, EnergyWindow, ErrorCover
+from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow, ErrorCover
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -55,6 +55,7 @@ from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, 
 __all__ = [
     "BatchProbe",
     "BatchSearch",
+    "CounterPace",
     "DeviceConditions",
     "DataRecord",
     "DataSource",

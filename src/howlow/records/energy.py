@@ -14,6 +14,26 @@ ErrorCover = Literal["everything", "edges"]
 """What a window's `error_j` covers; polled power can only have the second."""
 
 
+class CounterPace(Frozen):
+    """How one device's energy counter behaves, read without a pause before the first trial of a sweep."""
+
+    device: str = Field(description="its name in the timeline")
+    period_s: float | None = Field(
+        description="the usual time between two updates (the median); None: not two updates were seen"
+    )
+    longest_s: float | None = Field(description="the longest time that can have been between two updates")
+    step_j: float = Field(0.0, description="what the counter is a multiple of; 0: as fine as its unit")
+    latency_s: float = Field(description="what one reading takes (the median), under the load where there was one")
+    largest_latency_s: float
+    watched_s: float = Field(description="how long the counter was read")
+    is_loaded: bool = Field(False, description="whether for a part of that time a load ran on the device")
+    lag_s: float | None = Field(
+        None,
+        description="how far the counter was behind a load that was switched on and off; None: no load could be "
+        "switched, and the errors of energies assume that it does not lag",
+    )
+
+
 class EnergyWindow(Frozen):
     """The energy of one part of a phase, as one device or the trial's whole energy source gave it."""
 
@@ -35,9 +55,9 @@ class EnergyWindow(Frozen):
     )
     error_covers: ErrorCover | None = Field(
         None,
-        description="everything: no other difference is possible; edges: rounding, gaps at the edges and in holes, and "
-        "late readings of polled power, but not swings that start and end between two readings; None: no error, or an "
-        "older record",
+        description="everything: all that a counter's readings leave open, a lag as far as one was measured; edges: "
+        "rounding, gaps at the edges and in holes, and late readings of polled power, but not swings that start and "
+        "end between two readings; None: no error, or an older record",
     )
     statistical_error_j: float | None = Field(
         None,

@@ -72,6 +72,7 @@ def measured(state: TrialState, setup: Setup) -> Iterator[Session]:
         memory=ProcessMemory(setup.device),
         cpu_energy=setup.meters.cpu_energy,
         views=setup.meters.views,
+        paces=state.paces,
         warn=state.keep,
     ) as session:
         state.session = session

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.outcomes import StoppedError
 from howlow.records import (
     BatchSearch,
+    CounterPace,
     DataRecord,
     EnergySource,
     Environment,
@@ -72,6 +73,7 @@ class TrialState:
     link: Link
     choice: LayoutChoice
     idle: Idle | IdleAbsent | None = None
+    paces: tuple[CounterPace, ...] = ()
     batch_search: tuple[BatchSearch, ...] = ()
     is_bounded: bool = False
     device: str | None = None
@@ -221,7 +223,14 @@ class PhaseParts:
 
 def write_step(writer: LineWriter, timed: Timed, **fields: Any) -> None:
     """Write one raw step with its times."""
-    step = Step(**asdict(timed), **fields)
+    step = Step(
+        start_s=timed.start_s,
+        duration_s=timed.duration_s,
+        energy_counter_j=timed.counter_j(),
+        prefill_s=timed.prefill_s,
+        prefill_tokens=timed.prefill_tokens,
+        **fields,
+    )
     writer.append(step.model_dump_json(exclude_none=True))
 
 
