@@ -95,7 +95,7 @@ def window(
     devices = [NvmlDevice(pace.device) for pace in paces]
     readers = [Reader(one, 4.0, timeline, stand_in.now_s, None, pace) for one, pace in zip(devices, paces, strict=True)]
     for reader in readers:
-        reader._due_s = stand_in.now_s()
+        reader._schedule.start(stand_in.now_s())
     pass_until(stand_in, readers, before_s + 0.5)
     for reader in readers:
         reader.poll_tick(-math.inf)
@@ -112,8 +112,8 @@ def window(
 
 def pass_until(stand_in: StandIn, readers: Sequence[Reader], moment_s: float) -> None:
     while True:
-        reader = min(readers, key=lambda one: min(one._due_s, one._follow_s))
-        due_s = min(reader._due_s, reader._follow_s)
+        reader = min(readers, key=lambda one: min(one._schedule.due_s, one._follow_s))
+        due_s = min(reader._schedule.due_s, reader._follow_s)
         if due_s >= moment_s:
             break
         stand_in.set_time(max(stand_in.now_s(), due_s))

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import get_args
 
 from howlow.analysis.column import Column, Panel, Stage, TablePlace, TableSection
+from howlow.analysis.condition_columns import CONDITIONS, FURTHER_ENERGIES
 from howlow.analysis.cost_columns import GENERATION, MEASURED_COSTS, METERED, NEW_TOKENS, RATES, of, of_stage
 
 # -- the trial ------------------------------------------------------------------------------------------------------
@@ -209,6 +210,8 @@ COLUMNS: tuple[Column, ...] = (
     *_METERS,
     *of_stage("inference", "generation", *GENERATION),
     UNMATCHABLE_REFERENCES,
+    *of_stage("train", "fine-tuning", *CONDITIONS, *FURTHER_ENERGIES),
+    *of_stage("inference", "inference", *CONDITIONS, *FURTHER_ENERGIES),
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

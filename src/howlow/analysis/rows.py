@@ -16,6 +16,7 @@ from typing import Any
 from howlow.analysis.caveats import qualified
 from howlow.analysis.column import Column
 from howlow.analysis.columns import COLUMNS, UNMATCHABLE_REFERENCES, columns_of
+from howlow.analysis.conditions import condition_figures, further_energy_figures
 from howlow.analysis.energy import Seen, energy_figures, inside, meter_figures, ratio, read_seen, timeline_figures
 from howlow.errors import UserError
 from howlow.records import (
@@ -307,6 +308,7 @@ def _figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: S
     measured = [step for step in steps if step.phase == name and step.part == "measured"]
     time_s = math.fsum(step.duration_s for step in measured)
     samples, tokens = sum(step.samples for step in measured), sum(step.tokens for step in measured)
+    energies = energy_figures(record, phase)
     return {
         "samples_per_s": ratio(samples, time_s),
         "tokens_per_s": ratio(tokens, time_s),
@@ -314,7 +316,9 @@ def _figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: S
         "peak_memory_bytes": phase.peak_memory_bytes,
         "peak_allocated_bytes": phase.peak_allocated_bytes,
         "peak_reserved_bytes": phase.peak_reserved_bytes,
-        **energy_figures(record, phase),
+        **energies,
+        **further_energy_figures(record, phase, energies),
+        **condition_figures(record, phase),
         **timeline_figures(record, inside(name, steps, readings)),
     }
 

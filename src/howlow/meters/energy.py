@@ -6,16 +6,18 @@ that the user gave are multiplied by time, and every place that shows the result
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, standstill
 from howlow.meters.instruments import Instrument
 from howlow.meters.power_bounds import power_energy
-from howlow.records import CounterPace, WarningKind
+from howlow.records import CounterPace, ErrorCover, WarningKind
 
 LONGEST_STANDSTILL = 1.5  # update periods for which a counter may keep its value
 _SHORTEST_STANDSTILL_S = 0.05  # less is no fault: the driver of a fast counter may be held up as long
+
+_LEAST_FIRST: tuple[ErrorCover, ...] = ("edges", "all_but_lag", "everything")
 
 MeterKind = Literal["counter", "power", "assumed", "absent"]
 MeterName = Literal["trial", "cpu"]
@@ -27,7 +29,8 @@ class EnergyMeter:
     """A source of energy: `name` is None where there is none, and `detail` then says why.
 
     `update_period_s` is how often the source has something new, where its documentation says so. For a counter without
-    such documentation the sampler finds it.
+    such documentation the sampler finds it. `sampled_share` is the share of the time in which the power sensor of its
+    devices measures, where it is known to measure for only a part.
     """
 
     name: str | None
@@ -37,6 +40,7 @@ class EnergyMeter:
     update_period_s: float | None = None
     watts: float | None = None
     of_another_device: bool = False
+    sampled_share: float | None = None
 
 
 def no_energy(detail: str) -> EnergyMeter:
@@ -81,9 +85,20 @@ def window_energy(
         if isinstance(found, Missing):
             return found if len(traces) == 1 else _of_one(found, trace)
         energies.append(found)
+    return _summed(energies)
+
+
+def _summed(energies: Sequence[BoundedEnergy]) -> BoundedEnergy:
+    """The energy of all instruments: errors add up, statistical ones too, because one load may drive all devices."""
     errors = [part.error_j for part in energies if part.error_j is not None]
-    error_j = sum(errors) if len(errors) == len(energies) else None
-    return BoundedEnergy(sum(part.energy_j for part in energies), error_j, sum(part.readings for part in energies))
+    statistical = [part.statistical_error_j for part in energies if part.statistical_error_j is not None]
+    return BoundedEnergy(
+        sum(part.energy_j for part in energies),
+        sum(errors) if len(errors) == len(energies) else None,
+        sum(part.readings for part in energies),
+        min((part.covers for part in energies), key=_LEAST_FIRST.index, default="everything"),
+        sum(statistical) if energies and len(statistical) == len(energies) else None,
+    )
 
 
 def _of_one(missing: Missing, trace: InstrumentReadings) -> Missing:
@@ -110,13 +125,18 @@ def _counted(trace: InstrumentReadings, start_s: float, end_s: float) -> Bounded
         detail = f"the counter was not updated twice in the {pace.watched_s:.3g} s before the first trial"
         return Missing(WarningKind.COUNTER_STOOD_STILL, detail)
     longest_s = max(_SHORTEST_STANDSTILL_S, LONGEST_STANDSTILL * trace.update_period_s)
-    return standstill(trace.counters, start_s, end_s, trace.update_period_s, longest_s) or counter_energy(
+    fault = standstill(trace.counters, start_s, end_s, trace.update_period_s, longest_s)
+    if fault is not None:
+        return fault
+    lag_s = pace.lag_s if pace else None
+    found = counter_energy(
         trace.counters,
         start_s,
         end_s,
         trace.update_period_s,
         trace.step_j,
-        lag_s=(pace.lag_s if pace else None) or 0.0,
+        lag_s=lag_s or 0.0,
         shortest_s=trace.usual_period_s,
         powers=trace.powers,
     )
+    return replace(found, covers="all_but_lag") if isinstance(found, BoundedEnergy) and lag_s is None else found

@@ -27,13 +27,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
-from howlow.records import WarningKind
+from howlow.records import ErrorCover, WarningKind
 
 MOST_W = 5000.0  # no device draws more, whatever its counter says
 LATEST_UPDATE = 2.0  # update periods between two ticks: one may come a whole period late
 ROUNDING = 1e-9  # relative, of a window's length, which is a difference of two moments
 _NEAR_S = 1.0  # readings of power within this time of an edge say what the device draws there
-_DENSE_S = 0.4  # provided that none is farther from the next
+_DENSE_S = 0.55  # provided that none is farther from the next: two periods of 4 Hz, whose moments are random
 _HIGHER = 2.0  # what a device may draw for less than an update period, over the most that was read
 _WAITING = 1.25  # the same where it only waits for a window to begin
 _CAUGHT_UP = 0.75  # of the expected rise after a standstill, where the counter lost nothing
@@ -53,11 +53,13 @@ class Point:
 
 @dataclass(frozen=True)
 class BoundedEnergy:
-    """Joules, the bound of their error, and the number of readings that they are computed from."""
+    """Joules, their error, and the number of readings that they are computed from (see `EnergyWindow`)."""
 
     energy_j: float
     error_j: float | None
     readings: int
+    covers: ErrorCover = "everything"
+    statistical_error_j: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ Absent is `None`, never 0, -1 or NaN.
 """
 
 from howlow.records.comparability import Difference, differences, refuse_other_machine, refuse_to_mix
-from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow
+from howlow.records.conditions import DeviceConditions, Spread
+from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow, ErrorCover
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -55,6 +56,7 @@ __all__ = [
     "BatchProbe",
     "BatchSearch",
     "CounterPace",
+    "DeviceConditions",
     "DataRecord",
     "DataSource",
     "Difference",
@@ -62,6 +64,7 @@ __all__ = [
     "EnergySource",
     "EnergyWindow",
     "Environment",
+    "ErrorCover",
     "Frozen",
     "HeapMode",
     "Idle",
@@ -83,6 +86,7 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "Spread",
     "Status",
     "Step",
     "WarningKind",
