@@ -8,7 +8,7 @@ summaries: throughput and relative figures are computed when records are read (`
 Absent is `None`, never 0, -1 or NaN.
 """
 
-from howlow.records.comparability import Difference, differences, refuse_other_machine, refuse_to_mix
+from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
 from howlow.records.energy import EnergyPart, EnergyWindow
 from howlow.records.files import (
     LineWriter,
@@ -24,6 +24,7 @@ from howlow.records.files import (
     write_record,
 )
 from howlow.records.identity import Provenance
+from howlow.records.memory import MemoryShortage
 from howlow.records.schema import (
     SCHEMA_VERSION,
     BatchProbe,
@@ -68,6 +69,7 @@ __all__ = [
     "LayoutRecord",
     "LayoutTokens",
     "LineWriter",
+    "MemoryShortage",
     "MergedRecord",
     "MeterRecord",
     "ModelRecord",
@@ -89,6 +91,7 @@ __all__ = [
     "cut_lines",
     "differences",
     "has_record",
+    "other_cards",
     "read_lines",
     "read_record",
     "read_records",

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from howlow.records.energy import EnergyPart, EnergyWindow
+from howlow.records.memory import MemoryShortage
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
@@ -122,7 +123,7 @@ class MeterRecord(Frozen):
     largest_gap_s: float | None = Field(
         None, description="the longest time without a reading of one instrument, from the trial's start to its end"
     )
-    readings: int = Field(0, description="lines of the timeline of this process")
+    readings: int = Field(0, description="lines of the timeline, those before an interruption left out")
     late: int = Field(0, description="readings that did not come in time")
     cpu_share: float | None = Field(None, description="CPU time of the meters (nvidia-smi's, too) / the trial's")
     step_share: float | None = Field(None, description="time the steps' readings took / time of the steps")
@@ -309,6 +310,9 @@ class Environment(Frozen):
     device: str = Field(description="cpu, cuda:0, mps")
     device_name: str
     device_uuid: str | None = None
+    cards: tuple[str, ...] | None = Field(
+        None, description="the UUIDs of all devices of this machine that the driver lists; None where it lists none"
+    )
     driver: str | None = None
     device_memory_bytes: int | None = None
     cpu: str
@@ -341,6 +345,7 @@ class Record(Frozen):
     axes: dict[str, Any] = Field(description="the further grid axes under their dotted names")
     status: Status
     error: str | None = Field(None, description="one line, where the status is not done")
+    shortage: MemoryShortage | None = Field(None, description="where the status is out_of_memory; None in old records")
     resumed: int = Field(0, description="how often the trial was resumed after an interruption")
     settings: Settings = Field(description='as asked: "auto" and "max" stay; `resolved` says what came of them')
     resolved: Resolved = Resolved()
@@ -348,6 +353,9 @@ class Record(Frozen):
     model: ModelRecord | None
     data: DataRecord | None
     phases: tuple[PhaseRecord, ...] = ()
+    second_load: PhaseRecord | None = Field(
+        None, description="the load of the process that ran inference, where another one had fine-tuned"
+    )
     energy: EnergySource | None = None
     layout: LayoutRecord | None = None
     merged: MergedRecord | None = None
@@ -358,6 +366,11 @@ class Record(Frozen):
     started_at: str | None = Field(None, description="UTC, ISO 8601")
     ended_at: str | None = None
     preparation_s: float | None = Field(None, description="from the process's start to its first step")
+    handover_s: float | None = Field(
+        None,
+        description="from the end of fine-tuning to the first step of inference: a fresh process starts and loads the "
+        "model again; None: base, or an interruption in that time",
+    )
     total_s: float | None = None
 
     def phase(self, name: PhaseName) -> PhaseRecord | None:
