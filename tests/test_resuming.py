@@ -56,7 +56,13 @@ def table(tiny_table: dict[str, Any]) -> dict[str, Any]:
     return merge(tiny_table, changes)
 
 
-def measure_job(table: dict[str, Any], folder: Path, kind: str = "lora", is_bounded: bool = False) -> MeasureJob:
+def measure_job(
+    table: dict[str, Any],
+    folder: Path,
+    kind: str = "lora",
+    is_bounded: bool = False,
+    layout: LayoutChoice | None = None,
+) -> MeasureJob:
     """The job of one trial, its data prepared."""
     plan = next(plan for plan in expand(load(None, [table])) if plan.kind == kind)
     data, trial = folder / "data", folder / "trials" / plan.name
@@ -73,15 +79,15 @@ def measure_job(table: dict[str, Any], folder: Path, kind: str = "lora", is_boun
         data_folder="data",
         data=read_prepared(data).data,
         environment=environment(choose_device("cpu")),
-        layout=LayoutChoice(layout="padded"),
+        layout=layout or LayoutChoice(layout="padded"),
         is_bounded=is_bounded,
     )
     return MeasureJob(trial=job, run_directory=folder)
 
 
-def run(table: dict[str, Any], folder: Path, link: Link, kind: str = "lora", is_bounded: bool = False) -> Record | None:
-    """Run a trial as a worker does, its two parts in one process here."""
-    job = measure_job(table, folder, kind, is_bounded)
+def run(table: dict[str, Any], folder: Path, link: Link, *given: Any, **options: Any) -> Record | None:
+    """Run a trial (`measure_job`) as a worker does, its two parts in one process here."""
+    job = measure_job(table, folder, *given, **options)
     with suppress(KilledError, StoppedError):
         if trial_entry(job, link) is None and not link.stop_requested:
             trial_entry(job.model_copy(update={"continues": True}), link)

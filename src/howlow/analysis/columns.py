@@ -10,7 +10,16 @@ from dataclasses import replace
 from typing import get_args
 
 from howlow.analysis.column import Column, Panel, Stage, TablePlace, TableSection
-from howlow.analysis.cost_columns import GENERATION, MEASURED_COSTS, METERED, NEW_TOKENS, RATES, of, of_stage
+from howlow.analysis.cost_columns import (
+    GENERATION,
+    MEASURED_COSTS,
+    METERED,
+    NEW_TOKENS,
+    RATES,
+    STEP_TIMES,
+    of,
+    of_stage,
+)
 
 # -- the trial ------------------------------------------------------------------------------------------------------
 
@@ -209,6 +218,8 @@ COLUMNS: tuple[Column, ...] = (
     *_METERS,
     *of_stage("inference", "generation", *GENERATION),
     UNMATCHABLE_REFERENCES,
+    *of_stage("train", "fine-tuning", *STEP_TIMES),
+    *of_stage("inference", "inference", *STEP_TIMES),
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

@@ -49,9 +49,13 @@ class PhaseMemory(Protocol):
 
 @dataclass
 class Timed:
-    """The figures of a timed region; filled when the region ends."""
+    """The figures of a timed region; filled when the region ends.
+
+    opens_segment: it is measured, and there is no segment that it continues.
+    """
 
     start_s: float
+    opens_segment: bool = False
     duration_s: float = 0.0
     energy_counter_j: float | None = None
     prefill_s: float | None = None
@@ -98,7 +102,7 @@ class PhaseMeter:
         self._synchronise()
         if measured and self._segment is None:
             self.sensors.counters_now()
-        timed = Timed(start_s=self.sensors.trial_time())
+        timed = Timed(start_s=self.sensors.trial_time(), opens_segment=measured and self._segment is None)
         if measured and self._paused_s is not None:
             self._pauses.append(Stretch(self._paused_s, timed.start_s))
             self._paused_s = None

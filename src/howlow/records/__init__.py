@@ -51,6 +51,7 @@ from howlow.records.schema import (
     Step,
 )
 from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, WarningKind
+from howlow.records.window import measured_steps, window_times_s
 
 __all__ = [
     "BatchProbe",
@@ -91,6 +92,7 @@ __all__ = [
     "cut_lines",
     "differences",
     "has_record",
+    "measured_steps",
     "other_cards",
     "read_lines",
     "read_record",
@@ -101,4 +103,5 @@ __all__ = [
     "refuse_to_mix",
     "write_atomically",
     "write_record",
+    "window_times_s",
 ]

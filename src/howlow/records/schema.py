@@ -27,6 +27,11 @@ class Step(Frozen):
     step: int = Field(description="counted from 0 within its phase")
     start_s: float = Field(description="seconds since the trial's start, pauses of a resumed trial left out")
     duration_s: float
+    opens_segment: bool | None = Field(
+        None,
+        description="the measured window begins with this step, or goes on with it after a pause, so that the time "
+        "before it is in no figure; only ever true",
+    )
     micro_batches: int
     samples: int = Field(description="examples, whatever the layout")
     tokens: int = Field(description="real tokens: prompt and completion read, in generation also those written")
@@ -73,7 +78,9 @@ class PhaseRecord(Frozen):
     peak_allocated_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     peak_reserved_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     measured_duration_s: float | None = Field(
-        None, description="the measured part, pauses left out; None without measured steps"
+        None,
+        description="the measured window: from the first measured step's start to the last one's end, less the pauses; "
+        "None without measured steps",
     )
     measured_samples: int | None = Field(None, description="the samples of the measured part")
     pauses: int | None = Field(None, description="pauses between measured steps, as for a checkpoint")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from howlow.records import (
     HeapMode,
     Idle,
     LayoutChoice,
-    LineWriter,
     MergedRecord,
     MeterRecord,
     ModelRecord,
@@ -33,7 +32,10 @@ from howlow.records import (
     Resolved,
     Step,
     WarningKind,
+    measured_steps,
     read_lines,
+    read_steps,
+    window_times_s,
 )
 from howlow.records.resolved import batch_of, resolved_before
 from howlow.settings import Settings, TrialKind
@@ -182,10 +184,15 @@ class TrialState:
 
 
 def warn_unsteady(state: TrialState) -> None:
-    """A warning for each phase whose measured steps do not run at one speed, or are too few to tell."""
+    """A warning for each phase whose measured steps do not run at one speed, or are too few to tell.
+
+    A step's time is that of the measured window that it took, so what slows down between steps shows, too.
+    """
+    lines = read_steps(state.folder)
     for phase in state.found.phases:
-        steps = [line for line in read_lines(state.steps_path) if line["phase"] == phase.phase]
-        speeds = [step["computed_tokens"] / step["duration_s"] for step in steps if step["part"] == "measured"]
+        steps = measured_steps(lines, phase.phase)
+        times_s = window_times_s(steps)
+        speeds = [step.computed_tokens / time_s for step, time_s in zip(steps, times_s, strict=True)]
         if not speeds:
             continue
         found = drift(speeds)
@@ -238,10 +245,18 @@ class PhaseParts:
         self._state.warn(kind, f"{self._phase}: {told}", self._phase)
 
 
-def write_step(writer: LineWriter, timed: Timed, **fields: Any) -> None:
-    """Write one raw step with its times."""
-    step = Step(**asdict(timed), **fields)
-    writer.append(step.model_dump_json(exclude_none=True))
+def step_line(timed: Timed, **fields: Any) -> str:
+    """The raw line of one step, with its times and the counter at its end; it may wait for the counter's reading."""
+    step = Step(
+        start_s=timed.start_s,
+        duration_s=timed.duration_s,
+        opens_segment=timed.opens_segment or None,
+        energy_counter_j=timed.energy_counter_j,
+        prefill_s=timed.prefill_s,
+        prefill_tokens=timed.prefill_tokens,
+        **fields,
+    )
+    return step.model_dump_json(exclude_none=True)
 
 
 def split(items: Sequence[int], size: int) -> Iterator[list[int]]:
