@@ -80,9 +80,9 @@ def test_a_phase_goes_on_with_the_totals_of_its_part_before_an_interruption(tmp_
 
 
 def test_the_whole_phase_is_one_window_however_often_it_pauses(tmp_path: Path) -> None:
-    """Each part between two pauses would be too short for a counter that is updated ten times a second."""
+    """Each part between two pauses would be too short for a counter that is updated four times a second."""
     device = Scripted(lambda: 100 * clock.now_s(), may_hang=False)
-    meter_of_device = EnergyMeter("nvml counter", "test", "counter", (device,), 0.1)
+    meter_of_device = EnergyMeter("nvml counter", "test", "counter", (device,), 0.25)
     with Session(tmp_path, CPU, meter_of_device, 50.0, 0.0) as session, session.phase("train") as meter:
         for _ in range(4):
             with meter.step(measured=True, samples=1):

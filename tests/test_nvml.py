@@ -123,14 +123,19 @@ def test_the_counters_joules_are_those_of_the_measured_segments(ask: Ask) -> Non
 
 
 @pytest.mark.parametrize("period_ms", [400, 1000])
-def test_a_slow_counter_is_found_out_and_short_windows_have_no_energy(period_ms: int, ask: Ask) -> None:
+def test_a_slow_counter_is_found_out_and_windows_shorter_than_its_period_have_no_energy(
+    period_ms: int, ask: Ask
+) -> None:
     found = ask(HOWLOW_NVML_MILLIWATTS="100000", HOWLOW_NVML_PERIOD_MS=str(period_ms))
-    assert found["period_s"] >= 0.6 if period_ms == 1000 else found["period_s"] >= 0.4
-    assert found["phase"].window("measured") is None
+    assert found["period_s"] >= period_ms / 1000
     assert found["phase"].pauses == 1
-    assert found["phase"].window("pauses") is None
+    measured = found["phase"].window("measured")
+    if period_ms == 400:
+        assert abs(measured.energy_j - 100 * measured.duration_s) <= measured.error_j
+        return
+    assert measured is None
     details = [detail for kind, detail in found["warnings"] if kind == "energy_window_too_short"]
-    assert details, found["warnings"]
+    assert any(detail.endswith("1 s would do") for detail in details), found["warnings"]
 
 
 def test_a_device_that_is_named_twice_counts_once(library: Path, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.REFERENCES_ALTERED: ("answers",),
     WarningKind.ENERGY_WINDOW_TOO_SHORT: ("energy",),
     WarningKind.ENERGY_GAP: ("energy",),
+    WarningKind.COUNTER_STOOD_STILL: ("energy",),
+    WarningKind.ENERGY_OF_PART_VAGUE: ("energy",),
     WarningKind.SENSOR_LATE: ("energy", "utilization"),
     WarningKind.SENSOR_FAILED: ("energy", "utilization"),
     WarningKind.TIMELINE_GAP: ("power_readings", "utilization"),

@@ -1,17 +1,21 @@
 """Where energy comes from: counters, polled power, watts that the user gave, or nowhere.
 
 A meter has a name for the record and the instruments that are read for it. Energy is the difference of a counter's
-readings, or polled power integrated over time (`howlow.meters.energy_bounds`). Watts that the user gave are multiplied
-by time, and every place that shows the result calls it `assumed`.
+readings (`howlow.meters.energy_bounds`), or polled power integrated over time (`howlow.meters.power_bounds`). Watts
+that the user gave are multiplied by time, and every place that shows the result calls it `assumed`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, power_energy
+from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, standstill
 from howlow.meters.instruments import Instrument
-from howlow.records import WarningKind
+from howlow.meters.power_bounds import power_energy
+from howlow.records import CounterPace, WarningKind
+
+LONGEST_STANDSTILL = 1.5  # update periods for which a counter may keep its value
+_SHORTEST_STANDSTILL_S = 0.05  # less is no fault: the driver of a fast counter may be held up as long
 
 MeterKind = Literal["counter", "power", "assumed", "absent"]
 MeterName = Literal["trial", "cpu"]
@@ -50,7 +54,7 @@ def assumed_power(watts: float) -> EnergyMeter:
 class InstrumentReadings:
     """The readings of one instrument so far, and how often it is read and updated.
 
-    Readings of its counter and of its power are kept apart, because a window needs only one kind.
+    update_period_s: the longest time between two updates; usual_period_s: the usual one, by default the same.
     """
 
     counters: Sequence[Point]
@@ -60,6 +64,8 @@ class InstrumentReadings:
     step_j: float = 0.0
     device: str = ""
     problems: Mapping[str, str] = field(default_factory=dict)
+    usual_period_s: float | None = None
+    pace: CounterPace | None = None
 
 
 def window_energy(
@@ -88,10 +94,29 @@ def _instrument_energy(
     meter: EnergyMeter, trace: InstrumentReadings, start_s: float, end_s: float
 ) -> BoundedEnergy | Missing:
     if meter.kind == "counter":
-        found = counter_energy(trace.counters, start_s, end_s, trace.update_period_s, trace.step_j)
+        found = _counted(trace, start_s, end_s)
     else:
         found = power_energy(trace.powers, start_s, end_s, trace.period_s, trace.update_period_s)
     problem = trace.problems.get(meter.kind)
     if isinstance(found, Missing) and found.kind == WarningKind.ENERGY_GAP and problem is not None:
         return Missing(found.kind, f"{found.detail}: {problem}")
     return found
+
+
+def _counted(trace: InstrumentReadings, start_s: float, end_s: float) -> BoundedEnergy | Missing:
+    """The energy by the counter, unless it is at fault."""
+    pace = trace.pace
+    if pace is not None and pace.period_s is None:
+        detail = f"the counter was not updated twice in the {pace.watched_s:.3g} s before the first trial"
+        return Missing(WarningKind.COUNTER_STOOD_STILL, detail)
+    longest_s = max(_SHORTEST_STANDSTILL_S, LONGEST_STANDSTILL * trace.update_period_s)
+    return standstill(trace.counters, start_s, end_s, trace.update_period_s, longest_s) or counter_energy(
+        trace.counters,
+        start_s,
+        end_s,
+        trace.update_period_s,
+        trace.step_j,
+        lag_s=(pace.lag_s if pace else None) or 0.0,
+        shortest_s=trace.usual_period_s,
+        powers=trace.powers,
+    )

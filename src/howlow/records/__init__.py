@@ -9,7 +9,7 @@ Absent is `None`, never 0, -1 or NaN.
 """
 
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
-from howlow.records.energy import EnergyPart, EnergyWindow
+from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -56,6 +56,7 @@ from howlow.records.window import measured_steps, window_times_s
 __all__ = [
     "BatchProbe",
     "BatchSearch",
+    "CounterPace",
     "DataRecord",
     "DataSource",
     "Difference",

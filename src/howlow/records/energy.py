@@ -12,6 +12,26 @@ from howlow.records.warnings import Frozen
 EnergyPart = Literal["measured", "pauses", "prefill", "decode", "phase"]
 
 
+class CounterPace(Frozen):
+    """How one device's energy counter behaves, read without a pause before the first trial of a sweep."""
+
+    device: str = Field(description="its name in the timeline")
+    period_s: float | None = Field(
+        description="the usual time between two updates (the median); None: not two updates were seen"
+    )
+    longest_s: float | None = Field(description="the longest time that can have been between two updates")
+    step_j: float = Field(0.0, description="what the counter is a multiple of; 0: as fine as its unit")
+    latency_s: float = Field(description="what one reading takes (the median), under the load where there was one")
+    largest_latency_s: float
+    watched_s: float = Field(description="how long the counter was read")
+    is_loaded: bool = Field(False, description="whether for a part of that time a load ran on the device")
+    lag_s: float | None = Field(
+        None,
+        description="how far the counter was behind a load that was switched on and off; None: no load could be "
+        "switched, and the errors of energies assume that it does not lag",
+    )
+
+
 class EnergyWindow(Frozen):
     """The energy of one part of a phase, as one device or the trial's whole energy source gave it."""
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from howlow.records.energy import EnergyPart, EnergyWindow
+from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow
 from howlow.records.memory import MemoryShortage
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
@@ -40,7 +40,11 @@ class Step(Frozen):
     loss: float | None = Field(
         None, description="summed negative log-likelihood of the target tokens / their number, in nats"
     )
-    energy_counter_j: float | None = Field(None, description="the energy counter's reading at the step's end")
+    energy_counter_j: float | None = Field(
+        None,
+        description="the energy counter's reading right after the step's end; None: there is no counter, or the last "
+        "reading is so recent that another one would cost too much",
+    )
     gradient_norm: float | None = Field(None, description="before clipping")
     skipped: bool = Field(False, description="the optimizer did not step: a gradient overflowed in fp16")
     prefill_s: float | None = Field(
@@ -110,6 +114,11 @@ class EnergySource(Frozen):
         None, description="where the trial has an accelerator: the source of the CPU's energy, or why there is none"
     )
     cpu_update_period_s: float | None = Field(None, description="how often that source has a new value")
+    counters: tuple[CounterPace, ...] = Field(
+        (),
+        description="what was measured of each counter before the first trial, the same for all trials of a sweep on "
+        "one device; empty for other sources and in older records",
+    )
 
 
 class Idle(Frozen):

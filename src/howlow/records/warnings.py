@@ -42,6 +42,8 @@ class WarningKind(StrEnum):
     REFERENCES_ALTERED = "references_altered"
     ENERGY_WINDOW_TOO_SHORT = "energy_window_too_short"
     ENERGY_GAP = "energy_gap"
+    COUNTER_STOOD_STILL = "counter_stood_still"
+    ENERGY_OF_PART_VAGUE = "energy_of_part_vague"
     SENSOR_LATE = "sensor_late"
     SENSOR_FAILED = "sensor_failed"
     TIMELINE_GAP = "timeline_gap"
@@ -96,8 +98,13 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.REFERENCES_WITH_STOP: "set task.stop to a text that no answer holds, or to the empty text",
     WarningKind.REFERENCES_WITH_SPECIAL_TOKENS: "remove these texts from the answers; EOS follows a completion anyway",
     WarningKind.REFERENCES_ALTERED: "set tokenizer to one that can write these answers, or change the answers",
-    WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples, so that the measured part lasts long enough",
+    WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples: the measured part must last at least as long as the "
+    "warning says",
     WarningKind.ENERGY_GAP: "find out why the sensor did not answer; the figures cover only the time in which it did",
+    WarningKind.COUNTER_STOOD_STILL: "the sensor is at fault, not the trial: howlow env watches the counter; "
+    "update the driver, or choose another source with meters.energy",
+    WarningKind.ENERGY_OF_PART_VAGUE: "raise inference.batch_size, so that reading prompts and writing each take many "
+    "update periods of the counter; the energy of the whole steps is not touched",
     WarningKind.SENSOR_LATE: "find out why the sensor was slow (howlow env tries it); no step waited for it",
     WarningKind.SENSOR_FAILED: "check that the driver and its libraries match; the failed readings are missing",
     WarningKind.TIMELINE_GAP: "leave a core free for the meters, or lower meters.rate_hz",

@@ -4,7 +4,7 @@ A trial that fine-tunes has two processes, and so two sessions. Each one's findi
 the trial's figures about the meters themselves are those of both.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -13,6 +13,7 @@ import torch
 from howlow.memory.phases import ProcessMemory
 from howlow.meters.clock import process_cpu_s
 from howlow.meters.energy import EnergyMeter
+from howlow.meters.sampler import Reader
 from howlow.meters.session import Session
 from howlow.meters.sources import Asked, Meters
 from howlow.records import EnergySource, Idle, MeterRecord, PhaseName, RecordWarning
@@ -27,22 +28,25 @@ def asked_of(settings: Settings, device: torch.device) -> Asked:
 
 
 def energy_source(meters: Meters, session: Session | None = None) -> EnergySource:
-    """Where energy comes from, and how often it has a new value, as far as the session has seen it."""
+    """Where energy comes from, how often it has a new value, and how its counters behave."""
     energy, cpu = meters.energy, meters.cpu_energy
+    readers = {id(meter): session.sensors.of(meter) if session else [] for meter in (energy, cpu)}
+    with_counter = [reader for meter in (energy, cpu) if meter.kind == "counter" for reader in readers[id(meter)]]
+    paces = [reader.known_pace for reader in with_counter]
     return EnergySource(
         name=energy.name,
         detail=energy.detail,
-        update_period_s=_pace_s(energy, session),
+        update_period_s=_period_s(energy, readers[id(energy)]),
         devices=tuple(instrument.device for instrument in energy.instruments),
         cpu=cpu.name or cpu.detail,
-        cpu_update_period_s=_pace_s(cpu, session),
+        cpu_update_period_s=_period_s(cpu, readers[id(cpu)]),
+        counters=tuple(pace for pace in paces if pace is not None),
     )
 
 
-def _pace_s(meter: EnergyMeter, session: Session | None) -> float | None:
-    """The pace of the slowest instrument."""
-    periods = [reader.update_period_s for reader in session.sensors.of(meter)] if session else []
-    return max(periods, default=meter.update_period_s)
+def _period_s(meter: EnergyMeter, readers: Sequence[Reader]) -> float | None:
+    """The update period of the slowest instrument."""
+    return max((reader.usual_period_s for reader in readers), default=meter.update_period_s)
 
 
 @contextmanager
@@ -63,6 +67,7 @@ def measured(
         memory=ProcessMemory(device),
         cpu_energy=meters.cpu_energy,
         views=meters.views,
+        paces=state.paces,
         warn=partial(_keep_finding, state, about),
     ) as session:
         state.session = session

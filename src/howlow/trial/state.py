@@ -16,6 +16,7 @@ from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.outcomes import StoppedError
 from howlow.records import (
     BatchSearch,
+    CounterPace,
     DataRecord,
     EnergySource,
     Environment,
@@ -89,6 +90,7 @@ class TrialState:
     link: Link
     choice: LayoutChoice
     idle: Idle | IdleAbsent | None = None
+    paces: tuple[CounterPace, ...] = ()
     batch_search: tuple[BatchSearch, ...] = ()
     is_bounded: bool = False
     device: str | None = None
@@ -251,7 +253,7 @@ def step_line(timed: Timed, **fields: Any) -> str:
         start_s=timed.start_s,
         duration_s=timed.duration_s,
         opens_segment=timed.opens_segment or None,
-        energy_counter_j=timed.energy_counter_j,
+        energy_counter_j=timed.counter_j(),
         prefill_s=timed.prefill_s,
         prefill_tokens=timed.prefill_tokens,
         **fields,

@@ -6,19 +6,21 @@ leaving a record gets one from here, with the most likely reason.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from howlow.batch_search.driver import SearchFailedError, SearchPlace, largest_batch, nothing_fits, searched_settings
 from howlow.claims import Claim, Claims, detach, neighbours
 from howlow.jobs import (
     BatchSetting,
+    CounterPaces,
     IdleAbsent,
     IdleJob,
     JobEvent,
     JobFailedError,
     JobRunner,
     MeasureJob,
+    PaceJob,
     Probe,
     StepProgress,
     Tell,
@@ -51,6 +53,7 @@ class Worker:
     is_alone: bool = True
     """Whether its process has no other worker."""
     _idle: Idle | IdleAbsent | None = None
+    _paces: CounterPaces = field(default_factory=CounterPaces)
     _has_run: bool = False
 
     def measure(self, trial: TrialJob, claim: Claim) -> Record:
@@ -75,6 +78,7 @@ class Worker:
     def _record(self, trial: TrialJob, claim: Claim) -> Record:
         if not self._has_run:  # before a search has heated the device
             self._idle = self._read_idle(trial, 0.0)
+            self._paces = self._read_paces(trial)
         searches: list[BatchSearch] = []
         failure = self._search_batches(trial, searches)
         if failure is not None:
@@ -96,12 +100,27 @@ class Worker:
         if self._has_company(trial):
             self.runner.rest(rest_s)
             return _NOT_IDLE
-        job, log = IdleJob(settings=settings, rest_s=rest_s), self.run_directory / ".howlow" / "idle.log"
+        job, log = IdleJob(settings=settings, rest_s=rest_s), self._hidden / "idle.log"
         try:
             found = value_of(self.runner.run(job, log), job, log)
         except JobFailedError as error:
             return IdleAbsent(reason=f"the process that reads it failed: {error}")
         return _NOT_IDLE if isinstance(found, Idle) and self._has_company(trial) else found
+
+    def _read_paces(self, trial: TrialJob) -> CounterPaces:
+        """How the energy counters behave; empty where there are none, or where the process that reads them fails."""
+        if self._idle is None:  # there is no source that could be read
+            return CounterPaces()
+        settings = on_device(trial.settings, self.device)
+        job, log = PaceJob(settings=settings, run_directory=self.run_directory), self._hidden / "pace.log"
+        try:
+            return value_of(self.runner.run(job, log), job, log)
+        except JobFailedError:
+            return CounterPaces()  # the trial watches its counters itself, and its record says so
+
+    @property
+    def _hidden(self) -> Path:
+        return self.run_directory / ".howlow"
 
     def _has_company(self, trial: TrialJob) -> bool:
         """Whether other trials of the run directory may run on this machine now."""
@@ -133,6 +152,7 @@ class Worker:
             device=self.device,
             batch_search=tuple(searches),
             idle=self._idle,
+            paces=self._paces,
             claim=claim.generation,
         )
         status = self._process(job, folder)
