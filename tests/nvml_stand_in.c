@@ -8,7 +8,15 @@
  * HOWLOW_NVML_STEP_MJ      the counter rises in steps of this size (default 1)
  * HOWLOW_NVML_WRAP_MJ      the counter starts again at 0 here (default: never)
  * HOWLOW_NVML_START_MJ     the counter's value at time 0 (default 1000000)
- * HOWLOW_NVML_INSTANT      if set, the power of this moment is told as a field value too
+ * HOWLOW_NVML_WAVE         "milliwatts:seconds:share" on top of it: so much for that share of each period, else nothing;
+ *                          a share of a half is a square wave, a small one a spike
+ * HOWLOW_NVML_SENSOR_MS    "window:period": a power sensor that takes the mean of the last window, once a period, and is
+ *                          blind for the rest of it (default: the power of each moment)
+ * HOWLOW_NVML_AVERAGE_MS   PowerUsage is the mean of so long a time (default: what the sensor shows)
+ * HOWLOW_NVML_INSTANT      if set, what the sensor shows is told as a field value too
+ * HOWLOW_NVML_FIELDS       if set, so are the counter, the memory's temperature and the times of throttling
+ * HOWLOW_NVML_NO_FIELDS    if set, the question for fields is not supported
+ * HOWLOW_NVML_NAME         the name of the model (default "Stand-in")
  * HOWLOW_NVML_UNSUPPORTED  if set, energy and power answer "not supported"
  * HOWLOW_NVML_NO_COUNTER   if set, only the counter does
  * HOWLOW_NVML_DENIED       if set, the counter answers "no permission"
@@ -43,10 +51,13 @@ typedef struct {
 } nvmlFieldValue_t;
 
 enum { SUCCESS, UNINITIALIZED, INVALID, NOT_SUPPORTED, NO_PERMISSION, ALREADY, NOT_FOUND, INSUFFICIENT_SIZE, LOST = 15 };
-enum { POWER_INSTANT = 186, MOST_POINTS = 512 };
+enum { POWER_INSTANT = 186, MEMORY_TEMP = 82, ENERGY_FIELD = 83 };
+enum { POWER_CAP_TIME = 74, HEAT_TIME = 269, BRAKE_TIME = 271 };
+enum { MOST_POINTS = 512 };
 static const char *uuids[] = {"GPU-11111111-aaaa", "GPU-22222222-bbbb", "MIG-33333333-cccc"};
 static double loaded_s, set_s = -1, times_s[MOST_POINTS], milliwatts[MOST_POINTS];
 static int points;
+static double wave_mw, wave_period_s, wave_share = 0.5;
 
 static double number(const char *name, double otherwise) {
     const char *text = getenv(name);
@@ -71,7 +82,9 @@ void stand_in_set_curve(int count, const double *seconds, const double *mw) {
 
 __attribute__((constructor)) static void load(void) {
     const char *text = getenv("HOWLOW_NVML_CURVE");
+    const char *wave = getenv("HOWLOW_NVML_WAVE");
     loaded_s = monotonic_s();
+    if (wave) sscanf(wave, "%lf:%lf:%lf", &wave_mw, &wave_period_s, &wave_share);
     for (; text && points < MOST_POINTS; text = strchr(text, ',') ? strchr(text, ',') + 1 : NULL)
         points += sscanf(text, "%lf:%lf", &times_s[points], &milliwatts[points]) == 2;
     if (!points) {
@@ -80,7 +93,47 @@ __attribute__((constructor)) static void load(void) {
     }
 }
 
-static double power_mw(double t) {
+void stand_in_set_wave(double mw, double period_s, double share) {
+    wave_mw = mw;
+    wave_period_s = period_s;
+    wave_share = share;
+}
+
+static double wave_power_mw(double t) {
+    return wave_period_s > 0 && fmod(t, wave_period_s) < wave_share * wave_period_s ? wave_mw : 0;
+}
+
+static double wave_energy_mj(double t) {
+    double whole = wave_period_s > 0 ? floor(t / wave_period_s) : 0;
+    if (wave_period_s <= 0) return 0;
+    return wave_mw * (whole * wave_share * wave_period_s + fmin(t - whole * wave_period_s, wave_share * wave_period_s));
+}
+
+static double power_mw(double t), energy_mj(double t);
+
+/* What a sensor shows that sees only the end of each of its periods. */
+static double sensor_mw(double t) {
+    double window, period;
+    const char *text = getenv("HOWLOW_NVML_SENSOR_MS");
+    if (!text || sscanf(text, "%lf:%lf", &window, &period) != 2) return power_mw(t);
+    window /= 1000;
+    t = floor(t / (period / 1000)) * (period / 1000);
+    return t < window ? power_mw(t) : (energy_mj(t) - energy_mj(t - window)) / window;
+}
+
+static double usage_mw(double t) {
+    double window = number("HOWLOW_NVML_AVERAGE_MS", 0) / 1000;
+    return window > 0 && t > window ? (energy_mj(t) - energy_mj(t - window)) / window : sensor_mw(t);
+}
+
+/* Nanoseconds in which the clocks were lowered, where the scripted reasons hold all the time. */
+static unsigned long long throttled_ns(unsigned int field) {
+    unsigned int reasons = (unsigned int)number("HOWLOW_NVML_THROTTLE", 0);
+    unsigned int bit = field == POWER_CAP_TIME ? 0x4 : field == HEAT_TIME ? 0x20 : field == BRAKE_TIME ? 0x80 : 0x40;
+    return reasons & bit ? (unsigned long long)(now_s() * 1e9) : 0;
+}
+
+static double curve_mw(double t) {
     if (t <= times_s[0]) return milliwatts[0];
     for (int i = 1; i < points; i++)
         if (t <= times_s[i])
@@ -89,13 +142,15 @@ static double power_mw(double t) {
     return milliwatts[points - 1];
 }
 
+static double power_mw(double t) { return curve_mw(t) + wave_power_mw(t); }
+
 static double energy_mj(double t) {
-    double sum = 0, from = 0;
+    double sum = wave_energy_mj(t), from = 0;
     for (int i = 0; i < points && from < t; i++) {
         double to = times_s[i] < t ? times_s[i] : t;
-        if (to > from) { sum += (to - from) * (power_mw(from) + power_mw(to)) / 2; from = to; }
+        if (to > from) { sum += (to - from) * (curve_mw(from) + curve_mw(to)) / 2; from = to; }
     }
-    return from < t ? sum + (t - from) * power_mw(t) : sum;
+    return from < t ? sum + (t - from) * curve_mw(t) : sum;
 }
 
 static int is_mute(nvmlDevice_t device) { return (double)(size_t)device - 1 == number("HOWLOW_NVML_MUTE", -1); }
@@ -149,7 +204,8 @@ nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int len
 }
 
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length) {
-    snprintf(name, length, "Stand-in %zu", (size_t)device);
+    const char *model = getenv("HOWLOW_NVML_NAME");
+    snprintf(name, length, "%s %zu", model ? model : "Stand-in", (size_t)device);
     return SUCCESS;
 }
 
@@ -181,18 +237,32 @@ nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *power) {
     nvmlReturn_t result = asked();
     if (result) return result;
     if (getenv("HOWLOW_NVML_UNSUPPORTED") || (size_t)device == 3 || is_mute(device)) return NOT_SUPPORTED;
-    *power = (unsigned int)power_mw(now_s());
+    *power = (unsigned int)usage_mw(now_s());
     return SUCCESS;
+}
+
+static nvmlReturn_t tell_field(nvmlDevice_t device, nvmlFieldValue_t *value) {
+    if (value->field == POWER_INSTANT && getenv("HOWLOW_NVML_INSTANT")) {
+        value->value.ui = (unsigned int)sensor_mw(now_s());
+        return SUCCESS;
+    }
+    if (!getenv("HOWLOW_NVML_FIELDS")) return NOT_SUPPORTED;
+    if (value->field == ENERGY_FIELD) return nvmlDeviceGetTotalEnergyConsumption(device, &value->value.ull);
+    if (value->field == MEMORY_TEMP) { value->value.ui = 77; return SUCCESS; }
+    if (value->field == POWER_CAP_TIME || (value->field >= HEAT_TIME && value->field <= BRAKE_TIME)) {
+        value->value.ull = throttled_ns(value->field);
+        return SUCCESS;
+    }
+    return NOT_SUPPORTED;
 }
 
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, nvmlFieldValue_t *values) {
     nvmlReturn_t result = asked();
     if (result) return result;
-    if ((size_t)device == 3 || is_mute(device)) return NOT_SUPPORTED;
+    if ((size_t)device == 3 || is_mute(device) || getenv("HOWLOW_NVML_NO_FIELDS")) return NOT_SUPPORTED;
     for (int i = 0; i < count; i++) {
-        int is_told = values[i].field == POWER_INSTANT && getenv("HOWLOW_NVML_INSTANT");
-        values[i].result = is_told ? SUCCESS : NOT_SUPPORTED;
-        values[i].value.ui = is_told ? (unsigned int)power_mw(now_s()) : 0;
+        values[i].value.ull = 0;
+        values[i].result = tell_field(device, &values[i]);
     }
     return SUCCESS;
 }

@@ -9,7 +9,7 @@ import pytest
 from stand_ins import build_nvml, energy, run_with_nvml
 
 from howlow import load_settings as load
-from howlow.records import PhaseRecord
+from howlow.records import PhaseRecord, Spread
 from howlow.settings import expand, merge
 from howlow.sweeping.sweep import ordered
 
@@ -86,7 +86,7 @@ def test_known_joules_go_in_and_the_same_come_out(library: Path) -> None:
     out = run_with_nvml(
         library, command, HOWLOW_NVML_PERIOD_MS="100", HOWLOW_NVML_WRAP_MJ=str(2**32), HOWLOW_NVML_START_MJ="4294967000"
     )
-    assert "3 passed" in out
+    assert "4 passed" in out
 
 
 def test_a_device_is_found_by_its_uuid_and_read_in_si_units(ask: Ask) -> None:
@@ -153,6 +153,64 @@ def test_without_a_counter_power_is_integrated_and_the_source_says_so(ask: Ask) 
     measured = energy(found["phase"])
     assert measured.energy_j == pytest.approx(80 * measured.duration_s, rel=0.01)
     assert found["counter_j"] is None
+
+
+def test_fields_are_told_where_the_driver_has_them(ask: Ask) -> None:
+    found = ask(HOWLOW_NVML_FIELDS="1", HOWLOW_NVML_INSTANT="1", HOWLOW_NVML_THROTTLE="4")
+    readings = found["readings"]
+    assert {seen["memory_temperature_c"] for seen in readings} == {77}
+    limits = [seen["power_limit_w"] for seen in readings if seen["power_limit_w"] is not None]
+    assert set(limits) == {300}
+    assert len(limits) <= 5  # once a second, of about 50 readings
+    times = [seen["throttled_s"] for seen in readings if seen["throttled_s"] is not None]
+    assert 2 <= len(times) <= 5
+    assert times[-1]["sw_power_cap"] > times[0]["sw_power_cap"] > 0
+    assert times[-1]["hw_thermal_slowdown"] == 0
+    (conditions,) = found["phase"].conditions
+    assert conditions.sm_clock_hz == Spread(low=1410e6, mean=1410e6, high=1410e6)
+    assert conditions.memory_temperature_c == Spread(low=77, mean=77, high=77)
+    assert conditions.throttled_share is not None
+    assert conditions.throttled_share["sw_power_cap"] == pytest.approx(1.0, abs=0.05)
+    (warning,) = [detail for kind, detail in found["warnings"] if kind == "held_by_power_limit"]
+    assert warning.startswith("train, cuda:0: the power limit")
+
+
+def test_a_driver_without_fields_is_asked_through_the_older_functions(ask: Ask) -> None:
+    found = ask(HOWLOW_NVML_NO_FIELDS="1", HOWLOW_NVML_INSTANT="1", HOWLOW_NVML_MILLIWATTS="120000")
+    seen = found["readings"][-1]
+    assert (seen["power_w"], seen["temperature_c"], seen["throttled_s"]) == (120, 61, None)
+    assert found["source"] == "nvml counter"
+    assert not kinds(found) & {"sensor_failed", "sensor_late"}
+    (conditions,) = found["phase"].conditions
+    assert conditions.throttled_share == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "instant", "share"),
+    [("NVIDIA H100 80GB HBM3", True, 0.25), ("NVIDIA H100 80GB HBM3", False, None), ("NVIDIA A100-SXM4", False, 0.25)],
+)
+def test_a_power_sensor_that_measures_for_a_part_of_the_time_is_named(
+    library: Path, name: str, instant: bool, share: float | None
+) -> None:
+    code = """
+import json, torch
+from howlow.meters.sources import Asked, open_energy
+from howlow.meters.survey import survey
+from howlow.trial.metering import energy_source
+from howlow.meters.sources import Meters
+from howlow.meters.energy import no_energy
+meter = open_energy(Asked("nvml", torch.device("cpu")))
+source = energy_source(Meters(meter, no_energy("")))
+lines = [tried.detail for tried in survey(torch.device("cpu"), None).sources if tried.name == "nvml"]
+print(json.dumps([source.detail, source.power_sampled_share, lines]))
+"""
+    script = {"HOWLOW_NVML_NAME": name, "HOWLOW_NVML_NO_COUNTER": "1"} | (
+        {"HOWLOW_NVML_INSTANT": "1"} if instant else {}
+    )
+    detail, told, (line,) = json.loads(run_with_nvml(library, ["-c", code], **script))
+    assert told == share
+    for text in (detail, line):
+        assert ("its power sensor measures for 25% of the time" in text) == (share is not None)
 
 
 def test_a_window_too_short_for_averaged_power_has_none_with_the_warning(ask: Ask) -> None:

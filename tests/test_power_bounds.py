@@ -1,12 +1,17 @@
 """Polled power -> energy: known joules in, the same joules out within what the error covers, and holes stay holes."""
 
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_energy_bounds import Curve
 
 from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point
-from howlow.meters.power_bounds import integrate_power, power_energy
+from howlow.meters.power_bounds import integrate_power, power_energy, statistical_error_w
+from howlow.meters.schedule import Schedule
 from howlow.records import WarningKind
 
 moments = st.lists(st.floats(0, 100), min_size=4, max_size=40, unique=True).map(sorted)
@@ -119,3 +124,93 @@ def test_a_window_too_short_for_its_polling_has_no_energy_and_says_which_would_d
     assert isinstance(short, Missing)
     assert short.kind is WarningKind.ENERGY_WINDOW_TOO_SHORT
     assert "3 s would do" in short.detail
+
+
+# -- swings between readings ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Wave:
+    """A load of so many watts for a share of each period, and 100 W for the rest of it."""
+
+    high_w: float
+    period_s: float
+    share: float
+    shift_s: float = 0.0
+
+    def power_w(self, t: float) -> float:
+        return self.high_w if (t - self.shift_s) % self.period_s < self.share * self.period_s else 100.0
+
+    def energy_j(self, t: float) -> float:
+        whole, part_s = divmod(t - self.shift_s, self.period_s)
+        high_s = self.share * self.period_s * whole + min(part_s, self.share * self.period_s)
+        return 100.0 * (t - self.shift_s) + (self.high_w - 100.0) * high_s
+
+
+def polled(power_w: Callable[[float], float], until_s: float, period_s: float = 0.25) -> list[Point]:
+    """Readings as the sampler takes them."""
+    schedule, found = Schedule(period_s, "cuda:0"), []
+    schedule.start(0.0)
+    while schedule.due_s < until_s:
+        found.append(Point(schedule.due_s, schedule.due_s, None, power_w(schedule.due_s)))
+        schedule.taken(schedule.due_s)
+    return found
+
+
+waves = st.builds(Wave, st.floats(150, 700), st.floats(0.02, 0.6), st.floats(0.1, 0.9), st.floats(0, 0.6))
+
+
+@pytest.mark.parametrize("shift_s", [0.0, 0.05, 0.12, 0.2])
+def test_a_square_wave_of_the_pollings_period_is_not_told_with_a_tiny_error(shift_s: float) -> None:
+    wave = Wave(500.0, 0.25, 0.5, shift_s)
+    found = power_energy(polled(wave.power_w, 14.0), 2.0, 12.0, 0.25, 0.1)
+    assert isinstance(found, BoundedEnergy)
+    true_j = wave.energy_j(12.0) - wave.energy_j(2.0)
+    assert true_j == pytest.approx(3000, rel=0.01)
+    assert found.covers == "edges"
+    assert found.energy_j == pytest.approx(true_j, rel=0.2)
+    assert found.error_j is not None
+    assert found.error_j >= abs(found.energy_j - true_j)
+    assert found.statistical_error_j is not None
+    assert 100 < found.statistical_error_j < 1000
+
+
+def test_the_statistical_error_holds_the_truth_as_often_as_it_says() -> None:
+    drawn, held = random.Random(0), []
+    while len(held) < 300:
+        wave = Wave(drawn.uniform(150, 700), drawn.choice([0.05, 0.25, 0.5, 0.3]), drawn.uniform(0.1, 0.9))
+        start_s = drawn.uniform(1, 40)
+        found = power_energy(polled(wave.power_w, start_s + 22), start_s, start_s + 20, 0.25, 0.1)
+        assert isinstance(found, BoundedEnergy)
+        if found.statistical_error_j is not None:
+            true_j = wave.energy_j(start_s + 20) - wave.energy_j(start_s)
+            held.append(abs(found.energy_j - true_j) <= found.statistical_error_j)
+    assert sum(held) >= 0.9 * len(held)
+
+
+@given(waves, st.floats(1.0, 5.0))
+def test_energy_of_a_periodic_load_has_no_beat(wave: Wave, start_s: float) -> None:
+    found = power_energy(polled(wave.power_w, 70.0), start_s, start_s + 60, 0.25, 0.1)
+    assert isinstance(found, BoundedEnergy)
+    true_j = wave.energy_j(start_s + 60) - wave.energy_j(start_s)
+    assert found.energy_j == pytest.approx(true_j, abs=0.2 * 60 * (wave.high_w - 100) + 1)
+
+
+def test_no_statistical_error_without_enough_readings_a_spread_or_a_stationary_load() -> None:
+    noise = random.Random(1)
+    steady = [300 + noise.gauss(0, 20) for _ in range(80)]
+    assert statistical_error_w(steady) == pytest.approx(2 * 20 / 80**0.5, rel=0.5)
+    assert statistical_error_w(steady[:15]) is None
+    assert statistical_error_w([300.0] * 80) is None
+    assert statistical_error_w([300.0 + index for index in range(80)]) is None  # it rises all the time
+
+
+def test_correlated_readings_have_a_larger_error_than_independent_ones() -> None:
+    noise, level = random.Random(2), 0.0
+    readings = []
+    for _ in range(800):
+        level = 0.9 * level + noise.gauss(0, 20 * 0.19**0.5)  # a spread of 20 W, correlated over about ten readings
+        readings.append(300 + level)
+    error_w = statistical_error_w(readings)
+    assert error_w is not None
+    assert error_w > 2 * 1.96 * 20 / 800**0.5

@@ -65,6 +65,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.DEVICE_VIRTUAL: _COSTS,
     WarningKind.POWER_CAPPED: _COSTS,
     WarningKind.THROTTLED: _COSTS,
+    WarningKind.HELD_BY_POWER_LIMIT: _COSTS,
     WarningKind.QUALITY_NOT_COMPARABLE: ("quality",),
     WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
     WarningKind.ANOTHER_CARD: _COSTS,

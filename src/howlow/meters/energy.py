@@ -27,7 +27,8 @@ class EnergyMeter:
     """A source of energy: `name` is None where there is none, and `detail` then says why.
 
     `update_period_s` is how often the source has something new, where its documentation says so. For a counter without
-    such documentation the sampler finds it.
+    such documentation the sampler finds it. `sampled_share` is the share of the time in which the power sensor of its
+    devices measures, where it is known to measure for only a part.
     """
 
     name: str | None
@@ -37,6 +38,7 @@ class EnergyMeter:
     update_period_s: float | None = None
     watts: float | None = None
     of_another_device: bool = False
+    sampled_share: float | None = None
 
 
 def no_energy(detail: str) -> EnergyMeter:
@@ -81,9 +83,20 @@ def window_energy(
         if isinstance(found, Missing):
             return found if len(traces) == 1 else _of_one(found, trace)
         energies.append(found)
+    return _summed(energies)
+
+
+def _summed(energies: Sequence[BoundedEnergy]) -> BoundedEnergy:
+    """The energy of all instruments: errors add up, statistical ones too, because one load may drive all devices."""
     errors = [part.error_j for part in energies if part.error_j is not None]
-    error_j = sum(errors) if len(errors) == len(energies) else None
-    return BoundedEnergy(sum(part.energy_j for part in energies), error_j, sum(part.readings for part in energies))
+    statistical = [part.statistical_error_j for part in energies if part.statistical_error_j is not None]
+    return BoundedEnergy(
+        sum(part.energy_j for part in energies),
+        sum(errors) if len(errors) == len(energies) else None,
+        sum(part.readings for part in energies),
+        "edges" if any(part.covers == "edges" for part in energies) else "everything",
+        sum(statistical) if energies and len(statistical) == len(energies) else None,
+    )
 
 
 def _of_one(missing: Missing, trace: InstrumentReadings) -> Missing:

@@ -26,13 +26,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from howlow.records import WarningKind
+from howlow.records import ErrorCover, WarningKind
 
 MOST_W = 5000.0  # no device draws more, whatever its counter says
 LATEST_UPDATE = 2.0  # update periods between two ticks: one may come a whole period late
 ROUNDING = 1e-9  # relative, of a window's length, which is a difference of two moments
 _NEAR_S = 1.0  # readings of power within this time of an edge say what the device draws there
-_DENSE_S = 0.4  # provided that none is farther from the next
+_DENSE_S = 0.55  # provided that none is farther from the next: two periods of 4 Hz, whose moments are random
 _HIGHER = 2.0  # what a device may draw for less than an update period, over the most that was read
 _CAUGHT_UP = 0.75  # of the expected rise after a standstill, where the counter lost nothing
 _POLLED = 0.25  # of an update period: a tick that is known as precisely was polled for
@@ -51,11 +51,13 @@ class Point:
 
 @dataclass(frozen=True)
 class BoundedEnergy:
-    """Joules, the bound of their error, and the number of readings that they are computed from."""
+    """Joules, their error, and the number of readings that they are computed from (see `EnergyWindow`)."""
 
     energy_j: float
     error_j: float | None
     readings: int
+    covers: ErrorCover = "everything"
+    statistical_error_j: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ of their many stretches has the error of two update periods. Where the errors ad
 energy, the part has none.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -151,6 +152,8 @@ def _window(key: SumKey, stretch: Stretch, found: BoundedEnergy) -> EnergyWindow
         device=device,
         energy_j=found.energy_j,
         error_j=found.error_j,
+        error_covers=None if found.error_j is None else found.covers,
+        statistical_error_j=found.statistical_error_j,
         duration_s=stretch.length_s,
         samples=stretch.samples,
         readings=found.readings,
@@ -161,10 +164,13 @@ def _summed(before: EnergyWindow | None, added: EnergyWindow) -> EnergyWindow:
     if before is None:
         return added
     has_error = before.error_j is not None and added.error_j is not None
+    statistical = before.statistical_error_j, added.statistical_error_j
     return added.model_copy(
         update={
             "energy_j": before.energy_j + added.energy_j,
             "error_j": (before.error_j or 0.0) + (added.error_j or 0.0) if has_error else None,
+            "error_covers": added.error_covers if has_error else None,
+            "statistical_error_j": None if None in statistical else math.hypot(*filter(None, statistical)),
             "duration_s": (before.duration_s or 0.0) + (added.duration_s or 0.0),
             "samples": None if added.samples is None else (before.samples or 0) + added.samples,
             "readings": (before.readings or 0) + (added.readings or 0),

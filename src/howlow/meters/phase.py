@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 
+from howlow.meters.conditions import condition_warnings, joined_conditions
 from howlow.meters.energy_sums import EnergySums, Stretch
 from howlow.meters.sensors import CounterSum, Sensors
 from howlow.meters.totals import PhaseTotals
@@ -165,6 +166,7 @@ class PhaseMeter:
             self._sums.add_own("prefill", prefill)
             self._sums.add_own("decode", decode)
         self._update(
+            conditions=joined_conditions(totals.conditions, self.sensors.conditions(segment.start_s, segment.end_s)),
             measured_duration_s=totals.measured_duration_s + segment.length_s,
             samples=totals.samples + (segment.samples or 0),
             pauses=totals.pauses + len(self._pauses),
@@ -194,6 +196,8 @@ class PhaseMeter:
             for found in self._sums.warnings(_parts_s(totals)):
                 detail = f"{self.name}, {found.detail}"
                 self.warn(found.model_copy(update={"phase": self.name, "detail": detail}))
+        for warning in condition_warnings(self.name, totals.conditions):
+            self.warn(warning)
         resident = totals.peak_resident_bytes if self.has_resident_peak else None
         return PhaseRecord(
             phase=self.name,
@@ -207,6 +211,7 @@ class PhaseMeter:
             pauses=totals.pauses,
             pauses_duration_s=totals.pauses_s,
             windows=self._sums.recorded(_parts_s(totals)),
+            conditions=totals.conditions,
         )
 
 

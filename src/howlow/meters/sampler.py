@@ -1,4 +1,4 @@
-"""Readings at a fixed rate: each instrument is read by a thread of its own.
+"""Readings at a mean rate (`howlow.meters.schedule`): each instrument is read by a thread of its own.
 
 A reader may hang with its instrument; nothing else does. A step that wants a fresh counter hands the question to the
 reader and goes on; while an answer is outstanding nobody asks again. An instrument that cannot hang (a file of the
@@ -24,6 +24,7 @@ from howlow.meters.counters import NOMINAL_PERIOD_S, Unwrapping, UpdatePeriod
 from howlow.meters.energy import InstrumentReadings
 from howlow.meters.energy_bounds import LATEST_UPDATE, Point
 from howlow.meters.instruments import Finding, Instrument, Look
+from howlow.meters.schedule import Schedule
 from howlow.meters.timeline import Timeline
 from howlow.records import CounterPace, PhaseName, Reading
 
@@ -81,7 +82,7 @@ class Reader:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pending: _Job | None = None
         self._lock = threading.Lock()
-        self._due_s, self._follow_s = math.inf, math.inf
+        self._schedule, self._follow_s = Schedule(self._period_s, instrument.device), math.inf
         self._between_s, self._between_took_s = -math.inf, 0.0
         self._thread = threading.Thread(target=self._run, name=f"howlow-{instrument.device}", daemon=True)
 
@@ -233,10 +234,10 @@ class Reader:
     # -- the thread -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._due_s = clock.now_s()
+        self._schedule.start(clock.now_s())
         while True:
             is_fast = self._watches and self._found_period.wants_fast_readings
-            wait_s = _FAST_S if is_fast else min(self._due_s, self._follow_s) - clock.now_s()
+            wait_s = _FAST_S if is_fast else min(self._schedule.due_s, self._follow_s) - clock.now_s()
             try:
                 job = self._jobs.get(timeout=max(0.0, wait_s))
             except queue.Empty:
@@ -266,9 +267,9 @@ class Reader:
 
     def _read_what_is_due(self) -> None:
         """Read for the timeline, or once more after an edge, as soon as the counter includes it."""
-        if clock.now_s() >= self._due_s:
+        if clock.now_s() >= self._schedule.due_s:
             self.look()
-            self._due_s = max(self._due_s + self._period_s, clock.now_s())  # a late reading does not hurry the next
+            self._schedule.taken(clock.now_s())
         elif clock.now_s() >= self._follow_s:
             self.read_counter()
             self._follow_s = math.inf
@@ -311,7 +312,7 @@ class Reader:
         if is_end or not self.instrument.may_hang:
             self.look()
         else:
-            self._due_s = min(self._due_s, clock.now_s())
+            self._schedule.hurry(clock.now_s())
         if self.update_period_s > _FOLLOWED_S:
             self._follow_s = clock.now_s() + LATEST_UPDATE * self.update_period_s + self.lag_s + _FOLLOWED_LATER_S
 
@@ -371,6 +372,10 @@ def _reading(device: str, point: Point, look: Look, power_w: float | None, phase
         temperature_c=look.temperature_c,
         sm_clock_hz=look.sm_clock_hz,
         memory_clock_hz=look.memory_clock_hz,
-        throttle_reasons=look.throttle_reasons or None,
+        throttle_reasons=look.throttle_reasons,
+        throttled_s=None if look.throttled_s is None else dict(look.throttled_s),
+        memory_temperature_c=look.memory_temperature_c,
+        power_limit_w=look.power_limit_w,
+        cpu_clock_hz=look.cpu_clock_hz,
         phase=phase,
     )

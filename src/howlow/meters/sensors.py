@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from howlow.meters import clock
+from howlow.meters.conditions import conditions_between
 from howlow.meters.energy import EnergyMeter, MeterName
 from howlow.meters.energy_bounds import Point
 from howlow.meters.instruments import Instrument, ProcessView
 from howlow.meters.sampler import ANSWER_TIMEOUT_S, STEP_SHARE, Reader, await_ticks
 from howlow.meters.timeline import Timeline
-from howlow.records import CounterPace, PhaseName
+from howlow.records import CounterPace, DeviceConditions, PhaseName
 
 
 class CounterSum:
@@ -137,6 +138,10 @@ class Sensors:
     @property
     def _with_counters(self) -> list[Reader]:
         return [reader for meter in self.meters.values() if meter.kind == "counter" for reader in self.of(meter)]
+
+    def conditions(self, start_s: float, end_s: float) -> tuple[DeviceConditions, ...]:
+        """Clocks, heat and throttling between two moments, of each device that reports any."""
+        return conditions_between([reader.looks for reader in self.readers], start_s, end_s)
 
     def most_in_use_bytes(self, phase: PhaseName) -> int | None:
         """The most memory of the trial's own device that a reading of this phase showed in use."""

@@ -17,7 +17,7 @@ from howlow.meters.interference import machine_counters
 from howlow.meters.machine import environment
 from howlow.meters.nvidia_smi import smi_devices
 from howlow.meters.nvml import NvmlAbsentError, NvmlDevice, device_uuids
-from howlow.meters.sources import AbsentErrors, Asked, open_energy
+from howlow.meters.sources import AbsentErrors, Asked, open_energy, sampling_note
 from howlow.meters.timeouts import answered
 from howlow.meters.zeus_devices import amd_devices, apple_devices, jetson_devices
 from howlow.records import REMEDIES, Idle
@@ -109,12 +109,17 @@ def _given(device: NvmlDevice) -> str | None:
 
 
 def _nvml_device(device: NvmlDevice, gives: str | None, problem: tuple[str, str] | None) -> str:
+    said = f"{_named(device)}: {_told(gives, problem)}"
+    return said + (sampling_note(device.sampled_share) if gives else "")
+
+
+def _told(gives: str | None, problem: tuple[str, str] | None) -> str:
     if gives == "energy counter":
-        return f"{_named(device)}: {gives}"
+        return gives
     if problem is None:
-        return f"{_named(device)}: {gives + ', no energy counter' if gives else 'neither energy nor power'}"
+        return f"{gives}, no energy counter" if gives else "neither energy nor power"
     reason, remedy = problem
-    return f"{_named(device)}: {gives + ', energy counter: ' if gives else ''}{reason} ({remedy})"
+    return f"{gives + ', energy counter: ' if gives else ''}{reason} ({remedy})"
 
 
 def _nvidia_smi() -> str:

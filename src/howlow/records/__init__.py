@@ -9,7 +9,8 @@ Absent is `None`, never 0, -1 or NaN.
 """
 
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
-from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow
+from howlow.records.conditions import DeviceConditions, Spread
+from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow, ErrorCover
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -57,6 +58,7 @@ __all__ = [
     "BatchProbe",
     "BatchSearch",
     "CounterPace",
+    "DeviceConditions",
     "DataRecord",
     "DataSource",
     "Difference",
@@ -64,6 +66,7 @@ __all__ = [
     "EnergySource",
     "EnergyWindow",
     "Environment",
+    "ErrorCover",
     "Frozen",
     "HeapMode",
     "Idle",
@@ -86,6 +89,7 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "Spread",
     "Status",
     "Step",
     "WarningKind",

@@ -10,6 +10,8 @@ from pydantic import Field
 from howlow.records.warnings import Frozen
 
 EnergyPart = Literal["measured", "pauses", "prefill", "decode", "phase"]
+ErrorCover = Literal["everything", "edges"]
+"""What a window's `error_j` covers; polled power can only have the second."""
 
 
 class CounterPace(Frozen):
@@ -47,7 +49,21 @@ class EnergyWindow(Frozen):
     )
     energy_j: float
     error_j: float | None = Field(
-        None, description="how far energy_j can be from what the sensor saw; None: no bound is known"
+        None,
+        description="how far energy_j can be from what the sensor measured, in joules, as far as error_covers says; "
+        "None: no bound is known",
+    )
+    error_covers: ErrorCover | None = Field(
+        None,
+        description="everything: all that a counter's readings leave open, a lag as far as one was measured; edges: "
+        "rounding, gaps at the edges and in holes, and late readings of polled power, but not swings that start and "
+        "end between two readings; None: no error, or an older record",
+    )
+    statistical_error_j: float | None = Field(
+        None,
+        description="of polled power: half of the 95 % interval, in joules, that follows from the spread of the "
+        "readings (means of blocks of them), swings between readings included; None: the readings are too few, all "
+        "equal, or not stationary",
     )
     duration_s: float | None = Field(None, description="the time that energy_j covers; schema 1 did not always keep it")
     samples: int | None = Field(

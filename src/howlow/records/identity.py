@@ -95,8 +95,9 @@ def _facts_of_costs(trial: Identified) -> dict[str, Any]:
 
 def facts_of_environment(environment: Environment) -> dict[str, Any]:
     """What of the machine must be equal before costs are compared."""
-    device = ("device_name", "device_uuid", "driver", "power_limit_w", "cpu", "cores", "threads", "governor")
-    facts = _known("environment", environment, *device, "platform", "python", "versions", "variables", "switches")
+    device = ("device_name", "device_uuid", "driver", "power_limit_w", "cpu", "cores", "threads")
+    system = ("governor", "cpu_boost", "platform", "python", "versions", "variables", "switches")
+    facts = _known("environment", environment, *device, *system)
     return facts | {"environment.code_sha256": environment.code_sha256}
 
 

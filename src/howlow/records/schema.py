@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from howlow.records.conditions import DeviceConditions
 from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow
 from howlow.records.memory import MemoryShortage
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
@@ -69,6 +70,12 @@ class Reading(Frozen):
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
     throttle_reasons: tuple[str, ...] | None = Field(None, description="why the clock is lower than it could be")
+    throttled_s: dict[str, float] | None = Field(
+        None, description="the time in which clocks were lowered, by reason, in seconds since the driver was loaded"
+    )
+    memory_temperature_c: float | None = None
+    power_limit_w: float | None = Field(None, description="the limit that the driver enforces")
+    cpu_clock_hz: float | None = Field(None, description="the mean of the cores that the process may use")
     phase: PhaseName
 
 
@@ -90,6 +97,9 @@ class PhaseRecord(Frozen):
     pauses: int | None = Field(None, description="pauses between measured steps, as for a checkpoint")
     pauses_duration_s: float | None = Field(None, description="their time, in none of the measured figures")
     windows: tuple[EnergyWindow, ...] = Field((), description="the energies of its parts")
+    conditions: tuple[DeviceConditions, ...] = Field(
+        (), description="clocks, heat and throttling of its measured window"
+    )
 
     def window(self, part: EnergyPart, device: str | None = None) -> EnergyWindow | None:
         """The energy of a part, of the trial's source or of one device; None where it has none."""
@@ -110,6 +120,11 @@ class EnergySource(Frozen):
     detail: str = Field(description="the device, or the reason for the absence")
     update_period_s: float | None = Field(None, description="how often the source has a new value")
     devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
+    power_sampled_share: float | None = Field(
+        None,
+        description="the share of the time in which the power sensor of such a device measures, where it is known to "
+        "measure for only a part (0.25: 25 of every 100 ms on A100 and H100, arXiv 2312.02741); None: not known",
+    )
     cpu: str | None = Field(
         None, description="where the trial has an accelerator: the source of the CPU's energy, or why there is none"
     )
@@ -143,6 +158,7 @@ class MeterRecord(Frozen):
     late: int = Field(0, description="readings that did not come in time")
     cpu_share: float | None = Field(None, description="CPU time of the meters (nvidia-smi's, too) / the trial's")
     step_share: float | None = Field(None, description="time the steps' readings took / time of the steps")
+    core_share: float | None = Field(None, description="CPU time of the meters / the time in which they read")
     idle: Idle | None = Field(None, description="the idle power before the trial; None where no source reads it")
 
 
@@ -340,6 +356,11 @@ class Environment(Frozen):
     versions: dict[str, str] = Field(description="howlow, torch, transformers, peft, tokenizers")
     power_limit_w: float | None = Field(None, description="the limit that the GPU's driver enforces")
     governor: str | None = Field(None, description="how Linux sets the CPU's frequency, where it says so")
+    cpu_boost: bool | None = Field(None, description="whether the CPU may exceed its nominal frequency (turbo)")
+    device_numa_node: int | None = Field(None, description="the memory node that the GPU is attached to")
+    process_numa_nodes: tuple[int, ...] | None = Field(
+        None, description="the memory nodes of the cores that the process may use"
+    )
     variables: dict[str, str] | None = Field(
         None, description="environment variables that change speed, as the user set them; None in schema 1"
     )

@@ -58,6 +58,7 @@ class WarningKind(StrEnum):
     DEVICE_VIRTUAL = "device_virtual"
     POWER_CAPPED = "power_capped"
     THROTTLED = "throttled"
+    HELD_BY_POWER_LIMIT = "held_by_power_limit"
     QUALITY_NOT_COMPARABLE = "quality_not_comparable"
     COSTS_NOT_COMPARABLE = "costs_not_comparable"
     ANOTHER_CARD = "another_card"
@@ -120,6 +121,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.DEVICE_PARTITIONED: "use the whole card to measure energy: it includes that of the other instances",
     WarningKind.DEVICE_VIRTUAL: "use a whole card: on a shared one time and energy depend on the other users",
     WarningKind.POWER_CAPPED: "the figures hold for this power limit; nvidia-smi -pl changes it",
+    WarningKind.HELD_BY_POWER_LIMIT: "the figures hold for this power limit; raise it (nvidia-smi -pl), or fix a clock "
+    "that fits under it (nvidia-smi -lgc), for a speed that does not depend on heat and silicon",
     WarningKind.THROTTLED: "cool the device, set run.cooldown_s, and run the trial again",
     WarningKind.QUALITY_NOT_COMPARABLE: "run the trials under equal conditions; --accept-different allowed this one",
     WarningKind.COSTS_NOT_COMPARABLE: "compare the quality alone, or run the trials under equal conditions on "

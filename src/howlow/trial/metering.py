@@ -38,6 +38,7 @@ def energy_source(meters: Meters, session: Session | None = None) -> EnergySourc
         detail=energy.detail,
         update_period_s=_period_s(energy, readers[id(energy)]),
         devices=tuple(instrument.device for instrument in energy.instruments),
+        power_sampled_share=energy.sampled_share,
         cpu=cpu.name or cpu.detail,
         cpu_update_period_s=_period_s(cpu, readers[id(cpu)]),
         counters=tuple(pace for pace in paces if pace is not None),
