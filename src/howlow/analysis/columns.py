@@ -16,6 +16,7 @@ from howlow.analysis.cost_columns import (
     MEASURED_COSTS,
     METERED,
     NEW_TOKENS,
+    PROCESS_MEMORY,
     RATES,
     STEP_TIMES,
     of,
@@ -223,6 +224,8 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("inference", "inference", *STEP_TIMES),
     *of_stage("train", "fine-tuning", *CONDITIONS, *FURTHER_ENERGIES),
     *of_stage("inference", "inference", *CONDITIONS, *FURTHER_ENERGIES),
+    *of_stage("train", "fine-tuning", PROCESS_MEMORY),
+    *of_stage("inference", "inference", PROCESS_MEMORY),
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

@@ -211,6 +211,16 @@ METERED = (
         subjects=_USE,
     ),
 )
+PROCESS_MEMORY = Column(
+    "peak_process_memory_bytes",
+    "process memory",
+    "bytes",
+    "of the device memory in use on a GPU, that of the trial's own process, as the driver counts it",
+    "lower",
+    subjects=_MEMORY,
+    table=_at(22),
+    is_optional=True,
+)
 STEP_TIMES = (
     *(
         Column(

@@ -65,6 +65,7 @@ def phase_figures(record: Record, name: PhaseName, steps: Sequence[Step], readin
         "tokens_per_s": ratio(window.tokens, window.duration_s),
         "time_per_sample_s": ratio(window.duration_s, window.samples),
         "peak_memory_bytes": phase.peak_memory_bytes,
+        "peak_process_memory_bytes": phase.peak_process_memory_bytes,
         "peak_allocated_bytes": phase.peak_allocated_bytes,
         "peak_reserved_bytes": phase.peak_reserved_bytes,
         **{column: percentile(times_s, share) for column, share in _STEP_TIMES.items()},

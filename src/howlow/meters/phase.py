@@ -181,6 +181,7 @@ class PhaseMeter:
         totals, seen = self._totals, self.memory.peaks() if self.memory else None
         return {
             "peak_in_use_bytes": _higher(totals.peak_in_use_bytes, self.sensors.most_in_use_bytes(self.name)),
+            "peak_process_bytes": _higher(totals.peak_process_bytes, self.sensors.most_of_process_bytes(self.name)),
             "peak_resident_bytes": _higher(totals.peak_resident_bytes, seen.resident_bytes if seen else None),
             "peak_allocated_bytes": _higher(totals.peak_allocated_bytes, seen.allocated_bytes if seen else None),
             "peak_reserved_bytes": _higher(totals.peak_reserved_bytes, seen.reserved_bytes if seen else None),
@@ -204,6 +205,7 @@ class PhaseMeter:
             start_s=totals.start_s,
             duration_s=totals.duration_s,
             peak_memory_bytes=resident if self.sensors.device.type == "cpu" else totals.peak_in_use_bytes,
+            peak_process_memory_bytes=totals.peak_process_bytes,
             peak_allocated_bytes=totals.peak_allocated_bytes,
             peak_reserved_bytes=totals.peak_reserved_bytes,
             measured_duration_s=totals.measured_duration_s or None,

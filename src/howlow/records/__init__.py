@@ -25,11 +25,9 @@ from howlow.records.files import (
     write_record,
 )
 from howlow.records.identity import Provenance
-from howlow.records.memory import MemoryShortage
+from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
 from howlow.records.schema import (
     SCHEMA_VERSION,
-    BatchProbe,
-    BatchSearch,
     DataRecord,
     DataSource,
     EnergySource,

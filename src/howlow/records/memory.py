@@ -1,4 +1,4 @@
-"""What is known of a trial that ran out of memory: how much it had, what it asked for, and what there was."""
+"""What a record says of memory beside the peaks of phases: the search for the largest batch, and a shortage."""
 
 from typing import Literal
 
@@ -28,3 +28,25 @@ class MemoryShortage(Frozen):
     limit_bytes: int | None = Field(
         None, description="run.memory_limit_bytes; without it, all memory of the device or of the machine"
     )
+
+
+class BatchProbe(Frozen):
+    """One probe of a search for the largest batch."""
+
+    batch: int
+    computed_tokens: int = Field(description="tokens that the model ran on in the heaviest batch of the schedule")
+    peak_memory_bytes: int | None = Field(description="as the limit counts it; None where the memory ran out")
+    fits: bool
+
+
+class BatchSearch(Frozen):
+    """The search for the largest batch that fits, for a batch size of "max"."""
+
+    setting: Literal["training.batch_size", "inference.batch_size"]
+    batch: int | None = Field(description="the largest that fits; None where not even one example fits")
+    largest: int = Field(description="the largest that was allowed: the examples, or training.effective_batch_size")
+    limit_bytes: int
+    budget_bytes: int = Field(description="the limit less the margin; a peak of at most this fits")
+    limit: str = Field(description="where the limit comes from")
+    memory: str = Field(description="what the peaks count: VmData on a CPU, memory reserved by torch on CUDA")
+    probes: tuple[BatchProbe, ...] = Field(description="in their order; the last confirms the batch that was found")

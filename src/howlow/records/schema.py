@@ -6,7 +6,7 @@ from pydantic import Field
 
 from howlow.records.conditions import DeviceConditions
 from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow
-from howlow.records.memory import MemoryShortage
+from howlow.records.memory import BatchSearch, MemoryShortage
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
@@ -61,6 +61,7 @@ class Reading(Frozen):
     device: str
     power_w: float | None = None
     memory_bytes: int | None = None
+    process_memory_bytes: int | None = Field(None, description="of a GPU's, this process's; asked once a second")
     utilization: float | None = Field(
         None, description="0..1: the GPU's SMs busy, or this process's share of its cores"
     )
@@ -86,6 +87,10 @@ class PhaseRecord(Frozen):
     start_s: float
     duration_s: float
     peak_memory_bytes: int | None = Field(None, description="device memory in use on a GPU, resident on a CPU")
+    peak_process_memory_bytes: int | None = Field(
+        None,
+        description="on a GPU, what of it the trial's own process had, as the driver counts it (asked once a second)",
+    )
     peak_allocated_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     peak_reserved_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     measured_duration_s: float | None = Field(
@@ -295,28 +300,6 @@ class MergedRecord(Frozen):
     )
     texts: int | None = Field(None, description="answers written by both; absent where the task writes none")
     equal_texts: int | None = Field(None, description="answers that are the same")
-
-
-class BatchProbe(Frozen):
-    """One probe of a search for the largest batch."""
-
-    batch: int
-    computed_tokens: int = Field(description="tokens that the model ran on in the heaviest batch of the schedule")
-    peak_memory_bytes: int | None = Field(description="as the limit counts it; None where the memory ran out")
-    fits: bool
-
-
-class BatchSearch(Frozen):
-    """The search for the largest batch that fits, for a batch size of "max"."""
-
-    setting: Literal["training.batch_size", "inference.batch_size"]
-    batch: int | None = Field(description="the largest that fits; None where not even one example fits")
-    largest: int = Field(description="the largest that was allowed: the examples, or training.effective_batch_size")
-    limit_bytes: int
-    budget_bytes: int = Field(description="the limit less the margin; a peak of at most this fits")
-    limit: str = Field(description="where the limit comes from")
-    memory: str = Field(description="what the peaks count: VmData on a CPU, memory reserved by torch on CUDA")
-    probes: tuple[BatchProbe, ...] = Field(description="in their order; the last confirms the batch that was found")
 
 
 class Scores(Frozen):
