@@ -68,6 +68,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.HELD_BY_POWER_LIMIT: _COSTS,
     WarningKind.QUALITY_NOT_COMPARABLE: ("quality",),
     WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
+    WarningKind.ANOTHER_CARD: _COSTS,
     WarningKind.BASELINE_REPEATED: (),
 }
 

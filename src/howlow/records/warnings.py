@@ -61,6 +61,7 @@ class WarningKind(StrEnum):
     HELD_BY_POWER_LIMIT = "held_by_power_limit"
     QUALITY_NOT_COMPARABLE = "quality_not_comparable"
     COSTS_NOT_COMPARABLE = "costs_not_comparable"
+    ANOTHER_CARD = "another_card"
     BASELINE_REPEATED = "baseline_repeated"
 
 
@@ -126,6 +127,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.QUALITY_NOT_COMPARABLE: "run the trials under equal conditions; --accept-different allowed this one",
     WarningKind.COSTS_NOT_COMPARABLE: "compare the quality alone, or run the trials under equal conditions on "
     "one machine; --accept-different allowed this difference",
+    WarningKind.ANOTHER_CARD: "cards of one kind may differ by a few per cent; where it matters, run all trials on one "
+    "(run.device = cuda:0)",
     WarningKind.BASELINE_REPEATED: "name its folder first to report the other measurement; how far they differ "
     "is the noise between two runs",
 }
