@@ -1,4 +1,4 @@
-"""What runs beside the steps: batches are laid out ahead, lines are written behind, and neither takes measured time."""
+"""What runs beside the steps: batches are laid out ahead, and lines are written later."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ from test_resuming import Stopper, run
 from howlow.engine import generation, layouts
 from howlow.records import LayoutChoice, LineWriter, read_lines
 from howlow.settings import merge
-from howlow.trial import prefetch, state
+from howlow.trial import prefetch
 from howlow.trial.lines import PredictionLines, StepLines
 from howlow.trial.prefetch import prefetched
 
@@ -72,21 +72,30 @@ def test_what_is_left_when_the_context_ends_is_dropped() -> None:
 
 
 def test_lines_of_steps_are_in_order_and_there_after_a_flush(tmp_path: Path) -> None:
-    path, made_by = tmp_path / "steps.jsonl", set[int]()
-
-    def line(number: int) -> str:
-        made_by.add(threading.get_ident())
-        return json.dumps({"step": number})
-
+    path = tmp_path / "steps.jsonl"
     with StepLines(path) as lines:
         for number in range(50):
-            lines.append(partial(line, number))
+            lines.append(partial(json.dumps, {"step": number}))
         lines.flush()
         assert [found["step"] for found in read_lines(path)] == list(range(50))
-        lines.append(lambda: line(50))
+        lines.append(lambda: "{}")
     assert len(list(read_lines(path))) == 51
-    assert threading.get_ident() not in made_by
     assert not threads()
+
+
+def test_a_line_is_written_soon_and_by_another_thread(tmp_path: Path) -> None:
+    made = threading.Event()
+    made_by: list[int] = []
+
+    def line() -> str:
+        made_by.append(threading.get_ident())
+        made.set()
+        return "{}"
+
+    with StepLines(tmp_path / "steps.jsonl") as lines:
+        lines.append(line)
+        assert made.wait(30)
+    assert made_by != [threading.get_ident()]
 
 
 class FullDisk:
@@ -164,10 +173,10 @@ def test_answers_are_scored_when_they_are_asked_for_and_once(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed", "shared"])
-def test_a_trial_lays_out_and_writes_nothing_between_its_steps(
+def test_a_trial_lays_out_nothing_between_its_steps(
     tiny_table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: Any
 ) -> None:
-    """In training, evaluation and generation: no batch is laid out and no line is made by the trial's own thread."""
+    """In training, evaluation and generation: the trial's own thread lays out no batch."""
     seen: dict[str, set[bool]] = {}
 
     def noted(module: Any, name: str) -> None:
@@ -181,9 +190,8 @@ def test_a_trial_lays_out_and_writes_nothing_between_its_steps(
 
     noted(layouts, "lay_out")
     noted(generation, "lay_out_ahead")
-    noted(state, "Step")
     choice = LayoutChoice(layout=layout, kernel=None if layout == "padded" else "sdpa")
     record = run(merge(tiny_table, {"grid": {"lora.rank": [1]}}), tmp_path, Stopper(), layout=choice)
     assert record is not None
     assert record.status == "done", record.error
-    assert seen == {"lay_out": {False}, "lay_out_ahead": {False}, "Step": {False}}
+    assert seen == {"lay_out": {False}, "lay_out_ahead": {False}}

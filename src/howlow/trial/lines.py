@@ -1,15 +1,15 @@
 """The lines that a phase appends to its files, written where they cost no measured time.
 
-A step's line is made and written by a thread, right after the step, so that whoever reads `steps.jsonl` sees it at
-once. Scoring an answer can take as long as a step. It would take Python's lock from a thread that trains or generates,
-so the lines of `predictions.jsonl` are made in the pauses of a phase and at its end.
+A step's line is made and written by a thread, at most a twentieth of a second later, so that whoever reads
+`steps.jsonl` sees it soon. Scoring an answer can take as long as a step, and Python's lock with it. So the lines of
+`predictions.jsonl` are made in the pauses of a phase and at its end.
 
 Both are complete before a checkpoint is written: `flush` returns when every line has been handed to the system.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -19,46 +19,67 @@ from typing import Self
 from howlow.records import LineWriter
 from howlow.trial.threads import thread_beside_steps
 
+_LOOK_EVERY_S = 0.05
+
 
 class StepLines:
-    """Appends lines to a file from a thread, in the order in which they are given.
+    """Appends lines to a file in the order in which they are given; a thread makes and writes them a moment later.
 
+    The thread looks for lines by itself: waking it would cost the step more than handing over a line.
     What goes wrong with a line (a full disk) is raised by the next call, once. No later line is written.
     """
 
     def __init__(self, path: Path) -> None:
         self._writer = LineWriter(path)
-        self._thread = thread_beside_steps("howlow-lines")
-        self._waiting: deque[Future[None]] = deque()
-        self._is_whole = True
+        self._waiting: deque[Callable[[], str]] = deque()
+        self._problem: BaseException | None = None
+        self._is_whole, self._is_over = True, threading.Event()
+        self._writing = threading.Lock()
+        self._thread = thread_beside_steps("howlow-lines", self._run)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         """Write what waits, whatever ends the phase, and close the file."""
+        self._is_over.set()
+        self._thread.join()
         try:
             self.flush()
         finally:
-            self._thread.shutdown()
             self._writer.close()
 
     def append(self, make: Callable[[], str]) -> None:
         """Have the thread make a line and write it."""
-        while self._waiting and self._waiting[0].done():
-            self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(self._write, make))
+        self._raise_problem()
+        self._waiting.append(make)
 
     def flush(self) -> None:
-        """Wait until every line is written."""
-        while self._waiting:
-            self._waiting.popleft().result()
+        """Write every line that waits."""
+        self._write()
+        self._raise_problem()
 
-    def _write(self, make: Callable[[], str]) -> None:
-        if self._is_whole:
-            self._is_whole = False  # a line that fails leaves it so
+    def _run(self) -> None:
+        while not self._is_over.wait(_LOOK_EVERY_S):
+            self._write()
+
+    def _write(self) -> None:
+        with self._writing:
+            while self._waiting:
+                make = self._waiting.popleft()
+                if self._is_whole:
+                    self._append(make)
+
+    def _append(self, make: Callable[[], str]) -> None:
+        try:
             self._writer.append(make())
-            self._is_whole = True
+        except BaseException as problem:  # whatever it is, the trial raises it
+            self._problem, self._is_whole = problem, False
+
+    def _raise_problem(self) -> None:
+        problem, self._problem = self._problem, None
+        if problem is not None:
+            raise problem
 
 
 @dataclass
