@@ -8,6 +8,7 @@ its line says so. The traceback is then in a log file, which the line names.
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 
 _LONGEST = 500
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+_TOO_MANY_DIGITS = re.compile(r"limit \((?P<limit>\d+) digits\) for integer string(?:.*value has (?P<count>\d+))?")
 OURS, SYSTEM = "howlow", "the operating system"
 # A wrong call of ours shows in the code of these; a model's or a tokenizer's error shows in that of other libraries.
 _CALLED_BY_ALL = frozenset({"torch", "numpy", "contextlib", *sys.stdlib_module_names})
@@ -31,6 +33,9 @@ class UserError(Exception):
 def reason(error: BaseException) -> str:
     """Why it failed, in one line: the system's words where it gives some, else the error's own."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    digits = _TOO_MANY_DIGITS.search(text)
+    if digits:  # Python's words are for a programmer
+        text = f"a whole number has {digits['count'] or 'too many'} digits; at most {digits['limit']} are read"
     return text[:_LONGEST] or type(error).__name__
 
 

@@ -17,16 +17,15 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from howlow.engine import model as models
 from howlow.engine import tokens
-from howlow.engine.answers import AnswerLimits, before_stop, decoded
+from howlow.engine.answers import AnswerLimits, before_stop, decoded, written_stop
 from howlow.engine.references import ModelReference
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
 from howlow.records import RecordWarning, WarningKind
 from howlow.settings import Settings
 from howlow.tasks import Example, Task, task_named
-from howlow.trial.loading import turn_ends
+from howlow.trial.loading import answer_ends
 
 
 @dataclass(frozen=True)
@@ -46,20 +45,20 @@ class AcceptedAnswers:
 def accepted_answers(
     settings: Settings,
     reference: ModelReference,
+    config: Any,
     tokenizer: Any,
     examples: Sequence[Example],
     tokenized: Sequence[TokenizedExample],
 ) -> AcceptedAnswers:
     """The answers that predictions are compared with, and which of the data's answers no generation can match.
 
-    tokenized: the same examples' tokens.
+    config: the model's. tokenized: the same examples' tokens.
     """
     task = task_named(settings.task.name)
     if not task.generates:
         return AcceptedAnswers(list(examples))
-    config = models.load_config(reference, settings.revision, settings.trust_remote_code)
-    eos = stop_ids(reference, config, tokenizer, random_weights=settings.random_weights)
-    limits = AnswerLimits(eos | turn_ends(settings, tokenizer), settings.task.stop, settings.inference.max_new_tokens)
+    ends = answer_ends(settings, not_loaded(settings, reference, config), tokenizer)
+    limits = AnswerLimits(ends, settings.task.stop, settings.inference.max_new_tokens)
     reader = AnswerReader(task, tokenizer, limits, settings.task.template == "chat")
     return reader.accepted(examples, tokenized)
 
@@ -101,7 +100,8 @@ class AnswerReader:
                     found[reason] = Unmatchable(before.count + 1, max(before.longest, length), first)
             read.append(replace(example, references=tuple(kept[answer] for answer in example.references)))
         unmatchable = sum(one.count for one in found.values())
-        return AcceptedAnswers(read, count, unmatchable, tuple(self._warnings(found, count)))
+        warnings = *self._warnings(found, count), *self._warnings_of_stop()
+        return AcceptedAnswers(read, count, unmatchable, warnings)
 
     def _goes_on(self, token: int) -> bool:
         return token not in self.limits.eos
@@ -158,11 +158,18 @@ class AnswerReader:
             detail = f"{one.count} of {count} accepted answers {why[kind]}, the first of example {one.first!r}"
             yield RecordWarning(kind=kind, detail=f"{detail}: no generation matches them; {outcome}")
 
+    def _warnings_of_stop(self) -> Iterator[RecordWarning]:
+        stop = self.limits.stop
+        written = written_stop(self.tokenizer, stop) if stop else None
+        if written is not None:
+            detail = f"task.stop = {stop!r} ends no answer: the tokenizer writes it as {written!r}"
+            yield RecordWarning(kind=WarningKind.STOP_NEVER_WRITTEN, detail=detail)
 
-def stop_ids(reference: ModelReference, config: Any, tokenizer: Any, *, random_weights: bool) -> frozenset[int]:
-    """The tokens that end a generation of a model that is not loaded."""
-    generation = None if random_weights else _generation_config(reference)
-    return models.stop_tokens(SimpleNamespace(config=config, generation_config=generation), tokenizer)
+
+def not_loaded(settings: Settings, reference: ModelReference, config: Any) -> Any:
+    """What `howlow.engine.model.stop_tokens` reads of a model, from its files alone."""
+    generation = None if settings.random_weights else _generation_config(reference)
+    return SimpleNamespace(config=config, generation_config=generation)
 
 
 def _generation_config(reference: ModelReference) -> Any:
