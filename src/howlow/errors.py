@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LONGEST = 500
+_LONGEST, _LONGEST_WORD, _SHOWN = 500, 1000, 40
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 _TOO_MANY_DIGITS = re.compile(r"limit \((?P<limit>\d+) digits\) for integer string(?:.*value has (?P<count>\d+))?")
 OURS, SYSTEM = "howlow", "the operating system"
@@ -27,7 +27,12 @@ class UserError(Exception):
     """Something that the user can put right; its text is one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(" ".join(map(_shortened, message.split())))
+
+
+def _shortened(word: str) -> str:
+    """A word of thousands of letters, such as a number that was given, by its beginning and its end."""
+    return word if len(word) <= _LONGEST_WORD else f"{word[:_SHOWN]}...{word[-_SHOWN:]}"
 
 
 def reason(error: BaseException) -> str:
