@@ -99,7 +99,7 @@ MEASURED_COSTS = (
         "cpu_energy_per_sample_j",
         "CPU energy/sample",
         "joules",
-        "the same for the CPU, where the trial runs on an accelerator",
+        "the same for the CPU and its memory, where the trial runs on an accelerator",
         "lower",
         subjects=_CPU,
         table=_at(7),
@@ -143,7 +143,8 @@ METERED = (
         "energy_error_per_sample_j",
         "energy error/sample",
         "joules",
-        "how far energy/sample can be from the truth",
+        "how far energy/sample can be from what the sensor measured; of polled power only rounding, gaps at the edges "
+        "and late readings: swings between two readings are not in it",
         table=_at(5),
         is_relative=False,
         is_optional=True,
@@ -209,6 +210,16 @@ METERED = (
         "share of the time in which a GPU's memory was read or written, mean of the readings",
         subjects=_USE,
     ),
+)
+PROCESS_MEMORY = Column(
+    "peak_process_memory_bytes",
+    "process memory",
+    "bytes",
+    "of the device memory in use on a GPU, that of the trial's own process, as the driver counts it",
+    "lower",
+    subjects=_MEMORY,
+    table=_at(22),
+    is_optional=True,
 )
 STEP_TIMES = (
     *(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from howlow.analysis.conditions import condition_figures, further_energy_figures
 from howlow.analysis.energy import Seen, energy_figures, inside, percentile, ratio, timeline_figures
 from howlow.records import EnergyWindow, PhaseName, PhaseRecord, Record, Step, measured_steps
 
@@ -60,16 +61,20 @@ def phase_figures(record: Record, name: PhaseName, steps: Sequence[Step], readin
     """The figures that every phase has, under the names of their columns without the stage."""
     phase, measured = _ended(record, name), measured_steps(steps, name)
     window, times_s = window_of(record, phase, measured), sorted(step.duration_s for step in measured)
+    energies = energy_figures(record, phase, partial(_samples_of, record, window))
     return {
         "samples_per_s": ratio(window.samples, window.duration_s),
         "tokens_per_s": ratio(window.tokens, window.duration_s),
         "time_per_sample_s": ratio(window.duration_s, window.samples),
         "peak_memory_bytes": phase.peak_memory_bytes,
+        "peak_process_memory_bytes": phase.peak_process_memory_bytes,
         "peak_allocated_bytes": phase.peak_allocated_bytes,
         "peak_reserved_bytes": phase.peak_reserved_bytes,
         **{column: percentile(times_s, share) for column, share in _STEP_TIMES.items()},
         "host_share": window.host_share,
-        **energy_figures(record, phase, partial(_samples_of, record, window)),
+        **energies,
+        **further_energy_figures(record, phase, energies),
+        **condition_figures(record, phase),
         **timeline_figures(record, inside(name, steps, readings)),
     }
 

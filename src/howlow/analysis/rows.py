@@ -27,6 +27,7 @@ from howlow.records import (
     Step,
     WarningKind,
     differences,
+    other_cards,
     read_records,
     read_steps,
     refuse_to_mix,
@@ -159,8 +160,10 @@ def _marked(found: Sequence[tuple[Path, Record]], accept_different: Sequence[str
     several = len({folder for folder, _ in found}) > 1
     names = [f"{folder.name}/{record.trial}" if several else record.trial for folder, record in found]
     named = [Provenance.of(record, trial=name) for name, (_, record) in zip(names, found, strict=True)]
-    for difference in refuse_to_mix(named, accept_different):
+    for difference in refuse_to_mix(named, accept_different, is_one_sweep=not several):
         warnings.setdefault(difference.trial, []).extend(difference.warnings)
+    for trial, warning in [] if several else other_cards(named):
+        warnings.setdefault(trial, []).append(warning)
     return [
         (folder, record.model_copy(update={"warnings": (*record.warnings, *warnings.get(name, ()))}))
         for name, (folder, record) in zip(names, found, strict=True)

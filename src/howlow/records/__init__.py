@@ -8,8 +8,9 @@ summaries: throughput and relative figures are computed when records are read (`
 Absent is `None`, never 0, -1 or NaN.
 """
 
-from howlow.records.comparability import Difference, differences, refuse_other_machine, refuse_to_mix
-from howlow.records.energy import EnergyPart, EnergyWindow
+from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
+from howlow.records.conditions import DeviceConditions, Spread
+from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow, ErrorCover
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -24,10 +25,9 @@ from howlow.records.files import (
     write_record,
 )
 from howlow.records.identity import Provenance
+from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
 from howlow.records.schema import (
     SCHEMA_VERSION,
-    BatchProbe,
-    BatchSearch,
     DataRecord,
     DataSource,
     EnergySource,
@@ -55,6 +55,8 @@ from howlow.records.window import measured_steps, window_times_s
 __all__ = [
     "BatchProbe",
     "BatchSearch",
+    "CounterPace",
+    "DeviceConditions",
     "DataRecord",
     "DataSource",
     "Difference",
@@ -62,6 +64,7 @@ __all__ = [
     "EnergySource",
     "EnergyWindow",
     "Environment",
+    "ErrorCover",
     "Frozen",
     "HeapMode",
     "Idle",
@@ -69,6 +72,7 @@ __all__ = [
     "LayoutRecord",
     "LayoutTokens",
     "LineWriter",
+    "MemoryShortage",
     "MergedRecord",
     "MeterRecord",
     "ModelRecord",
@@ -83,6 +87,7 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "Spread",
     "Status",
     "Step",
     "WarningKind",
@@ -91,6 +96,7 @@ __all__ = [
     "differences",
     "has_record",
     "measured_steps",
+    "other_cards",
     "read_lines",
     "read_record",
     "read_records",

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from howlow.claims import refuse_if_lost
+from howlow.claims import machine_s, refuse_if_lost
 from howlow.jobs import IdleAbsent, Link, StepProgress
 from howlow.meters.clock import now_s, utc
 from howlow.meters.machine import process_age_s
@@ -16,6 +16,7 @@ from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.outcomes import StoppedError
 from howlow.records import (
     BatchSearch,
+    CounterPace,
     DataRecord,
     EnergySource,
     Environment,
@@ -59,6 +60,21 @@ class RecordDraft:
     resumed: int = 0
     started_at: str = field(default_factory=utc)
     preparation_s: float | None = None
+    second_load: PhaseRecord | None = None
+    handover_s: float | None = None
+    trained_at_s: float | None = None
+    """When fine-tuning ended, on the machine's clock, in the process that goes on from there."""
+    fine_tuning: "ProcessMeters | None" = None
+    """The meters of the process that fine-tuned."""
+
+
+@dataclass(frozen=True)
+class ProcessMeters:
+    """How the meters did in one process, and what their shares refer to."""
+
+    record: MeterRecord
+    cpu_s: float
+    steps_s: float
 
 
 @dataclass
@@ -74,11 +90,14 @@ class TrialState:
     link: Link
     choice: LayoutChoice
     idle: Idle | IdleAbsent | None = None
+    paces: tuple[CounterPace, ...] = ()
     batch_search: tuple[BatchSearch, ...] = ()
     is_bounded: bool = False
     device: str | None = None
     """The worker's own device; None: as the settings say."""
     claim: int | None = None
+    continues: bool = False
+    """Whether the process that fine-tuned has handed over to this one."""
     found: RecordDraft = field(default_factory=RecordDraft)
     session: Session | None = None
     _reported_s: float = -math.inf
@@ -162,6 +181,8 @@ class TrialState:
             self.session.look_for_outside_work()
         if self.found.preparation_s is None:
             self.found.preparation_s = process_age_s()
+        if self.found.trained_at_s is not None and self.found.handover_s is None:
+            self.found.handover_s = machine_s() - self.found.trained_at_s
 
 
 def warn_unsteady(state: TrialState) -> None:
@@ -232,7 +253,7 @@ def step_line(timed: Timed, **fields: Any) -> str:
         start_s=timed.start_s,
         duration_s=timed.duration_s,
         opens_segment=timed.opens_segment or None,
-        energy_counter_j=timed.energy_counter_j,
+        energy_counter_j=timed.counter_j(),
         prefill_s=timed.prefill_s,
         prefill_tokens=timed.prefill_tokens,
         **fields,
