@@ -198,7 +198,7 @@ class Trial:
             if self.phase(phase) and not (stage == "train" and self.record["kind"] == "base"):
                 figures = PhaseFigures(self, phase).all()
                 found |= {f"{stage}_{name}": figure for name, figure in figures.items()}
-        if "train_samples_per_s" in found:
+        if "train_step_time_p50_s" in found:
             found["train_final_loss"] = Figure([one for one in self.steps if one["phase"] == "train"][-1].get("loss"))
         return found | self._scores()
 
@@ -257,16 +257,20 @@ class PhaseFigures:
         return math.fsum(end - start for start, end in self.segments)
 
     def _times(self) -> dict[str, Figure]:
-        samples, window_s, in_steps_s = self._sum("samples"), self.window_s, self._sum("duration_s")
         times_s = [step["duration_s"] for step in self.measured]
+        percentiles = {f"step_time_p{percent:02d}_s": percentile(times_s, percent / 100) for percent in (5, 50, 95)}
+        steps = {name: Figure(value) for name, value in percentiles.items()}
+        if self.measured and not self.segments:
+            return steps  # an older file, which does not say where its window opens
+        samples, window_s, in_steps_s = self._sum("samples"), self.window_s, math.fsum(times_s)
         values = {
             "samples_per_s": ratio(samples, window_s),
             "tokens_per_s": ratio(self._sum("tokens"), window_s),
             "time_per_sample_s": ratio(window_s, samples),
-            **{f"step_time_p{percent:02d}_s": percentile(times_s, percent / 100) for percent in (5, 50, 95)},
         }
         share = ratio(window_s - in_steps_s, window_s)  # a difference of two long times
-        return {name: Figure(value) for name, value in values.items()} | {"host_share": Figure(share, ROUNDING)}
+        of_window = {name: Figure(value) for name, value in values.items()} | {"host_share": Figure(share, ROUNDING)}
+        return steps | of_window
 
     def _readings(self) -> dict[str, Figure]:
         """Means and percentiles of the readings inside the measured steps."""
@@ -310,7 +314,7 @@ class PhaseFigures:
         trial, samples, window_s = self.trial, self._sum("samples"), self.window_s
         told, cpu, idle = trial.window(self.name, "measured"), trial.window(self.name, "measured", "cpu"), self._idle()
         if told and not math.isclose(told["duration_s"] or 0.0, window_s):
-            return {}  # a segment has no energy, and the files do not say which
+            return {}  # a segment has no energy, and the files do not say which; or an older file
         energy = trial.source.over(self.segments, told.get("error_j"))
         found = {
             "energy_per_sample_j": energy.over(samples),

@@ -24,7 +24,7 @@ from raw_figures import Figure, Trial
 
 NOT_COMPUTED = {
     "a fact that record.json alone holds": (
-        *("trial", "kind", "rank", "seed", "status", "alpha", "scaling_factor", "layout", "precision"),
+        *("trial", "kind", "rank", "seed", "repeat", "status", "alpha", "scaling_factor", "layout", "precision"),
         *("total_parameters", "trainable_parameters", "adapter_bytes", "energy_source", "unmatchable_references"),
         *("train_batch_size", "inference_batch_size"),
     ),
@@ -40,6 +40,11 @@ NOT_COMPUTED = {
             *("throttled_share", "energy_statistical_error_per_sample_j"),
             *("dram_energy_per_sample_j", "total_energy_per_sample_j"),
         )
+    ),
+    "steps.jsonl is older and does not say where the measured window opens": tuple(
+        f"{stage}_{name}"
+        for stage in ("train", "inference")
+        for name in ("samples_per_s", "tokens_per_s", "time_per_sample_s")
     ),
     "computed from predictions.jsonl": (
         *("exact_match", "f1", "rouge1", "rouge2", "rougeL", "word_perplexity", "bits_per_byte"),
@@ -106,6 +111,8 @@ def reason(column: str) -> str:
     known = [why for why, columns in NOT_COMPUTED.items() if column in columns]
     if known:
         return known[0]
+    if {"low", "high"} & set(column.split("_")):
+        return "an interval: a statistic of the steps, not a figure of them"
     if "." in column:
         return "a fact that record.json alone holds"
     if "energy" in column or column.endswith("_w"):
