@@ -2,8 +2,8 @@
 
 Readings of power at equal distances beat with a load of the same period: they would all fall on its high or on its low
 part. One reading at a random moment in each period (stratified sampling) keeps the mean rate, and the mean of the
-readings is that of the load, whatever its period. The moments are pseudo-random, and the same for every trial. A counter
-misses nothing between its readings, and equal distances show a standstill soonest.
+readings is that of the load, whatever its period. The moments are pseudo-random, and the same for every trial. A
+counter misses nothing between its readings, and equal distances show a standstill soonest.
 """
 
 import random
