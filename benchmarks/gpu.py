@@ -221,9 +221,9 @@ def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
     task |= {"train_examples": STEP_SIZE * steps, "test_examples": 8}
     asked = load_settings(None, [{"model": name, "random_weights": True, "task": task}])
     reference = locate(name, True)
-    examples = preparation.tokenized(asked, reference).train
-    plan = order.steps([example.group for example in examples], "groups", 0, 1, STEP_SIZE)
     config = models.load_config(reference, None, False)
+    examples = preparation.tokenized(asked, reference, config).train
+    plan = order.steps([example.group for example in examples], "groups", 0, 1, STEP_SIZE)
     options: Reply = {"random_weights": True, "dtype": torch.bfloat16, "device": device}
     base = models.load_model(reference, config, revision=None, trust_remote_code=False, **options).requires_grad_(False)
     model = peers.adapted(base).to(device).train()

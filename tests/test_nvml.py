@@ -396,6 +396,34 @@ def test_outside_work_and_limits_are_warnings(ask: Ask) -> None:
     assert any("200 W, its default is 300 W" in detail for _, detail in found["warnings"])
 
 
+OWN_MEMORY = """
+import json, sys
+from howlow.meters import nvml
+nvml._in_namespace, nvml._uses_cuda = lambda: sys.argv[2] == "container", lambda: sys.argv[3] == "cuda"
+print(json.dumps(nvml.NvmlDevice(sys.argv[1]).look().process_memory_bytes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("listed", "where", "seen"),
+    [
+        ({"OWN": "5000"}, ("host", "cuda"), 5000),
+        ({"OWN": "5000", "OTHERS": "2"}, ("host", "cuda"), 5000),
+        ({"OWN": "-1"}, ("host", "cuda"), None),  # the driver does not tell it
+        ({"OTHERS": "1"}, ("container", "cuda"), 1 << 20),  # listed under the host's number, and nobody else is there
+        ({"OTHERS": "1"}, ("container", "cpu"), None),
+        ({"OTHERS": "1"}, ("host", "cuda"), None),
+        ({"OTHERS": "2"}, ("container", "cuda"), None),
+        ({}, ("container", "cuda"), None),
+    ],
+)
+def test_the_memory_of_this_process_is_told_apart_or_absent(
+    library: Path, listed: dict[str, str], where: tuple[str, str], seen: int | None
+) -> None:
+    asked = {f"HOWLOW_NVML_{name}": value for name, value in listed.items()}
+    assert json.loads(run_with_nvml(library, ["-c", OWN_MEMORY, "GPU-11111111-aaaa", *where], **asked)) == seen
+
+
 def test_on_a_cpu_every_device_of_a_source_asked_for_by_name_is_summed_with_rows_of_its_own(
     library: Path, tmp_path: Path
 ) -> None:

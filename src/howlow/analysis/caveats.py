@@ -40,6 +40,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.LAYOUT_FELL_BACK: (*_COSTS, "memory"),
     WarningKind.WRITTEN_ONE_BY_ONE: (*_COSTS, "memory"),
     WarningKind.LAYERS_LEFT_OUT: (),
+    WarningKind.ADAPTER_IN_EXPERTS: ("quality",),
     WarningKind.FREQUENCIES_OF_FULL_ROW: ("quality",),
     WarningKind.NEAR_TIES: ("answers",),
     WarningKind.WEIGHTS_LEFT_OUT: ("quality",),
@@ -47,6 +48,8 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.REFERENCES_WITH_STOP: ("answers",),
     WarningKind.REFERENCES_WITH_SPECIAL_TOKENS: ("answers",),
     WarningKind.REFERENCES_ALTERED: ("answers",),
+    WarningKind.STOP_NEVER_WRITTEN: ("answers",),
+    WarningKind.CHAT_PROMPT_CHANGED: ("quality",),
     WarningKind.ENERGY_WINDOW_TOO_SHORT: ("energy",),
     WarningKind.ENERGY_GAP: ("energy",),
     WarningKind.COUNTER_STOOD_STILL: ("energy",),
@@ -68,6 +71,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.HELD_BY_POWER_LIMIT: _COSTS,
     WarningKind.QUALITY_NOT_COMPARABLE: ("quality",),
     WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
+    WarningKind.ANOTHER_CARD: _COSTS,
     WarningKind.BASELINE_REPEATED: (),
 }
 

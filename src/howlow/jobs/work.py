@@ -161,8 +161,8 @@ class ProbeJob(Job[LargestFound | None]):
     others: tuple[RankProbes, ...] = ()
 
 
-class MeasureJob(Job[Status]):
-    """Run one trial to its record."""
+class MeasureJob(Job[Status | None]):
+    """Run one trial to its record; None where fine-tuning has ended, and inference takes a fresh process."""
 
     entry: ClassVar[str] = "howlow.trial.entries.trial_entry"
 
@@ -173,6 +173,7 @@ class MeasureJob(Job[Status]):
     idle: Idle | IdleAbsent | None = None
     paces: CounterPaces = CounterPaces()
     claim: int | None = Field(None, description="the generation of the worker's claim; absent: nobody else is there")
+    continues: bool = Field(False, description="whether the process that fine-tuned has ended just now")
 
 
 # -- running them ---------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ class Look:
     power_w: float | None = None
     counter_j: float | None = None
     memory_bytes: int | None = None
+    process_memory_bytes: int | None = None
     utilization: float | None = None
     memory_utilization: float | None = None
     temperature_c: float | None = None

@@ -14,7 +14,7 @@ import torch
 from howlow.errors import UserError
 from howlow.meters import clock, processor
 from howlow.meters.instruments import cores
-from howlow.meters.nvml import NvmlAbsentError, NvmlDevice
+from howlow.meters.nvml import NvmlAbsentError, NvmlDevice, device_uuids
 from howlow.meters.sources import own_uuid
 from howlow.records import Environment
 from howlow.records.own_sources import code_sha256, revision
@@ -38,6 +38,7 @@ def environment(device: torch.device) -> Environment:
         device=str(device),
         device_name=cuda.name if cuda else _processor(),
         device_uuid=str(cuda.uuid) if cuda else None,
+        cards=_cards() if cuda else None,
         driver=card.driver() if card else None,
         device_memory_bytes=cuda.total_memory if cuda else None,
         cpu=_processor(),
@@ -117,6 +118,15 @@ def _card(device: torch.device) -> NvmlDevice | None:
         return NvmlDevice(own_uuid(device))
     except NvmlAbsentError:
         return None
+
+
+def _cards() -> tuple[str, ...] | None:
+    """All cards of the machine, named as CUDA names them: also those that this process may not use."""
+    try:
+        uuids, _ = device_uuids()
+    except NvmlAbsentError:
+        return None
+    return tuple(sorted(uuid.removeprefix("GPU-") for uuid in uuids))
 
 
 def _processor() -> str:

@@ -97,6 +97,7 @@ class NvmlDevice:
         self._reasons = Question(self._throttle_reasons)
         self._limit = Question(self.power_limit_w, is_slow=True)
         self._throttled = Question(self._throttled_s, is_slow=True)
+        self._own_memory = Question(self._own_memory_bytes, is_slow=True)
 
     def _opened(self) -> Any:
         # When one card has fallen off the bus, NVML finds no card by its UUID (nvml.h, nvmlDeviceGetHandleByUUID).
@@ -196,6 +197,7 @@ class NvmlDevice:
             power_w=power_w,
             counter_j=self._watched(counter()),
             memory_bytes=None if memory is None else int(memory.used),
+            process_memory_bytes=self._own_memory.if_due(),
             utilization=None if rates is None else rates.gpu / 100,
             memory_utilization=None if rates is None else rates.memory / 100,
             temperature_c=self._temperature.if_due(),
@@ -240,6 +242,17 @@ class NvmlDevice:
         megahertz = _value(pynvml.nvmlDeviceGetClockInfo, self._card, which)
         return None if megahertz is None else megahertz * 1e6
 
+    def _own_memory_bytes(self) -> int | None:
+        """What this process has on the device, as the driver counts it: CUDA's context and all libraries included.
+
+        In a container NVML lists this process under another number. A single process there is this one if it uses CUDA.
+        """
+        listed = self._processes()
+        if os.getpid() in listed:
+            return listed[os.getpid()]
+        is_alone = len(listed) == 1 and _in_namespace() and _uses_cuda()
+        return next(iter(listed.values())) if is_alone else None
+
     # -- reasons for distrust ---------------------------------------------------------------------------------------
 
     def findings(self) -> list[Finding]:
@@ -249,15 +262,21 @@ class NvmlDevice:
 
     def _others(self) -> Finding | None:
         """Other processes on the device; in a container NVML may list this process under another number."""
-        seen: set[int] = set()
-        for forms in _PROCESSES:
-            answers = (_value(query, self._handle) for query in forms)
-            seen.update(process.pid for process in next((one for one in answers if one is not None), ()))
+        seen = self._processes()
         is_in_namespace = os.getpid() not in seen and _in_namespace()
-        others = len(seen - {os.getpid()}) - (is_in_namespace and _uses_cuda())
+        others = len(seen.keys() - {os.getpid()}) - (is_in_namespace and _uses_cuda())
         if others <= 0:
             return None
         return WarningKind.OTHER_PROCESS_ON_DEVICE, f"{others} other process(es) on {self.device}"
+
+    def _processes(self) -> dict[int, int | None]:
+        """The processes on the device, and the bytes that each has there; None where the driver does not say."""
+        found: dict[int, int | None] = {}
+        for forms in _PROCESSES:
+            answers = (_value(query, self._handle) for query in forms)
+            for process in next((one for one in answers if one is not None), ()):
+                found[process.pid] = process.usedGpuMemory
+        return found
 
     def _partition(self) -> Finding | None:
         modes = _value(pynvml.nvmlDeviceGetMigMode, self._card)

@@ -53,9 +53,13 @@ class PhaseMemory(Protocol):
 
 @dataclass
 class Timed:
-    """The figures of a timed region; filled when the region ends, `energy_counter_j` a moment later."""
+    """The figures of a timed region; filled when the region ends, `energy_counter_j` a moment later.
+
+    opens_segment: it is measured, and there is no segment that it continues.
+    """
 
     start_s: float
+    opens_segment: bool = False
     duration_s: float = 0.0
     prefill_s: float | None = None
     prefill_tokens: int | None = None
@@ -112,7 +116,7 @@ class PhaseMeter:
         self._synchronise()
         if measured and self._segment is None:
             self.sensors.begin_window()
-        timed = Timed(start_s=self.sensors.trial_time())
+        timed = Timed(start_s=self.sensors.trial_time(), opens_segment=measured and self._segment is None)
         if measured and self._paused_s is not None:
             self._pauses.append(Stretch(self._paused_s, timed.start_s))
             self._paused_s = None
@@ -177,6 +181,7 @@ class PhaseMeter:
         totals, seen = self._totals, self.memory.peaks() if self.memory else None
         return {
             "peak_in_use_bytes": _higher(totals.peak_in_use_bytes, self.sensors.most_in_use_bytes(self.name)),
+            "peak_process_bytes": _higher(totals.peak_process_bytes, self.sensors.most_of_process_bytes(self.name)),
             "peak_resident_bytes": _higher(totals.peak_resident_bytes, seen.resident_bytes if seen else None),
             "peak_allocated_bytes": _higher(totals.peak_allocated_bytes, seen.allocated_bytes if seen else None),
             "peak_reserved_bytes": _higher(totals.peak_reserved_bytes, seen.reserved_bytes if seen else None),
@@ -200,6 +205,7 @@ class PhaseMeter:
             start_s=totals.start_s,
             duration_s=totals.duration_s,
             peak_memory_bytes=resident if self.sensors.device.type == "cpu" else totals.peak_in_use_bytes,
+            peak_process_memory_bytes=totals.peak_process_bytes,
             peak_allocated_bytes=totals.peak_allocated_bytes,
             peak_reserved_bytes=totals.peak_reserved_bytes,
             measured_duration_s=totals.measured_duration_s or None,

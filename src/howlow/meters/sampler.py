@@ -369,6 +369,7 @@ def _reading(device: str, point: Point, look: Look, power_w: float | None, phase
         power_w=power_w,
         energy_counter_j=point.counter_j,
         memory_bytes=look.memory_bytes,
+        process_memory_bytes=look.process_memory_bytes,
         utilization=look.utilization,
         memory_utilization=look.memory_utilization,
         temperature_c=look.temperature_c,

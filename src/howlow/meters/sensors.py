@@ -13,7 +13,7 @@ from howlow.meters.energy_bounds import Point
 from howlow.meters.instruments import Instrument, ProcessView
 from howlow.meters.sampler import ANSWER_TIMEOUT_S, STEP_SHARE, Reader, await_ticks
 from howlow.meters.timeline import Timeline
-from howlow.records import CounterPace, DeviceConditions, PhaseName
+from howlow.records import CounterPace, DeviceConditions, PhaseName, Reading
 
 
 class CounterSum:
@@ -152,6 +152,14 @@ class Sensors:
 
     def most_in_use_bytes(self, phase: PhaseName) -> int | None:
         """The most memory of the trial's own device that a reading of this phase showed in use."""
+        return max((look.memory_bytes for look in self._own_looks(phase) if look.memory_bytes), default=None)
+
+    def most_of_process_bytes(self, phase: PhaseName) -> int | None:
+        """The most of it that this process had, by the driver's count; None where no reading of this phase knows it."""
+        own = [look.process_memory_bytes for look in self._own_looks(phase)]
+        return max((size for size in own if size), default=None)
+
+    def _own_looks(self, phase: PhaseName) -> list[Reading]:
         own = str(self.device)
         looks = [look for reader in self.readers if reader.instrument.device == own for look in reader.looks]
-        return max((look.memory_bytes for look in looks if look.phase == phase and look.memory_bytes), default=None)
+        return [look for look in looks if look.phase == phase]

@@ -21,6 +21,7 @@ class PhaseTotals(Frozen):
     windows: tuple[EnergyWindow, ...] = ()
     conditions: tuple[DeviceConditions, ...] = ()
     peak_in_use_bytes: int | None = None
+    peak_process_bytes: int | None = None
     peak_resident_bytes: int | None = None
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None

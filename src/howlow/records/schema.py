@@ -6,6 +6,7 @@ from pydantic import Field
 
 from howlow.records.conditions import DeviceConditions
 from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow
+from howlow.records.memory import BatchSearch, MemoryShortage
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
@@ -27,6 +28,11 @@ class Step(Frozen):
     step: int = Field(description="counted from 0 within its phase")
     start_s: float = Field(description="seconds since the trial's start, pauses of a resumed trial left out")
     duration_s: float
+    opens_segment: bool | None = Field(
+        None,
+        description="the measured window begins with this step, or goes on with it after a pause, so that the time "
+        "before it is in no figure; only ever true",
+    )
     micro_batches: int
     samples: int = Field(description="examples, whatever the layout")
     tokens: int = Field(description="real tokens: prompt and completion read, in generation also those written")
@@ -55,6 +61,7 @@ class Reading(Frozen):
     device: str
     power_w: float | None = None
     memory_bytes: int | None = None
+    process_memory_bytes: int | None = Field(None, description="of a GPU's, this process's; asked once a second")
     utilization: float | None = Field(
         None, description="0..1: the GPU's SMs busy, or this process's share of its cores"
     )
@@ -80,10 +87,16 @@ class PhaseRecord(Frozen):
     start_s: float
     duration_s: float
     peak_memory_bytes: int | None = Field(None, description="device memory in use on a GPU, resident on a CPU")
+    peak_process_memory_bytes: int | None = Field(
+        None,
+        description="on a GPU, what of it the trial's own process had, as the driver counts it (asked once a second)",
+    )
     peak_allocated_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     peak_reserved_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     measured_duration_s: float | None = Field(
-        None, description="the measured part, pauses left out; None without measured steps"
+        None,
+        description="the measured window: from the first measured step's start to the last one's end, less the pauses; "
+        "None without measured steps",
     )
     measured_samples: int | None = Field(None, description="the samples of the measured part")
     pauses: int | None = Field(None, description="pauses between measured steps, as for a checkpoint")
@@ -146,7 +159,7 @@ class MeterRecord(Frozen):
     largest_gap_s: float | None = Field(
         None, description="the longest time without a reading of one instrument, from the trial's start to its end"
     )
-    readings: int = Field(0, description="lines of the timeline of this process")
+    readings: int = Field(0, description="lines of the timeline, those before an interruption left out")
     late: int = Field(0, description="readings that did not come in time")
     cpu_share: float | None = Field(None, description="CPU time of the meters (nvidia-smi's, too) / the trial's")
     step_share: float | None = Field(None, description="time the steps' readings took / time of the steps")
@@ -289,28 +302,6 @@ class MergedRecord(Frozen):
     equal_texts: int | None = Field(None, description="answers that are the same")
 
 
-class BatchProbe(Frozen):
-    """One probe of a search for the largest batch."""
-
-    batch: int
-    computed_tokens: int = Field(description="tokens that the model ran on in the heaviest batch of the schedule")
-    peak_memory_bytes: int | None = Field(description="as the limit counts it; None where the memory ran out")
-    fits: bool
-
-
-class BatchSearch(Frozen):
-    """The search for the largest batch that fits, for a batch size of "max"."""
-
-    setting: Literal["training.batch_size", "inference.batch_size"]
-    batch: int | None = Field(description="the largest that fits; None where not even one example fits")
-    largest: int = Field(description="the largest that was allowed: the examples, or training.effective_batch_size")
-    limit_bytes: int
-    budget_bytes: int = Field(description="the limit less the margin; a peak of at most this fits")
-    limit: str = Field(description="where the limit comes from")
-    memory: str = Field(description="what the peaks count: VmData on a CPU, memory reserved by torch on CUDA")
-    probes: tuple[BatchProbe, ...] = Field(description="in their order; the last confirms the batch that was found")
-
-
 class Scores(Frozen):
     """Quality on the test data; each absent where the task or random weights do not give it."""
 
@@ -334,6 +325,9 @@ class Environment(Frozen):
     device: str = Field(description="cpu, cuda:0, mps")
     device_name: str
     device_uuid: str | None = None
+    cards: tuple[str, ...] | None = Field(
+        None, description="the UUIDs of all devices of this machine that the driver lists; None where it lists none"
+    )
     driver: str | None = None
     device_memory_bytes: int | None = None
     cpu: str
@@ -371,6 +365,7 @@ class Record(Frozen):
     axes: dict[str, Any] = Field(description="the further grid axes under their dotted names")
     status: Status
     error: str | None = Field(None, description="one line, where the status is not done")
+    shortage: MemoryShortage | None = Field(None, description="where the status is out_of_memory; None in old records")
     resumed: int = Field(0, description="how often the trial was resumed after an interruption")
     settings: Settings = Field(description='as asked: "auto" and "max" stay; `resolved` says what came of them')
     resolved: Resolved = Resolved()
@@ -378,6 +373,9 @@ class Record(Frozen):
     model: ModelRecord | None
     data: DataRecord | None
     phases: tuple[PhaseRecord, ...] = ()
+    second_load: PhaseRecord | None = Field(
+        None, description="the load of the process that ran inference, where another one had fine-tuned"
+    )
     energy: EnergySource | None = None
     layout: LayoutRecord | None = None
     merged: MergedRecord | None = None
@@ -388,6 +386,11 @@ class Record(Frozen):
     started_at: str | None = Field(None, description="UTC, ISO 8601")
     ended_at: str | None = None
     preparation_s: float | None = Field(None, description="from the process's start to its first step")
+    handover_s: float | None = Field(
+        None,
+        description="from the end of fine-tuning to the first step of inference: a fresh process starts and loads the "
+        "model again; None: base, or an interruption in that time",
+    )
     total_s: float | None = None
 
     def phase(self, name: PhaseName) -> PhaseRecord | None:

@@ -62,8 +62,8 @@ def environment_entry(job: EnvironmentJob, link: Link) -> Environment:
     return environment(choose_device(job.device))
 
 
-def trial_entry(job: MeasureJob, link: Link) -> Status:
-    """Run one trial and write its record."""
+def trial_entry(job: MeasureJob, link: Link) -> Status | None:
+    """Run one trial to its record; None where a fresh process goes on from the end of fine-tuning."""
     trial = job.trial
     settle(trial.cores_shared_by)
     state = TrialState(
@@ -81,6 +81,7 @@ def trial_entry(job: MeasureJob, link: Link) -> Status:
         batch_search=job.batch_search,
         device=job.device,
         claim=job.claim,
+        continues=job.continues,
     )
     with FileLock(state.folder / ".lock"):  # the process of a worker that has just died may still be ending
         return run(state)

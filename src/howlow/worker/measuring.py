@@ -33,19 +33,10 @@ from howlow.jobs import (
     on_device,
     value_of,
 )
-from howlow.outcomes import (
-    ClaimLostError,
-    DiskFullError,
-    Returned,
-    Unfinished,
-    is_disk_full,
-    kernel_kills,
-    limits_process,
-    ran_out_of_memory,
-)
+from howlow.outcomes import ClaimLostError, DiskFullError, Returned, Unfinished, is_disk_full, kernel_kills
 from howlow.places import full_disk
 from howlow.records import BatchSearch, Idle, Record, Status, read_record, write_record
-from howlow.records.resolved import resolved_before
+from howlow.worker.diagnosis import Diagnosis, diagnose, record_instead, too_large
 
 _NOT_IDLE = IdleAbsent(reason="other trials run on this machine at the same time")
 
@@ -91,7 +82,7 @@ class Worker:
         searches: list[BatchSearch] = []
         failure = self._search_batches(trial, searches)
         if failure is not None:
-            return self._leave(trial, claim, *failure, searches)
+            return self._leave(trial, claim, failure, searches)
         rest_s = trial.settings.run.cooldown_s if self._has_run else 0.0
         if rest_s:
             self.tell(TrialWaits(trial=trial.name, reason=f"cooling down, at most {rest_s:g} s"))
@@ -135,8 +126,8 @@ class Worker:
         """Whether other trials of the run directory may run on this machine now."""
         return not self.is_alone or bool(neighbours(self.run_directory, trial.name, only_now=True))
 
-    def _search_batches(self, trial: TrialJob, searches: list[BatchSearch]) -> tuple[Status, str] | None:
-        """Find the largest batches that the trial asks for; status and error where it cannot run."""
+    def _search_batches(self, trial: TrialJob, searches: list[BatchSearch]) -> Diagnosis | None:
+        """Find the largest batches that the trial asks for; why it cannot run, where it cannot."""
 
         def tell(setting: BatchSetting, probe: Probe) -> None:
             self.tell(TrialProbed(trial=trial.name, setting=setting, probe=probe))
@@ -146,9 +137,9 @@ class Worker:
             for setting in searched_settings(trial.kind, trial.settings):
                 searches.append(largest_batch(self.runner, trial, setting, place))
                 if searches[-1].batch is None:
-                    return "out_of_memory", nothing_fits(searches[-1])
+                    return too_large(searches[-1], nothing_fits(searches[-1]))
         except SearchFailedError as problem:
-            return "failed", str(problem)
+            return Diagnosis("failed", str(problem))
         return None
 
     # -- the trial --------------------------------------------------------------------------------------------------
@@ -164,58 +155,40 @@ class Worker:
             paces=self._paces,
             claim=claim.generation,
         )
+        status = self._process(job, folder)
+        if status is None:  # fine-tuning has ended: inference has a process that never trained
+            status = self._process(job.model_copy(update={"continues": True}), folder)
+        if isinstance(status, Diagnosis):
+            return self._leave(trial, claim, status, searches)
+        record = read_record(folder)
+        assert record is not None, "a trial that returned a status has written its record"
+        return record
+
+    def _process(self, job: MeasureJob, folder: Path) -> Status | Diagnosis | None:
+        """Run one process of a trial; what it returned, or why it died."""
+        trial, log = job.trial, folder / "log.txt"
 
         def hear(event: JobEvent) -> None:
             assert isinstance(event, StepProgress), f"a trial does not report {event!r}"
             self.tell(TrialProgress(trial=trial.name, progress=event))
 
         kills_before = kernel_kills()
-        finished = self.runner.run(job, folder / "log.txt", hear)
+        finished = self.runner.run(job, log, hear)
         if isinstance(finished, Unfinished) and finished.outcome == "claim_lost":
             raise ClaimLostError(trial.name)
-        if not isinstance(finished, Returned) and finished.outcome not in ("crashed", "died", "user_error"):
-            value_of(finished, job, folder / "log.txt")
-        if isinstance(finished, Unfinished):
-            device = self.device or trial.environment.device
-            is_limited = trial.settings.run.memory_limit_bytes is not None and limits_process(device)
-            killed_by_kernel = kernel_kills() > kills_before
-            no_memory = ran_out_of_memory(finished, folder / "log.txt", killed_by_kernel, is_limited)
-            error = _cause_of_death(finished, folder / "log.txt", no_memory)
-            return self._leave(trial, claim, "out_of_memory" if no_memory else "failed", error, searches)
-        record = read_record(folder)
-        assert record is not None, "a trial that returned has written its record"
-        return record
+        if isinstance(finished, Returned) or finished.outcome not in ("crashed", "died", "user_error"):
+            return value_of(finished, job, log)
+        device = self.device or trial.environment.device
+        return diagnose(trial, folder, finished, device, kernel_kills() > kills_before)
 
-    def _leave(self, trial: TrialJob, claim: Claim, status: Status, error: str, searches: list[BatchSearch]) -> Record:
+    def _leave(self, trial: TrialJob, claim: Claim, found: Diagnosis, searches: list[BatchSearch]) -> Record:
         """Write the record of a trial that cannot write its own."""
+        folder = self.run_directory / trial.folder
+        record = record_instead(trial, folder, found, searches)
         if not claim.is_current():
             raise ClaimLostError(trial.name)
-        record = Record(
-            trial=trial.name,
-            kind=trial.kind,
-            rank=trial.rank,
-            seed=trial.seed,
-            axes=trial.axes,
-            status=status,
-            error=error,
-            settings=trial.settings,
-            resolved=resolved_before(
-                trial.kind, trial.settings, trial.layout, searches, "bounded" if trial.is_bounded else "kept"
-            ),
-            environment=None,
-            model=None,
-            data=None,
-            batch_search=tuple(searches),
-        )
-        write_record(self.run_directory / trial.folder, record)
+        write_record(folder, record)
         return record
-
-
-def _cause_of_death(ended: Unfinished, log: Path, no_memory: bool) -> str:
-    cause = ended.problem if ended.exit_signal is None else f"killed by signal {ended.exit_signal}"
-    if no_memory:
-        cause += " (the kernel was out of memory)" if ended.exit_signal == 9 else " (an allocation failed)"
-    return f"the trial's process ended: {cause}; see {log}"
 
 
 @contextmanager
