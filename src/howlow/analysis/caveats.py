@@ -66,6 +66,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.QUALITY_NOT_COMPARABLE: ("quality",),
     WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
     WarningKind.BASELINE_REPEATED: (),
+    WarningKind.REPEATS_DIFFER: ("quality",),
 }
 
 

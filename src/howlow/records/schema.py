@@ -339,6 +339,7 @@ class Record(Frozen):
     rank: int | None
     seed: int
     axes: dict[str, Any] = Field(description="the further grid axes under their dotted names")
+    repeat: int = Field(1, description="which measurement of the same trial this is, counted from 1 (`run.repeats`)")
     status: Status
     error: str | None = Field(None, description="one line, where the status is not done")
     resumed: int = Field(0, description="how often the trial was resumed after an interruption")

@@ -59,6 +59,7 @@ class WarningKind(StrEnum):
     QUALITY_NOT_COMPARABLE = "quality_not_comparable"
     COSTS_NOT_COMPARABLE = "costs_not_comparable"
     BASELINE_REPEATED = "baseline_repeated"
+    REPEATS_DIFFER = "repeats_differ"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
@@ -118,6 +119,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     "one machine; --accept-different allowed this difference",
     WarningKind.BASELINE_REPEATED: "name its folder first to report the other measurement; how far they differ "
     "is the noise between two runs",
+    WarningKind.REPEATS_DIFFER: "on a CPU equal seeds give equal scores: report it as a defect; a GPU may add in "
+    "another order each time: a difference in quality has to be larger than this one",
 }
 
 

@@ -82,12 +82,13 @@ def _what_ran(comparison: Comparison) -> str:
 
 
 def _spread_line(comparison: Comparison) -> list[str]:
-    seeds = max((len(group.trials) for group in comparison.groups), default=1)
-    if seeds <= 1:
+    most = max((len(group.trials) for group in comparison.groups), default=1)
+    if most <= 1:
         return []
-    trials = sum(group.rank is not None for group in comparison.groups) * seeds
-    spread = "a dot is a trial" if trials <= MOST_POINTS else "bars are one standard deviation"
-    return [f"lines join the means over seeds, {spread}"]
+    kinds = [name for name in ("seeds", "repeats") if any(getattr(group, name) > 1 for group in comparison.groups)]
+    trials = sum(group.rank is not None for group in comparison.groups) * most
+    dots = ", a dot is a trial" if trials <= MOST_POINTS else ""
+    return [f"lines join the means over {' and '.join(kinds)}{dots}"]
 
 
 def _left_out(comparison: Comparison) -> list[str]:

@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 from howlow.analysis.column import Unit
+from howlow.analysis.ratios import Ratio
 
 ABSENT = "n/a"
+NOT_SIGNIFICANT = "not significant"
 _SCALES = {
     "ms": 1e3,
     "min": 1 / 60,
@@ -90,6 +92,19 @@ def deviation(value: float, unit: Unit, mean: float) -> str:
 def times(value: float | None) -> str:
     """A figure relative to the reference's."""
     return ABSENT if value is None else f"{significant(value)}x"
+
+
+def relative(ratio: Ratio, *, with_ends: bool = False) -> str:
+    """`1.13x ±0.04`, or with its ends `1.13x (1.09 to 1.17)`; the words where the evidence carries no difference."""
+    if not ratio.is_shown or ratio.low is None or ratio.high is None:
+        return NOT_SIGNIFICANT
+    if ratio.error < 1e-6 * ratio.value:
+        return times(ratio.value)
+    decimals = max(2 - math.floor(math.log10(ratio.value)), math.ceil(-math.log10(ratio.error)), 0)
+    value = f"{ratio.value:,.{decimals}f}x"
+    if with_ends:
+        return f"{value} ({ratio.low:,.{decimals}f} to {ratio.high:,.{decimals}f})"
+    return f"{value} ±{ratio.error:.{decimals}f}"
 
 
 def plain(value: Any) -> str:

@@ -118,6 +118,7 @@ def _record(state: TrialState, status: Status, error: str | None, scores: Scores
         rank=state.settings.lora.rank if state.kind == "lora" else None,
         seed=state.settings.seed,
         axes=state.axes,
+        repeat=state.repeat,
         status=status,
         error=error,
         resumed=found.resumed,

@@ -77,6 +77,7 @@ class TrialState:
     device: str | None = None
     """The worker's own device; None: as the settings say."""
     claim: int | None = None
+    repeat: int = 1
     found: RecordDraft = field(default_factory=RecordDraft)
     session: Session | None = None
     _reported_s: float = -math.inf

@@ -176,6 +176,7 @@ class Worker:
             rank=trial.rank,
             seed=trial.seed,
             axes=trial.axes,
+            repeat=trial.repeat,
             status=status,
             error=error,
             settings=trial.settings,
