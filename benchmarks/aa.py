@@ -9,8 +9,8 @@ Trials that ran one after the other form a pair, in random order, as two ranks o
 follow each other are two ranks with `run.repeats = 3`. The sweep resumes in DIR, and --pairs adds trials to it.
 Energy is assumed: watts times time.
 
-*Simulated*: pairs of step times with noise whose successive values are correlated (AR(1), correlation 0.6), once
-without and once with an offset of 1 % that each process has for itself.
+*Simulated*: pairs of trials whose steps do the same work, 4 to 8 samples each, with noise whose successive values are
+correlated (AR(1), correlation 0.6), once without and once with an offset of 1 % that each process has for itself.
 
 Claims: with repeats, and with step errors where processes have no offset, the rate is at most 5 %. It fails where the
 lower end of its binomial interval (Clopper-Pearson, 95 %) is above that. Step errors alone leave out what processes
@@ -172,21 +172,23 @@ def renamed(trial: Trial, name: str, repeat: int) -> Trial:
 
 def simulated_pairs(count: int, steps: int, repeats: int, offset: float, draw: np.random.Generator) -> Iterable[Pair]:
     for _ in range(count):
+        works = [draw.integers(4, 9, steps).astype(float) for _ in range(repeats)]
         ours, theirs = (
-            [simulated(f"{side}{repeat}", repeat, steps, offset, draw) for repeat in range(repeats)] for side in "ab"
+            [simulated(f"{side}{repeat}", repeat, samples, offset, draw) for repeat, samples in enumerate(works)]
+            for side in "ab"
         )
         yield ours, theirs
 
 
-def simulated(name: str, repeat: int, steps: int, offset: float, draw: np.random.Generator) -> Any:
-    """A trial whose steps have 4 to 8 samples, and whose time per sample is correlated from step to step."""
-    samples = draw.integers(4, 9, steps).astype(float)
+def simulated(name: str, repeat: int, samples: np.ndarray, offset: float, draw: np.random.Generator) -> Any:
+    """A trial whose steps have these samples, and whose time per sample is correlated from step to step."""
+    steps = len(samples)
     noise, correlation = np.empty(steps), 0.6
     noise[0] = draw.normal()
     for step in range(1, steps):
         noise[step] = correlation * noise[step - 1] + (1 - correlation**2) ** 0.5 * draw.normal()
     times = samples * np.exp(0.05 * noise + offset * draw.normal())
-    found = of_steps(samples.tolist(), times.tolist(), name)
+    found = of_steps(samples.tolist(), times.tolist(), repeat)
     evidence = Evidence(None if found is None else (found,))
     record = SimpleNamespace(trial=name, seed=0, repeat=repeat)
     row = {THROUGHPUT.name: float(samples.sum() / times.sum())}

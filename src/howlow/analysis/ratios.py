@@ -9,7 +9,7 @@ vary with the test examples, and the two variances are added.
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Literal
 
@@ -66,7 +66,11 @@ def relative_to(column: Column, value: float, ours: Sequence[Trial], theirs: Seq
     own, other = _Side.of(column, ours), _Side.of(column, theirs)
     spread, basis = _spread(column, own, other)
     bounds = [side.bound if side.bound is not None or basis != "processes" else 0.0 for side in (own, other)]
-    if spread is None or None in bounds or value <= 0:
+    if spread is None or None in bounds:
+        return Ratio(value, None, None, "unknown")
+    if not spread.variance and not any(bounds):
+        return Ratio(value, value, value, basis)
+    if value <= 0:
         return Ratio(value, None, None, "unknown")
     found = interval_around(value, spread, *(bound or 0.0 for bound in bounds))
     return Ratio(value, found.low, found.high, basis)
@@ -80,7 +84,9 @@ def mean_interval(column: Column, trials: Sequence[Trial]) -> Interval:
         parts += [summed([sample.spread for sample in side.samples])] if side.samples is not None else []
     if not parts or side.bound is None or side.mean is None or side.mean <= 0:
         return Interval(None, None)
-    return interval_around(side.mean, summed(parts), side.bound)
+    found = interval_around(side.mean, summed(parts), side.bound)
+    is_above = column.unit == "fraction" and found.high is not None and found.high > 1
+    return replace(found, high=1.0) if is_above else found
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,22 @@
 """Means, spreads, and the error of a figure and of a ratio of two figures.
 
 **One process.** A figure such as time/sample is a ratio of two sums over steps, R = A / C. The steps are cut into at
-most 8 blocks of successive steps. Block b, with the sums a and c, moves ln R by u = a / A - c / C, so (the ratio
+most 16 blocks of successive steps. Block b, with the sums a and c, moves ln R by u = a / A - c / C, so (the ratio
 estimator of Cochran, Sampling Techniques, 3rd edition, chapter 6)
 
-    var(ln R) = B / (B - 1) * sum(u^2), with B - 1 degrees of freedom for Student's t.
+    var(ln R) = B / (B - 1) * sum(u^2).
 
-Successive steps are alike: heat, clocks and background load change more slowly than steps. So the blocks are few and
-long, which makes them nearly independent (batch means; Schmeiser, Operations Research 30, 1982). With 8 blocks an
-interval is 1.2 times as long as with very many, and still covers what it states where a disturbance lasts several
-steps. A ratio of sums weights steps by their samples, as the figure itself does; a mean of step speeds would not.
+A ratio of sums weights steps by their samples, as the figure itself does; a mean of step speeds would not.
+
+Successive steps are alike: heat, clocks and background load change more slowly than steps. Blocks of many steps are
+nearly independent (batch means; Schmeiser, Operations Research 30, 1982). Blocks of few steps are not, so their
+correlation r from one block to the next counts. Its estimate is too small by about (1 + 4 r) / B (Kendall, Biometrika
+41, 1954) and noisy, so it is raised by that and by 1 / B more, and lies between 0 and 0.9. Then
+
+    var(ln R) is f = (1 + r) / (1 - r) times as large, and Student's t has B / f - 3 degrees of freedom, at least 1:
+
+B correlated blocks tell as much as B / f independent ones, and r itself costs two. Up to 4 blocks cannot show r; there
+f is 1, and t has B - 1.
 
 **Several processes.** The n values x of a figure move the logarithm of their mean m by u = (x - m) / (n m). The same
 formula then gives the usual s^2 / (n m^2) with n - 1 degrees of freedom.
@@ -32,7 +39,7 @@ from itertools import pairwise
 
 LEVEL = 0.95
 """How often an interval holds the truth, where its premises hold."""
-MOST_BLOCKS = 8
+MOST_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -79,20 +86,43 @@ class Sample:
     """The parts that a figure rests on: what each of them is of, and how much it moves the figure's logarithm.
 
     The moves sum to 0. There are at least two.
+
+    in_order: whether the parts follow each other in time, so that neighbours may be alike.
     """
 
     keys: tuple[Hashable, ...]
     moves: tuple[float, ...]
+    in_order: bool
 
     @property
     def spread(self) -> Spread:
         """How far the figure is to be trusted."""
-        parts = len(self.moves)
-        return Spread(parts / (parts - 1) * math.fsum(move * move for move in self.moves), parts - 1)
+        parts, squares = len(self.moves), math.fsum(move * move for move in self.moves)
+        variance = parts / (parts - 1) * squares
+        if not self.in_order or parts < _FEWEST_CORRELATED or not squares:
+            return Spread(variance, parts - 1)
+        products = math.fsum(move * after for move, after in pairwise(self.moves))
+        factor = _inflation(products / squares, parts)
+        return Spread(variance * factor, max(1.0, parts / factor - 3))
+
+    def less(self, other: "Sample") -> "Sample":
+        """The sample of this figure divided by another one with the same parts."""
+        return Sample(self.keys, tuple(a - b for a, b in zip(self.moves, other.moves, strict=True)), self.in_order)
 
     def scaled(self, factor: float) -> "Sample":
         """The sample of a figure whose logarithm moves by so much for one of this figure's."""
-        return Sample(self.keys, tuple(move * factor for move in self.moves))
+        return Sample(self.keys, tuple(move * factor for move in self.moves), self.in_order)
+
+
+_FEWEST_CORRELATED = 5
+_STRONGEST = 0.9
+
+
+def _inflation(correlation: float, parts: int) -> float:
+    """How much larger the variance is because successive parts are alike."""
+    raised = (correlation + 2 / parts) / (1 - 4 / parts)
+    kept = min(max(raised, 0.0), _STRONGEST)
+    return (1 + kept) / (1 - kept)
 
 
 def of_steps(numerators: Sequence[float], denominators: Sequence[float], work: Hashable) -> Sample | None:
@@ -112,7 +142,7 @@ def of_steps(numerators: Sequence[float], denominators: Sequence[float], work: H
     if total_above <= 0 or total_below <= 0:
         return None
     moves = (float(a / total_above - b / total_below) for a, b in zip(above, below, strict=True))
-    return Sample(tuple((work, index) for index in range(number)), tuple(moves))
+    return Sample(tuple((work, index) for index in range(number)), tuple(moves), in_order=True)
 
 
 def of_processes(values: Mapping[Hashable, float]) -> Sample | None:
@@ -121,7 +151,8 @@ def of_processes(values: Mapping[Hashable, float]) -> Sample | None:
     total = sum(exact)
     if len(exact) < 2 or total <= 0:
         return None
-    return Sample(tuple(values), tuple(float(value / total - Fraction(1, len(exact))) for value in exact))
+    moves = tuple(float(value / total - Fraction(1, len(exact))) for value in exact)
+    return Sample(tuple(values), moves, in_order=False)
 
 
 def averaged(samples: Sequence[Sample]) -> Sample | None:
@@ -129,13 +160,13 @@ def averaged(samples: Sequence[Sample]) -> Sample | None:
     if not samples or any(sample.keys != samples[0].keys for sample in samples):
         return None
     moves = zip(*(sample.moves for sample in samples), strict=True)
-    return Sample(samples[0].keys, tuple(math.fsum(parts) / len(samples) for parts in moves))
+    return Sample(samples[0].keys, tuple(math.fsum(parts) / len(samples) for parts in moves), samples[0].in_order)
 
 
 def between(ours: Sample, theirs: Sample) -> Spread:
     """The spread of the ratio of two figures: of their paired parts where they have the same ones."""
     if ours.keys == theirs.keys:
-        return Sample(ours.keys, tuple(a - b for a, b in zip(ours.moves, theirs.moves, strict=True))).spread
+        return ours.less(theirs).spread
     return summed([ours.spread, theirs.spread])
 
 

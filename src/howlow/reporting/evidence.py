@@ -53,25 +53,22 @@ def runs_words(group: Group) -> str | None:
 
 
 def repeats_sentence(group: Group) -> str | None:
-    """How far the repeats of one trial differ in throughput, and what difference they would let one see."""
-    parts = [words for column in tabulated() if (words := _spread_words(group, column)) is not None]
+    """What differences measurements repeated as often as these would show; None where nothing was repeated."""
+    parts = [words for column in tabulated() if (words := _visible(group, column)) is not None]
     if group.repeats < 2 or not parts:
         return None
     name = group.kind if group.rank is None else f"Rank {group.rank}"
-    return f"{name} was measured {formatting.counted(len(group.trials), 'time')}: {'; '.join(parts)}."
+    measured = formatting.counted(len(group.trials), "time")
+    differ = formatting.enumerated(parts)
+    return f"{name} was measured {measured}. Two settings measured as often are told apart if they differ by about {differ}."
 
 
-def _spread_words(group: Group, column: Column) -> str | None:
+def _visible(group: Group, column: Column) -> str | None:
+    """The difference in a cost that would be significant, by the spread between the processes of this group."""
     found = group.statistic(column)
-    if column.phrase is None or column.is_exact or found is None or not found.deviation or not found.mean:
+    is_told = column.phrase is not None and column.table is not None and column.table.in_terminal
+    if not is_told or column.is_exact or found is None or not found.deviation or not found.mean:
         return None
     share = found.deviation / found.mean
-    visible = math.expm1(quantile(found.n - 1) * share * math.sqrt(2 / found.n))
-    return (
-        f"{column.phrase} varied by {_percent(share)} (standard deviation), so that two settings measured as often "
-        f"have to differ by about {_percent(visible)}"
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{formatting.significant(share * 100, 2)} %"
+    visible = math.expm1(min(quantile(found.n - 1) * share * math.sqrt(2 / found.n), 700.0))
+    return f"{formatting.significant(visible * 100, 2)} % in {column.phrase}"

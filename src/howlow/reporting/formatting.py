@@ -8,6 +8,7 @@ from howlow.analysis.ratios import Ratio
 
 ABSENT = "n/a"
 NOT_SIGNIFICANT = "not significant"
+_WIDE = 0.25
 _SCALES = {
     "ms": 1e3,
     "min": 1 / 60,
@@ -95,14 +96,17 @@ def times(value: float | None) -> str:
 
 
 def relative(ratio: Ratio, *, with_ends: bool = False) -> str:
-    """`1.13x ±0.04`, or with its ends `1.13x (1.09 to 1.17)`; the words where the evidence carries no difference."""
+    """`1.13x ±0.04`, or with its ends `1.13x (1.09 to 1.17)`; the words where the evidence carries no difference.
+
+    A wide interval always has its ends: it reaches much farther up than down.
+    """
     if not ratio.is_shown or ratio.low is None or ratio.high is None:
         return NOT_SIGNIFICANT
     if ratio.error < 1e-6 * ratio.value:
         return times(ratio.value)
     decimals = max(2 - math.floor(math.log10(ratio.value)), math.ceil(-math.log10(ratio.error)), 0)
     value = f"{ratio.value:,.{decimals}f}x"
-    if with_ends:
+    if with_ends or ratio.error > _WIDE * ratio.value:
         return f"{value} ({ratio.low:,.{decimals}f} to {ratio.high:,.{decimals}f})"
     return f"{value} ±{ratio.error:.{decimals}f}"
 
@@ -119,6 +123,11 @@ def plain(value: Any) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 trial`, `2 trials`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def enumerated(parts: list[str]) -> str:
+    """`this`, `this and that`, `this, that and another`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def listed(names: list[str], most: int = 6) -> str:

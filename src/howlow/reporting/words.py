@@ -127,8 +127,8 @@ def _said(ratios: Sequence[tuple[str, str]]) -> str:
     """The ratios, then what differs by no more than chance."""
     told = [f"{ratio} {phrase}" for ratio, phrase in ratios if ratio != formatting.NOT_SIGNIFICANT]
     equal = [phrase for ratio, phrase in ratios if ratio == formatting.NOT_SIGNIFICANT]
-    differences = f"no significant difference in {_joined(equal)}" if equal else ""
-    return "; ".join(part for part in (_joined(told) if told else "", differences) if part)
+    differences = f"no significant difference in {formatting.enumerated(equal)}" if equal else ""
+    return "; ".join(part for part in (formatting.enumerated(told) if told else "", differences) if part)
 
 
 def _few_steps(groups: Sequence[Group]) -> str:
@@ -141,7 +141,7 @@ def _few_steps(groups: Sequence[Group]) -> str:
     few = [
         f"{formatting.counted(number, 'measured step')} of {name}" for name, number in fewest.items() if number < _FEW
     ]
-    return f"only {_joined(few)}" if few else ""
+    return f"only {formatting.enumerated(few)}" if few else ""
 
 
 def _adapter_sizes(smallest: Group, reference: Group) -> str | None:
@@ -157,10 +157,6 @@ def _batch_sizes(smallest: Group, reference: Group) -> str | None:
         f"Their batch sizes differ ({sizes[0]} and {sizes[1]}), so these ratios mix the effect of the rank with "
         "that of the batch size."
     )
-
-
-def _joined(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 # -- what qualifies them --------------------------------------------------------------------------------------------
