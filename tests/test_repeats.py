@@ -117,5 +117,6 @@ def test_the_report_shows_how_far_repeats_differ(repeated: Path) -> None:
     told = " ".join(sentences(report.comparison))
     spread = "Rank 4 was measured 2 times. Two settings measured as often are told apart if they differ by about"
     assert spread in told
+    assert "one seed: no significance is claimed" in told
     assert spread in text
     assert "repeats_differ" not in {warning["kind"] for warning in report.comparison.results.warnings}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -408,6 +409,28 @@ def test_a_ratio_is_shown_with_its_error_or_in_words(value: float, share: float)
         text = formatting.relative(found, with_ends=with_ends)
         assert (text == formatting.NOT_SIGNIFICANT) == (found.low <= 1 <= found.high)  # type: ignore[operator]
         assert text.startswith(formatting.NOT_SIGNIFICANT) or "x" in text
+        numbers = [float(number.rstrip("x")) for number in re.findall(r"[\d.]+", text.replace(",", ""))]
+        if len(numbers) == 3 and share > 1e-5:
+            assert not numbers[1] <= 1 <= numbers[2]
+        elif len(numbers) == 2 and share > 1e-5:
+            assert not numbers[0] - numbers[1] <= 1 <= numbers[0] + numbers[1]
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "text"),
+    [
+        (1.09, 1.13, 1.17, "1.13x ±0.04"),
+        (0.828, 0.84, 0.852, "0.840x ±0.012"),
+        (1.0134, 1.014, 1.0146, "1.0140x ±0.0006"),
+        (1.003, 1.06, 1.121, "1.060x (1.003 to 1.121)"),
+        (0.04, 0.144, 0.585, "0.144x (0.040 to 0.585)"),
+        (0.938, 0.938, 0.938, "0.938x"),
+        (0.98, 1.01, 1.04, "not significant"),
+        (None, 1.5, None, "not significant"),
+    ],
+)
+def test_a_ratio_reads_as_its_interval_says(low: float | None, value: float, high: float | None, text: str) -> None:
+    assert formatting.relative(Ratio(value, low, high, "one process")) == text
 
 
 def test_a_sample_is_scaled_with_its_figures_logarithm() -> None:

@@ -232,8 +232,8 @@ def distances(comparison: Comparison) -> tuple[Distances, ...]:
 
 def _distances(comparison: Comparison, reference: Reference, metric: Column) -> Distances | None:
     sign = 1.0 if metric.better == "higher" else -1.0
-    by_rank = _statistics_by_rank(comparison, reference, metric)
-    means = {rank: found.mean for rank, found in by_rank.items()}
+    groups = _groups_by_rank(comparison, reference, metric)
+    means = {rank: mean for rank, group in groups.items() if (mean := group.mean(metric)) is not None}
     if not means:
         return None
     smallest_rank = min(means)
@@ -253,20 +253,22 @@ def _distances(comparison: Comparison, reference: Reference, metric: Column) -> 
         base_to_smallest=to_smallest,
         smallest_to_best=to_best,
         ratio=None if to_smallest is None or not to_best else to_smallest / to_best,
-        seeds=min(by_rank[smallest_rank].n, by_rank[best_rank].n),
+        seeds=min(_seeds(groups[rank], metric) for rank in (smallest_rank, best_rank)),
         test_examples=None if data is None else data.test_examples,
     )
 
 
-def _statistics_by_rank(comparison: Comparison, reference: Reference, metric: Column) -> dict[int, Statistic]:
-    """The metric at each rank that shares the reference's axes and has a value."""
+def _groups_by_rank(comparison: Comparison, reference: Reference, metric: Column) -> dict[int, Group]:
+    """The group of each rank that shares the reference's axes and has a value of the metric."""
     return {
-        group.rank: found
+        group.rank: group
         for group in comparison.groups
-        if group.rank is not None
-        and _key(group.axes) == _key(reference.axes)
-        and (found := group.statistic(metric)) is not None
+        if group.rank is not None and _key(group.axes) == _key(reference.axes) and group.mean(metric) is not None
     }
+
+
+def _seeds(group: Group, metric: Column) -> int:
+    return len({trial.record.seed for trial in group.trials if trial.row[metric.name] is not None})
 
 
 def _base(comparison: Comparison, reference: Reference, metric: Column) -> float | None:

@@ -115,7 +115,7 @@ class _Stage:
         elif "utilization" in column.subjects:
             found = self._over_readings([seen.utilization for seen in self.looks])
         else:
-            return ()
+            return None if column.follows_from_seed else ()
         return None if found is None else (found,)
 
     def _pairs(self) -> Iterable[tuple[Step, float]]:

@@ -60,7 +60,8 @@ def repeats_sentence(group: Group) -> str | None:
     name = group.kind if group.rank is None else f"Rank {group.rank}"
     measured = formatting.counted(len(group.trials), "time")
     differ = formatting.enumerated(parts)
-    return f"{name} was measured {measured}. Two settings measured as often are told apart if they differ by about {differ}."
+    told = f"Two settings measured as often are told apart if they differ by about {differ}."
+    return f"{name} was measured {measured}. {told}"
 
 
 def _visible(group: Group, column: Column) -> str | None:

@@ -98,17 +98,19 @@ def times(value: float | None) -> str:
 def relative(ratio: Ratio, *, with_ends: bool = False) -> str:
     """`1.13x ±0.04`, or with its ends `1.13x (1.09 to 1.17)`; the words where the evidence carries no difference.
 
-    A wide interval always has its ends: it reaches much farther up than down.
+    Where ± would say something else than the ends (the interval is wide, or ends close to 1), the ends are written.
     """
     if not ratio.is_shown or ratio.low is None or ratio.high is None:
         return NOT_SIGNIFICANT
     if ratio.error < 1e-6 * ratio.value:
         return times(ratio.value)
     decimals = max(2 - math.floor(math.log10(ratio.value)), math.ceil(-math.log10(ratio.error)), 0)
-    value = f"{ratio.value:,.{decimals}f}x"
-    if with_ends or ratio.error > _WIDE * ratio.value:
-        return f"{value} ({ratio.low:,.{decimals}f} to {ratio.high:,.{decimals}f})"
-    return f"{value} ±{ratio.error:.{decimals}f}"
+    holds_1 = abs(ratio.value - 1) <= ratio.error + 10.0**-decimals
+    if not with_ends and not holds_1 and ratio.error <= _WIDE * ratio.value:
+        return f"{ratio.value:,.{decimals}f}x ±{ratio.error:.{decimals}f}"
+    while decimals < 6 and 1 in (round(ratio.low, decimals), round(ratio.high, decimals)):
+        decimals += 1
+    return f"{ratio.value:,.{decimals}f}x ({ratio.low:,.{decimals}f} to {ratio.high:,.{decimals}f})"
 
 
 def plain(value: Any) -> str:
