@@ -61,8 +61,8 @@ def statistic(values: Iterable[float | None]) -> Statistic | None:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean, rounded once: that of equal values is exactly their value."""
-    return float(statistics.mean(values))
+    """The mean; that of equal values is exactly their value, because rounding never takes it outside of them."""
+    return min(max(math.fsum(values) / len(values), min(values)), max(values))
 
 
 # -- what an error rests on -----------------------------------------------------------------------------------------

@@ -44,6 +44,15 @@ def level() -> str:
     return f"{LEVEL * 100:.0f} %"
 
 
+def averaged_over(comparison: Comparison) -> str:
+    """What means are over: `seeds`, `repeats`, `seeds and repeats`; empty where every group is a single trial."""
+    kinds = {
+        "seeds": any(group.seeds > 1 for group in comparison.groups),
+        "repeats": any(group.repeats > 1 for group in comparison.groups),
+    }
+    return " and ".join(kind for kind, there in kinds.items() if there)
+
+
 def runs_words(group: Group) -> str | None:
     """`2 seeds`, `3 repeats`, `2 seeds with 3 repeats`; None for a single trial."""
     seeds, repeats = (formatting.counted(group.seeds, "seed"), formatting.counted(group.repeats, "repeat"))

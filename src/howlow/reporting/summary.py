@@ -15,7 +15,7 @@ from howlow.analysis.comparison import Comparison, Group, Reference
 from howlow.analysis.rows import Results, Trial, TrialWarning
 from howlow.reporting import formatting
 from howlow.reporting.absences import absences
-from howlow.reporting.evidence import error_notes, repeats_sentence, runs_words
+from howlow.reporting.evidence import averaged_over, error_notes, repeats_sentence, runs_words
 
 _MOST_REFERENCES = 6
 
@@ -201,8 +201,8 @@ def _cell_without_notes(comparison: Comparison, group: Group, column: Column, fo
 
 def _error_notes(comparison: Comparison, headings: Sequence[Heading], for_page: bool) -> list[str]:
     """What ± and the intervals mean."""
-    kinds = [name for name in ("seeds", "repeats") if any(getattr(group, name) > 1 for group in comparison.groups)]
-    over = [f"means over {' and '.join(kinds)}; ± of a value is their standard deviation"] if kinds else []
+    kinds = averaged_over(comparison)
+    over = [f"means over {kinds}; ± of a value is their standard deviation"] if kinds else []
     references = (repeats_sentence(reference.group) for reference in comparison.references[:_MOST_REFERENCES])
     repeats = [] if for_page else [sentence for sentence in references if sentence is not None]
     sign = "in brackets behind a ratio: its" if for_page else "± of a ratio reaches the farther end of its"
