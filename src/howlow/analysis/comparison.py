@@ -130,6 +130,16 @@ class Comparison:
 
     def ratio(self, group: Group, column: Column) -> Ratio | None:
         """The same with its interval."""
+        key = id(group), column.name
+        if key not in self._ratios:
+            self._ratios[key] = self._ratio(group, column)
+        return self._ratios[key]
+
+    @cached_property
+    def _ratios(self) -> dict[tuple[int, str], Ratio | None]:
+        return {}
+
+    def _ratio(self, group: Group, column: Column) -> Ratio | None:
         value, reference = self.relative_mean(group, column), self.reference_for(group.trials[0].row)
         if value is None or reference is None:
             return None

@@ -33,7 +33,6 @@ import math
 import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cache
 from itertools import pairwise
 
@@ -114,6 +113,8 @@ class Sample:
         return Sample(self.keys, tuple(move * factor for move in self.moves), self.in_order)
 
 
+_ROUNDING = 1e-15
+"""A smaller move of a logarithm is no more than the rounding of floating-point numbers."""
 _FEWEST_CORRELATED = 5
 _STRONGEST = 0.9
 
@@ -135,23 +136,21 @@ def of_steps(numerators: Sequence[float], denominators: Sequence[float], work: H
         return None
     edges = [round(index * len(numerators) / number) for index in range(number + 1)]
     above, below = (
-        [Fraction(math.fsum(values[first:last])) for first, last in pairwise(edges)]
-        for values in (numerators, denominators)
+        [math.fsum(values[first:last]) for first, last in pairwise(edges)] for values in (numerators, denominators)
     )
-    total_above, total_below = sum(above), sum(below)
+    total_above, total_below = math.fsum(above), math.fsum(below)
     if total_above <= 0 or total_below <= 0:
         return None
-    moves = (float(a / total_above - b / total_below) for a, b in zip(above, below, strict=True))
-    return Sample(tuple((work, index) for index in range(number)), tuple(moves), in_order=True)
+    moves = (a / total_above - b / total_below for a, b in zip(above, below, strict=True))
+    seen = tuple(move if abs(move) > _ROUNDING else 0.0 for move in moves)
+    return Sample(tuple((work, index) for index in range(number)), seen, in_order=True)
 
 
 def of_processes(values: Mapping[Hashable, float]) -> Sample | None:
     """The values of several processes, by what each is of (its seed and repeat); None for one, or a mean of 0."""
-    exact = [Fraction(value) for value in values.values()]
-    total = sum(exact)
-    if len(exact) < 2 or total <= 0:
+    if len(values) < 2 or (middle := mean(list(values.values()))) <= 0:
         return None
-    moves = tuple(float(value / total - Fraction(1, len(exact))) for value in exact)
+    moves = tuple((value - middle) / (len(values) * middle) for value in values.values())
     return Sample(tuple(values), moves, in_order=False)
 
 

@@ -10,7 +10,7 @@ one process are exact.
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,8 @@ class _Stage:
     work: str
     looks: Sequence[Seen]
     powers_w: Sequence[float]
+    found: dict[tuple[StepSum, ...], Sample | None] = field(default_factory=dict)
+    """the samples of two sums over the steps, which several columns share"""
 
     @classmethod
     def of(cls, record: Record, phase: PhaseRecord, steps: Sequence[Step], readings: Sequence[Seen]) -> "_Stage":
@@ -110,16 +112,20 @@ class _Stage:
 
     def _samples(self, column: Column) -> tuple[Sample, ...] | None:
         if column.over_steps is not None:
-            above, below = ([_SUMS[name](*pair) for pair in self._pairs()] for name in column.over_steps)
-            found = of_steps(above, below, self.work)
+            found = self._over_steps(*column.over_steps)
         elif "utilization" in column.subjects:
             found = self._over_readings([seen.utilization for seen in self.looks])
         else:
             return None if column.follows_from_seed else ()
         return None if found is None else (found,)
 
-    def _pairs(self) -> Iterable[tuple[Step, float]]:
-        return zip(self.steps, self.times_s, strict=True)
+    def _over_steps(self, *names: StepSum) -> Sample | None:
+        if names not in self.found:
+            above, below = (
+                [_SUMS[name](*pair) for pair in zip(self.steps, self.times_s, strict=True)] for name in names
+            )
+            self.found[names] = of_steps(above, below, self.work)
+        return self.found[names]
 
     def _power(self, column: Column) -> Sample | None:
         """The readings of the power of the trial's energy source; those of other energies are not kept apart."""
