@@ -223,8 +223,8 @@ def compare(trials: Sequence[Trial]) -> list[Rate]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=45, help="measured pairs; 0: simulate only")
-    parser.add_argument("--simulated", type=int, default=1000, help="simulated pairs of each kind")
+    parser.add_argument("--pairs", type=int, default=60, help="measured pairs; 0: simulate only")
+    parser.add_argument("--simulated", type=int, default=2000, help="simulated pairs of each kind")
     parser.add_argument(
         "--out", type=Path, default=Path(tempfile.gettempdir()) / "howlow-aa", help="the sweep's folder"
     )
