@@ -73,6 +73,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
     WarningKind.ANOTHER_CARD: _COSTS,
     WarningKind.BASELINE_REPEATED: (),
+    WarningKind.REPEATS_DIFFER: ("quality",),
 }
 
 

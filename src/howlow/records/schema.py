@@ -363,6 +363,7 @@ class Record(Frozen):
     rank: int | None
     seed: int
     axes: dict[str, Any] = Field(description="the further grid axes under their dotted names")
+    repeat: int = Field(1, description="which measurement of the same trial this is, counted from 1 (`run.repeats`)")
     status: Status
     error: str | None = Field(None, description="one line, where the status is not done")
     shortage: MemoryShortage | None = Field(None, description="where the status is out_of_memory; None in old records")

@@ -66,6 +66,7 @@ class WarningKind(StrEnum):
     COSTS_NOT_COMPARABLE = "costs_not_comparable"
     ANOTHER_CARD = "another_card"
     BASELINE_REPEATED = "baseline_repeated"
+    REPEATS_DIFFER = "repeats_differ"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
@@ -139,6 +140,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     "(run.device = cuda:0)",
     WarningKind.BASELINE_REPEATED: "name its folder first to report the other measurement; how far they differ "
     "is the noise between two runs",
+    WarningKind.REPEATS_DIFFER: "on a CPU equal seeds give equal scores: report it as a defect; a GPU may add in "
+    "another order each time: a difference in quality has to be larger than this one",
 }
 
 

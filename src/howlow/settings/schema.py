@@ -295,7 +295,15 @@ class RunSettings(Section):
         json_schema_extra=affects(),
     )
     order_seed: Seed = Field(
-        0, description="shuffles the trials, so that heat does not follow the rank", json_schema_extra=affects()
+        0,
+        description="shuffles the trials, baselines included, so that heat does not follow the rank",
+        json_schema_extra=affects(),
+    )
+    repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1,
+        description="how often each trial is measured, each time by a process of its own and at another place of the "
+        "shuffled order; the spread between these processes is then the error of its costs",
+        json_schema_extra=affects(),
     )
     cooldown_s: float = Field(
         0.0,

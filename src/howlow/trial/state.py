@@ -96,6 +96,7 @@ class TrialState:
     device: str | None = None
     """The worker's own device; None: as the settings say."""
     claim: int | None = None
+    repeat: int = 1
     continues: bool = False
     """Whether the process that fine-tuned has handed over to this one."""
     found: RecordDraft = field(default_factory=RecordDraft)

@@ -82,6 +82,7 @@ def record_instead(trial: TrialJob, folder: Path, found: Diagnosis, searches: Se
         rank=trial.rank,
         seed=trial.seed,
         axes=trial.axes,
+        repeat=trial.repeat,
         status=found.status,
         error=found.error,
         shortage=found.shortage,
