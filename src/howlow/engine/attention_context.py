@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, masking_utils
 
-IMPLEMENTATION = "howlow"
+IMPLEMENTATION, TRACED = "howlow", "howlow_traced"
+"""The names of our function; under the second one torch's compiler looks into it."""
 
 
 class UnsupportedError(Exception):
@@ -38,6 +39,10 @@ class Limits:
 
 class AttentionContext(Protocol):
     """The tokens that attend to each other: those of a prefix tree, or those of a generation step."""
+
+    @property
+    def is_traceable(self) -> bool:
+        """Whether torch's compiler can look into `attend`."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
         """Attention of one layer: (1, heads, queries, dimension) from keys and values of (1, key heads, keys, ...)."""
@@ -59,7 +64,7 @@ def attending(configs: Sequence[Any], context: AttentionContext) -> Iterator[Non
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
-            config._attn_implementation = IMPLEMENTATION
+            config._attn_implementation = TRACED if context.is_traceable else IMPLEMENTATION
         _current = context
         yield
     finally:
@@ -83,7 +88,6 @@ def one_sequence_a_row() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = own
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _forward(
     module: nn.Module,
     query: Tensor,
@@ -109,7 +113,8 @@ def _forward(
     return _current.attend(query, key, value, limits).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(IMPLEMENTATION, _forward)
+AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(_forward))  # type: ignore[no-untyped-call]
+AttentionInterface.register(TRACED, _forward)
 
 
 def _by_layer_type(module: nn.Module, window: int | None) -> tuple[int | None, int | None]:
@@ -120,6 +125,12 @@ def _by_layer_type(module: nn.Module, window: int | None) -> tuple[int | None, i
     if kind == "sliding_attention" and window is None:
         window = config.sliding_window
     return window, config.attention_chunk_size if kind == "chunked_attention" else None
+
+
+def kinds_of(model: nn.Module) -> set[tuple[int | None, int | None]]:
+    """The sliding windows and chunks of the model's layers, as its attention will ask for them."""
+    layers = [module for module in model.modules() if getattr(module, "layer_idx", None) is not None]
+    return {_by_layer_type(layer, getattr(layer, "sliding_window", None)) for layer in layers} or {(None, None)}
 
 
 def takes_positions(model: nn.Module) -> bool:

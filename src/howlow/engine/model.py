@@ -331,18 +331,20 @@ def merged(model: Any) -> Any:
 
 
 @contextmanager
-def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
+def compiled_layers(model: Any, wanted: bool, dynamic: bool | None = None) -> Iterator[None]:
     """Within this context the decoder's layers run compiled, each as a region of its own.
 
     The layers are alike, so one compilation serves all. The part that changes from step to step (which positions go
     through the vocabulary head) is not compiled.
+
+    dynamic: whether one compilation is for rows of all lengths; None: torch decides when it has seen a second length.
     """
     base = base_of(model)
     layers = list(getattr(decoder_of(base), "layers", [])) if wanted else []
     if wanted and not layers:
         raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
     for layer in layers:
-        layer.compile()
+        layer.compile(dynamic=dynamic)
     try:
         yield
     finally:
