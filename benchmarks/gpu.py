@@ -23,6 +23,7 @@ one JSON document. What a check could not do is an error in it, never a number, 
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -352,6 +353,10 @@ def timed_form(model: Any, form: str, batches: Any, device: Any) -> Reply:
     from howlow.engine.execution import decide, running
     from howlow.engine.training import Optimization, Trainer
 
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     attention: Any = "flex" if device.type == "cuda" else "sdpa"
     forms = {"compiles": form != "plain" and device.type == "cuda", "graphs": form == "graphed"}
     execution = decide(device=device, precision="bf16", attention=attention, **forms)

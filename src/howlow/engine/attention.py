@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from howlow.engine.attention_context import AttentionContext, Limits, UnsupportedError
+from howlow.engine.attention_context import AttentionContext, Kind, Limits, UnsupportedError
 from howlow.engine.cpu import attention as cpu_attention
 from howlow.engine.cpu.attention import Pieces
-from howlow.engine.cuda.attention import FlexTreeAttention, Kind
+from howlow.engine.cuda.attention import FlexTreeAttention
 from howlow.engine.prefix_tree import PrefixTree
 
 AttentionKernel = Literal["own", "products", "sdpa", "flex"]

@@ -22,6 +22,11 @@ IMPLEMENTATION, TRACED = "howlow", "howlow_traced"
 """The names of our function; under the second one torch's compiler looks into it."""
 
 
+Kind = tuple[int | None, int | None]
+"""A layer's sliding window and chunk."""
+_KIND = "howlow_kind"
+
+
 class UnsupportedError(Exception):
     """The model asks for something of its attention that this implementation does not have."""
 
@@ -108,7 +113,9 @@ def _forward(
             raise UnsupportedError(f"attention with {name}")
     if attention_mask is not None:
         raise UnsupportedError("the model brings a mask of its own")
-    window, chunk = _by_layer_type(module, sliding_window)
+    noted: Kind | None = getattr(module, _KIND, None)
+    window, chunk = noted if noted is not None else _by_layer_type(module, sliding_window)
+    window = window if sliding_window is None else sliding_window
     limits = Limits(scaling if scaling is not None else query.shape[-1] ** -0.5, window, chunk, softcap, dropout)
     return _current.attend(query, key, value, limits).transpose(1, 2).contiguous(), None
 
@@ -117,7 +124,7 @@ AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(_forward))  #
 AttentionInterface.register(TRACED, _forward)
 
 
-def _by_layer_type(module: nn.Module, window: int | None) -> tuple[int | None, int | None]:
+def _by_layer_type(module: nn.Module, window: int | None) -> Kind:
     """The layer's sliding window and chunk; some models give them only in the layer's type."""
     config: Any = getattr(module, "config", None)
     index, kinds = getattr(module, "layer_idx", None), getattr(config, "layer_types", None)
@@ -127,10 +134,19 @@ def _by_layer_type(module: nn.Module, window: int | None) -> tuple[int | None, i
     return window, config.attention_chunk_size if kind == "chunked_attention" else None
 
 
-def kinds_of(model: nn.Module) -> set[tuple[int | None, int | None]]:
-    """The sliding windows and chunks of the model's layers, as its attention will ask for them."""
-    layers = [module for module in model.modules() if getattr(module, "layer_idx", None) is not None]
-    return {_by_layer_type(layer, getattr(layer, "sliding_window", None)) for layer in layers} or {(None, None)}
+def note_kinds(model: nn.Module) -> set[Kind]:
+    """Note in each layer its sliding window and chunk; returns all of them.
+
+    Where torch's compiler looks into our function, it must not read the number of the layer: it would compile each
+    layer by itself.
+    """
+    found = set()
+    for layer in model.modules():
+        if getattr(layer, "layer_idx", None) is not None:
+            kind = _by_layer_type(layer, getattr(layer, "sliding_window", None))
+            setattr(layer, _KIND, kind)
+            found.add(kind)
+    return found or {(None, None)}
 
 
 def takes_positions(model: nn.Module) -> bool:

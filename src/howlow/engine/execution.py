@@ -27,7 +27,7 @@ from howlow.engine.attention_context import (
     AttentionContext,
     attending,
     configs_of,
-    kinds_of,
+    note_kinds,
     one_sequence_a_row,
 )
 from howlow.engine.cpu.attention import FEWEST_KEPT
@@ -168,7 +168,7 @@ class Running:
         self.model = model
         self.execution = execution
         self._configs = configs_of(model)
-        self._kinds = kinds_of(model) if execution.attention == "flex" else set()
+        self._kinds = note_kinds(model) if execution.attention == "flex" else set()
         self._by_token = modules_by_token(model) if execution.attention != "own" else []
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import experimental as symbols
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
@@ -345,9 +346,12 @@ def compiled_layers(model: Any, wanted: bool, dynamic: bool | None = None) -> It
         raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
     for layer in layers:
         layer.compile(dynamic=dynamic)
+    # A row that happens to be as long as the model is wide would otherwise be taken for equal to it, for good.
+    duck, symbols._config.use_duck_shape = symbols._config.use_duck_shape, dynamic is not True
     try:
         yield
     finally:
+        symbols._config.use_duck_shape = duck
         for layer in layers:
             layer._compiled_call_impl = None
 

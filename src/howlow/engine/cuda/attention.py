@@ -16,12 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from howlow.engine.attention_context import Limits, UnsupportedError
+from howlow.engine.attention_context import Kind, Limits, UnsupportedError
 from howlow.engine.prefix_tree import PrefixTree
 
 BLOCK = 128
-Kind = tuple[int | None, int | None]
-"""A layer's sliding window and chunk."""
 
 
 class Tables(NamedTuple):
