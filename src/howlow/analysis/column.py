@@ -7,7 +7,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Unit = Literal["text", "count", "number", "bytes", "seconds", "per_second", "joules", "watts", "fraction", "nats"]
+Unit = Literal[
+    "text",
+    "count",
+    "number",
+    "bytes",
+    "seconds",
+    "per_second",
+    "joules",
+    "watts",
+    "fraction",
+    "nats",
+    "hertz",
+    "celsius",
+]
 Better = Literal["higher", "lower"]
 Stage = Literal["train", "inference"]
 TableSection = Literal["adapter", "fine-tuning", "inference", "quality"]

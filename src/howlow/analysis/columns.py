@@ -10,7 +10,18 @@ from dataclasses import replace
 from typing import get_args
 
 from howlow.analysis.column import Column, Panel, Stage, TablePlace, TableSection
-from howlow.analysis.cost_columns import GENERATION, MEASURED_COSTS, METERED, NEW_TOKENS, RATES, of, of_stage
+from howlow.analysis.condition_columns import CONDITIONS, FURTHER_ENERGIES
+from howlow.analysis.cost_columns import (
+    GENERATION,
+    MEASURED_COSTS,
+    METERED,
+    NEW_TOKENS,
+    PROCESS_MEMORY,
+    RATES,
+    STEP_TIMES,
+    of,
+    of_stage,
+)
 
 # -- the trial ------------------------------------------------------------------------------------------------------
 
@@ -209,6 +220,12 @@ COLUMNS: tuple[Column, ...] = (
     *_METERS,
     *of_stage("inference", "generation", *GENERATION),
     UNMATCHABLE_REFERENCES,
+    *of_stage("train", "fine-tuning", *STEP_TIMES),
+    *of_stage("inference", "inference", *STEP_TIMES),
+    *of_stage("train", "fine-tuning", *CONDITIONS, *FURTHER_ENERGIES),
+    *of_stage("inference", "inference", *CONDITIONS, *FURTHER_ENERGIES),
+    *of_stage("train", "fine-tuning", PROCESS_MEMORY),
+    *of_stage("inference", "inference", PROCESS_MEMORY),
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

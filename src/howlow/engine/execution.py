@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config as shapes
 
 from howlow.engine.attention import AttentionKernel, tree_attention
 from howlow.engine.attention_context import (
@@ -35,8 +36,9 @@ from howlow.engine.cpu.patches import fused
 from howlow.engine.last_layer import modules_by_token, only_rows
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import Head
-from howlow.engine.model import compiled_layers
+from howlow.engine.model import base_of, decoder_of
 from howlow.engine.rotary import as_in_a_full_row
+from howlow.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16-autocast"]
 _COMPUTED_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16-autocast": torch.float16}
@@ -202,9 +204,34 @@ def running(model: Any, execution: Execution) -> Iterator[Running]:
     """Within this context the model, which is on the execution's device, runs as it says."""
     with ExitStack() as stack:
         dynamic = True if execution.attention == "flex" else None
-        stack.enter_context(compiled_layers(model, execution.compiled, dynamic))
+        stack.enter_context(_compiled_layers(model, execution.compiled, dynamic))
         if execution.fused:
             stack.enter_context(fused(model))
         if execution.full_row is not None:
             stack.enter_context(as_in_a_full_row(model, execution.full_row))
         yield Running(model, execution)
+
+
+@contextmanager
+def _compiled_layers(model: Any, wanted: bool, dynamic: bool | None) -> Iterator[None]:
+    """Within this context the decoder's layers run compiled, each as a region of its own.
+
+    The layers are alike, so one compilation serves all. The part that changes from step to step (which positions go
+    through the vocabulary head) is not compiled.
+
+    dynamic: whether one compilation is for rows of all lengths; None: torch decides when it has seen a second length.
+    """
+    base = base_of(model)
+    layers = list(getattr(decoder_of(base), "layers", [])) if wanted else []
+    if wanted and not layers:
+        raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
+    for layer in layers:
+        layer.compile(dynamic=dynamic)
+    # A row that happens to be as long as the model is wide would otherwise be taken for equal to it, for good.
+    duck, shapes.use_duck_shape = shapes.use_duck_shape, dynamic is not True
+    try:
+        yield
+    finally:
+        shapes.use_duck_shape = duck
+        for layer in layers:
+            layer._compiled_call_impl = None
