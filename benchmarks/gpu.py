@@ -129,7 +129,7 @@ def sweep(work: Path, name: str, model: str, *options: str) -> Any:
     train, test, _ = questions(work)
     command = [sys.executable, "-m", "howlow", "sweep", "--model", model, "--task", "question_answering"]
     command += ["--train", train, "--test", test, "--baselines", "none", "--set", "random_weights=true"]
-    command += settings_of(**tokenizer()) + ["--out", str(work / name), *options]
+    command += [*settings_of(**tokenizer()), "--out", str(work / name), *options]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return howlow.load(work / name).records
 
@@ -327,7 +327,9 @@ def study(work: Path, name: str, found: Reply, peak: float, keep: Any) -> None:
     for size in sizes:
         plan = order.steps([example.group for example in examples], "groups", 0, 1, size)[:4]
         parts = [[examples[row] for row in step] for step in plan]
-        shapes = buckets.choose([buckets.size_of(part, "shared", LENGTH, "completion") for part in parts], fills_rows=True)
+        shapes = buckets.choose(
+            [buckets.size_of(part, "shared", LENGTH, "completion") for part in parts], fills_rows=True
+        )
         plain = [laying.lay_out(part, "shared", LENGTH, 0, "completion") for part in parts]
         filled = []
         for part, batch in zip(parts, plain, strict=True):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -130,7 +129,7 @@ def test_a_shape_is_recorded_once_and_another_runs_as_it_is(make_model: Make):  
         assert loss == pytest.approx(plain.outcome(plain.step([odd, batches[0]])).loss, rel=1e-6)
 
 
-# -- the check before anything is trusted -------------------------------------------------------------------------------
+# -- the check before anything is trusted ------------------------------------------------------------------------------
 
 
 def graphed() -> Execution:

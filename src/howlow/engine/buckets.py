@@ -137,8 +137,11 @@ def fill(batch: Batch, bucket: Bucket, pad_id: int) -> Batch:
     """The batch, on the host, in the bucket's shape: each pair of a predictor and its target once, with a weight."""
     rows, tokens = batch.input_ids.shape
     missing = bucket.tokens - tokens
-    assert rows == bucket.rows and missing >= 0 and (rows == 1 or not missing), "the bucket was chosen for the batch"
-    pairs, counts = torch.unique(torch.stack([batch.predictors[batch.sources], batch.targets]), dim=1, return_counts=True)
+    assert rows == bucket.rows, "the bucket was chosen for the batch"
+    assert missing == 0 or (rows == 1 and missing > 0), "only a single row is filled up"
+    pairs, counts = torch.unique(
+        torch.stack([batch.predictors[batch.sources], batch.targets]), dim=1, return_counts=True
+    )
     lacking = bucket.targets - pairs.shape[1]
     assert lacking >= 0, "the bucket was chosen for the batch"
     weights = F.pad(counts.float(), (0, lacking))

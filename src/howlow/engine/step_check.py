@@ -55,7 +55,10 @@ def trusted(
     with _moved(model):
         expected = _passed(model, plain, batch)
         problems: list[str] = []
-        while execution != plain and (problem := _problem(model, execution, (recorded, batch), expected, recorder)) is not None:
+        while (
+            execution != plain
+            and (problem := _problem(model, execution, (recorded, batch), expected, recorder)) is not None
+        ):
             problems.append(problem)
             execution = execution.plainer() or plain
     return execution, tuple(problems)

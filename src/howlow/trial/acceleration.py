@@ -60,7 +60,7 @@ def filling_of(
     return Filling(state, pad_id, shapes)
 
 
-def representatives(filling: Filling, micro_batches: Sequence[Sequence[TokenizedExample]]) -> list[list[Batch]]:
+def representatives(filling: Filling, micro_batches: Sequence[Sequence[TokenizedExample]]) -> list[tuple[Batch, Batch]]:
     """The first and the last batch of each shape, on the host, the largest shape first."""
     assert filling.shapes is not None, "shapes are chosen for what is recorded"
     found: dict[Bucket, list[Sequence[TokenizedExample]]] = {}
@@ -69,7 +69,7 @@ def representatives(filling: Filling, micro_batches: Sequence[Sequence[Tokenized
         if shape is not None:
             found.setdefault(shape, []).append(part)
     largest_first = sorted(found, key=lambda shape: (shape.rows * shape.tokens, shape.targets), reverse=True)
-    return [[filling.batch(found[shape][place]) for place in (0, -1)] for shape in largest_first]
+    return [(filling.batch(found[shape][0]), filling.batch(found[shape][-1])) for shape in largest_first]
 
 
 def ready(
@@ -89,7 +89,8 @@ def ready(
     if filling.shapes is None:
         return execution, filling, []
     batches = representatives(filling, micro_batches)
-    found, problems = trusted(model, execution, *batches[0], lambda: CudaGraphs(execution.device))
+    first, last = batches[0]
+    found, problems = trusted(model, execution, first, last, lambda: CudaGraphs(execution.device))
     for problem in problems:
         state.warn(WarningKind.PLAINER_STEPS, problem, "train")
     state.resolve(compiled=found.compiled, graphed=found.graphed)

@@ -131,4 +131,3 @@ def _indices(blocks: Tensor) -> tuple[Tensor, Tensor]:
 @cache
 def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=True)
-
