@@ -237,9 +237,8 @@ def test_a_window_of_one_period_has_an_energy_and_a_shorter_one_has_none() -> No
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.floats(0.0, 4.7), st.floats(1.05, 3.0), st.floats(200, 700))
+@given(st.floats(0.0, 5.0), st.floats(0.6, 3.0), st.floats(200, 700))
 def test_a_frozen_counter_is_a_fault(after_s: float, length_s: float, watts: float) -> None:
-    """Two readings of the timeline are at most half a second apart, and one of them shows that it stands still."""
     device = Device(lambda _: watts, 6.1)
     device.frozen = START_S + 0.2 + after_s, START_S + 0.2 + after_s + length_s
     found, _ = measured(device)

@@ -13,6 +13,7 @@ from howlow.analysis.column import Column, Panel, Stage, TablePlace, TableSectio
 from howlow.analysis.condition_columns import CONDITIONS, FURTHER_ENERGIES
 from howlow.analysis.cost_columns import (
     GENERATION,
+    INTERVALS,
     MEASURED_COSTS,
     METERED,
     NEW_TOKENS,
@@ -26,9 +27,11 @@ from howlow.analysis.cost_columns import (
 # -- the trial ------------------------------------------------------------------------------------------------------
 
 TRIAL = Column("trial", "trial", "text", "the trial's name, and its folder's")
+SEED = Column("seed", "seed", "count", "governs initialisation, order and dropout")
 KIND = Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)")
 RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter")
 STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
+REPEAT = Column("repeat", "repeat", "count", "which measurement of the same trial this is, counted from 1")
 ADAPTER_BYTES = Column(
     "adapter_bytes",
     "adapter size",
@@ -42,7 +45,7 @@ _TRIAL = (
     TRIAL,
     KIND,
     RANK,
-    Column("seed", "seed", "count", "governs initialisation, order and dropout"),
+    SEED,
     STATUS,
     Column("alpha", "alpha", "number", "the numerator of the adapter's scaling"),
     Column("scaling_factor", "scaling", "number", "s in h = W x + s B A x"),
@@ -219,6 +222,9 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("inference", "inference", *METERED),
     *_METERS,
     *of_stage("inference", "generation", *GENERATION),
+    *of_stage("train", "fine-tuning", *INTERVALS),
+    *of_stage("inference", "inference", *INTERVALS),
+    REPEAT,
     UNMATCHABLE_REFERENCES,
     *of_stage("train", "fine-tuning", *STEP_TIMES),
     *of_stage("inference", "inference", *STEP_TIMES),

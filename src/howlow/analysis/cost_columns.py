@@ -42,6 +42,7 @@ def _of_stage(stage: Stage, meaning: str, column: Column) -> Column:
         table=place,
         phrase=column.phrase and column.phrase.format(stage="training" if stage == "train" else stage),
         error=column.error and f"{stage}_{column.error}",
+        interval=column.interval and (f"{stage}_{column.interval[0]}", f"{stage}_{column.interval[1]}"),
     )
 
 
@@ -61,8 +62,19 @@ RATES = (
         heading="samples/s",
         panel=Panel(1, "Throughput", "samples/s"),
         phrase="the {stage} throughput",
+        over_steps=("samples", "time"),
+        interval=("samples_per_s_low", "samples_per_s_high"),
     ),
-    Column("tokens_per_s", "tokens/s", "per_second", f"real tokens / time, {_IN_WINDOW}", "higher", subjects=_SPEED),
+    Column(
+        "tokens_per_s",
+        "tokens/s",
+        "per_second",
+        f"real tokens / time, {_IN_WINDOW}",
+        "higher",
+        subjects=_SPEED,
+        over_steps=("tokens", "time"),
+        interval=("tokens_per_s_low", "tokens_per_s_high"),
+    ),
 )
 NEW_TOKENS = Column(
     "new_tokens_per_sample",
@@ -82,6 +94,8 @@ MEASURED_COSTS = (
         subjects=_SPEED,
         table=_at(3),
         panel=Panel(3, "Time per sample"),
+        over_steps=("time", "samples"),
+        interval=("time_per_sample_low_s", "time_per_sample_high_s"),
     ),
     Column(
         "energy_per_sample_j",
@@ -94,6 +108,9 @@ MEASURED_COSTS = (
         panel=Panel(2, "Energy per sample"),
         phrase="the energy per sample",
         error="energy_error_per_sample_j",
+        over_steps=("time", "samples"),
+        energy_of=("measured", None),
+        interval=("energy_per_sample_low_j", "energy_per_sample_high_j"),
     ),
     Column(
         "cpu_energy_per_sample_j",
@@ -104,6 +121,8 @@ MEASURED_COSTS = (
         subjects=_CPU,
         table=_at(7),
         is_optional=True,
+        over_steps=("time", "samples"),
+        energy_of=("measured", "cpu"),
     ),
     Column(
         "power_w",
@@ -114,6 +133,8 @@ MEASURED_COSTS = (
         subjects=_ENERGY,
         table=_at(9),
         panel=Panel(4, "Average power"),
+        energy_of=("measured", None),
+        interval=("power_low_w", "power_high_w"),
     ),
     Column(
         "peak_memory_bytes",
@@ -159,6 +180,8 @@ METERED = (
         table=_at(6),
         error="energy_above_idle_error_per_sample_j",
         is_optional=True,
+        over_steps=("time", "samples"),
+        energy_of=("measured", None),
     ),
     Column(
         "energy_above_idle_error_per_sample_j",
@@ -176,6 +199,8 @@ METERED = (
         subjects=_CPU,
         table=_at(8),
         is_optional=True,
+        over_steps=("time", "samples"),
+        energy_of=("measured", "cpu"),
     ),
     Column(
         "phase_energy_j",
@@ -270,6 +295,7 @@ GENERATION = tuple(
                 f"time until the first new token / samples, {_OVER_STEPS}",
                 "lower",
                 subjects=_SPEED,
+                over_steps=("prefill_time", "samples"),
             ),
             Column(
                 "decode_time_per_sample_s",
@@ -278,6 +304,7 @@ GENERATION = tuple(
                 f"time after the first new token / samples, {_OVER_STEPS}",
                 "lower",
                 subjects=_SPEED,
+                over_steps=("decode_time", "samples"),
             ),
             Column(
                 "prefill_tokens_per_s",
@@ -286,6 +313,7 @@ GENERATION = tuple(
                 f"tokens of the prompts (real ones, however many were computed) / time, {_OVER_STEPS}",
                 "higher",
                 subjects=_SPEED,
+                over_steps=("prompt_tokens", "prefill_time"),
             ),
             Column(
                 "decode_tokens_per_s",
@@ -294,6 +322,7 @@ GENERATION = tuple(
                 f"new tokens after the first ones / time, {_OVER_STEPS}",
                 "higher",
                 subjects=_SPEED,
+                over_steps=("later_tokens", "decode_time"),
             ),
             Column(
                 "prefill_energy_per_token_j",
@@ -302,6 +331,8 @@ GENERATION = tuple(
                 _PER_TOKEN,
                 "lower",
                 subjects=_PREFILL,
+                over_steps=("prefill_time", "prompt_tokens"),
+                energy_of=("prefill", None),
             ),
             Column(
                 "decode_energy_per_token_j",
@@ -310,8 +341,23 @@ GENERATION = tuple(
                 _PER_TOKEN,
                 "lower",
                 subjects=_DECODE,
+                over_steps=("decode_time", "later_tokens"),
+                energy_of=("decode", None),
             ),
         ),
         start=13,
     )
 )
+
+
+def _ends(column: Column) -> list[Column]:
+    """The columns of the two ends of a column's interval."""
+    meaning = f"{column.label} of this trial, by its own steps and its energy's bound: the 95 % interval's"
+    return [
+        Column(name, f"{column.label}, {end}", column.unit, f"{meaning} {end} end", is_relative=False)
+        for name, end in zip(column.interval or (), ("lower", "upper"), strict=False)
+    ]
+
+
+INTERVALS = tuple(end for column in (*RATES, *MEASURED_COSTS) for end in _ends(column))
+"""How far the figures of one trial can be from the truth, as far as that trial itself shows."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from howlow.analysis.statistics import mean
 from howlow.records import EnergyWindow, Idle, PhaseName, PhaseRecord, Record, Step, read_lines
 
 _PERCENTILES = {"power_p05_w": 0.05, "power_p50_w": 0.5, "power_p95_w": 0.95}
@@ -61,15 +62,25 @@ def _starts_s(step: Step) -> float:
 
 def timeline_figures(record: Record, readings: Sequence[Seen]) -> dict[str, float | None]:
     """Utilisation of the trial's own device, and percentiles of the power of those that energy comes from."""
-    own = record.environment.device if record.environment else None
-    looks = [reading for reading in readings if own is None or reading.device == own]
-    devices = (record.energy.devices if record.energy else ()) or ((own,) if own else ())
-    powers = sorted(_summed_power([reading for reading in readings if reading.device in devices], len(devices)))
+    looks, powers = looks_of(record, readings), sorted(powers_of(record, readings))
     return {
         "utilization": _mean(reading.utilization for reading in looks),
         "memory_utilization": _mean(reading.memory_utilization for reading in looks),
         **{name: percentile(powers, share) for name, share in _PERCENTILES.items()},
     }
+
+
+def looks_of(record: Record, readings: Iterable[Seen]) -> list[Seen]:
+    """The readings of the trial's own device."""
+    own = record.environment.device if record.environment else None
+    return [reading for reading in readings if own is None or reading.device == own]
+
+
+def powers_of(record: Record, readings: Iterable[Seen]) -> list[float]:
+    """The power of the devices that energy comes from, in the order of the readings."""
+    own = record.environment.device if record.environment else None
+    devices = (record.energy.devices if record.energy else ()) or ((own,) if own else ())
+    return _summed_power([reading for reading in readings if reading.device in devices], len(devices))
 
 
 def _summed_power(readings: Iterable[Seen], devices: int) -> list[float]:
@@ -159,7 +170,7 @@ def meter_figures(record: Record) -> dict[str, Any]:
 
 def _mean(values: Iterable[float | None]) -> float | None:
     there = [value for value in values if value is not None]
-    return math.fsum(there) / len(there) if there else None
+    return mean(there) if there else None
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:

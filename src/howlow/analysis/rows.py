@@ -5,8 +5,7 @@ has no figures: half a phase is no measurement.
 """
 
 import math
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,21 +15,17 @@ from howlow.analysis.caveats import qualified
 from howlow.analysis.column import Column
 from howlow.analysis.columns import COLUMNS, UNMATCHABLE_REFERENCES, columns_of
 from howlow.analysis.energy import Seen, meter_figures, read_seen
+from howlow.analysis.one_table import asked_ranks, records_for_one_table
 from howlow.analysis.phase_figures import generation_figures, phase_figures
-from howlow.errors import UserError
+from howlow.analysis.uncertainty import Evidence, evidence_of, interval_figures
 from howlow.records import (
     PhaseName,
-    Provenance,
+    PhaseRecord,
     Record,
-    RecordWarning,
     Scores,
     Step,
     WarningKind,
-    differences,
-    other_cards,
-    read_records,
     read_steps,
-    refuse_to_mix,
 )
 from howlow.settings import Settings
 from howlow.tasks import task_named
@@ -48,6 +43,8 @@ class Trial:
     losses: tuple[tuple[int, float], ...]
     burn_in_steps: Mapping[str, int]
     measured_steps: Mapping[str, int]
+    evidence: Mapping[str, Evidence]
+    """what the error of each figure rests on, as far as this trial itself shows; by the names of columns"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Results:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """One row a trial: the baselines, then by rank, further axes and seed."""
+        """One row a trial: the baselines, then by rank, further axes, seed and repeat."""
         return [trial.row for trial in self.trials]
 
     @cached_property
@@ -137,76 +134,20 @@ def rows(folders: Sequence[Path], accept_different: Sequence[str] = ()) -> Resul
         UserError: a folder is no run directory or has no record; records were not measured alike; two directories
             hold a trial of the same name that is not a baseline.
     """
-    found: list[tuple[Path, Record]] = []
-    for folder in dict.fromkeys(path.resolve() for path in folders):
-        records = read_records(folder)
-        if not records:
-            raise UserError(f"{folder}: no trial has ended yet; let `howlow sweep` finish at least one")
-        found.extend((folder, record) for record in records)
-    found = _without_repeats(_marked(found, accept_different))
-
+    found = records_for_one_table(folders, accept_different)
     axes = tuple(sorted({axis for _, record in found for axis in record.axes}))
     trials = [_trial(record, folder / "trials" / record.trial, axes) for folder, record in found]
     trials.sort(key=_order)
     asked = {record.rank for _, record in found if record.rank is not None}
     for folder in {folder for folder, _ in found}:
-        asked.update(_grid_ranks(folder))
+        asked.update(asked_ranks(folder))
     return Results(tuple(folders), tuple(trials), axes, tuple(sorted(asked)))
-
-
-def _marked(found: Sequence[tuple[Path, Record]], accept_different: Sequence[str]) -> list[tuple[Path, Record]]:
-    """The records, those that differ in what was accepted with a warning; others are refused."""
-    warnings: dict[str, list[RecordWarning]] = {}
-    several = len({folder for folder, _ in found}) > 1
-    names = [f"{folder.name}/{record.trial}" if several else record.trial for folder, record in found]
-    named = [Provenance.of(record, trial=name) for name, (_, record) in zip(names, found, strict=True)]
-    for difference in refuse_to_mix(named, accept_different, is_one_sweep=not several):
-        warnings.setdefault(difference.trial, []).extend(difference.warnings)
-    for trial, warning in [] if several else other_cards(named):
-        warnings.setdefault(trial, []).append(warning)
-    return [
-        (folder, record.model_copy(update={"warnings": (*record.warnings, *warnings.get(name, ()))}))
-        for name, (folder, record) in zip(names, found, strict=True)
-    ]
-
-
-def _without_repeats(found: Iterable[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
-    """One trial of each name: of a baseline that several sweeps measured alike, the first one, with a warning.
-
-    Raises:
-        UserError: two run directories hold another trial of the same name, or baselines that differ.
-    """
-    kept: dict[str, tuple[Path, Record]] = {}
-    for folder, record in found:
-        home, first = kept.setdefault(record.trial, (folder, record))
-        if home == folder:
-            continue
-        if record.kind == "lora" or differences([first, record]):
-            raise UserError(
-                f"trial {record.trial} is in {home} and in {folder}; report them one at a time, or give "
-                "run directories whose trials differ in rank, seed or a grid axis"
-            )
-        detail = f"{folder} holds another measurement of {record.trial}; this one is from {home}"
-        repeated = RecordWarning(kind=WarningKind.BASELINE_REPEATED, detail=detail)
-        kept[record.trial] = (home, first.model_copy(update={"warnings": (*first.warnings, repeated)}))
-    return list(kept.values())
-
-
-def _grid_ranks(folder: Path) -> list[int]:
-    """The ranks that the sweep was asked for, run or not; none where sweep.toml is missing."""
-    try:
-        table = tomllib.loads((folder / "sweep.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    grid = table.get("grid", {})
-    ranks = grid.get("lora.rank", []) if isinstance(grid, dict) else []
-    return [rank for rank in ranks if isinstance(rank, int)]
 
 
 def _order(trial: Trial) -> tuple[Any, ...]:
     record = trial.record
     axes = [_sortable(record.axes.get(axis)) for axis in sorted(record.axes)]
-    return ("base", "full", "lora").index(record.kind), record.rank or 0, axes, record.seed
+    return ("base", "full", "lora").index(record.kind), record.rank or 0, axes, record.seed, record.repeat
 
 
 def _sortable(value: Any) -> tuple[int, float, str]:
@@ -229,7 +170,16 @@ def _trial(record: Record, folder: Path, axes: Sequence[str]) -> Trial:
     }
     losses = [(step.step, loss) for step in steps if step.phase == "train" and (loss := _loss(step)) is not None]
     row = _row(record, steps, readings, axes)
-    return Trial(record, folder, row, tuple(losses), by_part["burn_in"], by_part["measured"])
+    evidence = evidence_of(record, _phases(record), row, steps, readings, folder)
+    row.update(interval_figures(row, evidence))
+    return Trial(record, folder, row, tuple(losses), by_part["burn_in"], by_part["measured"], evidence)
+
+
+def _phases(record: Record) -> dict[str, PhaseRecord]:
+    """The phase that the columns of each stage are about."""
+    names: dict[str, PhaseName | None] = {"train": "train", "inference": inference_phase(record)}
+    ended = {stage: record.phase(name) for stage, name in names.items() if name is not None}
+    return {stage: phase for stage, phase in ended.items() if phase is not None}
 
 
 def layout_of(record: Record) -> str:
@@ -247,6 +197,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
         kind=record.kind,
         rank=record.rank,
         seed=record.seed,
+        repeat=record.repeat,
         status=record.status,
         layout=layout_of(record),
         inference_batch_size=_batch(record.resolved.inference_batch_size, settings.inference.batch_size),

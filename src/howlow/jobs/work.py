@@ -24,6 +24,7 @@ class TrialJob(Frozen):
     rank: int | None
     seed: int
     axes: dict[str, JsonValue] = Field(description="the further grid axes under their dotted names")
+    repeat: int = Field(1, ge=1, description="which measurement of the same trial this is, counted from 1")
     settings: Settings = Field(description="as asked: a batch size may still be max, the layout auto")
     data_folder: str = Field(description="where the prepared examples are")
     data: DataRecord

@@ -52,6 +52,7 @@ class Reader:
 
     now: the trial's time. update_period_s: how often the source has something new, where that is documented. pace: what
     was measured of the counter before; without it and without documentation the reader watches the counter first.
+    is_polled_power: whether energy is integrated from its power, which is then read at random moments.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Reader:
         now: Callable[[], float],
         update_period_s: float | None = None,
         pace: CounterPace | None = None,
+        is_polled_power: bool = False,
     ) -> None:
         self.instrument = instrument
         self.pace = pace
@@ -83,7 +85,7 @@ class Reader:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pending: _Job | None = None
         self._lock = threading.Lock()
-        self._schedule, self._follow_s = Schedule(self._period_s, instrument.device), math.inf
+        self._schedule, self._follow_s = Schedule(self._period_s, instrument.device, is_polled_power), math.inf
         self._between_s, self._between_took_s = -math.inf, 0.0
         self._thread = threading.Thread(target=self._run, name=f"howlow-{instrument.device}", daemon=True)
 

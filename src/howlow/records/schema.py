@@ -288,6 +288,10 @@ class Resolved(Frozen):
     fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
     graphed: bool | None = Field(None, description="whether steps are replayed as CUDA graphs")
+    row_lengths: tuple[int, ...] | None = Field(
+        None, description="the lengths up to which fine-tuning's rows are filled; None: each as it is"
+    )
+    row_padding: float | None = Field(None, description="the share of the computed tokens that fills rows, 0..1")
     quantization: Literal["none"] | None = Field(None, description="how the frozen base is stored")
     threads: int | None = Field(None, description="torch's intra-op threads")
 
@@ -363,6 +367,7 @@ class Record(Frozen):
     rank: int | None
     seed: int
     axes: dict[str, Any] = Field(description="the further grid axes under their dotted names")
+    repeat: int = Field(1, description="which measurement of the same trial this is, counted from 1 (`run.repeats`)")
     status: Status
     error: str | None = Field(None, description="one line, where the status is not done")
     shortage: MemoryShortage | None = Field(None, description="where the status is out_of_memory; None in old records")

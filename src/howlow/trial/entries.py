@@ -70,6 +70,7 @@ def trial_entry(job: MeasureJob, link: Link) -> Status | None:
         name=trial.name,
         kind=trial.kind,
         axes=trial.axes,
+        repeat=trial.repeat,
         settings=trial.settings,
         folder=job.run_directory / trial.folder,
         data_folder=job.run_directory / trial.data_folder,

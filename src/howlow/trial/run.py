@@ -94,6 +94,7 @@ def _record(state: TrialState, end: _End) -> Record:
         rank=state.settings.lora.rank if state.kind == "lora" else None,
         seed=state.settings.seed,
         axes=state.axes,
+        repeat=state.repeat,
         status=end.status,
         error=end.error,
         shortage=end.shortage,

@@ -96,6 +96,7 @@ class TrialState:
     device: str | None = None
     """The worker's own device; None: as the settings say."""
     claim: int | None = None
+    repeat: int = 1
     continues: bool = False
     """Whether the process that fine-tuned has handed over to this one."""
     found: RecordDraft = field(default_factory=RecordDraft)
@@ -142,6 +143,10 @@ class TrialState:
         """Put this warning into the record, once."""
         if warning not in self.found.warnings:
             self.found.warnings.append(warning)
+
+    def resolve(self, **facts: Any) -> None:
+        """Note what was decided."""
+        self.found.resolved = self.found.resolved.model_copy(update=facts)
 
     def stop_if_asked(self) -> None:
         """End here when the worker asks for it.
