@@ -16,6 +16,7 @@ from bad_contents import (
     CONFIGS,
     CSV,
     FLAGS,
+    GENERATION_CHANGES,
     JSONL,
     PREDICTIONS,
     SAFETENSORS,
@@ -177,13 +178,30 @@ def only_tokenizer_model(content: bytes) -> Callable[[Place], list[str]]:
     return command
 
 
+def with_weight(value: float) -> Callable[[Place], list[str]]:
+    """The valid model with one value of one tensor changed."""
+
+    def command(place: Place) -> list[str]:
+        from safetensors.torch import load_file, save
+
+        tensors = load_file(place.model / "model.safetensors")
+        tensors[max(tensors)].view(-1)[0] = value
+        return changed_model("model.safetensors", save(tensors, {"format": "pt"}))(place)
+
+    return command
+
+
 def of_models() -> Iterator[Case]:
     for name, content in CONFIGS.items():
         yield Case("config.json", name, changed_model("config.json", content))
     for name, changes in CONFIG_CHANGES.items():
         yield Case("config.json", name, changed_config(**changes))
+    for name, found in GENERATION_CHANGES.items():
+        yield Case("generation_config.json", name, changed_model("generation_config.json", json.dumps(found)))
     for name, content in SAFETENSORS.items():
         yield Case("model.safetensors", name, changed_model("model.safetensors", content))
+    for value in ("nan", "inf"):
+        yield Case("model.safetensors", f"{value} in the last layer", with_weight(float(value)))
     for name, content in TOKENIZERS.items():
         yield Case("tokenizer.json", name, changed_model("tokenizer.json", content))
     without = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}

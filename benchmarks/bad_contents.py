@@ -72,6 +72,7 @@ JSONL: dict[str, Content] = {
     "Latin-1": rows(ROW).encode() + b'{"prompt": "caf\xe9", "completion": "c"}\n',
     "UTF-16": rows(ROW).encode("utf-16"),
     "UTF-32": rows(ROW).encode("utf-32"),
+    "UTF-16 without a mark": rows(ROW).encode("utf-16-le"),
     "a NUL": b"\0" * 40,
     "control character": '{"prompt": "a\x01", "completion": "c"}\n',
     "longer than the sequence": rows(ROW | {"completion": "x" * 4000}),
@@ -82,6 +83,8 @@ JSONL: dict[str, Content] = {
     "half a bzip2 file": bz2.compress(rows(ROW).encode())[:30],
     "half an xz file": lzma.compress(rows(ROW).encode())[:40],
     "gzip of nothing": gzip.compress(b""),
+    "gzip of gzip": gzip.compress(gzip.compress(rows(ROW).encode())),
+    "gzip of Parquet": gzip.compress(b"PAR1\xff\xff"),
     "gzip of Latin-1": gzip.compress("café".encode("latin-1")),
     "zip": b"PK\x03\x04\x14\0\0\0\x08\0\xff\xff",
     "zstd": b"\x28\xb5\x2f\xfd\x24\x00\x01\0\0",
@@ -112,6 +115,7 @@ TABLES: dict[str, Content] = {
     "magic.arrow": b"ARROW1\0\0",
     "stream.arrow": b"\xff\xff\xff\xff\x10\0\0\0" + b"\0" * 16,
     "text.arrow": "prompt\n",
+    "twice.parquet.gz": gzip.compress(b"PAR1PAR1"),
     "huge-metadata.arrow": b"\xff\xff\xff\xff\xff\xff\xff\x7f",
 }
 SQUAD: dict[str, Any] = {
@@ -303,6 +307,7 @@ CONFIGS: dict[str, Content] = {
     "unknown type": '{"model_type": "transmogrifier"}',
     "type is a number": '{"model_type": 3}',
     "nested too deeply": "[" * 100_000,
+    "a number of 5,000 digits": f'{{"model_type": "llama", "hidden_size": {"1" * 5000}}}',
 }
 CONFIG_CHANGES: dict[str, dict[str, Any]] = {
     "hidden_size is a string": {"hidden_size": "large"},
@@ -321,6 +326,16 @@ CONFIG_CHANGES: dict[str, dict[str, Any]] = {
     "own code": {"auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "c.M"}, "model_type": "mine"},
     "a type that writes no text": {"model_type": "vit"},
     "an encoder and a decoder": {"model_type": "t5"},
+    "eos_token_id is a text": {"eos_token_id": "</s>"},
+    "eos_token_id is a fraction": {"eos_token_id": 2.5},
+    "eos_token_id is a list with a text": {"eos_token_id": [2, "</s>"]},
+    "eos_token_id is an object": {"eos_token_id": {"id": 2}},
+}
+GENERATION_CHANGES: dict[str, Any] = {
+    "eos_token_id is a text": {"eos_token_id": "</s>"},
+    "eos_token_id is a fraction": {"eos_token_id": 2.5},
+    "eos_token_id is a list with a text": {"eos_token_id": [2, "</s>"]},
+    "a list": [],
 }
 SAFETENSORS: dict[str, Content | None] = {
     "missing": None,

@@ -227,11 +227,13 @@ def wikitext(train_examples: int) -> Any:
 
 def _prepared(task: dict[str, Any]) -> Any:
     from howlow import load_settings
+    from howlow.engine.model import load_config
     from howlow.engine.references import locate
     from howlow.trial import preparation
 
     asked = load_settings(None, [{"model": MODEL, "task": task, "training": {"sequence_length": LENGTH}}])
-    return preparation.tokenized(asked, locate(MODEL))
+    reference = locate(MODEL)
+    return preparation.tokenized(asked, reference, load_config(reference, None, False))
 
 
 def base_model(dtype_name: str = "float32") -> tuple[Any, Any]:

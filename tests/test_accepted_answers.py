@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from tokenizer_kinds import KINDS
 
 from howlow import load_settings as load
 from howlow.engine.answers import AnswerLimits
@@ -156,14 +157,29 @@ def test_a_tokenizer_that_cannot_write_an_answer():
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({"[UNK]": 0, "paris": 1, "why": 2, "?": 3, "</s>": 4}, unk_token="[UNK]"))
+    known = {"[UNK]": 0, "paris": 1, "why": 2, "?": 3, "</s>": 4, "end": 5, "a": 6, "b": 7}
+    words = Tokenizer(models.WordLevel(known, unk_token="[UNK]"))
     words.normalizer, words.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="[UNK]")
     found = read(tokenizer, [one("Paris")], limits(eos=frozenset({4})))
     assert found.examples[0].references == ("paris",)
     assert list(kinds(found)) == ["references_altered"]
+    for stop, written in (("END", "end"), ("a\nb", "a b"), ("STOP", "")):  # no capitals, no line breaks, [UNK]
+        assert kinds(read(tokenizer, [one("paris")], limits(stop, eos=frozenset({4})))) == {
+            "stop_never_written": f"task.stop = {stop!r} ends no answer: the tokenizer writes it as {written!r}"
+        }
     # SQuAD's comparison does not see capitals: there is nothing to count.
     assert read(tokenizer, [one(" Paris", "Paris")], limits("\n", eos=frozenset({4})), SQUAD).num_unmatchable == 0
+
+
+def test_a_stop_that_no_answer_can_hold_is_told():
+    tokenizer = KINDS["byte level"]()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    for stop in ("", "\n", "END", " é", "<end>"):  # the last one ends an answer by its id
+        assert read(tokenizer, [one("a")], limits(stop, eos=frozenset({1}))).warnings == ()
+    assert kinds(read(tokenizer, [one("a")], limits("<end>\n", eos=frozenset({1})))) == {
+        "stop_never_written": "task.stop = '<end>\\n' ends no answer: the tokenizer writes it as '\\n'"
+    }
 
 
 def test_what_squad_does_not_compare_does_not_count(tiny_tokenizer: Any):

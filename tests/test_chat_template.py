@@ -13,7 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from howlow.engine import chat_template
-from howlow.engine.chat_template import in_chat_template, turn_end
+from howlow.engine.chat_template import changed_prompt, in_chat_template, turn_end
 from howlow.engine.tokens import tokenize
 from howlow.errors import UserError
 from howlow.tasks import Example
@@ -63,6 +63,16 @@ QWEN3 = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
     "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
 )
+QWEN3_THINKING = QWEN3.replace("{% if enable_thinking is defined and not enable_thinking %}", "{% if true %}").replace(
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}", "{{ '<think>\n' }}{% endif %}{% endif %}"
+)
+QWQ = QWEN3_THINKING.replace("{% if loop.last %}{{ '<think>\n\n</think>\n\n' }}{% endif %}", "")
+R1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<｜User｜>' + m.content }}{% endif %}"
+    "{% if m.role == 'assistant' %}{% set content = m.content %}{% if '</think>' in content %}"
+    "{% set content = content.split('</think>')[-1] %}{% endif %}{{ '<｜Assistant｜>' + content + eos_token }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\n' }}{% endif %}"
+)
 THINKER = turns("<|{{ m.role }}|>", "<|end|>", opens="<|assistant|><think>\n{# #}")
 PARTS = (
     "{% for m in messages %}<|{{ m.role }}|>"
@@ -94,6 +104,9 @@ GOOD = {
     "llama2": LLAMA2,
     "phi": PHI,
     "qwen3": QWEN3,
+    "qwen3 thinking": QWEN3_THINKING,
+    "qwq": QWQ,
+    "r1": R1,
     "thinker": THINKER,
     "parts": PARTS,
     "first part": FIRST_PART,
@@ -218,6 +231,56 @@ def test_a_turn_without_a_special_end_ends_with_eos():
     )
     assert turn_end(tokenizer) is None
     assert tokenize(tokenizer, example(), chat=True).completion[-1] == tokenizer.eos_token_id
+
+
+def own_generation_prompt(name: str) -> str:
+    """What a template without any option writes behind the user's text."""
+    content: Any = [{"type": "text", "text": "Why?"}] if name in TAKES_PARTS else "Why?"
+    text: str = TOKENIZERS[name].apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    return text.partition("Why?")[2]
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_prompt_ends_with_the_generation_prompt_or_both_are_shown(name: str):
+    prompt = in_chat_template(TOKENIZERS[name], example(), chat=True).prompt
+    own, told = own_generation_prompt(name), changed_prompt(TOKENIZERS[name])
+    end = prompt.partition("Why?")[2]
+    assert (told is None) == (end == own)
+    if told is not None:
+        assert f"generation prompt is {own!r}; prompts end with {end!r}" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "end"),
+    [
+        ("qwen3", "<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n\n</think>\n\n"),
+        ("qwq", "<|im_start|>assistant\n<think>\n", "<|im_start|>assistant\n"),
+        (
+            "qwen3 thinking",
+            "<|im_start|>assistant\n<think>\n",
+            "<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        ),
+        ("r1", "<｜Assistant｜><think>\n", "<｜Assistant｜>"),
+        ("thinker", "<|assistant|><think>\n", "<|assistant|>"),
+        ("harmony", "<|im_start|>assistant", "<|im_start|>assistant<|channel|>final<|message|>"),
+    ],
+)
+def test_prompts_of_models_that_think_end_as_the_answers_turn_begins(name: str, own: str, end: str):
+    found, told = in_chat_template(TOKENIZERS[name], example(), chat=True), changed_prompt(TOKENIZERS[name])
+    assert own_generation_prompt(name).endswith(own)
+    assert found.prompt.endswith(end)
+    assert told is not None
+    assert told.startswith("the chat template's generation prompt is ")
+    assert "\n" not in told
+
+
+def test_another_beginning_without_thoughts_is_told():
+    """SmolLM3's system turn says whether to think."""
+    system = "<|system|>{{ '/no_think' if enable_thinking is false else '/think' }}<|end|>"
+    tokenizer = with_template(turns("<|{{ m.role }}|>", "<|end|>", opens="<|assistant|>", start=system))
+    assert changed_prompt(tokenizer) == "the chat template writes another beginning with enable_thinking = false"
 
 
 def test_a_template_for_one_question_alone_gives_the_prompt():

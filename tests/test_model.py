@@ -465,3 +465,23 @@ def test_code_of_its_own_is_refused_unless_allowed(copied: Path):
     assert refusal(models.load_config, locate(str(copied)), None, False) == (
         f"model {copied}: it needs its own code; set trust_remote_code = true to run it"
     )
+
+
+@pytest.mark.parametrize("ends", ["</s>", 2.5, [2, "</s>"], True, {"id": 2}])
+def test_an_eos_that_is_no_number_is_told_with_its_value(copied: Path, ends: Any):
+    """In config.json transformers itself refuses it, with a message of several lines."""
+    from howlow import load_settings
+    from howlow.trial.accepted_answers import not_loaded
+
+    task = {"name": "completion", "train": "a.jsonl", "test": "b.jsonl"}
+    asked = load_settings(None, [{"model": str(copied), "task": task}])
+    (copied / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    message = refusal(not_loaded, asked, locate(str(copied)), None)
+    assert message.startswith(f"model {copied}: eos_token_id in generation_config.json is {ends!r}; a token's number")
+    (copied / "config.json").write_text(
+        json.dumps(json.loads((copied / "config.json").read_text()) | {"eos_token_id": ends})
+    )
+    if not isinstance(ends, bool):
+        message = refusal(models.load_config, locate(str(copied)), None, False)
+        assert "field 'eos_token_id': " in message
+        assert repr(ends)[:4] in message.partition("eos_token_id': ")[2]

@@ -10,6 +10,7 @@ from conftest import loaded
 
 from howlow import load_settings as load
 from howlow.engine import model as models
+from howlow.engine.kinds import refuse_other_kind
 from howlow.errors import UserError
 from howlow.settings import merge
 from howlow.sweeping.sweep import sweep
@@ -91,9 +92,37 @@ def test_an_adapter_that_cannot_run_is_refused_before_anything_is_loaded(kind: s
 def test_what_is_no_causal_language_model_is_told_in_one_line(config: str):
     import transformers
 
-    with pytest.raises(UserError, match=rf"{config}\): it is no causal language model; give one that") as said:
-        models.structure(getattr(transformers, config)(), False)
-    assert len(str(said.value)) < 200
+    with pytest.raises(UserError, match=rf"^model m: {config} .* a causal language model is needed") as said:
+        refuse_other_kind("m", getattr(transformers, config)())
+    assert len(str(said.value)) < 300
+
+
+PROJECTIONS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [
+        ("llama", PROJECTIONS),
+        ("gemma3", ATTENTION),
+        ("gpt2", ("c_attn", "c_proj")),
+        ("bart", ("q_proj",)),
+        ("mixtral", (*ATTENTION, "gate")),
+        ("qwen2_moe", PROJECTIONS),
+        ("qwen3_moe", ATTENTION),
+        ("deepseek_v3", ("kv_a_proj_with_mqa", "gate_proj", "up_proj", "down_proj")),
+        ("afmoe", ("gate",)),
+    ],
+)
+def test_a_dry_run_tells_as_many_parameters_as_a_trial_trains(kind: str, targets: tuple[str, ...]):
+    """PEFT puts the adapter of some models into fused experts, wherever the targets' own layers are."""
+    found, rank = structure(kind), 3
+    options: dict[str, Any] = {"alpha": 6.0, "scaling": "standard", "dropout": 0.0, "seed": 0}
+    options |= {"target_modules": targets, "unreached_layers": found.unreached_layers}
+    adapted = models.attach_lora(zoo.build(kind), rank=rank, **options)
+    trained = sum(parameter.numel() for parameter in models.trainable(adapted).values())
+    told = models.refuse_unadaptable(zoo.config_of(kind), False, targets, found.unreached_layers)
+    assert rank * told == trained
 
 
 def test_a_routers_adapter_trains_in_the_fused_form():
@@ -114,6 +143,24 @@ def test_a_routers_adapter_trains_in_the_fused_form():
     for name, gradient in expected.items():
         assert gradient.any()
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets"),
+    [("deepseek_v3", ("gate_proj", "up_proj", "down_proj")), ("mixtral", ("w1", "w2", "w3", "gate"))],
+)
+def test_an_adapter_in_fused_experts_is_merged(kind: str, targets: tuple[str, ...]):
+    options: dict[str, Any] = {"rank": 2, "alpha": 4.0, "scaling": "standard", "dropout": 0.0, "seed": 0}
+    ids = torch.arange(5, 15)[None]
+    plain = zoo.build(kind)(input_ids=ids).logits
+    adapted = models.attach_lora(zoo.build(kind), target_modules=targets, **options)
+    for parameter in models.trainable(adapted).values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    with torch.no_grad():
+        attached = adapted(input_ids=ids).logits
+        merged = models.merged(adapted)(input_ids=ids).logits
+    assert float((attached - plain).abs().max()) > 0.01
+    torch.testing.assert_close(merged, attached, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 import bz2
 import contextlib
 import gzip
+import io
 import json
 import lzma
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,6 +156,15 @@ def test_compressed_official_squad_and_predictions_are_read(tmp_path: Path) -> N
     assert score_predictions("question_answering", str(data), str(predictions)).figures["exact_match"] == 1.0
 
 
+def tar_of(content: bytes) -> bytes:
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as file:
+        entry = tarfile.TarInfo("a.txt")
+        entry.size = len(content)
+        file.addfile(entry, io.BytesIO(content))
+    return archive.getvalue()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -168,6 +179,23 @@ def test_compressed_official_squad_and_predictions_are_read(tmp_path: Path) -> N
         ("d.parquet", b"prompt,completion\n", "cannot be read as a table"),
         ("d.arrow", b"ARROW1\0\0nonsense", "cannot be read as a table"),
         ("d.arrow", b"", "is empty"),
+        ("d.parquet.gz", gzip.compress(b"PAR1nonsense"), "is a table compressed by gzip; decompress it"),
+        ("d.arrow.xz", lzma.compress(b"ARROW1nonsense"), "is a table compressed by xz; decompress it"),
+        ("d.feather.bz2", bz2.compress(b"ARROW1nonsense"), "is a table compressed by bzip2; decompress it"),
+        ("d.gz", gzip.compress(b"PAR1\xff\xfe"), "Parquet; one data file of this kind is read, not compressed again"),
+        (
+            "d.jsonl.gz",
+            gzip.compress(gzip.compress(b"x")),
+            "is compressed twice (gzip within gzip); decompress it once",
+        ),
+        ("d.jsonl.xz", lzma.compress(bz2.compress(b"x")), "is compressed twice (bzip2 within xz); decompress it once"),
+        ("d.jsonl", "ab".encode("utf-32"), "UTF-32; save it as UTF-8"),
+        ("d.txt", "\ufeffab".encode("utf-32-be"), "UTF-32; save it as UTF-8"),
+        ("d.txt", "abcd".encode("utf-16-le"), "UTF-16; save it as UTF-8"),
+        ("d.jsonl", '{"a": 1}'.encode("utf-16-be"), "UTF-16; save it as UTF-8"),
+        ("d.txt", "prompt,completion".encode("utf-32-le"), "UTF-32; save it as UTF-8"),
+        ("d.tar.gz", gzip.compress(tar_of(b"hello")), "a tar archive; unpack it"),
+        ("d.jsonl", tar_of(b"\xff"), "a tar archive; unpack it"),
     ],
 )
 def test_a_damaged_file_is_told_by_what_it_is(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -177,6 +205,44 @@ def test_a_damaged_file_is_told_by_what_it_is(tmp_path: Path, name: str, content
         refused = refusal(task, path)
         assert message in refused
         assert str(path) in refused
+
+
+def test_a_text_may_begin_as_a_bzip2_file_does(tmp_path: Path) -> None:
+    path = tmp_path / "d.txt"
+    path.write_text("BZh is how bzip2 begins\n")
+    assert contents(loaded("language_modeling", path)) == [("", "BZh is how bzip2 begins")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "d.jsonl",
+            '{"prompt": ' + "1" * 5000 + "}",
+            "not valid JSON at line 1: a whole number has 5000 digits; at most",
+        ),
+        ("d.jsonl", '{"a": 1}\n{"n": -' + "9" * 9000 + "}", "not valid JSON at line 2: a whole number has 9000 digits"),
+        (
+            "d.json",
+            '[{"n": ' + "1" * 5000 + "}]",
+            "not valid JSON: a whole number has 5000 digits; at most 4300 are read",
+        ),
+        (
+            "d.jsonl",
+            '{"a": 1, "a": 2}',
+            "not valid JSON at line 1: the key 'a' is given twice in one object; give it once",
+        ),
+        ("d.jsonl", "[" * 200_000, "not valid JSON at line 1: it is nested too deeply; give data with a few levels"),
+    ],
+)
+def test_what_json_allows_and_nobody_reads_is_told_with_its_place(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    said = refusal("completion", path)
+    assert said.startswith(f"{path}: {message}")
+    assert "set_int_max_str_digits" not in said
 
 
 def test_a_table_without_the_column_names_those_that_it_has(tmp_path: Path) -> None:

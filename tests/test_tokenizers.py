@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_kinds import DROPPED, KINDS, LEADS, WORDS, without_eos
+from tokenizer_kinds import ACROSS, DROPPED, KINDS, LEADS, NORMALISING, WORDS, without_eos
 
 from howlow.engine.answers import behind_prompt
 from howlow.engine.encoding import leading_tokens
@@ -23,6 +23,7 @@ CALM = settings(max_examples=15, deadline=None)
 
 PIECES = st.sampled_from([*WORDS, " ", "  ", "a", ":", ".", "\n", "é", "e", "\u0301", "漢", "😀", DROPPED, " Par"])
 TEXT = st.lists(PIECES, max_size=12).map("".join)
+WIDE = st.text("éß漢😀a ", max_size=6)
 
 
 @cache
@@ -155,6 +156,30 @@ def test_what_a_prompt_repeats_is_taken_off_while_it_is_written():
     assert behind_prompt("Paris", "") == "Paris"
 
 
+@pytest.mark.parametrize("name", ACROSS)
+@given(prompt=WIDE.filter(bool), completion=WIDE)
+@settings(max_examples=150, deadline=None)
+def test_no_prompt_ends_within_a_character(name: str, prompt: str, completion: str):
+    """A token may hold the last byte of the prompt's last character and the first of the completion's."""
+    tokenizer = ACROSS[name]()
+    found = tokenize(tokenizer, example(prompt, completion))
+    kept, written = read(tokenizer, found.prompt), read(tokenizer, found.completion)
+    assert kept + found.repeated == prompt
+    assert written == found.repeated + completion
+    assert behind_prompt(written, found.repeated) == completion
+    assert len(found.repeated) <= 2, "no more than the characters that share a token"
+    whole = bare(tokenizer, prompt + completion)
+    assert (found.prompt + found.completion)[-len(whole) - 1 :] == (*whole, tokenizer.eos_token_id)
+
+
+def test_a_token_of_half_a_character_by_hand():
+    tokenizer = ACROSS["fast"]()
+    assert tokenizer.tokenize("éß") == ["Ã", "©Ã", "Ł"]
+    found = tokenize(tokenizer, example("aé", "ß"))
+    assert (read(tokenizer, found.prompt), found.repeated) == ("a", "é")
+    assert read(tokenizer, found.completion) == "éß"
+
+
 def test_line_breaks_before_the_completion_stay_in_the_prompt():
     """Alone they are one token, before a word two; the prompt ends where its text ends all the same."""
     tokenizer = kind("byte level")
@@ -214,6 +239,32 @@ def test_windows_are_the_whole_text_and_lose_no_token(name: str, text: str, leng
     assert [one.bytes for _, one in found] == [
         len(window.completion.encode()) if one.completion else 0 for window, one in found
     ]
+
+
+@pytest.mark.parametrize("name", [*NORMALISING, *FAST])
+@given(text=st.text("ab \né\u0301ﷺ½ﬁ한漢😀\u3000", min_size=1, max_size=16), length=st.integers(3, 9))
+@settings(max_examples=60, deadline=None)
+def test_words_and_bytes_of_windows_are_the_texts(name: str, text: str, length: int):
+    """A character of many tokens counts once, in the window that holds the last of them."""
+    tokenizer = NORMALISING[name]() if name in NORMALISING else kind(name)
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    found = windows(tokenizer, example("", text), length)
+    assert min(min(one.words, one.bytes) for _, one in found) >= 0
+    if not spans:
+        return
+    assert sum(one.bytes for _, one in found) == len(text.encode())
+    assert sum(one.words for _, one in found) == len(text.split())
+    assert "".join(window.completion for window, _ in found) == text
+    window_of_token = list(chain.from_iterable([number] * len(one.completion) for number, (_, one) in enumerate(found)))
+    window_of_character = list(
+        chain.from_iterable([number] * len(one.completion) for number, (one, _) in enumerate(found))
+    )
+    assert len(window_of_token) == len(spans)
+    for number, (start, end) in enumerate(spans):
+        assert all(window_of_character[at] >= window_of_token[number] for at in range(start, end))
+    for at in range(len(text)):
+        holding = [window_of_token[number] for number, (start, end) in enumerate(spans) if start <= at < end]
+        assert not holding or window_of_character[at] == max(holding)
 
 
 @pytest.mark.parametrize("name", KINDS)

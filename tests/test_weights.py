@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import loaded
 from safetensors.torch import load_file, save_file
 
 from howlow.engine import model as models
@@ -91,6 +92,18 @@ def test_tensors_without_a_place_are_told(copied: Path) -> None:
     left = check(with_config(copied, num_hidden_layers=1))
     assert len(left) == 9
     assert all(name.startswith("model.layers.1.") for name in left)
+
+
+@pytest.mark.parametrize(("value", "what"), [(float("nan"), "NaN"), (float("-inf"), "infinite values")])
+def test_weights_that_are_no_numbers_are_named(tiny_model: Path, value: float, what: str) -> None:
+    model = loaded(tiny_model)
+    weights.refuse_broken("m", model)
+    broken = [name for name, _ in model.named_parameters()][2:4]
+    for name in broken:
+        model.get_parameter(name).data.flatten()[-1] = value
+    with pytest.raises(UserError) as caught:
+        weights.refuse_broken("m", model)
+    assert str(caught.value).startswith(f"model m: its weights hold {what}: {broken[0]} (2 such tensors); copy")
 
 
 def test_an_adapter_is_no_model_and_not_called_a_pickle(copied: Path) -> None:

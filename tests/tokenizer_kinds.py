@@ -47,6 +47,23 @@ def byte_level(trim_offsets: bool = True) -> Tokenizer:
     return tokenizer
 
 
+def across_characters(normalizer: Any = None, trim_offsets: bool = True) -> Tokenizer:
+    """Byte level with tokens that begin within one character and end within the next, as trained merges have them."""
+    spelled = [
+        pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)[0][0] for text in ("éß", "漢😀é")
+    ]
+    merges = [(text[at], text[at + 1]) for text in spelled for at in range(1, len(text) - 1, 2)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = numbered("<s>", "</s>", *alphabet, *("".join(pair) for pair in merges))
+    tokenizer = Tokenizer(models.BPE(tokens, list(dict.fromkeys(merges))))
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=trim_offsets)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
 def llama() -> Tokenizer:
     """Llama 2's kind: a space before every text, words joined across spaces, bytes for what it does not know."""
     tokens, merges = merged([*(f"▁{word}" for word in WORDS), *WORDS, ":\n"])
@@ -118,6 +135,23 @@ KINDS: dict[str, Callable[[], Any]] = {
     "slow, BOS is EOS": lambda: WithoutPlaces(_wrapped(framed(unigram(), "</s> $A </s>"), bos="</s>")),
     "slow wordpiece": lambda: WithoutPlaces(_wrapped(wordpiece(), bos=None, eos="[SEP]")),
 }
+ACROSS: dict[str, Callable[[], Any]] = {
+    "fast": lambda: _wrapped(across_characters()),
+    "slow": lambda: WithoutPlaces(_wrapped(across_characters())),
+}
+"""Tokens hold parts of two characters."""
+NORMALISING: dict[str, Callable[[], Any]] = {
+    name: lambda normalizer=normalizer, trim=trim: _wrapped(across_characters(normalizer, trim))  # type: ignore[misc]
+    for name, normalizer, trim in (
+        ("NFKC", normalizers.NFKC(), True),
+        ("NFKC, spans with spaces", normalizers.NFKC(), False),
+        ("NFD", normalizers.NFD(), True),
+        ("NFC", normalizers.NFC(), True),
+        ("without accents", normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), True),
+        ("without spaces at the ends", normalizers.Strip(), True),
+    )
+}
+"""Byte level, with a text that is not the one given: characters become several, or one, or none."""
 LEADS = {
     "llama": ("<s>",),
     "llama that ends texts": ("<s>",),

@@ -26,7 +26,7 @@ from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
 
 KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-VOCABULARY = 67
+VOCABULARY, RANK = 67, 2
 SIZES = {
     ("vocab_size", "n_words"): VOCABULARY,
     ("hidden_size", "n_embd", "d_model", "emb_dim", "dim_model", "vocab_size_per_layer_input"): 32,
@@ -180,11 +180,11 @@ def greedy(model: Any, text: Sequence[int], new: int) -> list[int]:
 
 
 def adapted(kind: str, layers: Sequence[str]) -> Any:
-    """The architecture's model with an adapter of rank 2 in these layers, its values drawn at random."""
+    """The architecture's model with an adapter of `RANK` in these layers, its values drawn at random."""
     from peft import LoraConfig, get_peft_model
 
     model = build(kind)
-    config = LoraConfig(r=2, lora_alpha=4, target_modules=list(layers), task_type="CAUSAL_LM")
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=list(layers), task_type="CAUSAL_LM")
     with warnings.catch_warnings(action="ignore"):  # PEFT says that it has understood Conv1D
         made = get_peft_model(model, config).eval()
     torch.manual_seed(1)
@@ -289,6 +289,10 @@ class Examined:
     def _hold_against_truth(self, layouts: Sequence[Layout], ways: Sequence[Way]) -> None:
         layers = _adaptable(self.kind, list(self.structure.linear_shapes))
         model = adapted(self.kind, layers)
+        foretold = RANK * models.refuse_unadaptable(config_of(self.kind), False, layers)
+        trained = sum(parameter.numel() for parameter in models.trainable(model).values())
+        if foretold != trained:
+            self.wrong.append(f"an adapter has {trained} parameters, {foretold} were foretold")
         alone = truth(model, [ids_of(example) for example in self.examples], COMPLETION, NEW)
         idle = IDLE.get(self.kind, ())
         unreached = [

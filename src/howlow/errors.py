@@ -8,14 +8,16 @@ its line says so. The traceback is then in a log file, which the line names.
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_LONGEST = 500
+_LONGEST, _LONGEST_WORD, _SHOWN = 500, 1000, 40
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
+_TOO_MANY_DIGITS = re.compile(r"limit \((?P<limit>\d+) digits\) for integer string(?:.*value has (?P<count>\d+))?")
 OURS, SYSTEM = "howlow", "the operating system"
 # A wrong call of ours shows in the code of these; a model's or a tokenizer's error shows in that of other libraries.
 _CALLED_BY_ALL = frozenset({"torch", "numpy", "contextlib", *sys.stdlib_module_names})
@@ -25,12 +27,20 @@ class UserError(Exception):
     """Something that the user can put right; its text is one line."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(" ".join(map(_shortened, message.split())))
+
+
+def _shortened(word: str) -> str:
+    """A word of thousands of letters, such as a number that was given, by its beginning and its end."""
+    return word if len(word) <= _LONGEST_WORD else f"{word[:_SHOWN]}...{word[-_SHOWN:]}"
 
 
 def reason(error: BaseException) -> str:
     """Why it failed, in one line: the system's words where it gives some, else the error's own."""
     text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    digits = _TOO_MANY_DIGITS.search(text)
+    if digits:  # Python's words are for a programmer
+        text = f"a whole number has {digits['count'] or 'too many'} digits; at most {digits['limit']} are read"
     return text[:_LONGEST] or type(error).__name__
 
 

@@ -10,7 +10,19 @@ from dataclasses import replace
 from typing import get_args
 
 from howlow.analysis.column import Column, Panel, Stage, TablePlace, TableSection
-from howlow.analysis.cost_columns import GENERATION, INTERVALS, MEASURED_COSTS, METERED, NEW_TOKENS, RATES, of, of_stage
+from howlow.analysis.condition_columns import CONDITIONS, FURTHER_ENERGIES
+from howlow.analysis.cost_columns import (
+    GENERATION,
+    INTERVALS,
+    MEASURED_COSTS,
+    METERED,
+    NEW_TOKENS,
+    PROCESS_MEMORY,
+    RATES,
+    STEP_TIMES,
+    of,
+    of_stage,
+)
 
 # -- the trial ------------------------------------------------------------------------------------------------------
 
@@ -210,10 +222,16 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("inference", "inference", *METERED),
     *_METERS,
     *of_stage("inference", "generation", *GENERATION),
+    UNMATCHABLE_REFERENCES,
+    *of_stage("train", "fine-tuning", *STEP_TIMES),
+    *of_stage("inference", "inference", *STEP_TIMES),
+    *of_stage("train", "fine-tuning", *CONDITIONS, *FURTHER_ENERGIES),
+    *of_stage("inference", "inference", *CONDITIONS, *FURTHER_ENERGIES),
+    *of_stage("train", "fine-tuning", PROCESS_MEMORY),
+    *of_stage("inference", "inference", PROCESS_MEMORY),
     *of_stage("train", "fine-tuning", *INTERVALS),
     *of_stage("inference", "inference", *INTERVALS),
     REPEAT,
-    UNMATCHABLE_REFERENCES,
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

@@ -5,7 +5,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from howlow.errors import UserError
-from howlow.records import Provenance, Record, RecordWarning, WarningKind, differences, read_records, refuse_to_mix
+from howlow.records import (
+    Provenance,
+    Record,
+    RecordWarning,
+    WarningKind,
+    differences,
+    other_cards,
+    read_records,
+    refuse_to_mix,
+)
 from howlow.records.comparability import repeats_that_differ
 
 
@@ -31,8 +40,10 @@ def _marked(found: Sequence[tuple[Path, Record]], accept_different: Sequence[str
     several = len({folder for folder, _ in found}) > 1
     names = [f"{folder.name}/{record.trial}" if several else record.trial for folder, record in found]
     named = [Provenance.of(record, trial=name) for name, (_, record) in zip(names, found, strict=True)]
-    for difference in refuse_to_mix(named, accept_different):
+    for difference in refuse_to_mix(named, accept_different, is_one_sweep=not several):
         warnings.setdefault(difference.trial, []).extend(difference.warnings)
+    for trial, warning in [] if several else other_cards(named):
+        warnings.setdefault(trial, []).append(warning)
     return [
         (folder, _with(record, warnings.get(name, []))) for name, (folder, record) in zip(names, found, strict=True)
     ]

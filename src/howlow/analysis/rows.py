@@ -1,8 +1,7 @@
 """One row a trial: raw steps, readings and records -> the figures of results.csv.
 
-Throughput is the sum of samples over the sum of time, both of the measured steps. Steps that the optimizer skipped
-count, because they cost time. Energy and power are the measured part's energy over its samples and over its time. A
-figure that was not measured is None. A phase that did not end has no figures: half a phase is no measurement.
+`phase_figures` says what the figures of a phase are. A figure that was not measured is None. A phase that did not end
+has no figures: half a phase is no measurement.
 """
 
 import math
@@ -15,8 +14,9 @@ from typing import Any
 from howlow.analysis.caveats import qualified
 from howlow.analysis.column import Column
 from howlow.analysis.columns import COLUMNS, UNMATCHABLE_REFERENCES, columns_of
-from howlow.analysis.energy import Seen, energy_figures, inside, meter_figures, ratio, read_seen, timeline_figures
+from howlow.analysis.energy import Seen, meter_figures, read_seen
 from howlow.analysis.one_table import asked_ranks, records_for_one_table
+from howlow.analysis.phase_figures import generation_figures, phase_figures
 from howlow.analysis.uncertainty import Evidence, evidence_of, interval_figures
 from howlow.records import (
     PhaseName,
@@ -211,14 +211,15 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
     if record.kind != "base":
         row["train_batch_size"] = _batch(record.resolved.train_batch_size, settings.training.batch_size)
         if _ended(record, "train"):
-            row.update({f"train_{name}": value for name, value in _figures(record, "train", steps, readings).items()})
+            found = phase_figures(record, "train", steps, readings)
+            row.update({f"train_{name}": value for name, value in found.items()})
             row["train_final_loss"] = _final_loss(steps)
     phase = inference_phase(record)
     if phase is not None:
-        row.update({f"inference_{name}": value for name, value in _figures(record, phase, steps, readings).items()})
+        found = phase_figures(record, phase, steps, readings)
         if phase == "generate":
-            row["inference_new_tokens_per_sample"] = _new_tokens_per_sample(steps)
-            row.update({f"inference_{name}": value for name, value in _prefill_and_decode(record, steps).items()})
+            found |= generation_figures(record, steps)
+        row.update({f"inference_{name}": value for name, value in found.items()})
     row.update({name: _finite(getattr(record.scores, name)) for name in Scores.model_fields if name in row})
     row[UNMATCHABLE_REFERENCES.name] = record.data.unmatchable_references if record.data else None
     row.update(meter_figures(record))
@@ -255,59 +256,9 @@ def _ended(record: Record, phase: PhaseName) -> bool:
     return record.phase(phase) is not None
 
 
-def _figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: Sequence[Seen]) -> Row:
-    phase = record.phase(name)
-    assert phase is not None, "only phases that ended have figures"
-    measured = [step for step in steps if step.phase == name and step.part == "measured"]
-    time_s = math.fsum(step.duration_s for step in measured)
-    samples, tokens = sum(step.samples for step in measured), sum(step.tokens for step in measured)
-    return {
-        "samples_per_s": ratio(samples, time_s),
-        "tokens_per_s": ratio(tokens, time_s),
-        "time_per_sample_s": ratio(time_s, samples),
-        "peak_memory_bytes": phase.peak_memory_bytes,
-        "peak_allocated_bytes": phase.peak_allocated_bytes,
-        "peak_reserved_bytes": phase.peak_reserved_bytes,
-        **energy_figures(record, phase),
-        **timeline_figures(record, inside(name, steps, readings)),
-    }
-
-
-def _new_tokens_per_sample(steps: Sequence[Step]) -> float | None:
-    measured = [step for step in steps if step.phase == "generate" and step.part == "measured"]
-    return ratio(sum(step.target_tokens for step in measured), sum(step.samples for step in measured))
-
-
 def _batch(decided: int | None, asked: int | str) -> int | None:
     """The batch size that was decided, else the number that was asked for; None where no largest one was found."""
     return decided if decided is not None else asked if isinstance(asked, int) else None
-
-
-def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
-    """The two parts of generation: prefill ends when every prompt is read and has its first new token.
-
-    They have energies where the parts of every step were long enough for the source.
-    """
-    measured = [
-        step
-        for step in steps
-        if (step.phase, step.part) == ("generate", "measured") and None not in (step.prefill_s, step.prefill_tokens)
-    ]
-    samples = sum(step.samples for step in measured)
-    prefill_s = math.fsum(step.prefill_s or 0.0 for step in measured)
-    decode_s = math.fsum(step.duration_s - (step.prefill_s or 0.0) for step in measured)
-    read = sum(step.tokens - step.target_tokens for step in measured)  # real ones, however many were computed
-    written = sum(step.target_tokens - step.samples for step in measured)
-    phase = record.phase("generate")
-    assert phase is not None, "only phases that ended have figures"
-    return {
-        "prefill_time_per_sample_s": ratio(prefill_s, samples),
-        "decode_time_per_sample_s": ratio(decode_s, samples),
-        "prefill_tokens_per_s": ratio(read, prefill_s),
-        "decode_tokens_per_s": ratio(written or None, decode_s),
-        "prefill_energy_per_token_j": ratio(phase.energy_j("prefill"), read),
-        "decode_energy_per_token_j": ratio(phase.energy_j("decode"), written),
-    }
 
 
 def _final_loss(steps: Sequence[Step]) -> float | None:

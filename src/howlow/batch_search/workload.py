@@ -2,8 +2,8 @@
 
 For fine-tuning it is the heaviest micro-batch of the trial's own seeded schedule: the one with the most computed
 tokens, and the one with the most targets if that is another. For inference it is the heaviest batch of each phase,
-with all the new tokens that the settings allow. The adapter is attached, and then merged if the trial merges it. Before
-inference the model trains for a few steps, because what fine-tuning leaves in a process also takes memory.
+with all the new tokens that the settings allow. The adapter is attached, and then merged if the trial merges it.
+Inference has a process of its own, so nothing is trained before it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -80,9 +80,6 @@ class Work(Protocol):
     def load(self, batch: int) -> int:
         """The computed tokens of the heaviest part of the schedule."""
 
-    def prepare(self, bench: Bench) -> None:
-        """Run what a trial's process has done before this part; its peak does not count."""
-
     def run(self, bench: Bench, batch: int) -> None:
         """Run the heaviest parts."""
 
@@ -132,9 +129,6 @@ class TrainingWork:
         most_targets = max(parts, key=lambda part: (self._targets(part), self._computed(part)))
         return [most] if self._targets(most) == self._targets(most_targets) else [most, most_targets]
 
-    def prepare(self, bench: Bench) -> None:
-        """Nothing: fine-tuning comes first."""
-
     def run(self, bench: Bench, batch: int) -> None:
         """A step of each heaviest micro-batch, with moments, and with gradients where a step has several."""
         chosen = self._heaviest(batch)
@@ -142,7 +136,7 @@ class TrainingWork:
         _train(bench, [[training_batch(self.state, part, bench.pad_id)] * times for part in chosen])
 
 
-def _train(bench: Bench, steps: Sequence[Sequence[Batch]] = ()) -> None:
+def _train(bench: Bench, steps: Sequence[Sequence[Batch]]) -> None:
     """Run light steps, which make the optimizer's moments and the kernels, and then the given ones.
 
     The weights' values do not matter for the memory. No gradient is left.
@@ -216,12 +210,6 @@ class InferenceWork:
         prompts = [replace(example, completion=()) for example in part]
         length = self.state.settings.training.sequence_length - new
         return layouts.computed_tokens(prompts, self.state.choice.layout, length) + new * len(part)
-
-    def prepare(self, bench: Bench) -> None:
-        """A few steps of fine-tuning: its kernels, and what it leaves in the heap, take memory during inference."""
-        if self.state.kind != "base":
-            _train(bench)
-            heap.release(bench.device)
 
     def run(self, bench: Bench, batch: int) -> None:
         """The heaviest batch of each phase, with all of its new tokens."""

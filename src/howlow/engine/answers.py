@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from howlow.engine.encoding import decode
+from howlow.engine.chat_template import special_token
+from howlow.engine.encoding import decode, encode
 
 
 def decoded(tokenizer: Any, written: Sequence[int], eos: Collection[int], repeated: str = "") -> str:
@@ -25,6 +26,18 @@ def behind_prompt(written: str, repeated: str) -> str:
 def before_stop(text: str, stop: str | None) -> str:
     """The text before the stop text; all of it where there is none."""
     return text.partition(stop)[0] if stop else text
+
+
+def written_stop(tokenizer: Any, stop: str) -> str | None:
+    """The stop text as the tokenizer writes it, where no answer can hold the text itself; None where one can.
+
+    A tokenizer may write everything in lower case, drop line breaks, or decode special tokens to nothing. A stop that
+    is one special token ends an answer by its id.
+    """
+    if special_token(tokenizer, stop) is not None:
+        return None
+    written = [decode(tokenizer, encode(tokenizer, text).ids) for text in (stop, f"a{stop}a")]
+    return written[0] if not any(stop in text for text in written) else None
 
 
 @dataclass(frozen=True)

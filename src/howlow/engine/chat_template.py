@@ -9,6 +9,8 @@ Then every prompt is rendered itself. It must stand in this frame once, as it is
 
 * Where the assistant's turn always begins with further text (an empty block of thoughts), this text ends the prompt.
   Where it begins with white space, the completion begins with it: the model has to write it.
+* Where the generation prompt goes on (it opens a block of thoughts) and the assistant's turn does not, prompts end as
+  the turn begins: a completion is the answer, not a thought. `changed_prompt` tells of it.
 * A completion that the template trims is trimmed. It ends as the assistant's turn does: with what the template writes
   behind the answer and the special token that ends the turn, and with EOS where the turn has none.
 * Templates that take the content as a list of parts get one. Templates that can think are told not to, and one that
@@ -62,6 +64,28 @@ def in_chat_template(tokenizer: Any, example: Example, chat: bool) -> Example:
     )
 
 
+def changed_prompt(tokenizer: Any) -> str | None:
+    """How prompts differ from those that the template writes by itself, in words; None where they do not.
+
+    A template may open a block of thoughts with its generation prompt, and write the assistant's turn without one.
+
+    Raises:
+        UserError: as `in_chat_template`.
+    """
+    frame = _frame(tokenizer, _template_of(tokenizer))
+    renderer = replace(frame.renderer, options=())
+    try:
+        head, _, end = renderer.render(renderer.user(_USER), opens=True).partition(_USER)
+    except UserError:  # it has no prompt of its own
+        return None
+    if end != frame.prompt_end:
+        return (
+            f"the chat template's generation prompt is {end!r}; prompts end with {frame.prompt_end!r}, as the "
+            "assistant's turns do that it writes with enable_thinking = false"
+        )
+    return None if head == frame.head else "the chat template writes another beginning with enable_thinking = false"
+
+
 def turn_end(tokenizer: Any) -> int | None:
     """The special token that ends the assistant's turn; None where the turn does not end with one.
 
@@ -72,9 +96,10 @@ def turn_end(tokenizer: Any) -> int | None:
 
 
 def special_token(tokenizer: Any, text: str) -> int | None:
-    """The special token that a text is; None where it is another text."""
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids[0] if len(ids) == 1 and _first_special(tokenizer, text) is not None else None
+    """The special token that a text is; None where it is another text, such as one that is unknown ([UNK])."""
+    ids, token = tokenizer(text, add_special_tokens=False)["input_ids"], _first_special(tokenizer, text)
+    is_whole = token is not None and ids == [token] and tokenizer.convert_ids_to_tokens(token) == text.strip()
+    return token if is_whole else None
 
 
 def _first_special(tokenizer: Any, text: str) -> int | None:
@@ -85,11 +110,12 @@ def _first_special(tokenizer: Any, text: str) -> int | None:
 
 @dataclass(frozen=True)
 class _Renderer:
-    """A template, and in which form it takes the content of a turn."""
+    """A template, in which form it takes the content of a turn, and what else it is given."""
 
     tokenizer: Any
     template: str
     as_parts: bool
+    options: tuple[tuple[str, bool], ...] = (("enable_thinking", False),)
 
     def user(self, text: str) -> _Turn:
         """A user's turn."""
@@ -114,7 +140,7 @@ class _Renderer:
                 chat_template=self.template,
                 tokenize=False,
                 add_generation_prompt=opens,
-                enable_thinking=False,
+                **dict(self.options),
             )
         except _OF_TEMPLATES as error:
             raise _refused(f"cannot be rendered: {reason(error)[:200]}") from None

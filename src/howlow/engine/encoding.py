@@ -17,6 +17,8 @@ Span = tuple[int, int]
 TEXTS_AT_ONCE = 512
 """A fast tokenizer reads that many texts in one call, on all cores."""
 _PROBES = ("a", "1", ".")
+_LONGEST_CHARACTER = 8
+"""Tokens that hold a whole character for certain: UTF-8 has at most four bytes for one."""
 
 
 class Tokenizer(Protocol):
@@ -114,11 +116,18 @@ def leading_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def whole_characters(spans: Sequence[Span], room: int) -> int:
-    """The most tokens, up to `room`, that end where a character ends; `room` if none does."""
-    if len(spans) <= room:
-        return len(spans)
-    whole = (count for count in range(room, 0, -1) if spans[count][0] >= spans[count - 1][1])
-    return next(whole, room)
+    """The most tokens, up to `room`, that end where a character ends; 0 if none does."""
+    count = min(room, len(spans))
+    while 0 < count < len(spans) and spans[count][0] < spans[count - 1][1]:
+        count -= 1
+    return count
+
+
+def whole_characters_of(tokenizer: Tokenizer, ids: Sequence[int], room: int) -> int:
+    """`whole_characters` for a tokenizer without spans: the bytes of half a character are decoded as U+FFFD."""
+    while room and decode(tokenizer, ids[max(0, room - _LONGEST_CHARACTER) : room]).endswith("\ufffd"):
+        room -= 1
+    return room
 
 
 def first_part(tokenizer: Tokenizer, text: str, room: int) -> str:

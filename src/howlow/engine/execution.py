@@ -29,8 +29,9 @@ from howlow.engine.cpu.patches import fused
 from howlow.engine.last_layer import modules_by_token, only_rows
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import Head
-from howlow.engine.model import compiled_layers
+from howlow.engine.model import base_of, decoder_of
 from howlow.engine.rotary import as_in_a_full_row
+from howlow.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16-autocast"]
 _COMPUTED_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16-autocast": torch.float16}
@@ -178,9 +179,29 @@ class Running:
 def running(model: Any, execution: Execution) -> Iterator[Running]:
     """Within this context the model, which is on the execution's device, runs as it says."""
     with ExitStack() as stack:
-        stack.enter_context(compiled_layers(model, execution.compiled))
+        stack.enter_context(_compiled_layers(model, execution.compiled))
         if execution.fused:
             stack.enter_context(fused(model))
         if execution.full_row is not None:
             stack.enter_context(as_in_a_full_row(model, execution.full_row))
         yield Running(model, execution)
+
+
+@contextmanager
+def _compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
+    """Within this context the decoder's layers run compiled, each as a region of its own.
+
+    The layers are alike, so one compilation serves all. The part that changes from step to step (which positions go
+    through the vocabulary head) is not compiled.
+    """
+    base = base_of(model)
+    layers = list(getattr(decoder_of(base), "layers", [])) if wanted else []
+    if wanted and not layers:
+        raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
+    for layer in layers:
+        layer.compile()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._compiled_call_impl = None

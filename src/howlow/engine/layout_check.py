@@ -24,6 +24,7 @@ from howlow.engine.loss import per_example, target_losses
 from howlow.engine.model import REFUSALS, base_of
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
+from howlow.places import told
 
 _NEW_TOKENS = 4
 _BRANCHED = 128
@@ -57,7 +58,7 @@ def truth_about(model: Any, examples: Sequence[TokenizedExample], execution: Exe
     """What a frozen model gives for a few probes of these examples, each alone.
 
     Raises:
-        UnfitError: the model's own code fails on a text, or is not causal.
+        UnfitError: the model's own code fails on a text, is not causal, or gives a loss that is no number.
     """
     probes = _probes(examples)
     try:
@@ -65,10 +66,13 @@ def truth_about(model: Any, examples: Sequence[TokenizedExample], execution: Exe
         if ahead > _TOLERANCES[execution.precision].ahead:
             raise UnfitError("it is not causal: a later token changes what it predicts from earlier ones")
         _run_in_training_mode(model, execution)
-        return truth_of(model, probes, execution)
+        truth = truth_of(model, probes, execution)
     except _FAILURES as error:
         _pass_on_lack_of_memory(error)
-        raise UnfitError(f"its own code fails on a text: {described(error)}") from error
+        raise UnfitError(f"its own code fails on a text: {told(error)}") from error
+    if not all(bool(losses.isfinite().all()) for losses in truth.losses.values()):
+        raise UnfitError(f"its loss on a text is not finite in {execution.precision}")
+    return truth
 
 
 def problem_with(model: Any, layout: Layout, truth: Truth, *, execution: Execution, pad_id: int) -> str | None:
@@ -83,7 +87,7 @@ def problem_with(model: Any, layout: Layout, truth: Truth, *, execution: Executi
             return _loss_problem(run, truth, layout, pad_id)
     except _FAILURES as error:
         _pass_on_lack_of_memory(error)
-        return described(error)
+        return told(error)
 
 
 def writing_problem(
@@ -102,7 +106,7 @@ def writing_problem(
         differ = as_alone and not all(_wrote_as_alone(model, *one, execution) for one in recorded)
     except _FAILURES as error:
         _pass_on_lack_of_memory(error)
-        return described(error)
+        return told(error)
     return f"answers written {_in_words(way)} differ from those of the model alone" if differ else None
 
 
@@ -110,11 +114,6 @@ def _pass_on_lack_of_memory(error: BaseException) -> None:
     """A failed allocation says nothing about the model."""
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
         raise error
-
-
-def described(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 @torch.no_grad()
@@ -129,7 +128,7 @@ def draws_at_random(model: nn.Module) -> bool:
     try:
         first, *others = (model.train()(input_ids=ids).logits for _ in range(_FORWARD_PASSES))
     except _FAILURES as error:
-        raise UnfitError(f"its own code fails in training mode: {described(error)}") from error
+        raise UnfitError(f"its own code fails in training mode: {told(error)}") from error
     finally:
         model.train(was_training)
     return not all(torch.equal(first, other) for other in others)

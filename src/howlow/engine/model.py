@@ -9,7 +9,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
@@ -41,6 +40,7 @@ REFUSALS = (
 )
 """What a model's own code raises when it is given something that it was not written for."""
 _T = TypeVar("_T")
+_IN_PEFT = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def structure(config: Any, trust_remote_code: bool) -> Structure:
     """Shapes and counts, from a model without storage (the meta device).
 
     Raises:
-        UserError: transformers has no causal language model for this config.
+        UserError: transformers cannot build a causal language model from this config.
     """
     model = _without_storage(config, trust_remote_code)
     text_config = config.get_text_config()
@@ -136,8 +136,6 @@ def _without_storage(config: Any, trust_remote_code: bool, **form: Any) -> Any:
     except REFUSALS as error:
         kind, said = type(config).__name__, " ".join(str(error).split())
         what = f"transformers cannot build it ({type(error).__name__}: {said[:200]})"
-        if "Unrecognized configuration class" in said:
-            what = "it is no causal language model; give one that AutoModelForCausalLM loads, such as a LLaMA or a Qwen"
         raise UserError(f"model {getattr(config, 'name_or_path', '') or kind} ({kind}): {what}") from error
 
 
@@ -182,28 +180,40 @@ def matching(names: Iterable[str], target: str) -> list[str]:
     return [name for name in names if name == target or name.endswith(f".{target}")]
 
 
-def refuse_unadaptable(config: Any, trust_remote_code: bool, layers: Sequence[str]) -> None:
+def refuse_unadaptable(
+    config: Any, trust_remote_code: bool, target_modules: Sequence[str], unreached_layers: Collection[str] = ()
+) -> int:
     """Attach an adapter of rank 1 to a model without storage, and run it where the model itself runs so.
+
+    Returns:
+        Its parameters. PEFT may put it elsewhere than the names of the targets say: into experts that are fused.
 
     Raises:
         UserError: PEFT refuses one of the layers, or the model's code fails with adapters in them.
     """
     model = _runnable(config, trust_remote_code)
     runs = runs_on_tokens(model, REFUSALS)
-    kinds = {(name.rpartition(".")[2], type(model.get_submodule(name))): name for name in reversed(layers)}
-    layers = list(reversed(kinds.values()))  # one of a kind speaks for all
-    ends = " ".join(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
+    ends = " ".join(dict.fromkeys(target.rpartition(".")[2] for target in target_modules))
+    options: dict[str, Any] = {"target_modules": target_modules, "unreached_layers": unreached_layers}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-            model = attach_lora(
-                model, rank=1, alpha=1.0, scaling="standard", target_modules=layers, dropout=0.0, seed=0
-            )
-        output = run_on_tokens(model.to(torch.bfloat16), with_gradients=True) if runs else None
+            model = attach_lora(model, rank=1, alpha=1.0, scaling="standard", dropout=0.0, seed=0, **options)
+        output = _output_with_adapters(model.to(torch.bfloat16)) if runs else None
     except REFUSALS as error:
         said = " ".join(str(error).split())[:300]
         raise UserError(f"lora.target_modules: no adapter can be put into {ends} of this model ({said})") from error
     if output is not None and not output.logits.requires_grad:
         raise UserError(f"lora.target_modules: the model's output does not depend on {ends}; name other layers")
+    return sum(parameter.numel() for parameter in trainable(model).values())
+
+
+def _output_with_adapters(model: Any) -> Any:
+    """The output for a few tokens. PEFT asks the device of fused experts for autocast, which there is on a CPU only."""
+    if not any(hasattr(module, "parameter_name") for module in model.modules()):
+        return run_on_tokens(model, with_gradients=True)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        model._apply(lambda tensor: FakeTensor(mode, tensor.detach(), torch.device("cpu")))
+        return run_on_tokens(model, with_gradients=True)
 
 
 def load_model(
@@ -284,7 +294,19 @@ def attach_lora(
         lora_dropout=dropout,
         fan_in_fan_out=bool(matched) and all(isinstance(module, Conv1D) for module in matched),
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=True)
+    with warnings.catch_warnings():
+        # PEFT gives fused experts ranks of their own, and then says of these that they match no module.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
+        return get_peft_model(model, config, autocast_adapter_dtype=True)
+
+
+def adapters_of(model: Any) -> dict[str, tuple[int, int]]:
+    """Of each adapted layer, by its name in the base model: its adapter's rank, and the smaller side of its matrix."""
+    return {
+        name.removeprefix(_IN_PEFT): (module.r["default"], min(module.in_features, module.out_features))
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
 
 
 def base_of(model: Any) -> Any:
@@ -321,33 +343,14 @@ def merged(model: Any) -> Any:
     copies = []
     for module in model.modules():
         if hasattr(module, "get_delta_weight"):
-            weight = module.base_layer.weight
+            layer, name = module.get_base_layer(), getattr(module, "parameter_name", "weight")  # of fused experts
+            weight = getattr(layer, name)
             summed = weight.detach().float() + module.get_delta_weight("default").detach().float()
-            copies.append((module.base_layer, summed.to(weight.dtype)))
+            copies.append((layer, name, summed.to(weight.dtype)))
     base = model.unload()
-    for layer, weight in copies:
-        layer.weight = nn.Parameter(weight, requires_grad=False)
+    for layer, name, weight in copies:
+        setattr(layer, name, nn.Parameter(weight, requires_grad=False))
     return base
-
-
-@contextmanager
-def compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
-    """Within this context the decoder's layers run compiled, each as a region of its own.
-
-    The layers are alike, so one compilation serves all. The part that changes from step to step (which positions go
-    through the vocabulary head) is not compiled.
-    """
-    base = base_of(model)
-    layers = list(getattr(decoder_of(base), "layers", [])) if wanted else []
-    if wanted and not layers:
-        raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
-    for layer in layers:
-        layer.compile()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._compiled_call_impl = None
 
 
 def with_values(parts: _T) -> _T:

@@ -141,7 +141,7 @@ def _check_folder(folder: Path, random_weights: bool) -> None:
     except OSError as error:
         raise UserError(f"model {folder}: {told(error)}") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"model {folder}: config.json cannot be read: {error}; copy it again") from None
+        raise UserError(f"model {folder}: config.json cannot be read: {reason(error)}; copy it again") from None
     if not isinstance(config, dict):
         raise UserError(f"model {folder}: config.json holds no JSON object; copy it again")
     if (folder / _ADAPTER).exists():  # transformers would load it with the model, and a trial would take its place
@@ -206,7 +206,9 @@ def _dequantise(gguf: Path, folder: Path) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line that says something: one that ends in a colon only announces the next."""
+    first, *others = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first
 
 
 def _sentencepiece_remedy() -> str:
@@ -257,7 +259,7 @@ def from_hub(what: str, reference: str, load: Callable[[], Any], is_local: bool 
             f"{what} {reference}: its weights do not fit its config; the files belong to two models"
         ) from None
     except Exception as error:  # the libraries behind a loader raise whatever they like
-        text, problem = str(error), _first_line(error)[:160]
+        text, problem = str(error), _first_line(error)[:250]
         if blamed := of_cache(error, "HF_HUB_CACHE"):
             raise UserError(f"{what} {reference}: {blamed}") from None
         if "trust_remote_code" in text:

@@ -3,7 +3,8 @@
 * The tokens of the completion are those that follow the prompt's in the whole text. To tokenise it by itself would give
   others: many tokenizers put a space before every text. The prompt's tokens are those that end where the prompt ends
   or before. A token that holds the end of the prompt and the beginning of the completion belongs to the completion: it
-  is a target, and generation starts before it. Training, loss and generation all see this one split.
+  is a target, and generation starts before it. So does a character that has a byte in such a token: no prompt ends
+  within a character. Training, loss and generation all see this one split.
 * A completion ends with EOS, in a chat template with the end of the turn. It is a target like any other token; a
   completion whose own text ends with it gets no second one. Special tokens that a tokenizer adds before a text are
   kept, those that it adds behind a text are not.
@@ -22,10 +23,12 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from howlow.engine.chat_template import in_chat_template, turn_end
 from howlow.engine.encoding import (
     Encoded,
+    Span,
     Tokenizer,
     decode,
     encode,
@@ -35,6 +38,7 @@ from howlow.engine.encoding import (
     leading_tokens,
     start_of,
     whole_characters,
+    whole_characters_of,
     without_beginning,
     without_end,
 )
@@ -110,21 +114,25 @@ def _joined(tokenizer: Tokenizer, example: Example, whole: Encoded, frame: _Fram
 
 def _split(tokenizer: Tokenizer, example: Example, whole: Encoded) -> tuple[int, str]:
     """How many tokens of the whole text are the prompt's, and the text of the prompt that the next token repeats."""
-    length = len(example.prompt)
+    length, spans = len(example.prompt), whole.spans
     if not length:
         return 0, ""
-    ends = None if whole.spans is None else [end for _, end in whole.spans]
-    within = next((index for index, end in enumerate(ends or ()) if end > length), len(ends or ()))
-    if ends is not None and within and ends[within - 1] == length:
-        return within, ""
-    # The prompt's last characters have no token of their own, or the tokenizer does not say where its tokens stand.
-    alone = encode(tokenizer, example.prompt).ids
-    common = _common(alone, whole.ids)
-    if ends is not None and common > within and example.completion[: ends[common - 1] - length].strip():
-        common = within  # it looks like the prompt's token, and holds more: unknown characters are one token
-    if ends is None or common >= within:
+    if spans is None:
+        alone = encode(tokenizer, example.prompt).ids
+        common = whole_characters_of(tokenizer, whole.ids, _common(alone, whole.ids))
         return common, decode(tokenizer, alone[common:])
-    return within, example.prompt[ends[within - 1] :]
+    reaching = next((index for index, (_, end) in enumerate(spans) if end > length), len(spans))
+    within = whole_characters(spans, reaching)
+    if within and within == reaching and spans[within - 1][1] == length:
+        return within, ""
+    # The prompt's last characters have no tokens of their own.
+    alone = encode(tokenizer, example.prompt).ids
+    common = whole_characters(spans, _common(alone, whole.ids))
+    if common > within and example.completion[: spans[common - 1][1] - length].strip():
+        common = within  # it looks like the prompt's token, and holds more: unknown characters are one token
+    if common >= within:
+        return common, decode(tokenizer, alone[common:])
+    return within, example.prompt[spans[within - 1][1] :]
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
@@ -145,12 +153,16 @@ def tokenize_text(tokenizer: Tokenizer, example: Example, sequence_length: int) 
 
 
 def windows(tokenizer: Tokenizer, document: Example, sequence_length: int) -> list[tuple[Example, TokenizedExample]]:
-    """A document cut into windows without overlap: BOS and `sequence_length - 1` tokens each, the last shorter."""
+    """A document cut into windows without overlap: BOS and `sequence_length - 1` tokens each, the last shorter.
+
+    A character counts in the window that holds its last token, a word where its first character does. So the windows'
+    words and bytes are the document's, end to end.
+    """
     starts = [word.start() for word in re.finditer(r"\S+", document.completion)]
     first, start, found = 0, 0, []
     for part, end in _parts(tokenizer, document.completion, sequence_length - 1):
         text = document.completion[start:end]
-        words = bisect_left(starts, end) - bisect_left(starts, start)  # a word counts where it begins
+        words = bisect_left(starts, end) - bisect_left(starts, start)
         name = f"{document.id}@{first}"
         # A window leaks test data if one of its longer lines occurs there; repeated headings do no harm.
         lines = tuple(line.strip() for line in text.splitlines() if len(line.split()) > 5)
@@ -171,12 +183,19 @@ def _parts(tokenizer: Tokenizer, text: str, room: int) -> Iterator[tuple[list[in
         return
     whole = encode(tokenizer, text)
     spans, first = whole.spans or [], 0
+    begin_later = _begin_later(spans)
     while first < len(whole):
-        last = first + whole_characters(spans[first : first + room + 1], room)
-        yield whole.ids[first:last], spans[last - 1][1] if last < len(whole) else len(text)
+        # A character of more tokens than that is cut: it counts where its last token stands.
+        last = min(first + (whole_characters(spans[first : first + room + 1], room) or room), len(whole))
+        yield whole.ids[first:last], min(spans[last - 1][1], begin_later[last]) if last < len(whole) else len(text)
         first = last
     if text and not whole.ids:
         yield [], len(text)
+
+
+def _begin_later(spans: Sequence[Span]) -> list[int]:
+    """For each token the first character that it or a later one holds; spans of a normalised text may overlap."""
+    return list(accumulate((start for start, _ in reversed(spans)), min))[::-1]
 
 
 def _parts_by_themselves(tokenizer: Tokenizer, text: str, room: int) -> Iterator[tuple[list[int], int]]:

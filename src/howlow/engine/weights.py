@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from howlow.errors import UserError, lacks_access
 from howlow.places import told
@@ -126,6 +126,23 @@ def headers(folder: Path) -> dict[str, Tensor]:
             for name in file.keys():  # noqa: SIM118  (no mapping)
                 found[name] = torch.empty(file.get_slice(name).get_shape(), device="meta")
     return found
+
+
+def refuse_broken(name: str, model: nn.Module) -> None:
+    """Refuse a loaded model with a weight that is no number: every loss would be none.
+
+    Raises:
+        UserError: a weight holds NaN or an infinite value; names the first.
+    """
+    weights = ((one, weight) for one, weight in model.named_parameters() if weight.is_floating_point())
+    broken = [(one, weight) for one, weight in weights if not torch.isfinite(weight).all()]
+    if broken:
+        first, weight = broken[0]
+        what = "NaN" if weight.isnan().any() else "infinite values"
+        others = f" ({len(broken)} such tensors)" if len(broken) > 1 else ""
+        raise UserError(
+            f"model {name}: its weights hold {what}: {first}{others}; copy the files again, or give another model"
+        )
 
 
 def check_fit(folder: Path, config: Any, trust_remote_code: bool) -> list[str]:

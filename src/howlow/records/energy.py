@@ -10,6 +10,28 @@ from pydantic import Field
 from howlow.records.warnings import Frozen
 
 EnergyPart = Literal["measured", "pauses", "prefill", "decode", "phase"]
+ErrorCover = Literal["everything", "all_but_lag", "edges"]
+"""What a window's `error_j` covers; polled power can only have the last."""
+
+
+class CounterPace(Frozen):
+    """How one device's energy counter behaves, read without a pause before the first trial of a sweep."""
+
+    device: str = Field(description="its name in the timeline")
+    period_s: float | None = Field(
+        description="the usual time between two updates (the median); None: not two updates were seen"
+    )
+    longest_s: float | None = Field(description="the longest time that can have been between two updates")
+    step_j: float = Field(0.0, description="what the counter is a multiple of; 0: as fine as its unit")
+    latency_s: float = Field(description="what one reading takes (the median), under the load where there was one")
+    largest_latency_s: float
+    watched_s: float = Field(description="how long the counter was read")
+    is_loaded: bool = Field(False, description="whether for a part of that time a load ran on the device")
+    lag_s: float | None = Field(
+        None,
+        description="how far the counter was behind a load that was switched on and off; None: no load could be "
+        "switched, and the errors of energies assume that it does not lag",
+    )
 
 
 class EnergyWindow(Frozen):
@@ -27,7 +49,22 @@ class EnergyWindow(Frozen):
     )
     energy_j: float
     error_j: float | None = Field(
-        None, description="how far energy_j can be from what the sensor saw; None: no bound is known"
+        None,
+        description="how far energy_j can be from what the sensor measured, in joules, as far as error_covers says; "
+        "None: no bound is known",
+    )
+    error_covers: ErrorCover | None = Field(
+        None,
+        description="everything: all that a counter's readings leave open, its lag included; all_but_lag: the same, "
+        "but nobody could measure whether the counter lags, and the error assumes that it does not; edges: rounding, "
+        "gaps at the edges and in holes, and late readings of polled power, but not swings that start and end between "
+        "two readings; None: no error, or an older record",
+    )
+    statistical_error_j: float | None = Field(
+        None,
+        description="of polled power: half of the 95 % interval, in joules, that follows from the spread of the "
+        "readings (means of blocks of them), swings between readings included; None: the readings are too few, all "
+        "equal, or not stationary",
     )
     duration_s: float | None = Field(None, description="the time that energy_j covers; schema 1 did not always keep it")
     samples: int | None = Field(

@@ -19,6 +19,7 @@ _SCALES = {
     "MB": 1e-6,
     "GiB": 2.0**-30,
     "%": 100.0,
+    "GHz": 1e-9,
 }
 
 
@@ -76,6 +77,10 @@ def quantity(value: Any, unit: Unit) -> str:
             return energy(value)
         case "watts":
             return f"{significant(value)} W"
+        case "hertz":
+            return f"{significant(value / 1e9)} GHz"
+        case "celsius":
+            return f"{value:.1f} °C"
         case "fraction":
             return f"{value * 100:.1f} %"
         case "per_second":

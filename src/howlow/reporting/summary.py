@@ -16,6 +16,7 @@ from howlow.analysis.rows import Results, Trial, TrialWarning
 from howlow.reporting import formatting
 from howlow.reporting.absences import absences
 from howlow.reporting.evidence import averaged_over, error_notes, repeats_sentence, runs_words
+from howlow.reporting.failure import failure_words
 
 _MOST_REFERENCES = 6
 
@@ -244,7 +245,7 @@ def _failures(results: Results) -> tuple[Failure, ...]:
     trials: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in results.records:
         if record.status != "done":
-            trials[record.status, record.error or "no message"].append(record.trial)
+            trials[record.status, failure_words(record)].append(record.trial)
     return tuple(Failure(formatting.listed(names), *key) for key, names in trials.items())
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import tomlkit
 
-from howlow.errors import UserError
+from howlow.errors import UserError, reason
 from howlow.settings.checking import flat
 from howlow.settings.grid import resolve
 from howlow.settings.schema import Settings
@@ -35,7 +35,7 @@ def read_source(source: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"settings file {source}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except ValueError as error:  # a NUL in its name, or what TOML does not allow
-        raise UserError(f"settings file {source}: not valid TOML: {error}") from None
+        raise UserError(f"settings file {source}: not valid TOML: {reason(error)}") from None
 
 
 def _preset(name: str) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
             problem = error
         if value.strip()[:1] in ('"', "'", "[", "{"):
             break
-    raise UserError(f"--set {text}: not a valid TOML value: {problem}")
+    raise UserError(f"--set {text}: not a valid TOML value: {reason(problem)}")
 
 
 def merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from howlow.errors import UserError, lacks_access
 from howlow.places import of_cache, told
 from howlow.tasks.examples import Purpose
 from howlow.tasks.rows import DataRow, shown_name
+from howlow.tasks.text_files import LONGEST_START, compression_of
 
 HUB_FORM = "owner/name[:config[:split]]"
 _PROBLEMS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, MemoryError)
@@ -47,10 +48,14 @@ def _file(path: Path) -> Any:
     from pyarrow import parquet
 
     with path.open("rb") as file:
-        start = file.read(6)
+        start = file.read(LONGEST_START)
+    if compressed := compression_of(start):
+        raise UserError(
+            f"{path}: is a table compressed by {compressed}; decompress it (Parquet compresses its columns)"
+        )
     if start[:4] == b"PAR1" or path.suffix.lower() == ".parquet":
         return datasets.Dataset(parquet.ParquetFile(path).read())
-    read = pyarrow.ipc.open_file if start == b"ARROW1" else pyarrow.ipc.open_stream
+    read = pyarrow.ipc.open_file if start.startswith(b"ARROW1") else pyarrow.ipc.open_stream
     with pyarrow.OSFile(str(path)) as source:
         return datasets.Dataset(read(source).read_all())
 

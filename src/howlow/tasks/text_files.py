@@ -10,31 +10,38 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from howlow.errors import UserError
+from howlow.errors import UserError, reason
 from howlow.tasks.rows import DataRow, kind_of, shown_name
 
 COMPRESSED = (".gz", ".bz2", ".xz")
-_DECOMPRESSORS: Mapping[bytes, tuple[str, Callable[[bytes], bytes]]] = {
-    b"\x1f\x8b": ("gzip", gzip.decompress),
-    b"BZh": ("bzip2", bz2.decompress),
-    b"\xfd7zXZ\0": ("xz", lzma.decompress),
+LONGEST_START = 10
+"""Bytes of a file's beginning that say how it is compressed."""
+_DECOMPRESSORS: Mapping[str, tuple[re.Pattern[bytes], Callable[[bytes], bytes]]] = {
+    "gzip": (re.compile(rb"\x1f\x8b"), gzip.decompress),
+    "bzip2": (re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"), bz2.decompress),  # a text may begin with BZh
+    "xz": (re.compile(rb"\xfd7zXZ\0"), lzma.decompress),
 }
+_UTF_16, _UTF_32 = "UTF-16; save it as UTF-8", "UTF-32; save it as UTF-8"
 _OTHER_KINDS: Mapping[bytes, str] = {
     b"PK\x03\x04": "a zip archive (or an Office file); unpack it",
     b"\x28\xb5\x2f\xfd": "compressed by zstd; decompress it, or compress it by gzip",
-    b"PAR1": "Parquet; one data file of this kind is read, but not among text files",
-    b"ARROW1": "Arrow; one data file of this kind is read, but not among text files",
+    b"PAR1": "Parquet; one data file of this kind is read, not compressed again and not among text files",
+    b"ARROW1": "Arrow; one data file of this kind is read, not compressed again and not among text files",
     b"SQLite format 3": "a database; export its rows as JSONL or CSV",
     b"%PDF": "a PDF; save its text",
-    b"\xff\xfe": "UTF-16; save it as UTF-8",
-    b"\xfe\xff": "UTF-16; save it as UTF-8",
+    b"\xff\xfe\0\0": _UTF_32,  # before UTF-16, whose mark it begins with
+    b"\0\0\xfe\xff": _UTF_32,
+    b"\xff\xfe": _UTF_16,
+    b"\xfe\xff": _UTF_16,
 }
+_TAR = slice(257, 262), b"ustar"
 
 
 def base_suffix(path: str | Path) -> str:
@@ -75,23 +82,50 @@ def read_text(path: str | Path, hint: str = "") -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        kind = next((kind for start, kind in _OTHER_KINDS.items() if data.startswith(start)), None)
+        kind = _other_kind(data)
         what = f"not text but {kind}" if kind else f"not UTF-8 at byte {error.start}; save it as UTF-8"
         raise UserError(f"{path}: {what}") from None
+    if "\0" in text and (kind := _other_kind(data)):
+        raise UserError(f"{path}: not text but {kind}")
     if not text.strip():
         raise UserError(f"{path}: is empty; give a file with data in it")
     return text
 
 
+def compression_of(start: bytes) -> str | None:
+    """How a file that begins so is compressed; None where it is not."""
+    return next((name for name, (beginning, _) in _DECOMPRESSORS.items() if beginning.match(start)), None)
+
+
 def _decompressed(path: str | Path, data: bytes) -> bytes:
-    for start, (name, decompress) in _DECOMPRESSORS.items():
-        if data.startswith(start):
-            try:
-                return decompress(data)
-            except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-                problem = str(error) or "it is damaged"
-                raise UserError(f"{path}: cannot be decompressed as {name}: {problem}; copy it again") from None
-    return data
+    name = compression_of(data)
+    if name is None:
+        return data
+    try:
+        found = _DECOMPRESSORS[name][1](data)
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        problem = str(error) or "it is damaged"
+        raise UserError(f"{path}: cannot be decompressed as {name}: {problem}; copy it again") from None
+    if again := compression_of(found):
+        raise UserError(f"{path}: is compressed twice ({again} within {name}); decompress it once")
+    return found
+
+
+def _other_kind(data: bytes) -> str | None:
+    """What a file is that is no UTF-8 text, with what to do; None where nothing shows it."""
+    place, mark = _TAR
+    if data[place] == mark:
+        return "a tar archive; unpack it"
+    started = (kind for start, kind in _OTHER_KINDS.items() if data.startswith(start))
+    return next(started, None) or _wide(data[:256])
+
+
+def _wide(start: bytes) -> str | None:
+    """UTF-16 and UTF-32 without a byte order mark: of Latin letters every second byte is 0, or three of four."""
+    zero = tuple(len(start) > place and not any(start[place::4]) for place in range(4))
+    if sum(zero) == 3:
+        return _UTF_32
+    return _UTF_16 if zero in ((True, False, True, False), (False, True, False, True)) else None
 
 
 # -- JSON -----------------------------------------------------------------------------------------------------------
@@ -102,7 +136,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-        raise ValueError(f"the key {twice!r} is given twice in one object")
+        raise ValueError(f"the key {twice!r} is given twice in one object; give it once")
     return table
 
 
@@ -113,20 +147,26 @@ _SEVERAL_LINES = (
 )
 
 
-def _parse_json(text: str, place: str, line_offset: int = 0, at_end: str = _ENDS) -> Any:
-    """The value; `at_end` is the reason that is given where the text ends too early."""
+def _parse_json(text: str, path: str | Path, line: int | None = None, at_end: str = _ENDS) -> Any:
+    """The value.
+
+    line: the one that the text is in its file; None where it is the whole file.
+    at_end: the reason that is given where the text ends too early.
+    """
+    where = "" if line is None else f" at line {line}"
     try:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno + line_offset} column {error.colno}"
-        reason = at_end if error.pos >= len(text.rstrip()) else error.msg
+        where = f" at line {error.lineno + (line or 1) - 1} column {error.colno}"
+        problem = at_end if error.pos >= len(text.rstrip()) else error.msg
         if error.msg == "Extra data" and error.lineno > 1:
-            reason += " (a file with one object a line is JSONL, and its name ends in .jsonl)"
+            problem += " (a file with one object a line is JSONL, and its name ends in .jsonl)"
+        problem += "; complete JSON is expected"
     except RecursionError:
-        where, reason = f"line {1 + line_offset}", "it is nested too deeply"
-    except ValueError as error:
-        where, reason = f"line {1 + line_offset}" if line_offset else "the document", str(error)
-    raise UserError(f"{place}: not valid JSON at {where}: {reason}; complete JSON is expected") from None
+        problem = "it is nested too deeply; give data with a few levels"
+    except ValueError as error:  # a key given twice, or a number without end
+        problem = reason(error)
+    raise UserError(f"{path}: not valid JSON{where}: {problem}") from None
 
 
 def read_json(path: str | Path, hint: str = "") -> Any:
@@ -135,7 +175,7 @@ def read_json(path: str | Path, hint: str = "") -> Any:
     Raises:
         UserError: no file, or no JSON; names line and column.
     """
-    return _parse_json(read_text(path, hint), str(path))
+    return _parse_json(read_text(path, hint), path)
 
 
 def read_jsonl(path: str | Path, hint: str = "") -> list[DataRow]:
@@ -154,7 +194,7 @@ def read_jsonl(path: str | Path, hint: str = "") -> list[DataRow]:
         if not line.strip():
             continue
         goes_on = any(following.strip() for following in lines[number:])
-        value = _parse_json(line, f"{path}", number - 1, _SEVERAL_LINES if goes_on else _ENDS)
+        value = _parse_json(line, path, number, _SEVERAL_LINES if goes_on else _ENDS)
         if not isinstance(value, dict):
             raise UserError(f"{path} line {number}: one JSON object a line is expected, not {kind_of(value)}")
         rows.append(_row(path, "line", number, value))
@@ -162,7 +202,7 @@ def read_jsonl(path: str | Path, hint: str = "") -> list[DataRow]:
 
 
 def _objects_of_array(path: str | Path, text: str) -> list[DataRow]:
-    values = _parse_json(text, str(path))
+    values = _parse_json(text, path)
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict):
             raise UserError(f"{path} entry {number}: an object is expected, not {kind_of(value)}")

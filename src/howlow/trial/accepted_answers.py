@@ -17,16 +17,15 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from howlow.engine import model as models
 from howlow.engine import tokens
-from howlow.engine.answers import AnswerLimits, before_stop, decoded
+from howlow.engine.answers import AnswerLimits, before_stop, decoded, written_stop
 from howlow.engine.references import ModelReference
 from howlow.engine.tokens import TokenizedExample
-from howlow.errors import UserError
+from howlow.errors import UserError, reason
 from howlow.records import RecordWarning, WarningKind
 from howlow.settings import Settings
 from howlow.tasks import Example, Task, task_named
-from howlow.trial.loading import turn_ends
+from howlow.trial.loading import answer_ends
 
 
 @dataclass(frozen=True)
@@ -46,20 +45,20 @@ class AcceptedAnswers:
 def accepted_answers(
     settings: Settings,
     reference: ModelReference,
+    config: Any,
     tokenizer: Any,
     examples: Sequence[Example],
     tokenized: Sequence[TokenizedExample],
 ) -> AcceptedAnswers:
     """The answers that predictions are compared with, and which of the data's answers no generation can match.
 
-    tokenized: the same examples' tokens.
+    config: the model's. tokenized: the same examples' tokens.
     """
     task = task_named(settings.task.name)
     if not task.generates:
         return AcceptedAnswers(list(examples))
-    config = models.load_config(reference, settings.revision, settings.trust_remote_code)
-    eos = stop_ids(reference, config, tokenizer, random_weights=settings.random_weights)
-    limits = AnswerLimits(eos | turn_ends(settings, tokenizer), settings.task.stop, settings.inference.max_new_tokens)
+    ends = answer_ends(settings, not_loaded(settings, reference, config), tokenizer)
+    limits = AnswerLimits(ends, settings.task.stop, settings.inference.max_new_tokens)
     reader = AnswerReader(task, tokenizer, limits, settings.task.template == "chat")
     return reader.accepted(examples, tokenized)
 
@@ -92,16 +91,17 @@ class AnswerReader:
             kept = {}
             for answer in dict.fromkeys(example.references):
                 answered = self._answered(example, tokens_of_it, answer)
-                text, reason = self._read(example, answer, answered)
+                text, why = self._read(example, answer, answered)
                 kept[answer] = text
                 count += 1
-                if reason is not None:
-                    before, length = found[reason], len(list(takewhile(self._goes_on, answered.completion)))
+                if why is not None:
+                    before, length = found[why], len(list(takewhile(self._goes_on, answered.completion)))
                     first = before.first or example.id
-                    found[reason] = Unmatchable(before.count + 1, max(before.longest, length), first)
+                    found[why] = Unmatchable(before.count + 1, max(before.longest, length), first)
             read.append(replace(example, references=tuple(kept[answer] for answer in example.references)))
         unmatchable = sum(one.count for one in found.values())
-        return AcceptedAnswers(read, count, unmatchable, tuple(self._warnings(found, count)))
+        warnings = *self._warnings(found, count), *self._warnings_of_stop()
+        return AcceptedAnswers(read, count, unmatchable, warnings)
 
     def _goes_on(self, token: int) -> bool:
         return token not in self.limits.eos
@@ -120,13 +120,13 @@ class AnswerReader:
         if self._is_right(example, answer, text):
             return answer, None
         whole = decoded(self.tokenizer, ids, self.limits.eos, repeated)
-        for reason, reached in (
+        for why, reached in (
             (WarningKind.REFERENCES_ALTERED, self._spelled(answer)),
             (WarningKind.REFERENCES_WITH_SPECIAL_TOKENS, whole),
             (WarningKind.REFERENCES_WITH_STOP, before_stop(whole, self.limits.stop)),
         ):
             if not self._is_right(example, answer, self.task.prediction(reached)):
-                return text, reason
+                return text, why
         return answer if self.task.compares_whole_answers else text, WarningKind.REFERENCES_TOO_LONG
 
     def _spelled(self, answer: str) -> str:
@@ -146,7 +146,7 @@ class AnswerReader:
     def _warnings(self, found: Mapping[WarningKind, Unmatchable], count: int) -> Iterator[RecordWarning]:
         limits = self.limits
         for kind, one in found.items():
-            why = {
+            reasons = {
                 WarningKind.REFERENCES_TOO_LONG: f"longer than inference.max_new_tokens = {limits.max_new_tokens} (the "
                 f"longest: {one.longest} tokens)",
                 WarningKind.REFERENCES_WITH_STOP: f"with task.stop = {limits.stop!r} inside, where generation ends",
@@ -155,24 +155,39 @@ class AnswerReader:
             }
             is_whole = kind is WarningKind.REFERENCES_TOO_LONG and self.task.compares_whole_answers
             outcome = "they are compared whole all the same" if is_whole else "they are compared as it would write them"
-            detail = f"{one.count} of {count} accepted answers {why[kind]}, the first of example {one.first!r}"
+            detail = f"{one.count} of {count} accepted answers {reasons[kind]}, the first of example {one.first!r}"
             yield RecordWarning(kind=kind, detail=f"{detail}: no generation matches them; {outcome}")
 
+    def _warnings_of_stop(self) -> Iterator[RecordWarning]:
+        stop = self.limits.stop
+        written = written_stop(self.tokenizer, stop) if stop else None
+        if written is not None:
+            detail = f"task.stop = {stop!r} ends no answer: the tokenizer writes it as {written!r}"
+            yield RecordWarning(kind=WarningKind.STOP_NEVER_WRITTEN, detail=detail)
 
-def stop_ids(reference: ModelReference, config: Any, tokenizer: Any, *, random_weights: bool) -> frozenset[int]:
-    """The tokens that end a generation of a model that is not loaded."""
-    generation = None if random_weights else _generation_config(reference)
-    return models.stop_tokens(SimpleNamespace(config=config, generation_config=generation), tokenizer)
+
+def not_loaded(settings: Settings, reference: ModelReference, config: Any) -> Any:
+    """What `howlow.engine.model.stop_tokens` reads of a model, from its files alone."""
+    generation = None if settings.random_weights else _generation_config(reference)
+    return SimpleNamespace(config=config, generation_config=generation)
 
 
 def _generation_config(reference: ModelReference) -> Any:
     if reference.is_local and not Path(reference.location).is_dir():
         return None
     try:
-        return GenerationConfig.from_pretrained(reference.location, local_files_only=reference.is_local)
+        found = GenerationConfig.from_pretrained(reference.location, local_files_only=reference.is_local)
     except OSError:  # there is none: the model takes what its config says
         return None
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise UserError(
-            f"model {reference.name}: generation_config.json cannot be read ({error}); copy it again, or remove it"
+            f"model {reference.name}: generation_config.json cannot be read ({reason(error)}); copy it again, or "
+            "remove it"
         ) from None
+    ends = found.eos_token_id if isinstance(found.eos_token_id, list) else [found.eos_token_id]
+    if not all(end is None or (isinstance(end, int) and not isinstance(end, bool)) for end in ends):
+        raise UserError(
+            f"model {reference.name}: eos_token_id in generation_config.json is {found.eos_token_id!r}; a token's "
+            "number or a list of such numbers is expected: correct it, or remove the file"
+        )
+    return found

@@ -1,6 +1,7 @@
 """The fine-tuning phase: the schedule of steps, each timed and written down, with checkpoints between them."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
@@ -13,11 +14,13 @@ from howlow.meters.clock import now_s
 from howlow.meters.phase import Timed
 from howlow.meters.session import Session
 from howlow.meters.totals import PhaseTotals
-from howlow.records import LineWriter, Part, WarningKind
+from howlow.records import Part, WarningKind
 from howlow.settings import Settings
 from howlow.trial.checkpointing import Saved, save_training
+from howlow.trial.lines import StepLines
+from howlow.trial.prefetch import prefetched
 from howlow.trial.prepared import Prepared
-from howlow.trial.state import TrialState, split, write_step
+from howlow.trial.state import TrialState, split, step_line
 
 
 def fine_tune(
@@ -46,28 +49,33 @@ def _run_schedule(
         saved.restore_training(trainer)
     first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()
     parts = state.burn_in("train", [len(step) for step in schedule[first:]])
-    writer = LineWriter(state.steps_path)
     totals = PhaseTotals(**saved.document["totals"]) if saved else None
-    with session.phase("train", totals) as meter:
-        for index in range(first, len(schedule)):
-            chosen = schedule[index]
-            batches = split(chosen, state.training_batch_size)
-            micro_batches = [training_batch(state, [examples[i] for i in batch], pad_id) for batch in batches]
+
+    def laid_out(chosen: Sequence[int]) -> list[Batch]:
+        batches = split(chosen, state.training_batch_size)
+        return [training_batch(state, [examples[index] for index in batch], pad_id) for batch in batches]
+
+    with (
+        session.phase("train", totals) as meter,
+        StepLines(state.steps_path) as lines,
+        prefetched(laid_out, schedule[first:]) as laid_out_ahead,
+    ):
+        for index, micro_batches in enumerate(laid_out_ahead, first):
             state.note_first_step()
-            part, computed = parts.of_next, sum(batch.computed_tokens for batch in micro_batches)
-            with meter.step(part == "measured", len(chosen)) as timed:
+            part = parts.of_next
+            with meter.step(part == "measured", len(schedule[index])) as timed:
                 outcome = trainer.outcome(trainer.step(micro_batches))
-            parts.ended(part, timed, computed)
+            parts.ended(part, timed, sum(batch.computed_tokens for batch in micro_batches))
             skipped += outcome.skipped
-            _write(writer, timed, part, index, micro_batches, outcome)
+            lines.append(partial(_line, timed, part, index, micro_batches, outcome))
             state.report_progress("train", index + 1, len(schedule), outcome.loss)
             is_due = now_s() - saved_at_s >= training.checkpoint_every_s or state.link.stop_requested
             if is_due and index + 1 < len(schedule):
+                lines.flush()
                 save_training(state, session, meter, trainer)
                 saved_at_s = now_s()
                 state.stop_if_asked()  # after the last step the trained weights are saved first
         state.found.phases.append(meter.end())
-    writer.close()
     trainer.refuse_if_not_finite()
     _warn_about_idle(state, trainer)
     if skipped:
@@ -82,11 +90,8 @@ def _warn_about_idle(state: TrialState, trainer: Trainer) -> None:
         state.warn(WarningKind.LAYERS_LEFT_OUT, detail, "train")
 
 
-def _write(
-    writer: LineWriter, timed: Timed, part: Part, step: int, micro_batches: Sequence[Batch], outcome: StepOutcome
-) -> None:
-    write_step(
-        writer,
+def _line(timed: Timed, part: Part, step: int, micro_batches: Sequence[Batch], outcome: StepOutcome) -> str:
+    return step_line(
         timed,
         phase="train",
         part=part,

@@ -20,6 +20,7 @@ from howlow.engine.layouts import Layout
 from howlow.engine.prefix_tree import length_of
 from howlow.engine.rotary import depends_on_length
 from howlow.engine.tokens import TokenizedExample
+from howlow.engine.weights import refuse_broken
 from howlow.errors import UserError
 from howlow.memory.heap import kernels_kept
 from howlow.memory.limits import is_out_of_memory
@@ -48,6 +49,7 @@ def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence
     execution = decide_execution(settings, device, kernels_kept(), attention="own")
     try:
         model = load_base(settings, execution)
+        refuse_broken(settings.model, model)
         return _Choosing(settings, model, [*train, *test], execution).choice(_wanted(settings, model, train))
     except UnfitError as error:
         raise UserError(f"model {settings.model}: {error}; howlow fine-tunes causal language models") from error

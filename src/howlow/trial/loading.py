@@ -1,6 +1,6 @@
 """What a trial loads: the model with the parameters that train, and its tokenizer; and how the model will run."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -69,15 +69,14 @@ def config_of_base(settings: Settings, commit: str | None = None) -> Any:
     return models.load_config(reference, commit or settings.revision, settings.trust_remote_code)
 
 
-def adapted_layers(
+def parameters_a_rank(
     settings: Settings, config: Any, structure: models.Structure, targets: Collection[tuple[str, ...]]
-) -> dict[tuple[str, ...], list[str]]:
-    """The layers that each choice of target modules adapts; PEFT is asked whether it allows them."""
-    found = {
-        one: models.matched_layers(structure.linear_shapes, one, structure.unreached_layers) for one in sorted(targets)
-    }
-    for layers in found.values():
-        models.refuse_unadaptable(config, settings.trust_remote_code, layers)
+) -> dict[tuple[str, ...], int]:
+    """The parameters that an adapter has for each rank, by its target modules; PEFT is asked whether it allows them."""
+    found, idle = {}, structure.unreached_layers
+    for one in sorted(targets):
+        models.matched_layers(structure.linear_shapes, one, idle)
+        found[one] = models.refuse_unadaptable(config, settings.trust_remote_code, one, idle)
     return found
 
 
@@ -107,7 +106,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     tokenizer, _, _ = models.load_tokenizer(reference, *named)
     commit = state.found.data.model_commit if state.found.data else None
     model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
-    eos = models.stop_tokens(model, tokenizer) | turn_ends(settings, tokenizer)
+    eos = answer_ends(settings, model, tokenizer)
     length = settings.training.sequence_length
     if depends_on_length(model, length):
         detail = f"rotary frequencies are those of a row of {length} tokens, for shorter texts as well"
@@ -115,7 +114,6 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
     if state.kind == "lora":
         structure = _structure_of_base(settings, commit)
-        _warn_about_layers(state, structure)
         model = models.attach_lora(
             model,
             rank=lora.rank,
@@ -126,6 +124,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
             seed=settings.seed,
             unreached_layers=structure.unreached_layers,
         )
+        _warn_about_layers(state, structure, models.adapters_of(model))
     if state.kind == "full":
         idle = _structure_of_base(settings, commit).unreached_parameters
         for name, parameter in model.named_parameters():
@@ -150,6 +149,11 @@ def _structure_of_base(settings: Settings, commit: str | None) -> models.Structu
     return models.structure(config_of_base(settings, commit), settings.trust_remote_code)
 
 
+def answer_ends(settings: Settings, model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends an answer of the model, which may stand for one that is not loaded."""
+    return models.stop_tokens(model, tokenizer) | turn_ends(settings, tokenizer)
+
+
 def turn_ends(settings: Settings, tokenizer: Any) -> frozenset[int]:
     """What ends an answer besides EOS: the end of a chat's turn, and a stop that is the text of a special token.
 
@@ -160,13 +164,18 @@ def turn_ends(settings: Settings, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in (end, stop) if token is not None)
 
 
-def _warn_about_layers(state: TrialState, structure: models.Structure) -> None:
+def _warn_about_layers(state: TrialState, structure: models.Structure, adapters: Mapping[str, tuple[int, int]]) -> None:
+    """adapters: rank and smaller side of each adapted layer (`howlow.engine.model.adapters_of`)."""
     lora, shapes, idle = state.settings.lora, structure.linear_shapes, structure.unreached_layers
-    small = [name for name in models.matched_layers(shapes, lora.target_modules, idle) if min(shapes[name]) < lora.rank]
+    small = {name: side for name, (rank, side) in adapters.items() if side < rank}
     if small:
-        ends = sorted({f"{name.rpartition('.')[2]} ({min(shapes[name])})" for name in small})
+        ends = sorted({f"{name.rpartition('.')[2]} ({side})" for name, side in small.items()})
         detail = f"rank {lora.rank} is above the smaller side of {len(small)} layers: {', '.join(ends)}"
         state.warn(WarningKind.RANK_ABOVE_MATRIX, detail)
+    moved = [name for name in models.matched_layers(shapes, lora.target_modules, idle) if name not in adapters]
+    if moved:
+        detail = f"PEFT puts the adapter into fused experts, and none into {len(moved)} layers of these names: "
+        state.warn(WarningKind.ADAPTER_IN_EXPERTS, detail + ", ".join(moved[:3]))
     left = [name for target in lora.target_modules for name in models.matching(sorted(idle), target)]
     if left:
         detail = f"no adapter in {len(left)} layers that no text reaches: {', '.join(left[:3])}"

@@ -14,6 +14,7 @@ from typing import Any
 
 from howlow.engine import model as models
 from howlow.engine import tokens
+from howlow.engine.chat_template import changed_prompt
 from howlow.engine.references import PACKAGED, ModelReference, locate, locate_tokenizer
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.weights import check_fit, file_sha256, weights_sha256
@@ -23,9 +24,9 @@ from howlow.records import DataRecord, RecordWarning, WarningKind
 from howlow.records.own_sources import code_sha256
 from howlow.settings import Settings, preparation_key
 from howlow.tasks import DataFiles, Example, Purpose, Selection, files_of, select, task_named
-from howlow.trial.accepted_answers import accepted_answers, stop_ids
+from howlow.trial.accepted_answers import accepted_answers, not_loaded
 from howlow.trial.data_sources import left_out_of, source_read, told_of
-from howlow.trial.loading import adapted_layers
+from howlow.trial.loading import parameters_a_rank
 from howlow.trial.prepared import Prepared, stored, write_prepared
 
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.jinja", "*.model", "*.tiktoken")
@@ -52,13 +53,10 @@ def prepare(
     config = models.load_config(reference, settings.revision, settings.trust_remote_code)
     structure = models.structure(config, settings.trust_remote_code)
     warnings = _weights(settings, reference, config)
-    layers = adapted_layers(settings, config, structure, {targets for _, targets in adapters})
-    adapter_parameters = [
-        rank * sum(sum(structure.linear_shapes[name]) for name in layers[targets]) for rank, targets in adapters
-    ]
+    sizes = parameters_a_rank(settings, config, structure, {targets for _, targets in adapters})
     content = _content(settings, reference, config)
     earlier = stored(folder, content)
-    prepared = earlier or tokenized(settings, reference)
+    prepared = earlier or tokenized(settings, reference, config)
     prepared = replace(prepared, data=prepared.data.model_copy(update=_model(reference, config)))
     _check_against_model(settings, structure, prepared)
     if "targets" in heads and not structure.names_decoder:
@@ -78,7 +76,7 @@ def prepare(
         "tokenizer": prepared.tokenizer_name,
         "architecture": structure.architecture,
         "total_parameters": structure.total_parameters,
-        "adapter_parameters": adapter_parameters,
+        "adapter_parameters": [rank * sizes[targets] for rank, targets in adapters],
         "environment": environment(choose_device(settings.run.device)).model_dump(),
     }
 
@@ -130,7 +128,7 @@ def _tokenizer_remedy(settings: Settings, prepared: Prepared) -> str:
 # -- examples -> tokens ---------------------------------------------------------------------------------------------
 
 
-def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
+def tokenized(settings: Settings, reference: ModelReference, config: Any) -> Prepared:
     """Load, select, tokenise and cut the examples."""
     tokenizer, tokenizer_name, substituted = models.load_tokenizer(
         reference, settings.tokenizer, settings.revision, settings.trust_remote_code
@@ -142,7 +140,10 @@ def tokenized(settings: Settings, reference: ModelReference) -> Prepared:
     has_prompts = task_named(settings.task.name).generates
     with about(f"tokenizer {tokenizer_name}"):
         selection, train, test = _prompts(settings, tokenizer) if has_prompts else _texts(settings, tokenizer)
-    accepted = accepted_answers(settings, reference, tokenizer, selection.test, test)
+        changed = changed_prompt(tokenizer) if settings.task.template == "chat" else None
+    if changed is not None:
+        warnings.append(RecordWarning(kind=WarningKind.CHAT_PROMPT_CHANGED, detail=changed))
+    accepted = accepted_answers(settings, reference, config, tokenizer, selection.test, test)
     told, test_told = _with_tokens(settings, "train", train), _with_tokens(settings, "test", test)
     kept = _that_fit(settings, told)
     data = DataRecord(
@@ -294,7 +295,7 @@ def _content(settings: Settings, reference: ModelReference, config: Any) -> str 
         return None
     digest = hashlib.sha256()
     versions = [version(name) for name in ("howlow", "transformers", "tokenizers")]
-    ends = sorted(stop_ids(reference, config, None, random_weights=settings.random_weights))
+    ends = sorted(models.stop_tokens(not_loaded(settings, reference, config), None))
     digest.update(repr((versions, code_sha256(), preparation_key(settings), ends)).encode())
     for path in tokenizer_files:
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
