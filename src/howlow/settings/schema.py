@@ -198,7 +198,7 @@ class TrainingSettings(Section):
     )
     compile: bool | Literal["auto"] = Field(
         False,
-        description="compile the decoder's layers with torch.compile; auto: on CUDA. On CUDA steps are then replayed as "
+        description="compile the decoder's layers with torch.compile; auto: on CUDA. There steps are then replayed as "
         "CUDA graphs, too, and both are checked against the plain step first. Compiling is burn-in",
         json_schema_extra=affects("execution", "memory", "cost"),
     )
