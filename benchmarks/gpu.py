@@ -327,7 +327,7 @@ def study(work: Path, name: str, found: Reply, peak: float, keep: Any) -> None:
     for size in sizes:
         plan = order.steps([example.group for example in examples], "groups", 0, 1, size)[:4]
         parts = [[examples[row] for row in step] for step in plan]
-        shapes = buckets.choose(
+        shapes = buckets.choose_shapes(
             [buckets.size_of(part, "shared", LENGTH, "completion") for part in parts], fills_rows=True
         )
         plain = [laying.lay_out(part, "shared", LENGTH, 0, "completion") for part in parts]
