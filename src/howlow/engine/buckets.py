@@ -3,7 +3,8 @@
 A row is filled up to one of a few lengths, and its targets to one number for each length. The tokens that fill a row
 are a sequence of their own without targets. So losses and gradients are those of the batch as it was laid out.
 
-The shapes come from the schedule itself (`choose_shapes`): as few lengths as keep the padding small, at most `MOST_LENGTHS`.
+The shapes come from the schedule itself (`choose_shapes`): as few lengths as keep the padding small, and at most
+`MOST_LENGTHS`.
 """
 
 from collections.abc import Sequence
