@@ -318,8 +318,8 @@ def study(work: Path, name: str, found: Reply, peak: float, keep: Any) -> None:
     task = {"name": "question_answering", "train": train, "test": test}
     task |= {"train_examples": max(sizes) * 4, "test_examples": 8}
     asked = load_settings(None, [{"model": name, "random_weights": True, "task": task, **tokenizer()}])
-    examples = preparation.tokenized(asked, locate(name, True)).train
     config = models.load_config(locate(name, True), None, False)
+    examples = preparation.tokenized(asked, locate(name, True), config).train
     options: Reply = {"random_weights": True, "dtype": torch.bfloat16, "device": device}
     base = models.load_model(locate(name, True), config, revision=None, trust_remote_code=False, **options)
     model = peers.adapted(base.requires_grad_(False)).to(device).train()
@@ -327,7 +327,7 @@ def study(work: Path, name: str, found: Reply, peak: float, keep: Any) -> None:
     for size in sizes:
         plan = order.steps([example.group for example in examples], "groups", 0, 1, size)[:4]
         parts = [[examples[row] for row in step] for step in plan]
-        shapes = buckets.choose(
+        shapes = buckets.choose_shapes(
             [buckets.size_of(part, "shared", LENGTH, "completion") for part in parts], fills_rows=True
         )
         plain = [laying.lay_out(part, "shared", LENGTH, 0, "completion") for part in parts]

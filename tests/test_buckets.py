@@ -24,7 +24,7 @@ sizes = st.builds(Size, st.just(1), st.integers(1, 5000), st.integers(0, 900))
 
 @given(st.lists(sizes, min_size=1, max_size=60))
 def test_the_shapes_hold_every_batch_of_the_schedule(given_sizes: list[Size]):
-    found = buckets.choose(given_sizes, fills_rows=True)
+    found = buckets.choose_shapes(given_sizes, fills_rows=True)
     assert 1 <= len(found.shapes) <= MOST_LENGTHS
     filled = [found.of(size) for size in given_sizes]
     assert all(bucket is not None and bucket.holds(size) for bucket, size in zip(filled, given_sizes, strict=True))
@@ -34,7 +34,7 @@ def test_the_shapes_hold_every_batch_of_the_schedule(given_sizes: list[Size]):
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=60))
 def test_more_lengths_are_taken_only_where_fewer_would_fill_too_much(lengths: list[int]):
-    found = buckets.choose([Size(1, length, 1) for length in lengths], fills_rows=True)
+    found = buckets.choose_shapes([Size(1, length, 1) for length in lengths], fills_rows=True)
     rounded = {-(-length // 128) * 128 for length in lengths}
     if len(found.shapes) > 1:
         one_length = max(rounded) * len(lengths)
@@ -45,12 +45,12 @@ def test_more_lengths_are_taken_only_where_fewer_would_fill_too_much(lengths: li
 
 def test_the_lengths_are_those_with_the_least_padding():
     lengths = [1000] * 50 + [1010, 2000, 2010] * 4 + [4000]
-    found = buckets.choose([Size(1, length, 1) for length in lengths], fills_rows=True)
+    found = buckets.choose_shapes([Size(1, length, 1) for length in lengths], fills_rows=True)
     assert [shape.tokens for shape in found.shapes] == [1024, 2048, 4096]
 
 
 def test_padded_rows_keep_their_length_and_each_number_of_rows_is_a_shape():
-    found = buckets.choose([Size(8, 500, 30), Size(8, 500, 70), Size(3, 500, 10)], fills_rows=False)
+    found = buckets.choose_shapes([Size(8, 500, 30), Size(8, 500, 70), Size(3, 500, 10)], fills_rows=False)
     assert found.shapes == (Bucket(8, 500, 128), Bucket(3, 500, 64))
     assert found.padding == 0
     assert found.of(Size(5, 500, 1)) is None, "another number of rows was not in the schedule"

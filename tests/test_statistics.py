@@ -19,8 +19,8 @@ from howlow.analysis.columns import column_named as named
 from howlow.analysis.ratios import Ratio
 from howlow.analysis.statistics import (
     MOST_BLOCKS,
+    LogVariance,
     Sample,
-    Spread,
     between,
     interval_around,
     mean,
@@ -29,7 +29,6 @@ from howlow.analysis.statistics import (
     quantile,
     summed,
 )
-from howlow.analysis.uncertainty import shares_of_window
 from howlow.records import EnergyWindow, Reading, Scores, WarningKind
 from howlow.reporting import formatting, read_report
 
@@ -100,7 +99,7 @@ def test_what_paired_parts_have_in_common_cancels() -> None:
     assert ours is not None
     assert theirs is not None
     assert other is not None
-    assert between(ours, theirs) == Spread(0.0, 3)
+    assert between(ours, theirs) == LogVariance(0.0, 3)
     assert between(ours, other).variance == pytest.approx(2 * ours.spread.variance)
     assert between(ours, other).degrees == pytest.approx(6)
 
@@ -116,7 +115,7 @@ def test_likeness_of_neighbours_never_makes_an_error_smaller(times: list[float])
 
 @given(st.lists(st.tuples(st.floats(1e-6, 1), st.integers(1, 50)), min_size=1, max_size=5))
 def test_summed_spreads_have_at_least_the_fewest_degrees_and_at_most_all(parts: list[tuple[float, int]]) -> None:
-    found = summed([Spread(*part) for part in parts])
+    found = summed([LogVariance(*part) for part in parts])
     degrees = [number for _, number in parts]
     assert min(degrees) * (1 - 1e-9) <= found.degrees <= sum(degrees) * (1 + 1e-9)
 
@@ -129,7 +128,7 @@ def test_the_quantile_is_students() -> None:
 def test_an_interval_holds_its_value_and_every_ratio_that_the_bounds_allow(
     value: float, variance: float, bound: float, divided_by: float
 ) -> None:
-    found = interval_around(value, Spread(variance, 7), bound, divided_by)
+    found = interval_around(value, LogVariance(variance, 7), bound, divided_by)
     assert found.low is not None
     assert found.high is not None
     for above in (1 - bound, 1 + bound):
@@ -139,7 +138,7 @@ def test_an_interval_holds_its_value_and_every_ratio_that_the_bounds_allow(
 
 
 def test_a_reference_that_may_be_zero_bounds_nothing_above() -> None:
-    assert interval_around(2.0, Spread(0.0, 7), 0.0, 1.0).high is None
+    assert interval_around(2.0, LogVariance(0.0, 7), 0.0, 1.0).high is None
 
 
 # -- coverage -------------------------------------------------------------------------------------------------------
@@ -171,26 +170,6 @@ def test_equal_trials_are_claimed_to_differ_about_as_often_as_stated(correlation
 def test_without_the_correlation_of_neighbours_too_much_would_be_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("howlow.analysis.statistics._STRONGEST", 0.0)
     assert claims(0.6, 12) > 0.15
-
-
-# -- the window -----------------------------------------------------------------------------------------------------
-
-
-def test_a_steps_share_of_the_window_reaches_to_the_next_step_but_not_over_a_pause() -> None:
-    starts, durations = [0.0, 1.5, 3.0, 9.0], [1.0, 1.0, 1.0, 1.0]
-    steps = [
-        step.model_copy(update={"part": "measured", "step": index, "start_s": start})
-        for index, (step, start) in enumerate(zip(steps_of("train", durations), starts, strict=True))
-    ]
-    assert shares_of_window(steps, 0) == [1.5, 1.5, 6.0, 1.0]
-    assert shares_of_window(steps, 1) == [1.5, 1.5, 1.0, 1.0]
-
-
-def test_steps_of_burn_in_after_an_interruption_take_no_share() -> None:
-    steps = steps_of("train", [1.0, 1.0, 1.0]) + [
-        step.model_copy(update={"step": step.step + 3}) for step in steps_of("train", [5.0, 1.0], 8.0)
-    ]
-    assert shares_of_window(steps, 0) == [1.0, 1.0, 1.0]
 
 
 # -- ratios ---------------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@ def parts(layout: Layout) -> tuple[list[list[TokenizedExample]], Buckets]:
     examples = some_examples(12)
     found = [examples[start : start + 3] for start in range(0, 12, 3)]
     sizes = [buckets.size_of(part, layout, LENGTH, "completion") for part in found]
-    return found, buckets.choose(sizes, fills_rows=layout != "padded")
+    return found, buckets.choose_shapes(sizes, fills_rows=layout != "padded")
 
 
 def laid_out(layout: Layout) -> list[Batch]:

@@ -91,8 +91,10 @@ class Column:
     """the column that says how far this one can be from the truth"""
     over_steps: tuple[StepSum, StepSum] | None = None
     """the two sums over the measured steps whose ratio it varies with; blocks of steps give its error"""
-    energy_of: tuple[EnergyPart, str | None] | None = None
-    """the energy window (part and device) that it is of; the window's bound is in its error"""
+    energy_of: tuple[tuple[EnergyPart, str | None], ...] = ()
+    """the energy windows (part and device) that it is of; their bounds are in its error"""
+    reading: Literal["utilization", "memory_utilization"] | None = None
+    """the reading that it is the mean of; blocks of readings give its error"""
     interval: tuple[str, str] | None = None
     """the columns that hold the ends of its interval"""
     is_relative: bool = True
@@ -110,8 +112,8 @@ class Column:
     @property
     def is_exact(self) -> bool:
         """Whether one process gives it without an error: counts, sizes and peaks."""
-        inexact = self.subjects & {"quality", "optimizer", "utilization"}
-        return self.over_steps is None and self.energy_of is None and not inexact
+        inexact = self.subjects & {"quality", "optimizer", "utilization", "speed", "energy", "cpu_energy"}
+        return self.over_steps is None and not self.energy_of and not inexact
 
     @property
     def follows_from_seed(self) -> bool:

@@ -222,9 +222,6 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("inference", "inference", *METERED),
     *_METERS,
     *of_stage("inference", "generation", *GENERATION),
-    *of_stage("train", "fine-tuning", *INTERVALS),
-    *of_stage("inference", "inference", *INTERVALS),
-    REPEAT,
     UNMATCHABLE_REFERENCES,
     *of_stage("train", "fine-tuning", *STEP_TIMES),
     *of_stage("inference", "inference", *STEP_TIMES),
@@ -232,6 +229,9 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("inference", "inference", *CONDITIONS, *FURTHER_ENERGIES),
     *of_stage("train", "fine-tuning", PROCESS_MEMORY),
     *of_stage("inference", "inference", PROCESS_MEMORY),
+    *of_stage("train", "fine-tuning", *INTERVALS),
+    *of_stage("inference", "inference", *INTERVALS),
+    REPEAT,
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

@@ -71,5 +71,7 @@ FURTHER_ENERGIES = (
         subjects=of("energy", "cpu_energy"),
         table=_at(32),
         is_optional=True,
+        over_steps=("time", "samples"),
+        energy_of=(("measured", None), ("measured", "cpu")),
     ),
 )

@@ -109,7 +109,7 @@ MEASURED_COSTS = (
         phrase="the energy per sample",
         error="energy_error_per_sample_j",
         over_steps=("time", "samples"),
-        energy_of=("measured", None),
+        energy_of=(("measured", None),),
         interval=("energy_per_sample_low_j", "energy_per_sample_high_j"),
     ),
     Column(
@@ -122,7 +122,7 @@ MEASURED_COSTS = (
         table=_at(7),
         is_optional=True,
         over_steps=("time", "samples"),
-        energy_of=("measured", "cpu"),
+        energy_of=(("measured", "cpu"),),
     ),
     Column(
         "power_w",
@@ -133,7 +133,7 @@ MEASURED_COSTS = (
         subjects=_ENERGY,
         table=_at(9),
         panel=Panel(4, "Average power"),
-        energy_of=("measured", None),
+        energy_of=(("measured", None),),
         interval=("power_low_w", "power_high_w"),
     ),
     Column(
@@ -155,6 +155,7 @@ MEASURED_COSTS = (
         "fraction",
         f"mean {_IN_STEPS}",
         subjects=_USE,
+        reading="utilization",
         table=_at(11),
         panel=Panel(6, "Utilisation"),
     ),
@@ -181,7 +182,7 @@ METERED = (
         error="energy_above_idle_error_per_sample_j",
         is_optional=True,
         over_steps=("time", "samples"),
-        energy_of=("measured", None),
+        energy_of=(("measured", None),),
     ),
     Column(
         "energy_above_idle_error_per_sample_j",
@@ -200,7 +201,7 @@ METERED = (
         table=_at(8),
         is_optional=True,
         over_steps=("time", "samples"),
-        energy_of=("measured", "cpu"),
+        energy_of=(("measured", "cpu"),),
     ),
     Column(
         "phase_energy_j",
@@ -234,6 +235,7 @@ METERED = (
         "fraction",
         "share of the time in which a GPU's memory was read or written, mean of the readings",
         subjects=_USE,
+        reading="memory_utilization",
     ),
 )
 PROCESS_MEMORY = Column(
@@ -332,7 +334,7 @@ GENERATION = tuple(
                 "lower",
                 subjects=_PREFILL,
                 over_steps=("prefill_time", "prompt_tokens"),
-                energy_of=("prefill", None),
+                energy_of=(("prefill", None),),
             ),
             Column(
                 "decode_energy_per_token_j",
@@ -342,7 +344,7 @@ GENERATION = tuple(
                 "lower",
                 subjects=_DECODE,
                 over_steps=("decode_time", "later_tokens"),
-                energy_of=("decode", None),
+                energy_of=(("decode", None),),
             ),
         ),
         start=13,

@@ -17,8 +17,8 @@ from howlow.analysis.column import Column
 from howlow.analysis.rows import Trial
 from howlow.analysis.statistics import (
     Interval,
+    LogVariance,
     Sample,
-    Spread,
     averaged,
     between,
     interval_around,
@@ -137,7 +137,7 @@ def _averaged(evidence: Sequence[Evidence]) -> tuple[Sample, ...] | None:
     return None if None in found else tuple(sample for sample in found if sample is not None)
 
 
-def _spread(column: Column, own: _Side, other: _Side) -> tuple[Spread | None, Basis]:
+def _spread(column: Column, own: _Side, other: _Side) -> tuple[LogVariance | None, Basis]:
     processes = _between_processes(own, other)
     within = _within(own, other)
     if column.follows_from_seed:
@@ -148,7 +148,7 @@ def _spread(column: Column, own: _Side, other: _Side) -> tuple[Spread | None, Ba
     return within, "exact" if column.is_exact else "one process"
 
 
-def _between_processes(own: _Side, other: _Side) -> Spread | None:
+def _between_processes(own: _Side, other: _Side) -> LogVariance | None:
     """The spread between processes; None where neither group has several."""
     if own.processes and other.processes:
         return between(own.processes, other.processes)
@@ -157,14 +157,14 @@ def _between_processes(own: _Side, other: _Side) -> Spread | None:
         return None
     of_mean = several.processes.spread
     of_one = max(of_mean.variance * several.number, _variance(one))
-    return Spread(of_mean.variance + of_one, of_mean.degrees)
+    return LogVariance(of_mean.variance + of_one, of_mean.degrees)
 
 
 def _variance(side: _Side) -> float:
     return summed([sample.spread for sample in side.samples or ()]).variance
 
 
-def _within(own: _Side, other: _Side) -> Spread | None:
+def _within(own: _Side, other: _Side) -> LogVariance | None:
     """The spread by what one process of each group shows; None where one of them shows nothing."""
     if own.samples is None or other.samples is None:
         return None

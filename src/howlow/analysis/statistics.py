@@ -68,7 +68,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
-class Spread:
+class LogVariance:
     """The variance of a figure's logarithm, and its degrees of freedom."""
 
     variance: float
@@ -94,15 +94,15 @@ class Sample:
     in_order: bool
 
     @property
-    def spread(self) -> Spread:
+    def spread(self) -> LogVariance:
         """How far the figure is to be trusted."""
         parts, squares = len(self.moves), math.fsum(move * move for move in self.moves)
         variance = parts / (parts - 1) * squares
         if not self.in_order or parts < _FEWEST_CORRELATED or not squares:
-            return Spread(variance, parts - 1)
+            return LogVariance(variance, parts - 1)
         products = math.fsum(move * after for move, after in pairwise(self.moves))
         factor = _inflation(products / squares, parts)
-        return Spread(variance * factor, max(1.0, parts / factor - 3))
+        return LogVariance(variance * factor, max(1.0, parts / factor - 3))
 
     def less(self, other: "Sample") -> "Sample":
         """The sample of this figure divided by another one with the same parts."""
@@ -162,20 +162,20 @@ def averaged(samples: Sequence[Sample]) -> Sample | None:
     return Sample(samples[0].keys, tuple(math.fsum(parts) / len(samples) for parts in moves), samples[0].in_order)
 
 
-def between(ours: Sample, theirs: Sample) -> Spread:
+def between(ours: Sample, theirs: Sample) -> LogVariance:
     """The spread of the ratio of two figures: of their paired parts where they have the same ones."""
     if ours.keys == theirs.keys:
         return ours.less(theirs).spread
     return summed([ours.spread, theirs.spread])
 
 
-def summed(spreads: Sequence[Spread]) -> Spread:
+def summed(spreads: Sequence[LogVariance]) -> LogVariance:
     """The spread of what independent parts add up to, with the degrees of freedom of Welch and Satterthwaite."""
     variance = math.fsum(spread.variance for spread in spreads)
     if not variance:
-        return Spread(0.0, min((spread.degrees for spread in spreads), default=math.inf))
+        return LogVariance(0.0, min((spread.degrees for spread in spreads), default=math.inf))
     weights = math.fsum((spread.variance / variance) ** 2 / spread.degrees for spread in spreads)
-    return Spread(variance, 1 / weights)
+    return LogVariance(variance, 1 / weights)
 
 
 @cache
@@ -197,7 +197,7 @@ class Interval:
     high: float | None
 
 
-def interval_around(value: float, spread: Spread, bound: float = 0.0, divided_by: float = 0.0) -> Interval:
+def interval_around(value: float, spread: LogVariance, bound: float = 0.0, divided_by: float = 0.0) -> Interval:
     """The interval of a positive figure.
 
     bound: the share of the figure by which it may be off at most, beside its random error.

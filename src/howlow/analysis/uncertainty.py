@@ -1,25 +1,24 @@
 """What the error of a trial's figure rests on: blocks of its own steps, readings or test examples, and energy's bound.
 
-The step sums are those of the measured window: a step's share of the time is from its start to the next one's, without
-the pauses between (`howlow.analysis.statistics` has the formulas). An energy varies with its time and its power:
-blocks of steps give the spread of the time, blocks of power readings that of the power where there are any. Assumed
-watts are exact, so that energy's error is that of time. A test score varies with the test examples. Sizes and peaks of
-one process are exact.
+The step sums are those of the measured window: a step's share of its time includes what lies between steps
+(`howlow.records.window_times_s`; `howlow.analysis.statistics` has the formulas). An energy varies with its time and its
+power: blocks of steps give the spread of the time, blocks of power readings that of the power where there are any.
+Assumed watts are exact, so that energy's error is that of time. A test score varies with the test examples. Sizes and
+peaks of one process are exact. Of any other figure one process shows no error.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from howlow.analysis.column import Column, StepSum
 from howlow.analysis.columns import COLUMNS
 from howlow.analysis.energy import Seen, inside, looks_of, powers_of
-from howlow.analysis.statistics import Interval, Sample, Spread, interval_around, of_steps, summed
-from howlow.records import PhaseRecord, Record, Step, read_lines
+from howlow.analysis.statistics import Interval, LogVariance, Sample, interval_around, of_steps, summed
+from howlow.records import PhaseRecord, Record, Step, measured_steps, read_lines, window_times_s
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Evidence:
     bound: float | None = 0.0
 
     @property
-    def spread(self) -> Spread | None:
+    def spread(self) -> LogVariance | None:
         """The spread within the process; None where it is not known."""
         return None if self.samples is None else summed([sample.spread for sample in self.samples])
 
@@ -95,28 +94,27 @@ class _Stage:
 
     @classmethod
     def of(cls, record: Record, phase: PhaseRecord, steps: Sequence[Step], readings: Sequence[Seen]) -> "_Stage":
-        own = [step for step in steps if step.phase == phase.phase]
-        measured = [step for step in own if step.part == "measured"]
-        looks, times_s = inside(phase.phase, steps, readings), shares_of_window(own, phase.pauses or 0)
-        powers_w = powers_of(record, looks)
+        measured, looks = measured_steps(steps, phase.phase), inside(phase.phase, steps, readings)
+        times_s, powers_w = window_times_s(measured), powers_of(record, looks)
         return cls(record, phase, measured, times_s, work_of(measured), looks_of(record, looks), powers_w)
 
     def evidence(self, column: Column, row: Mapping[str, Any]) -> Evidence:
         """What the error of one of the phase's figures rests on."""
         is_assumed = self.record.energy is not None and self.record.energy.name == "assumed"
-        if column.energy_of is None or is_assumed:
-            return Evidence(self._samples(column))
-        samples, power = self._samples(column), self._power(column)
+        samples = self._samples(column)
+        if not column.energy_of or is_assumed:
+            return Evidence(samples)
+        power = self._power(column)
         with_power = samples if samples is None or power is None else (*samples, power)
         return Evidence(with_power, self._bound(column, row))
 
     def _samples(self, column: Column) -> tuple[Sample, ...] | None:
         if column.over_steps is not None:
             found = self._over_steps(*column.over_steps)
-        elif "utilization" in column.subjects:
-            found = self._over_readings([seen.utilization for seen in self.looks])
+        elif column.reading is not None:
+            found = self._over_readings([getattr(seen, column.reading) for seen in self.looks])
         else:
-            return None if column.follows_from_seed else ()
+            return () if column.is_exact or column.energy_of else None
         return None if found is None else (found,)
 
     def _over_steps(self, *names: StepSum) -> Sample | None:
@@ -128,23 +126,23 @@ class _Stage:
         return self.found[names]
 
     def _power(self, column: Column) -> Sample | None:
-        """The readings of the power of the trial's energy source; those of other energies are not kept apart."""
-        device = column.energy_of[1] if column.energy_of else None
-        return self._over_readings(self.powers_w) if device is None else None
+        """The readings of the power of the trial's energy source; a CPU beside it has none."""
+        is_own = any(device is None for _, device in column.energy_of)
+        return self._over_readings(self.powers_w) if is_own else None
 
     def _over_readings(self, values: Iterable[float | None]) -> Sample | None:
         there = [value for value in values if value is not None]
         return of_steps(there, [1.0] * len(there), (self.record.trial, self.phase.phase))
 
     def _bound(self, column: Column, row: Mapping[str, Any]) -> float | None:
-        if column.energy_of is None:
-            return 0.0
+        """How far the energy may be off; the worst of all its windows together."""
         if column.error is not None:
             error, value = row[column.error], row[column.name]
-        else:
-            window = self.phase.window(*column.energy_of)
-            error, value = (window.error_j, window.energy_j) if window is not None else (None, 0.0)
-        return None if error is None or value <= 0 else error / value
+            return None if error is None or value <= 0 else error / value
+        windows = [window for which in column.energy_of if (window := self.phase.window(*which)) is not None]
+        errors_j = [window.error_j for window in windows if window.error_j is not None]
+        value = math.fsum(window.energy_j for window in windows)
+        return math.fsum(errors_j) / value if len(errors_j) == len(column.energy_of) and value > 0 else None
 
 
 _SUMS: Mapping[StepSum, Callable[[Step, float], float]] = {
@@ -157,21 +155,6 @@ _SUMS: Mapping[StepSum, Callable[[Step, float], float]] = {
     "decode_time": lambda step, time_s: step.duration_s - (step.prefill_s or 0.0),
 }
 """What each sum over the steps adds up."""
-
-
-def shares_of_window(steps: Sequence[Step], pauses: int) -> list[float]:
-    """The time of each measured step of a phase, with what lies between it and the next one.
-
-    The steps do not say where the pauses were. They are the longest gaps: a pause writes a checkpoint.
-    """
-    followed = [(step, after) for step, after in pairwise(steps) if step.part == after.part == "measured"]
-    gaps = {step.step: max(0.0, after.start_s - step.start_s - step.duration_s) for step, after in followed}
-    paused = set(sorted(gaps, key=lambda step: gaps[step], reverse=True)[:pauses])
-    return [
-        step.duration_s + (0.0 if step.step in paused else gaps.get(step.step, 0.0))
-        for step in steps
-        if step.part == "measured"
-    ]
 
 
 def work_of(steps: Sequence[Step]) -> str:

@@ -3,7 +3,8 @@
 A row is filled up to one of a few lengths, and its targets to one number for each length. The tokens that fill a row
 are a sequence of their own without targets. So losses and gradients are those of the batch as it was laid out.
 
-The shapes come from the schedule itself (`choose`): as few lengths as keep the padding small, at most `MOST_LENGTHS`.
+The shapes come from the schedule itself (`choose_shapes`): as few lengths as keep the padding small, and at most
+`MOST_LENGTHS`.
 """
 
 from collections.abc import Sequence
@@ -70,7 +71,7 @@ def size_of(examples: Sequence[TokenizedExample], layout: Layout, sequence_lengt
     return Size(rows, tokens // rows, min(tokens, sum(count_targets(example, loss_on) for example in examples)))
 
 
-def choose(sizes: Sequence[Size], *, fills_rows: bool) -> Buckets:
+def choose_shapes(sizes: Sequence[Size], *, fills_rows: bool) -> Buckets:
     """The shapes for batches of these sizes.
 
     fills_rows: whether rows may be filled up; rows of the layout `padded` are as long as they shall be.

@@ -156,6 +156,23 @@ def _figures_of(key: str) -> frozenset[Figures]:
     return frozenset({"quality", "costs"} if effects()[key] & OF_QUALITY else {"costs"})
 
 
+def repeats_that_differ(records: Sequence[Record]) -> dict[str, list[RecordWarning]]:
+    """A warning for each trial whose scores are not those of its first repeat, although all of it is equal; by name."""
+    first: dict[str, Record] = {}
+    found: dict[str, list[RecordWarning]] = {}
+    for record in sorted(records, key=lambda record: record.repeat):
+        if record.status != "done":
+            continue
+        other = first.setdefault(repr((record.kind, record.rank, record.seed, sorted(record.axes.items()))), record)
+        for name in type(record.scores).model_fields:
+            value, usual = getattr(record.scores, name), getattr(other.scores, name)
+            if value != usual:
+                detail = f"{name} is {value!r}, in {other.trial}, with the same seed and data, it is {usual!r}"
+                found[record.trial] = [RecordWarning(kind=WarningKind.REPEATS_DIFFER, detail=detail)]
+                break
+    return found
+
+
 # -- several cards of one machine -----------------------------------------------------------------------------------
 
 
@@ -174,26 +191,6 @@ def other_cards(trials: Sequence[Identified]) -> list[tuple[str, RecordWarning]]
     ((usual, _),) = Counter(card for _, card in cards).most_common(1)
     found = ((trial, f"measured on {card}, most trials on {usual}") for trial, card in cards if card != usual)
     return [(trial, RecordWarning(kind=WarningKind.ANOTHER_CARD, detail=detail)) for trial, detail in found]
-
-
-# -- repeats of one trial --------------------------------------------------------------------------------------------
-
-
-def repeats_that_differ(records: Sequence[Record]) -> dict[str, list[RecordWarning]]:
-    """A warning for each trial whose scores are not those of its first repeat, although all of it is equal; by name."""
-    first: dict[str, Record] = {}
-    found: dict[str, list[RecordWarning]] = {}
-    for record in sorted(records, key=lambda record: record.repeat):
-        if record.status != "done":
-            continue
-        other = first.setdefault(repr((record.kind, record.rank, record.seed, sorted(record.axes.items()))), record)
-        for name in type(record.scores).model_fields:
-            value, usual = getattr(record.scores, name), getattr(other.scores, name)
-            if value != usual:
-                detail = f"{name} is {value!r}, in {other.trial}, with the same seed and data, it is {usual!r}"
-                found[record.trial] = [RecordWarning(kind=WarningKind.REPEATS_DIFFER, detail=detail)]
-                break
-    return found
 
 
 # -- refusing -------------------------------------------------------------------------------------------------------

@@ -197,9 +197,9 @@ class TrainingSettings(Section):
         False, description="recompute activations in the backward pass", json_schema_extra=affects("memory", "cost")
     )
     compile: bool | Literal["auto"] = Field(
-        "auto",
-        description="compile the decoder's layers with torch.compile; auto: on CUDA only. On CUDA steps are then "
-        "replayed as CUDA graphs, too, and both are checked against the plain step first. Compiling is burn-in",
+        False,
+        description="compile the decoder's layers with torch.compile; auto: on CUDA. There steps are then replayed as "
+        "CUDA graphs, too, and both are checked against the plain step first. Compiling is burn-in",
         json_schema_extra=affects("execution", "memory", "cost"),
     )
     checkpoint_every_s: float = Field(

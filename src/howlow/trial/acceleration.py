@@ -38,11 +38,11 @@ class Filling:
         batch = layouts.lay_out(
             examples, self.state.choice.layout, training.sequence_length, self.pad_id, training.loss_on
         )
-        bucket = self.shapes.of(size_of(self.state, examples)) if self.shapes else None
+        bucket = self.shapes.of(_size_of(self.state, examples)) if self.shapes else None
         return batch if bucket is None else buckets.fill(batch, bucket, self.pad_id).pinned()
 
 
-def size_of(state: TrialState, examples: Sequence[TokenizedExample]) -> buckets.Size:
+def _size_of(state: TrialState, examples: Sequence[TokenizedExample]) -> buckets.Size:
     """The size of the examples' batch in the trial's layout."""
     training = state.settings.training
     return buckets.size_of(examples, state.choice.layout, training.sequence_length, training.loss_on)
@@ -55,7 +55,7 @@ def filling_of(
     if not execution.fills_shapes:
         return Filling(state, pad_id)
     is_row = state.choice.layout != "padded"
-    shapes = buckets.choose([size_of(state, part) for part in micro_batches], fills_rows=is_row)
+    shapes = buckets.choose_shapes([_size_of(state, part) for part in micro_batches], fills_rows=is_row)
     state.resolve(row_lengths=tuple(shape.tokens for shape in shapes.shapes), row_padding=shapes.padding)
     return Filling(state, pad_id, shapes)
 
@@ -65,7 +65,7 @@ def representatives(filling: Filling, micro_batches: Sequence[Sequence[Tokenized
     assert filling.shapes is not None, "shapes are chosen for what is recorded"
     found: dict[Bucket, list[Sequence[TokenizedExample]]] = {}
     for part in micro_batches:
-        shape = filling.shapes.of(size_of(filling.state, part))
+        shape = filling.shapes.of(_size_of(filling.state, part))
         if shape is not None:
             found.setdefault(shape, []).append(part)
     largest_first = sorted(found, key=lambda shape: (shape.rows * shape.tokens, shape.targets), reverse=True)
