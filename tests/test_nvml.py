@@ -94,9 +94,15 @@ def test_known_joules_go_in_and_the_same_come_out(library: Path) -> None:
     [
         ("energy", {}),
         ("energy", {"HOWLOW_NVML_LATENCY_US": "3500", "HOWLOW_NVML_JITTER": "0.03", "HOWLOW_NVML_OFFSET_MS": "37"}),
-        ("energy", {"HOWLOW_NVML_LATE": "7:0.8", "HOWLOW_NVML_LATENCY_US": "2400"}),
-        ("energy", {"HOWLOW_NVML_PERIOD_MS": "20", "HOWLOW_NVML_LATENCY_US": "500"}),
-        ("energy", {"HOWLOW_NVML_WRAP_MJ": str(2**32), "HOWLOW_NVML_START_MJ": str(2**32 - 1_700_000)}),
+        pytest.param("energy", {"HOWLOW_NVML_LATE": "7:0.8", "HOWLOW_NVML_LATENCY_US": "2400"}, marks=pytest.mark.slow),
+        pytest.param(
+            "energy", {"HOWLOW_NVML_PERIOD_MS": "20", "HOWLOW_NVML_LATENCY_US": "500"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "energy",
+            {"HOWLOW_NVML_WRAP_MJ": str(2**32), "HOWLOW_NVML_START_MJ": str(2**32 - 1_700_000)},
+            marks=pytest.mark.slow,
+        ),
         ("counter_stood_still", {"HOWLOW_NVML_FROZEN": "4.3:5.2", "HOWLOW_NVML_LATENCY_US": "3500"}),
         ("energy_gap", {"HOWLOW_NVML_RESET_AT": "4.7", "HOWLOW_NVML_LATENCY_US": "3500"}),
     ],
