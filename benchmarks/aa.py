@@ -229,6 +229,8 @@ def main() -> None:
         "--out", type=Path, default=Path(tempfile.gettempdir()) / "howlow-aa", help="the sweep's folder"
     )
     asked = parser.parse_args()
+    if 0 < asked.pairs < REPEATS:
+        parser.error(f"--pairs {asked.pairs}: give 0, or at least {REPEATS}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rates = simulate(asked.simulated)
     rates += compare(measure(asked.out, 2 * asked.pairs)) if asked.pairs else []
