@@ -169,7 +169,8 @@ def test_devices_that_tick_at_different_times_are_summed(stand_in: StandIn, pace
             assert isinstance(found, BoundedEnergy), found
             assert found.error_j is not None
             assert abs(found.energy_j - true_j) <= found.error_j + 4e-3
-            assert found.error_j < (0.08 if "HOWLOW_NVML_LATE" in os.environ else 0.055) * found.energy_j
+            # They are polled one after the other here, so that a tick of the first may be a whole period old.
+            assert found.error_j < (0.08 if "HOWLOW_NVML_LATE" in os.environ else 0.07) * found.energy_j
         else:
             assert isinstance(found, Missing), found
 

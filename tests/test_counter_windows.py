@@ -49,6 +49,7 @@ class Device:
     late: dict[int, float] = field(default_factory=dict)
     reset_s: float | None = None
     has_power: bool = True
+    is_seldom: bool = False  # the counter is asked for once a second only, because that takes long
     seed: int = 0
     now_s: float = 0.0
     begun_s: float = math.inf
@@ -58,6 +59,7 @@ class Device:
     programs_cpu_s: float = 0.0
     problems: dict[str, str] = field(default_factory=dict)
     _sums: dict[float, float] = field(default_factory=dict)
+    _asked_s: float = -math.inf
 
     def __post_init__(self) -> None:
         random, self._ticks_s, t = Random(self.seed), [-1.0], -1.0 + Random(self.seed).random() * self.period_s
@@ -106,7 +108,11 @@ class Device:
         return value
 
     def look(self) -> Look:
-        return Look(power_w=self.power_w(self.now_s) if self.has_power else None, counter_j=self.counter_j())
+        is_asked = not self.is_seldom or self.now_s >= self._asked_s + 1.0
+        if is_asked:
+            self._asked_s = self.now_s
+        counter_j = self.counter_j() if is_asked else None
+        return Look(power_w=self.power_w(self.now_s) if self.has_power else None, counter_j=counter_j)
 
     def findings(self) -> list[Finding]:
         return []
@@ -231,15 +237,41 @@ def test_a_window_of_one_period_has_an_energy_and_a_shorter_one_has_none() -> No
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.floats(0.0, 4.7), st.floats(1.05, 3.0), st.floats(200, 700))
+@given(st.floats(0.0, 5.0), st.floats(0.6, 3.0), st.floats(200, 700))
 def test_a_frozen_counter_is_a_fault(after_s: float, length_s: float, watts: float) -> None:
-    """Two readings of the timeline are at most half a second apart, and one of them shows that it stands still."""
     device = Device(lambda _: watts, 6.1)
     device.frozen = START_S + 0.2 + after_s, START_S + 0.2 + after_s + length_s
     found, _ = measured(device)
     assert isinstance(found, Missing), found
     assert found.kind is WarningKind.COUNTER_STOOD_STILL
     assert "updated every" in found.detail
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.0, 4.0), st.booleans(), st.floats(200, 700))
+def test_a_frozen_counter_that_is_seldom_read_is_a_fault(after_s: float, has_power: bool, watts: float) -> None:
+    """Each reading is followed by another one, and power that was drawn all the time says the same."""
+    frozen = START_S + 0.2 + after_s, START_S + 0.2 + after_s + 1.8
+    found, _ = measured(Device(lambda _: watts, 6.1, frozen=frozen, has_power=has_power, is_seldom=True))
+    assert isinstance(found, Missing), found
+    assert found.kind is WarningKind.COUNTER_STOOD_STILL
+
+
+def test_power_that_is_drawn_all_the_time_contradicts_a_short_standstill() -> None:
+    frozen = START_S + 1.0, START_S + 1.9
+    found, _ = measured(Device(lambda _: 300.0, 2.0, frozen=frozen, is_seldom=True))
+    assert isinstance(found, Missing), found
+    assert found.kind is WarningKind.COUNTER_STOOD_STILL
+
+
+@pytest.mark.parametrize(("has_power", "largest"), [(True, 0.03), (False, 0.07)])
+def test_a_counter_that_is_seldom_read_has_the_same_error_where_power_is_read(has_power: bool, largest: float) -> None:
+    for seed in range(20):
+        device = Device(lambda _: 300.0, 2.0 + seed / 200, has_power=has_power, is_seldom=True, seed=seed)
+        found, true_j = measured(device)
+        assert isinstance(found, BoundedEnergy), found
+        assert found.error_j is not None
+        assert abs(found.energy_j - true_j) <= found.error_j < largest * found.energy_j
 
 
 def test_a_standstill_after_which_the_counter_catches_up_is_none() -> None:

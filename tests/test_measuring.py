@@ -18,6 +18,7 @@ class Runner:
     """Plays the processes: each ends in the next of the given ways, and writes a record if it returns a status."""
 
     is_stopping = False
+    has_log = True
 
     def __init__(self, *ends: Finished[Status | None]) -> None:
         self.ends, self.continued = list(ends), list[bool]()
@@ -27,7 +28,8 @@ class Runner:
 
     def run(self, job: Any, log: Path, hear: Hear | None = None) -> Finished[Any]:
         assert isinstance(job, MeasureJob)
-        log.write_text("")
+        if self.has_log:
+            log.write_text("")
         self.continued.append(job.continues)
         end = self.ends.pop(0)
         if isinstance(end, Returned) and end.value is not None:
@@ -94,6 +96,12 @@ def test_either_process_may_die_and_leaves_a_record(trial: TrialJob, tmp_path: P
     assert record == read_record(tmp_path / trial.folder)
     assert record.status == "failed"
     assert WarningKind.RESUMED not in {warning.kind for warning in record.warnings}
+
+
+def test_a_process_that_died_before_it_opened_its_log_leaves_a_record_too(trial: TrialJob, tmp_path: Path) -> None:
+    runner = Runner(Unfinished("died", exit_signal=9))
+    runner.has_log = False
+    assert measured(runner, tmp_path, trial).status == "failed"
 
 
 def test_a_second_process_that_asks_for_a_third_is_a_defect(trial: TrialJob, tmp_path: Path) -> None:

@@ -49,6 +49,11 @@ def test_layers_that_do_not_run_are_left_out(kind: str, end: str):
     assert not any(name.endswith(f".{end}") for name in found.linear_shapes)
 
 
+def test_a_config_that_cannot_be_without_a_padding_token_keeps_it():
+    assert structure("emu3").linear_shapes
+    assert zoo.config_of("emu3").get_text_config().pad_token_id == 0
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "llama4_text", "jamba", "gpt2"])
 def test_experts_that_no_token_has_chosen_are_reached(kind: str):
     assert not [name for name in structure(kind).unreached_layers if "expert" in name]

@@ -129,6 +129,44 @@ def test_an_instrument_that_never_answers_does_not_keep_the_session_from_ending(
     forever.set()
 
 
+def test_a_steps_end_does_not_wait_for_the_counter_whose_reading_comes_later(tmp_path: Path) -> None:
+    is_asked, answers = threading.Event(), threading.Event()
+
+    def read() -> float:
+        if is_asked.is_set():
+            answers.wait(5)
+        return 1000 + 100 * clock.now_s()
+
+    with session_of(tmp_path, Scripted(counter_j=read)) as session, session.phase("train") as phase:
+        with phase.step(measured=True, samples=1) as timed:
+            time.sleep(0.05)
+            is_asked.set()
+        assert timed.energy_counter_j is None
+        assert timed.counter_j() is None  # not within 50 ms
+        answers.set()
+        is_asked.clear()
+        assert timed.asked_counter is not None
+        assert timed.asked_counter.awaited_j(5.0) is not None
+        assert timed.energy_counter_j == timed.counter_j()
+        phase.end()
+
+
+def test_readings_between_edges_take_a_small_share_of_the_time(tmp_path: Path) -> None:
+    def slow() -> float:
+        time.sleep(0.005)
+        return 1000 + 100 * clock.now_s()
+
+    with session_of(tmp_path, Scripted(counter_j=slow)) as session, session.phase("train") as phase:
+        read = []
+        for _ in range(60):
+            with phase.step(measured=True, samples=1) as timed:
+                time.sleep(0.002)
+            read.append(timed.counter_j())
+        phase.end()
+    assert read[0] is not None
+    assert sum(one is not None for one in read) <= 2  # each of at least 5 ms, in about 0.2 s
+
+
 def test_missing_answers_leave_no_values_and_looks_that_tell_nothing_no_lines(tmp_path: Path) -> None:
     with reading(tmp_path, Scripted(power_w=lambda: None)) as silent:
         time.sleep(0.15)

@@ -37,6 +37,25 @@ def test_the_moments_are_the_same_in_every_trial_and_differ_between_instruments(
     assert moments(0.25, 20) != moments(0.25, 20, "cuda:1")
 
 
+def test_what_is_not_polled_power_is_read_at_equal_distances() -> None:
+    schedule, found = Schedule(0.25, "cuda:0", is_random=False), []
+    schedule.start(10.0)
+    for _ in range(5):
+        found.append(schedule.due_s)
+        schedule.taken(schedule.due_s)
+    assert found == [10.0, 10.25, 10.5, 10.75, 11.0]
+
+
+def test_a_period_begins_with_a_reading_that_is_hurried() -> None:
+    schedule = Schedule(0.25, "cuda:0", is_random=False)
+    schedule.start(10.0)
+    schedule.taken(10.0)
+    schedule.hurry(10.1)
+    assert schedule.due_s == 10.1
+    schedule.taken(10.1)
+    assert schedule.due_s == pytest.approx(10.35)
+
+
 def test_a_late_reading_does_not_hurry_the_next() -> None:
     slow = moments(0.25, 50, took_s=1.0)
     assert all(later - sooner >= 1.0 for sooner, later in pairwise(slow))

@@ -50,6 +50,19 @@ def test_a_library_that_answers_and_one_that_hangs(script: dict[str, str], detai
     assert nvml["is_available"] == (not script)
 
 
+def test_pace_and_latency_of_every_counter_are_told(tmp_path: Path) -> None:
+    script = {"HOWLOW_NVML_PERIOD_MS": "100", "HOWLOW_NVML_LATENCY_US": "3000"}
+    document = json.loads(run_with_nvml(build_nvml(tmp_path), ENV, **script))
+    assert [counter["device"] for counter in document["counters"]] == ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
+    for counter in document["counters"]:
+        assert counter["period_s"] == pytest.approx(0.1, abs=0.03)
+        assert counter["longest_s"] >= counter["period_s"]
+        assert 0.003 <= counter["latency_s"] <= counter["largest_latency_s"]
+        assert counter["lag_s"] is None  # nothing here can load such a device
+    text = run_with_nvml(build_nvml(tmp_path), [*ENV[:1], ENV[1].replace(", '--json'", "")], **script)
+    assert "lag not measured (errors assume none)" in text
+
+
 @pytest.mark.parametrize(
     ("script", "is_available", "told"),
     [

@@ -282,6 +282,11 @@ def test_a_text_is_cut_to_what_is_scored(name: str, text: str, length: int):
         assert 0 < found.bytes < len(text.encode())
 
 
+def test_a_text_that_is_cut_within_its_only_character_has_its_bytes():
+    found = tokenize_text(NORMALISING["NFKC"](), example("", "ﷺ"), 8)
+    assert (len(found.completion), found.words, found.bytes) == (7, 1, 3)
+
+
 def test_a_text_without_tokens_has_no_target_no_word_and_no_byte():
     tokenizer = kind("unigram that ends texts")
     found = tokenize_text(tokenizer, example("", DROPPED), 8)

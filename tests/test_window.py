@@ -100,16 +100,23 @@ def test_what_lies_between_steps_is_the_hosts_share_and_in_the_throughput(tmp_pa
     assert row["train_step_time_p95_s"] == pytest.approx(2.9)
 
 
-@pytest.mark.parametrize("window", [{}, {"measured_duration_s": 1.0, "measured_samples": 8}], ids=["none", "a part"])
-def test_where_the_record_lacks_the_window_time_is_that_of_the_steps(tmp_path: Path, window: dict[str, Any]) -> None:
-    """As in records of schema 1: there the window was that of the energy, and steps without energy were not in it."""
-    phase = phase_of("train", samples=8, time_s=1.0, energy_j=100.0, **window)
+def test_where_the_record_lacks_the_window_time_is_that_of_the_steps(tmp_path: Path) -> None:
+    phase = phase_of("train", samples=8, time_s=1.0, energy_j=100.0, measured_duration_s=1.0, measured_samples=8)
     write_trial(tmp_path, steps=steps_of("train", [9.0, 1.0, 3.0]), phases=(phase,), energy=COUNTER)
     row = only_row(tmp_path)
     assert row["train_samples_per_s"] == 4.0
     assert row["train_host_share"] is None
     assert row["train_power_w"] == row["train_energy_per_sample_j"] * row["train_samples_per_s"] == 100.0
     assert row["train_step_time_p50_s"] == 2.0
+
+
+def test_a_record_of_schema_1_keeps_its_throughput_and_its_energy(a_record: Record) -> None:
+    energy = EnergyWindow(part="measured", energy_j=100.0, duration_s=5.0, samples=16)
+    phase = phase_of("train", measured_duration_s=5.0, measured_samples=16, windows=(energy,))
+    old = a_record.model_copy(update={"phases": (phase,), "schema_version": 1})
+    found = phase_figures(old, "train", steps_of("train", [9.0, 1.0, 3.0]), [])
+    assert (found["samples_per_s"], found["host_share"]) == (4.0, None)
+    assert (found["energy_per_sample_j"], found["power_w"]) == (100 / 16, 20.0)
 
 
 def test_older_lines_do_not_say_where_segments_open() -> None:

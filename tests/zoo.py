@@ -28,8 +28,8 @@ from howlow.errors import UserError
 KINDS = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 VOCABULARY, RANK = 67, 2
 SIZES = {
-    ("vocab_size", "n_words"): VOCABULARY,
-    ("hidden_size", "n_embd", "d_model", "emb_dim", "dim_model", "vocab_size_per_layer_input"): 32,
+    ("vocab_size", "n_words", "vocab_size_per_layer_input"): VOCABULARY,
+    ("hidden_size", "n_embd", "d_model", "emb_dim", "dim_model"): 32,
     ("intermediate_size", "decoder_ffn_dim", "encoder_ffn_dim", "ffn_dim", "dim_ff", "dff"): 48,
     ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "encoder_layers"): 2,
     ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads", "encoder_attention_heads"): 4,
@@ -56,6 +56,15 @@ CHANGES: dict[str, dict[str, Any]] = {
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "falcon_h1": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_d_ssm": 64, "mamba_chunk_size": 8},
     "falcon": {"head_dim": None},
+    "gemma3n_text": {
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "activation_sparsity_pattern": [0.0, 0.0],
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 4,
+    },
+    "gemma4": {"text_config": {"hidden_size_per_layer_input": 8}},
+    "gemma4_text": {"hidden_size_per_layer_input": 8},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "granitemoehybrid": {
         "mamba_n_heads": 4,
@@ -84,6 +93,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 _LATENT = (
     "axk1",
     "axk2",
+    "bailing_hybrid",
     "deepseek_v2",
     "deepseek_v3",
     "deepseek_v32",
@@ -93,7 +103,8 @@ _LATENT = (
 )
 CHANGES |= {kind: {"num_key_value_heads": 4} for kind in (*_LATENT, "minicpm3", "youtu")}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
-CHANGES |= dict.fromkeys(("bailing_hybrid", "kimi_linear", "qwen3_next"), _HYBRID)
+CHANGES |= dict.fromkeys(("kimi_linear", "qwen3_next"), _HYBRID)
+CHANGES["bailing_hybrid"] |= _HYBRID
 CHANGES |= {kind: {"text_config": _HYBRID} for kind in ("qwen3_5", "qwen3_5_moe", "qwen4_exp")}
 CHANGES |= dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text"), _HYBRID)
 
@@ -225,6 +236,8 @@ IDLE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4"), ("indexer",)),
     "deepseek_v4": ("compressor", "indexer"),
     "doge": ("dt_proj",),  # bends the attention only of texts longer than its window
+    # what they give is scaled by weights that are zero in a model that was not trained
+    "gemma3n_text": ("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"),
 }
 TOO_LARGE = {
     "blt": "its config has parts of fixed size, with 4.6 billion parameters",

@@ -113,4 +113,12 @@ def ran_out_of_memory(ended: Unfinished, log: Path, killed_by_kernel: bool, is_l
         return killed_by_kernel
     if is_limited and ended.exit_signal in _CRASHES:
         return True
-    return names_lack_of_memory(log.read_text(encoding="utf-8", errors="replace")[-4000:], is_limited)
+    return names_lack_of_memory(end_of_log(log), is_limited)
+
+
+def end_of_log(log: Path) -> str:
+    """The last of what a process wrote; nothing where it was killed before it opened its log."""
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")[-4000:]
+    except FileNotFoundError:
+        return ""

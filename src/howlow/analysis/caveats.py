@@ -37,6 +37,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.RESUMED: (),
     WarningKind.RANDOM_WEIGHTS: ("quality",),
     WarningKind.LONGER_THAN_MODEL: ("quality",),
+    WarningKind.PLAINER_STEPS: (*_COSTS, "memory"),
     WarningKind.LAYOUT_FELL_BACK: (*_COSTS, "memory"),
     WarningKind.WRITTEN_ONE_BY_ONE: (*_COSTS, "memory"),
     WarningKind.LAYERS_LEFT_OUT: (),

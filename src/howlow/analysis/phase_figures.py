@@ -5,19 +5,20 @@ step's start to the last one's end, less the pauses. So power = energy/sample x 
 skipped count, because they cost time. What lies between the steps is `host_share` of the window; a step by itself has a
 median and percentiles.
 
-Records of schema 1 do not always hold the window of all measured steps. Their time is then the sum of the steps' times,
-as it was when they were written, and `host_share` is absent.
+Records of schema 1 are reported as they were: their throughput is of the sum of the steps' times, their energy of the
+window, and `host_share` is absent.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from howlow.analysis.conditions import condition_figures, further_energy_figures
 from howlow.analysis.energy import Seen, energy_figures, inside, percentile, ratio, timeline_figures
 from howlow.records import EnergyWindow, PhaseName, PhaseRecord, Record, Step, measured_steps
 
-Figures = dict[str, float | None]
+_Figures = dict[str, float | None]
 _STEP_TIMES = {"step_time_p05_s": 0.05, "step_time_p50_s": 0.5, "step_time_p95_s": 0.95}
 
 
@@ -42,10 +43,11 @@ class MeasuredWindow:
         return max(0.0, 1 - self.in_steps_s / self.duration_s)
 
 
-def window_of(phase: PhaseRecord, measured: Sequence[Step]) -> MeasuredWindow:
-    """The window of the measured steps of a phase."""
+def window_of(record: Record, phase: PhaseRecord, measured: Sequence[Step]) -> MeasuredWindow:
+    """The window of the measured steps of a phase; the steps' own time where the record does not hold it."""
     samples, in_steps_s = sum(step.samples for step in measured), math.fsum(step.duration_s for step in measured)
-    recorded_s = phase.measured_duration_s if phase.measured_samples == samples else None
+    is_whole = record.schema_version > 1 and phase.measured_samples == samples
+    recorded_s = phase.measured_duration_s if is_whole else None
     return MeasuredWindow(
         duration_s=in_steps_s if recorded_s is None else recorded_s,
         samples=samples,
@@ -55,11 +57,11 @@ def window_of(phase: PhaseRecord, measured: Sequence[Step]) -> MeasuredWindow:
     )
 
 
-def phase_figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: Sequence[Seen]) -> Figures:
+def phase_figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: Sequence[Seen]) -> _Figures:
     """The figures that every phase has, under the names of their columns without the stage."""
     phase, measured = _ended(record, name), measured_steps(steps, name)
-    window, times_s = window_of(phase, measured), sorted(step.duration_s for step in measured)
-    energies = energy_figures(record, phase, lambda energy: _samples_of(energy, window))
+    window, times_s = window_of(record, phase, measured), sorted(step.duration_s for step in measured)
+    energies = energy_figures(record, phase, partial(_samples_of, record, window))
     return {
         "samples_per_s": ratio(window.samples, window.duration_s),
         "tokens_per_s": ratio(window.tokens, window.duration_s),
@@ -77,19 +79,21 @@ def phase_figures(record: Record, name: PhaseName, steps: Sequence[Step], readin
     }
 
 
-def _samples_of(energy: EnergyWindow, window: MeasuredWindow) -> float | None:
+def _samples_of(record: Record, window: MeasuredWindow, energy: EnergyWindow) -> float | None:
     """The samples by which an energy is divided.
 
     An energy that covers a part of the window (a segment was too short for the source) is divided by the samples that
     the window had in as much time, so that energy/sample and samples/s are of the same pace.
     """
     covered_s = energy.duration_s
-    if covered_s is None or not window.duration_s or math.isclose(covered_s, window.duration_s):
+    if record.schema_version == 1 or covered_s is None or not window.duration_s:
+        return energy.samples
+    if math.isclose(covered_s, window.duration_s):
         return energy.samples
     return window.samples * covered_s / window.duration_s
 
 
-def generation_figures(record: Record, steps: Sequence[Step]) -> Figures:
+def generation_figures(record: Record, steps: Sequence[Step]) -> _Figures:
     """What was written, and the two parts of generation: prefill ends when every prompt has its first new token.
 
     The parts are parts of the steps. They have energies where those of every step were long enough for the source.

@@ -9,12 +9,14 @@ import os
 import shutil
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -35,6 +37,7 @@ REFUSALS = (
     NameError,
     RuntimeError,
     StopIteration,
+    StrictDataclassError,
     TypeError,
     ValueError,
 )
@@ -125,7 +128,8 @@ def _runnable(config: Any, trust_remote_code: bool) -> Any:
     """A model without storage, in the form in which most run."""
     form = {"dtype": torch.bfloat16, "attn_implementation": "eager"}
     model = _without_storage(copy.deepcopy(config), trust_remote_code, **form)
-    model.config.pad_token_id = None  # else some models look for padding among the tokens
+    with suppress(StrictDataclassError):  # a config that cannot be without one
+        model.config.pad_token_id = None  # else some models look for padding among the tokens
     return model
 
 

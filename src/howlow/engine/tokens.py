@@ -148,7 +148,7 @@ def tokenize_text(tokenizer: Tokenizer, example: Example, sequence_length: int) 
     """One text of language modelling: BOS, then as many of its tokens as fit."""
     text = example.completion
     ids, end = next(_parts(tokenizer, text, sequence_length - 1), ([], len(text)))
-    scored = text[:end]
+    scored = text[: max(end, 1) if ids else end]  # of a first character with more tokens than fit, some are scored
     return _text(tokenizer, example, ids, scored, len(scored.split()), cut=end < len(text))
 
 

@@ -12,6 +12,8 @@ NOMINAL_PERIOD_S = 0.1  # taken for the update period until it is known
 _FAST_READINGS, _CHANGES = 600, 6
 _SLOW_READINGS, _SLOW_CHANGES = 3000, 2  # a slow counter is watched until one whole period has been seen
 _LATENCIES = 50_000  # of them the median is taken
+_WATCHED_S = 0.3  # between two readings that are compared with power
+_STANDING = 0.8  # of the rise that is expected at least
 _REGULAR = 1.5  # the longest period over the usual one, of a counter that is updated at equal times
 
 
@@ -130,3 +132,29 @@ class UpdatePeriod:
             largest_latency_s=max(self.latencies_s, default=0.0),
             watched_s=self.watched_s,
         )
+
+
+@dataclass
+class StandstillWatch:
+    """Whether a counter that is read rarely seems to stand still, so that it should be read at once again.
+
+    It seems so where the counter rose by less than the smallest power that was read since would have made it rise.
+    """
+
+    seems_to_stand: bool = False
+    _least_w: float = math.inf
+    _since: tuple[float, float] | None = None
+
+    def power(self, power_w: float | None) -> None:
+        """Take a reading of power into account."""
+        if power_w is not None:
+            self._least_w = min(self._least_w, power_w)
+
+    def counter(self, time_s: float, counter_j: float) -> None:
+        """Take a reading of the counter into account, unless it is too close to the last one."""
+        if self._since is not None:
+            elapsed_s, rise_j = time_s - self._since[0], counter_j - self._since[1]
+            if elapsed_s < _WATCHED_S:
+                return
+            self.seems_to_stand = math.isfinite(self._least_w) and rise_j < _STANDING * self._least_w * elapsed_s
+        self._since, self._least_w = (time_s, counter_j), math.inf

@@ -15,7 +15,9 @@ from howlow.meters.power_bounds import power_energy
 from howlow.records import CounterPace, ErrorCover, WarningKind
 
 LONGEST_STANDSTILL = 1.5  # update periods for which a counter may keep its value
-_SHORTEST_STANDSTILL_S = 0.05  # less is no fault: the driver of a fast counter may be held up as long
+SHORTEST_STANDSTILL_S = 0.05  # less is no fault: the driver of a fast counter may be held up as long
+_CONTRADICTED = 1.1  # more than a power sensor and a counter may differ by
+_FEWEST_POWERS = 3
 
 _LEAST_FIRST: tuple[ErrorCover, ...] = ("edges", "all_but_lag", "everything")
 
@@ -109,7 +111,7 @@ def _instrument_energy(
     meter: EnergyMeter, trace: InstrumentReadings, start_s: float, end_s: float
 ) -> BoundedEnergy | Missing:
     if meter.kind == "counter":
-        found = _counted(trace, start_s, end_s)
+        found = _counted(meter, trace, start_s, end_s)
     else:
         found = power_energy(trace.powers, start_s, end_s, trace.period_s, trace.update_period_s)
     problem = trace.problems.get(meter.kind)
@@ -118,13 +120,13 @@ def _instrument_energy(
     return found
 
 
-def _counted(trace: InstrumentReadings, start_s: float, end_s: float) -> BoundedEnergy | Missing:
+def _counted(meter: EnergyMeter, trace: InstrumentReadings, start_s: float, end_s: float) -> BoundedEnergy | Missing:
     """The energy by the counter, unless it is at fault."""
     pace = trace.pace
     if pace is not None and pace.period_s is None:
         detail = f"the counter was not updated twice in the {pace.watched_s:.3g} s before the first trial"
         return Missing(WarningKind.COUNTER_STOOD_STILL, detail)
-    longest_s = max(_SHORTEST_STANDSTILL_S, LONGEST_STANDSTILL * trace.update_period_s)
+    longest_s = max(SHORTEST_STANDSTILL_S, LONGEST_STANDSTILL * trace.update_period_s)
     fault = standstill(trace.counters, start_s, end_s, trace.update_period_s, longest_s)
     if fault is not None:
         return fault
@@ -139,4 +141,26 @@ def _counted(trace: InstrumentReadings, start_s: float, end_s: float) -> Bounded
         shortest_s=trace.usual_period_s,
         powers=trace.powers,
     )
-    return replace(found, covers="all_but_lag") if isinstance(found, BoundedEnergy) and lag_s is None else found
+    if isinstance(found, Missing):
+        return found
+    covers: ErrorCover = "all_but_lag" if lag_s is None else "everything"
+    return _contradiction(meter, trace.powers, start_s, end_s, found) or replace(found, covers=covers)
+
+
+def _contradiction(
+    meter: EnergyMeter, powers: Sequence[Point], start_s: float, end_s: float, found: BoundedEnergy
+) -> Missing | None:
+    """Why a counter cannot be right: it rose by less than the lowest power that was read would make it rise.
+
+    A power sensor that measures for only a part of the time proves nothing: a load may have its period.
+    """
+    read = [point.power_w for point in powers if start_s <= point.time_s <= end_s and point.power_w is not None]
+    if meter.sampled_share is not None or len(read) < _FEWEST_POWERS:
+        return None
+    least_j, highest_j = min(read) * (end_s - start_s), found.energy_j + (found.error_j or 0.0)
+    if least_j <= _CONTRADICTED * highest_j:
+        return None
+    detail = (
+        f"the counter rose by {found.energy_j:.3g} J, but at least {min(read):.3g} W were drawn for {least_j:.3g} J"
+    )
+    return Missing(WarningKind.COUNTER_STOOD_STILL, detail)

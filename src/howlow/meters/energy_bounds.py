@@ -33,10 +33,10 @@ MOST_W = 5000.0  # no device draws more, whatever its counter says
 LATEST_UPDATE = 2.0  # update periods between two ticks: one may come a whole period late
 ROUNDING = 1e-9  # relative, of a window's length, which is a difference of two moments
 _NEAR_S = 1.0  # readings of power within this time of an edge say what the device draws there
-_DENSE_S = 0.55  # provided that none is farther from the next: two periods of 4 Hz, whose moments are random
+_DENSE_S = 0.4  # provided that none is farther from the next
 _HIGHER = 2.0  # what a device may draw for less than an update period, over the most that was read
 _WAITING = 1.25  # the same where it only waits for a window to begin
-_CAUGHT_UP = 0.75  # of the expected rise after a standstill, where the counter lost nothing
+_CAUGHT_UP = 0.8  # of the expected rise after a standstill, where the counter lost nothing
 _POLLED = 0.25  # of an update period: a tick that is known as precisely was polled for
 
 
@@ -250,7 +250,7 @@ def standstill(
     seen = list(_ticks(inside, update_period_s))
     for index, tick in enumerate(seen):
         stood_s = tick.last_seen_s - tick.latest_s
-        if stood_s > longest_s and not _caught_up(seen, index):
+        if stood_s > longest_s and not _caught_up(seen, index, update_period_s):
             detail = (
                 f"the counter stood still for {stood_s:.3g} s from second {tick.latest_s:.3g} of the trial on, but it "
                 f"is updated every {update_period_s:.3g} s"
@@ -259,7 +259,7 @@ def standstill(
     return None
 
 
-def _caught_up(seen: Sequence[_Tick], index: int) -> bool:
+def _caught_up(seen: Sequence[_Tick], index: int, update_period_s: float) -> bool:
     """Whether the rise after a standstill is what the rest of the window leads to expect, so that nothing was lost."""
     if index + 1 == len(seen):
         return False
@@ -267,7 +267,7 @@ def _caught_up(seen: Sequence[_Tick], index: int) -> bool:
     rise_j, length_s = behind.value_j - stood.value_j, behind.latest_s - stood.latest_s
     others_j = seen[-1].value_j - seen[0].value_j - rise_j
     others_s = seen[-1].latest_s - seen[0].latest_s - length_s
-    return others_s > 0 and rise_j >= _CAUGHT_UP * length_s * others_j / others_s
+    return others_s > 0 and rise_j >= _CAUGHT_UP * (length_s - update_period_s) * others_j / others_s
 
 
 def _counter(point: Point) -> float:

@@ -30,7 +30,14 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     origin_s = clock.now_s()
     timeline = Timeline(Path(os.devnull))
     readers = [
-        Reader(part, rate_hz, timeline, lambda: clock.now_s() - origin_s, meter.update_period_s)
+        Reader(
+            part,
+            rate_hz,
+            timeline,
+            lambda: clock.now_s() - origin_s,
+            meter.update_period_s,
+            is_polled_power=meter.kind == "power",
+        )
         for part in meter.instruments
     ]
     for reader in readers:

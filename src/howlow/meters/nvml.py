@@ -14,7 +14,8 @@ from typing import Any
 import pynvml
 import torch
 
-from howlow.meters import processor
+from howlow.meters import clock, processor
+from howlow.meters.counters import StandstillWatch
 from howlow.meters.instruments import Finding, Look, positive, thousandth
 from howlow.meters.nvml_fields import ENERGY, ERRORS, MEMORY_HEAT, POWER, THROTTLED_TIMES, Fields
 from howlow.meters.questions import Question
@@ -89,7 +90,7 @@ class NvmlDevice:
         self._card = self._whole_card()
         self._fields = Fields(self._card)
         self.reads_instant_power = positive(self._fields.values([POWER]).get(POWER)) is not None
-        self._counter = self._counter_question()
+        self._counter, self._watch = self._counter_question(), StandstillWatch()
         self._temperature = Question(self._temperature_c)
         self._sm_clock = Question(lambda: self._clock_hz(pynvml.NVML_CLOCK_SM))
         self._memory_clock = Question(lambda: self._clock_hz(pynvml.NVML_CLOCK_MEM))
@@ -151,7 +152,12 @@ class NvmlDevice:
 
     def counter_j(self) -> float | None:
         """The energy counter: joules since the driver was loaded (Volta and later); None where NVML answers 0."""
-        return self._counter.now()
+        return self._watched(self._counter.now())
+
+    def _watched(self, counter_j: float | None) -> float | None:
+        if counter_j is not None:
+            self._watch.counter(clock.now_s(), counter_j)
+        return counter_j
 
     def _counter_question(self) -> Question[float]:
         """The counter, as a field where that is faster than the function by far."""
@@ -185,9 +191,11 @@ class NvmlDevice:
         memory = _value(pynvml.nvmlDeviceGetMemoryInfo, self._handle)
         rates = _value(pynvml.nvmlDeviceGetUtilizationRates, self._handle)
         power_w, memory_c = self._power_and_memory_heat()
+        self._watch.power(power_w)
+        counter = self._counter.now if self._watch.seems_to_stand else self._counter.if_due
         return Look(
             power_w=power_w,
-            counter_j=self._counter.if_due(),
+            counter_j=self._watched(counter()),
             memory_bytes=None if memory is None else int(memory.used),
             process_memory_bytes=self._own_memory.if_due(),
             utilization=None if rates is None else rates.gpu / 100,

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from howlow.meters import clock
 from howlow.meters.counters import NOMINAL_PERIOD_S, Unwrapping, UpdatePeriod
-from howlow.meters.energy import InstrumentReadings
+from howlow.meters.energy import LONGEST_STANDSTILL, SHORTEST_STANDSTILL_S, InstrumentReadings
 from howlow.meters.energy_bounds import LATEST_UPDATE, Point
 from howlow.meters.instruments import Finding, Instrument, Look
 from howlow.meters.schedule import Schedule
@@ -35,6 +35,7 @@ _FAST_S = 0.001
 _LOOK_FOR_S = 0.02
 _FOLLOWED_S = 0.01  # a counter that is updated more often includes an edge at once
 _FOLLOWED_LATER_S = 0.002  # a window begins a moment after its tick was seen
+_SELDOM_S = 0.6  # between two readings: longer than the timeline's rate makes them
 _POLLS_IN_PERIOD, _MOST_POLLS = 100, 300
 _LATENCIES_AT_EDGE = 20  # how many readings' time an edge may take in addition to its update periods
 
@@ -51,6 +52,7 @@ class Reader:
 
     now: the trial's time. update_period_s: how often the source has something new, where that is documented. pace: what
     was measured of the counter before; without it and without documentation the reader watches the counter first.
+    is_polled_power: whether energy is integrated from its power, which is then read at random moments.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Reader:
         now: Callable[[], float],
         update_period_s: float | None = None,
         pace: CounterPace | None = None,
+        is_polled_power: bool = False,
     ) -> None:
         self.instrument = instrument
         self.pace = pace
@@ -82,7 +85,7 @@ class Reader:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._pending: _Job | None = None
         self._lock = threading.Lock()
-        self._schedule, self._follow_s = Schedule(self._period_s, instrument.device), math.inf
+        self._schedule, self._follow_s = Schedule(self._period_s, instrument.device, is_polled_power), math.inf
         self._between_s, self._between_took_s = -math.inf, 0.0
         self._thread = threading.Thread(target=self._run, name=f"howlow-{instrument.device}", daemon=True)
 
@@ -295,16 +298,17 @@ class Reader:
         self.look()
         give_up_s = self._now() + LATEST_UPDATE * self.update_period_s + self.lag_s
         pause_s = self.usual_period_s / _POLLS_IN_PERIOD
+        last = self.read_counter()
         for _ in range(_MOST_POLLS):
-            last = self._counters[-1] if self._counters else None
-            point = self.read_counter()
-            if point is None or self._now() > give_up_s:
+            if last is None or self._now() > give_up_s:
                 break
-            if last is not None and point.counter_j != last.counter_j and last.asked_s - self.lag_s >= after_s:
-                break
-            took_s = point.time_s - point.asked_s
+            took_s = last.time_s - last.asked_s
             if took_s < pause_s:
                 clock.sleep(pause_s - took_s)
+            point = self.read_counter()
+            if point is not None and point.counter_j != last.counter_j and last.asked_s - self.lag_s >= after_s:
+                break
+            last = point
         self._look_around_edge(is_end=after_s > -math.inf)
 
     def _look_around_edge(self, is_end: bool) -> None:
@@ -324,6 +328,7 @@ class Reader:
             if look is None or replace(look, age_s=0.0) == Look():
                 return
             before = self.points[-1] if self.points else None
+            self._look_again_soon(asked_s, look)
             point = self._keep(asked_s, look.counter_j, look.power_w, look.age_s)
         power_w = look.power_w
         if power_w is None and point.counter_j is not None:
@@ -331,6 +336,13 @@ class Reader:
         reading = _reading(self.instrument.device, point, look, power_w, self._timeline.phase)
         self.looks.append(reading)
         self._timeline.write(reading)
+
+    def _look_again_soon(self, asked_s: float, look: Look) -> None:
+        """Have a counter that is seldom read be read twice, so that its standing still shows."""
+        if look.counter_j is None or not self._counters or asked_s - self._counters[-1].time_s < _SELDOM_S:
+            return
+        standstill_s = max(SHORTEST_STANDSTILL_S, LONGEST_STANDSTILL * self.update_period_s)
+        self._follow_s = min(self._follow_s, clock.now_s() + standstill_s + _FOLLOWED_LATER_S)
 
     def _mean_power_w(self, before: Point | None, point: Point) -> float | None:
         """The power of a counter without one: its rise since the last reading; None over a very short time."""

@@ -77,9 +77,16 @@ class Sensors:
         periods: dict[Instrument, float | None] = dict.fromkeys(views, 0.0)
         for meter in self.meters.values():
             periods.update(dict.fromkeys(meter.instruments, meter.update_period_s))
+        polled = [part for meter in self.meters.values() if meter.kind == "power" for part in meter.instruments]
         return [
             Reader(
-                instrument, self.rate_hz, self.timeline, self.trial_time, period_s, self._paces.get(instrument.device)
+                instrument,
+                self.rate_hz,
+                self.timeline,
+                self.trial_time,
+                period_s,
+                self._paces.get(instrument.device),
+                instrument in polled,
             )
             for instrument, period_s in periods.items()
         ]

@@ -10,7 +10,7 @@ Absent is `None`, never 0, -1 or NaN.
 
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
-from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow, ErrorCover
+from howlow.records.energy import CounterPace, EnergyPart, EnergySource, EnergyWindow, ErrorCover
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -30,7 +30,6 @@ from howlow.records.schema import (
     SCHEMA_VERSION,
     DataRecord,
     DataSource,
-    EnergySource,
     Environment,
     HeapMode,
     Idle,

@@ -1,4 +1,4 @@
-"""The energy of a phase: one window for each of its parts and each source that was read.
+"""Where energy comes from, and the energy of a phase: a window for each of its parts and each source that was read.
 
 `PhaseRecord.windows` holds them. A part without energy has no window; the record's warnings say why.
 """
@@ -31,6 +31,31 @@ class CounterPace(Frozen):
         None,
         description="how far the counter was behind a load that was switched on and off; None: no load could be "
         "switched, and the errors of energies assume that it does not lag",
+    )
+
+
+class EnergySource(Frozen):
+    """Where energy and power come from, or why they are absent."""
+
+    name: str | None = Field(
+        description="nvml counter, nvml power, nvidia-smi, rapl, amd, apple, jetson, assumed; None: no source"
+    )
+    detail: str = Field(description="the device, or the reason for the absence")
+    update_period_s: float | None = Field(None, description="how often the source has a new value")
+    devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
+    power_sampled_share: float | None = Field(
+        None,
+        description="the share of the time in which the power sensor of such a device measures, where it is known to "
+        "measure for only a part (0.25: 25 of every 100 ms on A100 and H100, arXiv 2312.02741); None: not known",
+    )
+    cpu: str | None = Field(
+        None, description="where the trial has an accelerator: the source of the CPU's energy, or why there is none"
+    )
+    cpu_update_period_s: float | None = Field(None, description="how often that source has a new value")
+    counters: tuple[CounterPace, ...] = Field(
+        (),
+        description="what was measured of each counter before the first trial, the same for all trials of a sweep on "
+        "one device; empty for other sources and in older records",
     )
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from howlow.records.schema import SCHEMA_VERSION, DataRecord, EnergySource, Environment, ModelRecord, Record, Resolved
+from howlow.records.energy import EnergySource
+from howlow.records.schema import SCHEMA_VERSION, DataRecord, Environment, ModelRecord, Record, Resolved
 from howlow.records.warnings import Frozen
 from howlow.settings import Effect, Settings, TrialKind, concerns, effects, setting_keys
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from howlow.records.conditions import DeviceConditions
-from howlow.records.energy import CounterPace, EnergyPart, EnergyWindow
+from howlow.records.energy import EnergyPart, EnergySource, EnergyWindow
 from howlow.records.memory import BatchSearch, MemoryShortage
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
@@ -114,31 +114,6 @@ class PhaseRecord(Frozen):
         """The joules of a part, of the trial's source; None where it has none."""
         found = self.window(part)
         return None if found is None else found.energy_j
-
-
-class EnergySource(Frozen):
-    """Where energy and power come from, or why they are absent."""
-
-    name: str | None = Field(
-        description="nvml counter, nvml power, nvidia-smi, rapl, amd, apple, jetson, assumed; None: no source"
-    )
-    detail: str = Field(description="the device, or the reason for the absence")
-    update_period_s: float | None = Field(None, description="how often the source has a new value")
-    devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
-    power_sampled_share: float | None = Field(
-        None,
-        description="the share of the time in which the power sensor of such a device measures, where it is known to "
-        "measure for only a part (0.25: 25 of every 100 ms on A100 and H100, arXiv 2312.02741); None: not known",
-    )
-    cpu: str | None = Field(
-        None, description="where the trial has an accelerator: the source of the CPU's energy, or why there is none"
-    )
-    cpu_update_period_s: float | None = Field(None, description="how often that source has a new value")
-    counters: tuple[CounterPace, ...] = Field(
-        (),
-        description="what was measured of each counter before the first trial, the same for all trials of a sweep on "
-        "one device; empty for other sources and in older records",
-    )
 
 
 class Idle(Frozen):
@@ -288,6 +263,10 @@ class Resolved(Frozen):
     fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
     graphed: bool | None = Field(None, description="whether steps are replayed as CUDA graphs")
+    row_lengths: tuple[int, ...] | None = Field(
+        None, description="the lengths up to which fine-tuning's rows are filled; None: each as it is"
+    )
+    row_padding: float | None = Field(None, description="the share of the computed tokens that fills rows, 0..1")
     quantization: Literal["none"] | None = Field(None, description="how the frozen base is stored")
     threads: int | None = Field(None, description="torch's intra-op threads")
 

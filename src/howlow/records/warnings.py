@@ -31,6 +31,7 @@ class WarningKind(StrEnum):
     RANDOM_WEIGHTS = "random_weights"
     LONGER_THAN_MODEL = "longer_than_model"
     LAYOUT_FELL_BACK = "layout_fell_back"
+    PLAINER_STEPS = "plainer_steps"
     WRITTEN_ONE_BY_ONE = "written_one_by_one"
     LAYERS_LEFT_OUT = "layers_left_out"
     ADAPTER_IN_EXPERTS = "adapter_in_experts"
@@ -88,6 +89,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.RESUMED: "run the trial again for a measurement without interruption",
     WarningKind.RANDOM_WEIGHTS: "use the real weights to measure quality; the costs are those of the architecture",
     WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to the length that the model was made for",
+    WarningKind.PLAINER_STEPS: "the results are right, but the steps are slower; set training.compile = false to "
+    "choose it yourself",
     WarningKind.LAYOUT_FELL_BACK: "the results are the same, but padded is slower; to choose it yourself, set "
     "training.layout = padded",
     WarningKind.WRITTEN_ONE_BY_ONE: "the answers are the model's own, but the costs of generation are those of single "

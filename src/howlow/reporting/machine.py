@@ -106,7 +106,7 @@ def _pace(pace: _Pace) -> str:
         updates = f"updated every {formatting.duration(pace.period_s)} (at most {formatting.duration(pace.longest_s)})"
     taken = f"{formatting.duration(pace.latency_s)} (at most {formatting.duration(pace.largest_latency_s)})"
     under = " under load" if pace.is_loaded else ""
-    lag = "lag not measured" if pace.lag_s is None else f"lag {formatting.duration(pace.lag_s)}"
+    lag = "lag not measured (errors assume none)" if pace.lag_s is None else f"lag {formatting.duration(pace.lag_s)}"
     return f"{updates}; a reading takes {taken}{under}; {lag}"
 
 

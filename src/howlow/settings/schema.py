@@ -196,10 +196,11 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass", json_schema_extra=affects("memory", "cost")
     )
-    compile: bool = Field(
+    compile: bool | Literal["auto"] = Field(
         False,
-        description="compile the model with torch.compile; the compilation is burn-in",
-        json_schema_extra=affects("memory", "cost"),
+        description="compile the decoder's layers with torch.compile; auto: on CUDA. There steps are then replayed as "
+        "CUDA graphs, too, and both are checked against the plain step first. Compiling is burn-in",
+        json_schema_extra=affects("execution", "memory", "cost"),
     )
     checkpoint_every_s: float = Field(
         60.0, gt=0.0, description="seconds between checkpoints", json_schema_extra=affects()

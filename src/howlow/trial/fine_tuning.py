@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from howlow.engine import layouts, order
+from howlow.engine import order
 from howlow.engine.execution import Execution, Running, running
 from howlow.engine.layouts import Batch
 from howlow.engine.tokens import TokenizedExample
@@ -16,6 +16,7 @@ from howlow.meters.session import Session
 from howlow.meters.totals import PhaseTotals
 from howlow.records import Part, WarningKind
 from howlow.settings import Settings
+from howlow.trial.acceleration import Filling, new_trainer, ready
 from howlow.trial.checkpointing import Saved, save_training
 from howlow.trial.lines import StepLines
 from howlow.trial.prefetch import prefetched
@@ -35,16 +36,25 @@ def fine_tune(
 ) -> None:
     """Train on the whole schedule, or on the part of it that a checkpoint left."""
     set_to_training(state.settings, model)
+    schedule = schedule_of(state.settings, prepared.train, state.training_batch_size)
+    parts = micro_batches_of(prepared.train, schedule, state.training_batch_size)
+    execution, filling, recorded = ready(state, model, execution, pad_id, parts)
     with running(model, execution) as run:
-        _run_schedule(state, session, run, prepared, pad_id, saved)
+        _run_schedule(state, session, run, prepared, schedule, filling, recorded, saved)
 
 
 def _run_schedule(
-    state: TrialState, session: Session, run: Running, prepared: Prepared, pad_id: int, saved: Saved | None
+    state: TrialState,
+    session: Session,
+    run: Running,
+    prepared: Prepared,
+    schedule: Sequence[Sequence[int]],
+    filling: Filling,
+    recorded: Sequence[Batch],
+    saved: Saved | None,
 ) -> None:
     training, examples = state.settings.training, prepared.train
-    schedule = schedule_of(state.settings, examples, state.training_batch_size)
-    trainer = Trainer(run, optimization_of(state.settings, len(schedule)))
+    trainer = new_trainer(run, optimization_of(state.settings, len(schedule)), recorded)
     if saved is not None:
         saved.restore_training(trainer)
     first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()
@@ -53,7 +63,7 @@ def _run_schedule(
 
     def laid_out(chosen: Sequence[int]) -> list[Batch]:
         batches = split(chosen, state.training_batch_size)
-        return [training_batch(state, [examples[index] for index in batch], pad_id) for batch in batches]
+        return [filling.batch([examples[index] for index in batch]) for batch in batches]
 
     with (
         session.phase("train", totals) as meter,
@@ -120,17 +130,19 @@ def schedule_of(settings: Settings, examples: Sequence[TokenizedExample], batch_
     )
 
 
-def training_batch(state: TrialState, examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
-    """Examples as a training batch in the trial's layout."""
-    training = state.settings.training
-    return layouts.lay_out(examples, state.choice.layout, training.sequence_length, pad_id, training.loss_on)
+def micro_batches_of(
+    examples: Sequence[TokenizedExample], schedule: Sequence[Sequence[int]], batch_size: int
+) -> list[list[TokenizedExample]]:
+    """The examples of every micro-batch of a schedule."""
+    return [[examples[index] for index in part] for step in schedule for part in split(step, batch_size)]
 
 
 def set_to_training(settings: Settings, model: nn.Module) -> None:
     """Set the model to training mode, recomputing activations where the settings ask for it."""
     model.train()
     if settings.training.gradient_checkpointing:
-        options = {"use_reentrant": False}
+        # Without dropout nothing random is recomputed, and a recorded step must not read the generators.
+        options = {"use_reentrant": False, "preserve_rng_state": settings.lora.dropout > 0}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
 
 

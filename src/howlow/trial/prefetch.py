@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from howlow.trial.threads import thread_beside_steps
 
@@ -83,5 +83,5 @@ class _End:
     """Behind the last item."""
 
 
-def _raise(error: BaseException) -> ResultT:
+def _raise(error: BaseException) -> NoReturn:
     raise error

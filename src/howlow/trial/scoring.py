@@ -195,7 +195,7 @@ class Scorer:
             **_loss(total, targets),
             perplexity=by_token,
             word_perplexity=by_word,
-            bits_per_byte=_finite(total / math.log(2) / size),
+            bits_per_byte=_finite(total / math.log(2) / size) if size else None,
             words=words,
             bytes=size,
         )

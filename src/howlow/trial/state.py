@@ -144,6 +144,10 @@ class TrialState:
         if warning not in self.found.warnings:
             self.found.warnings.append(warning)
 
+    def resolve(self, **facts: Any) -> None:
+        """Note what was decided."""
+        self.found.resolved = self.found.resolved.model_copy(update=facts)
+
     def stop_if_asked(self) -> None:
         """End here when the worker asks for it.
 

@@ -11,12 +11,10 @@ from pathlib import Path
 
 from howlow.errors import UserError
 from howlow.jobs import TrialJob
-from howlow.outcomes import Unfinished, limits_process, ran_out_of_memory, requested_bytes
+from howlow.outcomes import Unfinished, end_of_log, limits_process, ran_out_of_memory, requested_bytes
 from howlow.records import BatchSearch, MemoryShortage, Reading, Record, Status, read_timeline
 from howlow.records.resolved import resolved_before
 from howlow.records.run_directory import phases_before_death
-
-_END_OF_LOG = 4000
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def _left(trial: TrialJob, folder: Path, device: str) -> MemoryShortage:
         source="timeline",
         phase=readings[-1].phase if readings else None,
         peak_memory_bytes=max(in_use, default=None),
-        requested_bytes=requested_bytes(_end_of(folder / "log.txt")),
+        requested_bytes=requested_bytes(end_of_log(folder / "log.txt")),
         limit_bytes=trial.settings.run.memory_limit_bytes or whole,
     )
 
@@ -62,10 +60,6 @@ def _last_readings(folder: Path) -> list[Reading]:
     except UserError:  # a damaged line
         return []
     return [*takewhile(lambda reading: reading.phase == readings[-1].phase, reversed(readings))][::-1]
-
-
-def _end_of(log: Path) -> str:
-    return log.read_text(encoding="utf-8", errors="replace")[-_END_OF_LOG:]
 
 
 def too_large(search: BatchSearch, error: str) -> Diagnosis:
