@@ -98,7 +98,7 @@ def measure(out: Path, trials: int) -> list[Trial]:
         "random_weights": True,
         "baselines": [],
         "task": {"name": "language_modeling", "train": str(data), "test": str(data), "overlap": "keep"},
-        "training": {"sequence_length": 64, "batch_size": 4, "layout": "padded"},
+        "training": {"sequence_length": 64, "batch_size": 4, "layout": "padded", "compile": False},
         "meters": {"energy": "assumed", "assumed_power_w": 30.0},
         "grid": {"lora.rank": [4]},
         "run": {"repeats": trials},
@@ -223,12 +223,14 @@ def compare(trials: Sequence[Trial]) -> list[Rate]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=60, help="measured pairs; 0: simulate only")
+    parser.add_argument("--pairs", type=int, default=45, help="measured pairs; 0: simulate only")
     parser.add_argument("--simulated", type=int, default=2000, help="simulated pairs of each kind")
     parser.add_argument(
         "--out", type=Path, default=Path(tempfile.gettempdir()) / "howlow-aa", help="the sweep's folder"
     )
     asked = parser.parse_args()
+    if 0 < asked.pairs < REPEATS:
+        parser.error(f"--pairs {asked.pairs}: give 0, or at least {REPEATS}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     rates = simulate(asked.simulated)
     rates += compare(measure(asked.out, 2 * asked.pairs)) if asked.pairs else []
