@@ -63,11 +63,6 @@ def answers(output: str) -> dict[str, Any]:
     return found | {"phase": PhaseRecord(**found["phase"])}
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_nvml(tmp_path_factory.mktemp("nvml"))
-
-
 @pytest.fixture
 def ask(library: Path, tmp_path: Path) -> Ask:
     def run(*arguments: str, uuid: str = "GPU-11111111-aaaa", **environment: str) -> dict[str, Any]:
