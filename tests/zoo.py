@@ -53,6 +53,11 @@ TINY: dict[str, int] = {name: value for names, value in SIZES.items() for name i
 
 CHANGES: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1]},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            kind: {"rope_type": "default", "rope_theta": 1e4} for kind in ("full_attention", "sliding_attention")
+        }
+    },
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "falcon_h1": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_d_ssm": 64, "mamba_chunk_size": 8},
     "falcon": {"head_dim": None},
@@ -74,6 +79,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 24,
     },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 0},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
+    "longcat_flash": {"zero_expert_num": 2},
     "minimax": {"block_size": 8},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
@@ -85,8 +92,15 @@ CHANGES: dict[str, dict[str, Any]] = {
         "num_encoder_attention_heads": 4,
         "num_decoder_attention_heads": 4,
     },
-    "reformer": {"is_decoder": True},
-    "zamba": {"layers_block_type": ["mamba", "hybrid"], "attention_head_dim": None},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16]},
+    "xlnet": {"max_position_embeddings": None},
+    "xlstm": {"v_head_dim": None},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {
+        "num_hidden_layers": 3,
+        "layers_block_type": ["mamba", "hybrid", "hybrid"],
+        "attention_head_dim": None,
+    },
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "attention_head_dim": None, "num_key_value_heads": 4},
     "zaya": {"num_experts_per_tok": 1},
 }
@@ -94,6 +108,7 @@ _LATENT = (
     "axk1",
     "axk2",
     "bailing_hybrid",
+    "kimi_linear",
     "deepseek_v2",
     "deepseek_v3",
     "deepseek_v32",
@@ -101,10 +116,9 @@ _LATENT = (
     "glm_moe_dsa",
     "longcat_flash",
 )
-CHANGES |= {kind: {"num_key_value_heads": 4} for kind in (*_LATENT, "minicpm3", "youtu")}
+CHANGES |= {kind: CHANGES.get(kind, {}) | {"num_key_value_heads": 4} for kind in (*_LATENT, "minicpm3", "youtu")}
 _HYBRID = {"layer_types": ["linear_attention", "full_attention"]}
-CHANGES |= dict.fromkeys(("kimi_linear", "qwen3_next"), _HYBRID)
-CHANGES["bailing_hybrid"] |= _HYBRID
+CHANGES |= {kind: CHANGES.get(kind, {}) | _HYBRID for kind in ("bailing_hybrid", "kimi_linear", "qwen3_next")}
 CHANGES |= {kind: {"text_config": _HYBRID} for kind in ("qwen3_5", "qwen3_5_moe", "qwen4_exp")}
 CHANGES |= dict.fromkeys(("qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp_text"), _HYBRID)
 
@@ -235,9 +249,12 @@ SLOW += ("phi3", "qwen2", "smollm3")
 IDLE: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4"), ("indexer",)),
     "deepseek_v4": ("compressor", "indexer"),
-    "doge": ("dt_proj",),  # bends the attention only of texts longer than its window
     # what they give is scaled by weights that are zero in a model that was not trained
     "gemma3n_text": ("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"),
+    "zaya": ("qkv_proj.q_proj", "qkv_proj.k_proj"),
+    # its weight is read without calling the layer, which shows only where a model runs without weights
+    "longcat_flash": ("router.classifier",),
+    "doge": ("dt_proj",),  # bends the attention only of texts longer than its window
 }
 TOO_LARGE = {
     "blt": "its config has parts of fixed size, with 4.6 billion parameters",

@@ -69,7 +69,7 @@ def truth_about(model: Any, examples: Sequence[TokenizedExample], execution: Exe
         truth = truth_of(model, probes, execution)
     except _FAILURES as error:
         _pass_on_lack_of_memory(error)
-        raise UnfitError(f"its own code fails on a text: {told(error)}") from error
+        raise UnfitError(f"its own code fails on a text: {_told(error)}") from error
     if not all(bool(losses.isfinite().all()) for losses in truth.losses.values()):
         raise UnfitError(f"its loss on a text is not finite in {execution.precision}")
     return truth
@@ -87,7 +87,7 @@ def problem_with(model: Any, layout: Layout, truth: Truth, *, execution: Executi
             return _loss_problem(run, truth, layout, pad_id)
     except _FAILURES as error:
         _pass_on_lack_of_memory(error)
-        return told(error)
+        return _told(error)
 
 
 def writing_problem(
@@ -106,7 +106,7 @@ def writing_problem(
         differ = as_alone and not all(_wrote_as_alone(model, *one, execution) for one in recorded)
     except _FAILURES as error:
         _pass_on_lack_of_memory(error)
-        return told(error)
+        return _told(error)
     return f"answers written {_in_words(way)} differ from those of the model alone" if differ else None
 
 
@@ -114,6 +114,10 @@ def _pass_on_lack_of_memory(error: BaseException) -> None:
     """A failed allocation says nothing about the model."""
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
         raise error
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else told(error)
 
 
 @torch.no_grad()
@@ -128,7 +132,7 @@ def draws_at_random(model: nn.Module) -> bool:
     try:
         first, *others = (model.train()(input_ids=ids).logits for _ in range(_FORWARD_PASSES))
     except _FAILURES as error:
-        raise UnfitError(f"its own code fails in training mode: {told(error)}") from error
+        raise UnfitError(f"its own code fails in training mode: {_told(error)}") from error
     finally:
         model.train(was_training)
     return not all(torch.equal(first, other) for other in others)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from howlow.engine.layouts import Batch, Chunk
 from howlow.engine.model import base_of, decoder_of
+from howlow.errors import UserError
 
 Head = Literal["targets", "all"]
 
@@ -156,7 +157,9 @@ class _Handed:
         self.last_hidden_state = hidden
 
     def __getitem__(self, index: int) -> Tensor:
-        assert index == 0, "hidden states come first"
+        if index != 0:
+            problem = "the head reads more of the decoder's output than the hidden states"
+            raise UserError(f'training.head = "targets": {problem}; set it to "all"')
         return self.last_hidden_state
 
     def __getattr__(self, name: str) -> None:

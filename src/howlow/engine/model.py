@@ -326,7 +326,7 @@ def decoder_of(model: Any) -> Any:
     """
     base = base_of(model)
     decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
-    if decoder is None or decoder is base:
+    if decoder is None or decoder is base or decoder is base.get_output_embeddings():  # which some call a decoder
         raise UserError(f"{type(base).__name__} does not name its decoder")
     return decoder
 
