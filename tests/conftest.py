@@ -12,11 +12,21 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("HOWLOW_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
+_BEFORE_ALL = dict(os.environ)
+_SET_BY_A_HEAP = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"} - _BEFORE_ALL.keys()
+"""Fixtures of a whole session run before the environment of their first test is kept."""
+
+
 @pytest.fixture(autouse=True)
 def _environment_as_it_was() -> Iterator[None]:
     """A trial's heap sets variables for good; run within this process, it would set them for all tests after it."""
-    before = dict(os.environ)
+    before = _BEFORE_ALL if any(name in os.environ for name in _SET_BY_A_HEAP) else dict(os.environ)
+    _restore(before)
     yield
+    _restore(before)
+
+
+def _restore(before: dict[str, str]) -> None:
     for name in os.environ.keys() - before.keys() - {"PYTEST_CURRENT_TEST"}:
         del os.environ[name]
     os.environ.update({name: value for name, value in before.items() if name != "PYTEST_CURRENT_TEST"})

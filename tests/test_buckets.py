@@ -70,10 +70,12 @@ def computed(model: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Te
         losses, total = target_losses(model, batch, "targets", 1 / max(1, batch.target_tokens))
         if total.requires_grad:
             total.backward()
-    return losses.sum(), {
+    gradients = {
         name: torch.zeros_like(one) if one.grad is None else one.grad.clone()
         for name, one in models.trainable(model).items()
     }
+    model.zero_grad()  # the model is shared with the tests of layouts
+    return losses.sum(), gradients
 
 
 @pytest.mark.parametrize("name", ["llama", "sliding mistral", "gemma2", "neox"])

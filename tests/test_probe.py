@@ -341,7 +341,7 @@ def test_where_nothing_fits_the_trial_is_out_of_memory_and_the_others_go_on(
 
 
 @pytest.mark.parametrize("asked", ["max", 1])
-@pytest.mark.parametrize("less_bytes", [10**12, 300e6, 150e6])
+@pytest.mark.parametrize("less_bytes", [10**12, 300e6, 220e6])
 def test_a_limit_below_what_a_process_itself_takes_is_out_of_memory_however_it_ends(
     less_bytes: float, asked: Any, limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -90,9 +90,16 @@ class Here:
 def replayed(monkeypatch: pytest.MonkeyPatch) -> Clock:
     moved = Clock()
     trial_started = {"s": 0.0}
+    resume = setup.resume
+
+    def resumed(state: Any) -> Any:
+        """A trial's second process goes on in the same recording."""
+        saved = resume(state)
+        if saved is None:
+            trial_started["s"] = moved.now_s
+        return saved
 
     def open_meters(asked: Any) -> Meters:
-        trial_started["s"] = moved.now_s
         instrument = Replay(lambda: moved.now_s - trial_started["s"])
         meter = EnergyMeter("nvml counter", "replayed", "counter", (instrument,), 0.05)
         package = Scripted(lambda: CPU_W * moved.now_s, device="package-0", may_hang=False)
@@ -105,6 +112,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(clock, "now_s", lambda: moved.now_s)
     monkeypatch.setattr(entries, "open_meters", open_meters)
     monkeypatch.setattr(setup, "open_meters", open_meters)
+    monkeypatch.setattr(setup, "resume", resumed)
     monkeypatch.setattr(entries, "measure_idle", measure_idle)
     monkeypatch.setattr(entries, "counter_paces", lambda *_: ())  # nothing moves the clock while a counter is watched
     monkeypatch.setattr(setup, "keep_heap", lambda: Heap("default", 1024))

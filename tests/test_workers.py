@@ -211,7 +211,7 @@ def test_a_second_signal_kills_the_children_of_all_workers(table: dict[str, Any]
 def test_a_folder_without_a_sweep_and_an_unknown_trial_are_refused(alone: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no prepared sweep is there; start one with howlow sweep"):
         work(tmp_path)
-    with pytest.raises(UserError, match=r"--trial r0099-s0: .* has no trial of this name; it has base-s0, "):
+    with pytest.raises(UserError, match=r"--trial r0099-s0: .* has no trial of this name; it has .*base-s0"):
         work(alone, trial="r0099-s0")
     (tmp_path / ".howlow").mkdir()
     (tmp_path / ".howlow" / "board.json").write_text(Board(code=code_sha256(), trials=()).model_dump_json())
