@@ -6,9 +6,12 @@ Each check is a process of its own with a time limit, so one that fails or hangs
 In this order:
 
     machine   `howlow env`
+    engine    steps of LLaMA-3.2-1B's and 3.1-8B's architecture in `shared`, 40 and 160 questions: plain, with compiled
+              layers, and as CUDA graphs; what compiling and recording take once
     tests     pytest -m gpu: losses and gradients of the layouts with FlexAttention's kernels, the allocator's cap, the
               device found by its UUID, the energy counter against the integrated power (within 3 %)
-    meters    meter_overhead.py: the meters' share of time (target under 0.5 %)
+    meters    meter_overhead.py at 4 and 20 Hz: what questions to NVML take, and the meters' share of the steps' time
+              (at 4 Hz at most 0.5 %) and of a core (at most 1 %)
     layouts   fine-tuning LLaMA-3.2-1B's architecture (random weights, bf16, r = 8): PEFT with transformers' Trainer
               padded to 512 against `padded`, `packed` and `shared`: samples/s, and the share of the bf16 peak
     systems   the paper's systems study on LLaMA-3.1-8B's architecture (random weights): ranks 1 and 512 padded to 512,
@@ -21,6 +24,7 @@ one JSON document. What a check could not do is an error in it, never a number, 
 """
 
 import argparse
+import gc
 import json
 import os
 import subprocess
@@ -35,9 +39,11 @@ from peers import BATCH_SIZE, LENGTH, STEP_SIZE, Reply
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LIMITS_S = {"machine": 30, "tests": 140, "meters": 60, "layouts": 90, "systems": 130, "batch": 85}
+LIMITS_S = {"machine": 30, "engine": 240, "tests": 140, "meters": 60, "layouts": 90, "systems": 130, "batch": 85}
+TOKENIZER = "HOWLOW_BENCHMARK_TOKENIZER"
 SMALL, LARGE = "llama-3.2-1b", "llama-3.1-8b"
 LAYOUTS = ("padded", "packed", "shared")
+STEP_SHARE, CORE_SHARE = 0.005, 0.01  # what the meters may take at 4 Hz
 
 
 # -- the parent -------------------------------------------------------------------------------------------------------
@@ -47,6 +53,7 @@ def run_check(name: str, work: Path, is_dry: bool) -> Reply:
     """Run one check in its own process; return its answer, or what went wrong."""
     answer = work / f"{name}.json"
     command = [sys.executable, __file__, "--check", name, "--work", str(work), *(["--dry-run"] if is_dry else [])]
+    command += ["--tokenizer", os.environ[TOKENIZER]] if TOKENIZER in os.environ else []
     limit_s = 600 if is_dry else LIMITS_S[name]
     started_s = time.monotonic()
     with (work / f"{name}.log").open("w") as log:
@@ -122,7 +129,7 @@ def sweep(work: Path, name: str, model: str, *options: str) -> Any:
     train, test, _ = questions(work)
     command = [sys.executable, "-m", "howlow", "sweep", "--model", model, "--task", "question_answering"]
     command += ["--train", train, "--test", test, "--baselines", "none", "--set", "random_weights=true"]
-    command += ["--out", str(work / name), *options]
+    command += [*settings_of(**tokenizer()), "--out", str(work / name), *options]
     subprocess.run(command, check=True, stdout=sys.stderr)
     return howlow.load(work / name).records
 
@@ -132,6 +139,11 @@ def settings_of(**values: Any) -> list[str]:
     return [
         part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={json.dumps(value)}")
     ]
+
+
+def tokenizer() -> Reply:
+    """The setting that names the tokenizer, where the packaged model is not installed."""
+    return {"tokenizer": os.environ[TOKENIZER]} if TOKENIZER in os.environ else {}
 
 
 def synchronize() -> None:
@@ -188,10 +200,15 @@ def tests(*_: Any) -> Reply:
 
 
 def meters(_: Path, is_dry: bool, __: Any) -> Reply:
-    steps = "100" if is_dry else "300"
+    steps, seconds = ("80", "2") if is_dry else ("200", "8")
     command = [sys.executable, str(HERE / "meter_overhead.py"), "--steps", steps, "--step_s", "0.05"]
+    command += ["--rates", "4", "20", "--seconds", seconds]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: Reply = json.loads(done.stdout.strip().splitlines()[-1])
+    at_4_hz = found["sessions"][0]
+    is_cheap = at_4_hz["step_share"] <= STEP_SHARE and at_4_hz["core_share"] <= CORE_SHARE
+    if found["device"] != "cpu" and not is_cheap:
+        found["error"] = f"the meters cost too much at 4 Hz: {at_4_hz}"
     return found
 
 
@@ -212,7 +229,7 @@ def layouts(work: Path, is_dry: bool, keep: Any) -> Reply:
     steps = 1 if is_dry else 3
     task = {"name": "question_answering", "train": train, "test": test}
     task |= {"train_examples": STEP_SIZE * steps, "test_examples": 8}
-    asked = load_settings(None, [{"model": name, "random_weights": True, "task": task}])
+    asked = load_settings(None, [{"model": name, "random_weights": True, "task": task, **tokenizer()}])
     reference = locate(name, True)
     config = models.load_config(reference, None, False)
     examples = preparation.tokenized(asked, reference, config).train
@@ -270,6 +287,116 @@ def timed_steps(model: Any, steps: Any, device: Any, peak: float) -> Reply:
         "tflops_in_products": round(rate, 4),
         "share_of_peak": round(rate / peak, 4),
         "first_loss": losses[0],
+    }
+
+
+def engine(work: Path, is_dry: bool, keep: Any) -> Reply:
+    """Time optimizer steps in `shared`: plain, with compiled layers, and as CUDA graphs, for two sizes of a step."""
+    found: Reply = {"data": questions(work)[2], "bf16_peak_tflops": peak_tflops(256 if is_dry else 8192)}
+    for name in (SMALL, LARGE):
+        found[name] = {}
+        for size in (8, 16) if is_dry else (STEP_SIZE, 4 * STEP_SIZE):
+            found[name][str(size)] = {}
+        study(work, model_name(name, work, is_dry), found[name], found["bf16_peak_tflops"], lambda: keep(found))
+    return found
+
+
+def study(work: Path, name: str, found: Reply, peak: float, keep: Any) -> None:
+    """Fill in the forms of a step of each size; the model stays on the device."""
+    import torch
+
+    from howlow import load_settings
+    from howlow.engine import buckets, order
+    from howlow.engine import layouts as laying
+    from howlow.engine import model as models
+    from howlow.engine.references import locate
+    from howlow.trial import preparation
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train, test, _ = questions(work)
+    sizes = [int(size) for size in found]  # as given; more keys are filled in below
+    task = {"name": "question_answering", "train": train, "test": test}
+    task |= {"train_examples": max(sizes) * 4, "test_examples": 8}
+    asked = load_settings(None, [{"model": name, "random_weights": True, "task": task, **tokenizer()}])
+    config = models.load_config(locate(name, True), None, False)
+    examples = preparation.tokenized(asked, locate(name, True), config).train
+    options: Reply = {"random_weights": True, "dtype": torch.bfloat16, "device": device}
+    base = models.load_model(locate(name, True), config, revision=None, trust_remote_code=False, **options)
+    model = peers.adapted(base.requires_grad_(False)).to(device).train()
+    initial = {name: value.detach().clone() for name, value in models.trainable(model).items()}
+    for size in sizes:
+        plan = order.steps([example.group for example in examples], "groups", 0, 1, size)[:4]
+        parts = [[examples[row] for row in step] for step in plan]
+        shapes = buckets.choose_shapes(
+            [buckets.size_of(part, "shared", LENGTH, "completion") for part in parts], fills_rows=True
+        )
+        plain = [laying.lay_out(part, "shared", LENGTH, 0, "completion") for part in parts]
+        filled = []
+        for part, batch in zip(parts, plain, strict=True):
+            bucket = shapes.of(buckets.size_of(part, "shared", LENGTH, "completion"))
+            assert bucket is not None, "the shapes were chosen for these batches"
+            filled.append(buckets.fill(batch, bucket, 0).pinned())
+        for form in ("plain", "compiled", "graphed"):
+            for parameter, value in initial.items():
+                model.get_parameter(parameter).data.copy_(value)
+            try:
+                timed = timed_form(model, form, plain if form == "plain" else filled, device)
+            except Exception as error:
+                timed = {"error": f"{type(error).__name__}: {error}"[:2000]}
+            else:
+                rate = peers.linear_flops(model, plain)[1] / timed["pass_s"] / 1e12
+                timed["share_of_peak"] = round(rate / peak, 4)
+            found[str(size)][form] = timed
+            print(name, size, form, timed, flush=True)
+            keep()
+        if size == min(sizes):
+            found["trainer padded"] = timed_trainer(model, examples[: 2 * STEP_SIZE], work)
+            keep()
+
+
+def timed_form(model: Any, form: str, batches: Any, device: Any) -> Reply:
+    """Samples a second of one form of the step; what is done once is timed apart."""
+    import torch
+
+    from howlow.engine.cuda.graphs import CudaGraphs
+    from howlow.engine.execution import decide, running
+    from howlow.engine.training import Optimization, Trainer
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    attention: Any = "flex" if device.type == "cuda" else "sdpa"
+    forms = {"compiles": form != "plain" and device.type == "cuda", "graphs": form == "graphed"}
+    execution = decide(device=device, precision="bf16", attention=attention, **forms)
+    started_s = time.perf_counter()
+    with running(model, execution) as run:
+        trainer = Trainer(run, Optimization(learning_rate=1e-5))
+        if execution.graphed:
+            by_shape = {batch.input_ids.shape: batch for batch in batches}
+            largest_first = sorted(by_shape.values(), key=lambda batch: -batch.computed_tokens)
+            trainer.record(CudaGraphs(device), largest_first)
+        losses = [trainer.outcome(trainer.step([batch])).loss for batch in batches]
+        once_s = time.perf_counter() - started_s
+        passes = []
+        for _ in range(5):
+            times = []
+            for batch in batches:
+                synchronize()
+                started_s = time.perf_counter()
+                trainer.outcome(trainer.step([batch]))
+                synchronize()
+                times.append(time.perf_counter() - started_s)
+            passes.append(sum(times))
+    passes.sort()
+    return {
+        "samples_per_s": round(sum(batch.samples for batch in batches) / passes[2], 1),
+        "pass_s": round(passes[2], 5),
+        "passes_s": [round(passes[0], 5), round(passes[-1], 5)],
+        "computed_tokens": sum(batch.computed_tokens for batch in batches),
+        "once_s": round(once_s, 2),
+        "losses": losses,
+        "peak_reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2) if device.type == "cuda" else None,
     }
 
 
@@ -354,7 +481,15 @@ def systems(work: Path, is_dry: bool, keep: Any) -> Reply:
     return found
 
 
-CHECKS = {"machine": machine, "tests": tests, "meters": meters, "layouts": layouts, "systems": systems, "batch": batch}
+CHECKS = {
+    "machine": machine,
+    "engine": engine,
+    "tests": tests,
+    "meters": meters,
+    "layouts": layouts,
+    "systems": systems,
+    "batch": batch,
+}
 
 
 def main() -> None:
@@ -362,8 +497,11 @@ def main() -> None:
     parser.add_argument("--only", choices=list(CHECKS), nargs="+", default=list(CHECKS))
     parser.add_argument("--dry-run", action="store_true", help="tiny models, few steps, any device")
     parser.add_argument("--work", type=Path, help="keep logs and run directories here")
+    parser.add_argument("--tokenizer", type=Path, help="a folder, where the packaged model is not installed")
     parser.add_argument("--check", choices=list(CHECKS), help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.tokenizer:
+        os.environ[TOKENIZER] = str(asked.tokenizer.resolve())
     if asked.check:
         answer = asked.work / f"{asked.check}.json"
 

@@ -1,13 +1,18 @@
-"""Measure what the meters cost: their share of the CPU's time and of the steps' time, and how much a step slows down.
+"""Measure what the meters cost: their share of a core and of the steps' time, and how much a step slows down.
 
-    python benchmarks/meter_overhead.py [--steps 800] [--step_s 0.1]
+    python benchmarks/meter_overhead.py [--steps 800] [--step_s 0.1] [--rates 4 20] [--seconds 10]
 
 Short blocks of the same work (matrix products of about a tenth of a second) run alternately with and without a meter
 session. Each pair of blocks is compared by itself, and every second pair begins with the session, so that drift favours
 neither. The session reads a counter at each step's end and records the timeline. The counter is RAPL's or NVML's where
 the machine has one, else a file that is read as RAPL's is. `slower` is by how much the median step takes longer with a
 session (the median over the pairs); `noise` is the standard error of that median.
-Claim: under 0.5 % at 4 readings a second. The last line is one JSON document.
+
+Then one session of some seconds for each rate, as in a trial: `core_share` is the meters' CPU time over the session's
+time, `step_share` the time that steps wait for readings over the steps' time. `calls_s` is how long single questions
+take while the device works. `conditions` are those of the session's window.
+Claims at 4 readings a second: at most 0.5 % of the steps' time, and on a GPU at most 1 % of a core. The last line is
+one JSON document.
 """
 
 import argparse
@@ -23,6 +28,8 @@ import torch
 
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.machine import choose_device
+from howlow.meters.nvml import NvmlDevice
+from howlow.meters.nvml_fields import ENERGY, THROTTLED_TIMES
 from howlow.meters.rapl import RaplZone
 from howlow.meters.session import Session
 from howlow.meters.sources import Asked, open_energy
@@ -112,18 +119,72 @@ def compared(rate_hz: float, device: torch.device, steps: int, step_s: float) ->
     }
 
 
+def long_session(rate_hz: float, device: torch.device, seconds: float, step_s: float) -> dict[str, object]:
+    """Run one session, as a trial does; return the meters' shares, how long calls take, and the conditions."""
+    work = work_of(device, step_s)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        meter = meter_of(folder, device)
+        with Session(folder, device, meter, rate_hz, 0.0) as session, session.phase("train") as phase:
+            until = time.perf_counter() + seconds
+            while time.perf_counter() < until:
+                with phase.step(measured=True, samples=1):
+                    work()
+            found = phase.end()
+            record = session.report(None)
+        calls = {name: call_s(ask, work) for name, ask in questions(meter).items()}
+    return {
+        "rate_hz": rate_hz,
+        "seconds": seconds,
+        "core_share": record.core_share,
+        "step_share": record.step_share,
+        "readings": record.readings,
+        "late": record.late,
+        "calls_s": calls,
+        "conditions": [one.model_dump(exclude_none=True) for one in found.conditions],
+    }
+
+
+def questions(meter: EnergyMeter) -> dict[str, Callable[[], object]]:
+    """List the questions whose time matters: those of the sampler, and on NVML the counter in both its forms."""
+    part = meter.instruments[0]
+    asked: dict[str, Callable[[], object]] = {"look": part.look, "counter": part.counter_j}
+    if isinstance(part, NvmlDevice):
+        asked["counter as a field"] = lambda: part._fields.values([ENERGY])
+        asked["throttling times"] = lambda: part._fields.values(THROTTLED_TIMES.values())
+        asked["findings"] = part.findings
+    return asked
+
+
+def call_s(ask: Callable[[], object], work: Callable[[], None]) -> float:
+    """Measure the median time of a call, between steps of work."""
+    taken = []
+    for _ in range(20):
+        work()
+        started = time.perf_counter()
+        ask()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--step_s", type=float, default=0.1)
+    parser.add_argument("--rates", type=float, nargs="+", default=[4.0, 20.0], help="readings a second")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each long session")
     asked = parser.parse_args()
     device = choose_device("auto")
-    found = [compared(rate_hz, device, asked.steps, asked.step_s) for rate_hz in (4.0, 50.0)]
+    found = [compared(rate_hz, device, asked.steps, asked.step_s) for rate_hz in asked.rates]
+    sessions = [long_session(rate_hz, device, asked.seconds, asked.step_s) for rate_hz in asked.rates]
     print(f"{device}, steps of {asked.step_s:g} s")
     for result in found:
         shown = ", ".join(f"{name} {value:.3%}" for name, value in result.items() if name not in ("rate_hz", "step_s"))
         print(f"{result['rate_hz']:4.0f} Hz: {shown}")
-    print(json.dumps({"device": str(device), "rates": found}))
+    for session in sessions:
+        print(f"{session['rate_hz']:4.0f} Hz, one session: {session['core_share']:.3%} of a core, ", end="")
+        print(f"{session['step_share']:.3%} of the steps' time")
+    print(json.dumps({"device": str(device), "rates": found, "sessions": sessions}))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+BURN_IN = 2
+"""Steps that are not measured."""
+
 
 def paragraphs(path):
     for article in json.loads(Path(path).read_text(encoding="utf-8"))["data"]:
@@ -92,19 +95,23 @@ def main():
     # Examples that are too long are dropped after the limit, as howlow does.
     fitting = [index for index, (prompt, completion) in enumerate(tokens) if len(prompt + completion) <= asked.length]
     examples, tokens = [examples[i] for i in fitting], [tokens[i] for i in fitting]
-    losses, seconds, samples = [], 0.0, 0
-    for step, chosen in enumerate(schedule(examples, asked.seed, asked.batch_size)[: asked.steps]):
-        ids, labels = batch([tokens[index] for index in chosen], asked.length, tokenizer.eos_token_id)
-        start = time.perf_counter()
+    chosen = schedule(examples, asked.seed, asked.batch_size)[: asked.steps]
+    # Laid out before the measured window, which goes from the first measured step's start to the last one's end.
+    batches = [batch([tokens[index] for index in step], asked.length, tokenizer.eos_token_id) for step in chosen]
+    losses, start, end = [], 0.0, 0.0
+    for step, (ids, labels) in enumerate(batches):
+        if step == BURN_IN:
+            start = time.perf_counter()
         loss = model(input_ids=ids, labels=labels).loss  # the mean over the batch's target tokens
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        if step >= 2:  # burn-in
-            seconds, samples = seconds + time.perf_counter() - start, samples + len(chosen)
-    print(json.dumps({"rank": asked.rank, "losses": losses, "samples_per_s": samples / seconds if seconds else None}))
+        end = time.perf_counter()
+    samples = sum(map(len, chosen[BURN_IN:]))
+    rate = samples / (end - start) if samples else None
+    print(json.dumps({"rank": asked.rank, "losses": losses, "samples_per_s": rate}))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,14 @@ def tiny_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
 
 
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the stand-in for the NVML library."""
+    from stand_ins import build_nvml
+
+    return build_nvml(tmp_path_factory.mktemp("nvml"))
+
+
 def tiny_config(**changes: Any) -> Any:
     from transformers import LlamaConfig
 

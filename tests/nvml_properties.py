@@ -18,6 +18,7 @@ from howlow.meters.energy import EnergyMeter, window_energy
 from howlow.meters.energy_bounds import BoundedEnergy
 from howlow.meters.nvml import NvmlDevice, device_uuids
 from howlow.meters.sampler import Reader
+from howlow.meters.schedule import Schedule
 from howlow.meters.timeline import Timeline
 
 PERIOD_S = float(os.environ["HOWLOW_NVML_PERIOD_MS"]) / 1000
@@ -34,6 +35,11 @@ class StandIn:
     def set_time(self, seconds: float) -> None:
         self.now_s = seconds
         self.library.stand_in_set_time(seconds)
+
+    def set_wave(self, watts: float, period_s: float, share: float) -> None:
+        """So many watts for that share of each period, on top of the curve."""
+        self.library.stand_in_set_wave.argtypes = [ctypes.c_double] * 3
+        self.library.stand_in_set_wave(1000 * watts, period_s, share)
 
     def set_curve(self, times_s: list[float], watts: list[float]) -> None:
         array = ctypes.c_double * len(times_s)
@@ -108,6 +114,48 @@ def test_power_is_that_of_the_curve(stand_in: StandIn, curve: list[tuple[int, in
     for tick in range(0, 90, 7):
         stand_in.set_time(tick / 4)
         assert device.power_w() == pytest.approx(stand_in._power_w(tick / 4), abs=1e-3)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.floats(50, 500),
+    st.sampled_from([0.25, 0.125, 0.5, 0.02, 0.31]) | st.floats(0.02, 0.6),
+    st.sampled_from([0.05, 0.5, 0.9]),
+    st.floats(0.5, 3.0),
+    st.booleans(),
+)
+def test_waves_and_spikes_are_within_the_errors_of_polled_power(
+    stand_in: StandIn, tmp_path: Path, watts: float, wave_s: float, share: float, start_s: float, is_averaged: bool
+) -> None:
+    """The counter of the same device says what was drawn. Averaged power is the mean of the second before."""
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("HOWLOW_NVML_AVERAGE_MS" if is_averaged else "HOWLOW_NVML_INSTANT", "1000")
+    stand_in.set_curve([0.0, 100.0], [100.0, 100.0])
+    stand_in.set_wave(watts, wave_s, share)
+    stand_in.set_time(0.0)
+    device, end_s = NvmlDevice("11111111-aaaa"), start_s + 20
+    timeline = Timeline(tmp_path / "timeline.jsonl")
+    reader = Reader(device, 4.0, timeline, lambda: stand_in.now_s, 1.0 if is_averaged else 0.1)
+    schedule = Schedule(0.25, device.device)
+    schedule.start(0.0)
+    while stand_in.now_s < end_s + 2:
+        stand_in.set_time(schedule.due_s)
+        reader.look()
+        schedule.taken(schedule.due_s)
+    timeline.close()
+    found = window_energy(EnergyMeter("nvml power", "", "power", (device,)), [reader.readings], start_s, end_s)
+    stand_in.set_wave(0.0, 0.0, 0.0)
+    monkeypatch.undo()
+    assert isinstance(found, BoundedEnergy), found
+    whole, part_s = divmod(20.0, wave_s)
+    true_j = 20 * 100 + watts * (whole * share * wave_s + min(part_s, share * wave_s))
+    assert found.covers == "edges"
+    assert found.error_j is not None
+    # The edges' error holds what readings show; spikes between them only the statistical one, in 19 of 20 cases.
+    allowed_j = found.error_j + 2 * (found.statistical_error_j or 0.0) + watts * wave_s
+    assert abs(found.energy_j - true_j) <= allowed_j + 0.02 * true_j
+    if not is_averaged and share == 0.5:
+        assert found.error_j > 0.1 * watts
 
 
 def test_zeus_reads_the_same_joules(stand_in: StandIn) -> None:

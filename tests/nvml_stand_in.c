@@ -5,10 +5,25 @@
  * HOWLOW_NVML_MILLIWATTS   constant power of both devices (default 100000)
  * HOWLOW_NVML_CURVE        "seconds:milliwatts,..." instead: linear between the points, constant outside
  * HOWLOW_NVML_PERIOD_MS    the counter is renewed this often (default: at every reading)
+ * HOWLOW_NVML_JITTER      a renewal comes by up to this share of the period earlier or later (default 0)
+ * HOWLOW_NVML_LAG_MS      the counter shows the energy of so long ago (default 0)
+ * HOWLOW_NVML_LATE        "n:periods": every n-th renewal comes that much late, and then shows all
+ * HOWLOW_NVML_FROZEN      "from:to": between these seconds the counter stands still; what is drawn meanwhile is lost
+ * HOWLOW_NVML_RESET_AT    seconds at which the counter starts again at 0
+ * HOWLOW_NVML_LATENCY_US  a question for the counter takes this long (default 0)
+ * HOWLOW_NVML_OFFSET_MS   the second device renews its counter this much later than the first (default 0)
  * HOWLOW_NVML_STEP_MJ      the counter rises in steps of this size (default 1)
  * HOWLOW_NVML_WRAP_MJ      the counter starts again at 0 here (default: never)
  * HOWLOW_NVML_START_MJ     the counter's value at time 0 (default 1000000)
- * HOWLOW_NVML_INSTANT      if set, the power of this moment is told as a field value too
+ * HOWLOW_NVML_WAVE         "milliwatts:seconds:share" on top of it: so much for that share of each period, else nothing;
+ *                          a share of a half is a square wave, a small one a spike
+ * HOWLOW_NVML_SENSOR_MS    "window:period": a power sensor that takes the mean of the last window, once a period, and is
+ *                          blind for the rest of it (default: the power of each moment)
+ * HOWLOW_NVML_AVERAGE_MS   PowerUsage is the mean of so long a time (default: what the sensor shows)
+ * HOWLOW_NVML_INSTANT      if set, what the sensor shows is told as a field value too
+ * HOWLOW_NVML_FIELDS       if set, so are the counter, the memory's temperature and the times of throttling
+ * HOWLOW_NVML_NO_FIELDS    if set, the question for fields is not supported
+ * HOWLOW_NVML_NAME         the name of the model (default "Stand-in")
  * HOWLOW_NVML_UNSUPPORTED  if set, energy and power answer "not supported"
  * HOWLOW_NVML_NO_COUNTER   if set, only the counter does
  * HOWLOW_NVML_DENIED       if set, the counter answers "no permission"
@@ -27,6 +42,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 typedef int nvmlReturn_t;
 typedef struct device *nvmlDevice_t;
@@ -43,10 +59,13 @@ typedef struct {
 } nvmlFieldValue_t;
 
 enum { SUCCESS, UNINITIALIZED, INVALID, NOT_SUPPORTED, NO_PERMISSION, ALREADY, NOT_FOUND, INSUFFICIENT_SIZE, LOST = 15 };
-enum { POWER_INSTANT = 186, MOST_POINTS = 512 };
+enum { POWER_INSTANT = 186, MEMORY_TEMP = 82, ENERGY_FIELD = 83 };
+enum { POWER_CAP_TIME = 74, HEAT_TIME = 269, BRAKE_TIME = 271 };
+enum { MOST_POINTS = 512 };
 static const char *uuids[] = {"GPU-11111111-aaaa", "GPU-22222222-bbbb", "MIG-33333333-cccc"};
 static double loaded_s, set_s = -1, times_s[MOST_POINTS], milliwatts[MOST_POINTS];
 static int points;
+static double wave_mw, wave_period_s, wave_share = 0.5;
 
 static double number(const char *name, double otherwise) {
     const char *text = getenv(name);
@@ -63,6 +82,22 @@ static double now_s(void) { return set_s >= 0 ? set_s : monotonic_s() - loaded_s
 
 void stand_in_set_time(double seconds) { set_s = seconds; }
 
+double stand_in_time(void) { return now_s(); }
+
+/* A question that takes a while: the clock that is set by hand moves, the real one is waited for. */
+static void spend(double seconds) {
+    struct timespec wait = {0, (long)(seconds * 1e9)};
+    if (set_s >= 0) set_s += seconds;
+    else if (seconds > 0) nanosleep(&wait, NULL);
+}
+
+static double pair(const char *name, double *second) {
+    double first = -1;
+    const char *text = getenv(name);
+    if (!text || sscanf(text, "%lf:%lf", &first, second) != 2) return -1;
+    return first;
+}
+
 void stand_in_set_curve(int count, const double *seconds, const double *mw) {
     points = count;
     memcpy(times_s, seconds, count * sizeof *seconds);
@@ -71,7 +106,9 @@ void stand_in_set_curve(int count, const double *seconds, const double *mw) {
 
 __attribute__((constructor)) static void load(void) {
     const char *text = getenv("HOWLOW_NVML_CURVE");
+    const char *wave = getenv("HOWLOW_NVML_WAVE");
     loaded_s = monotonic_s();
+    if (wave) sscanf(wave, "%lf:%lf:%lf", &wave_mw, &wave_period_s, &wave_share);
     for (; text && points < MOST_POINTS; text = strchr(text, ',') ? strchr(text, ',') + 1 : NULL)
         points += sscanf(text, "%lf:%lf", &times_s[points], &milliwatts[points]) == 2;
     if (!points) {
@@ -80,7 +117,47 @@ __attribute__((constructor)) static void load(void) {
     }
 }
 
-static double power_mw(double t) {
+void stand_in_set_wave(double mw, double period_s, double share) {
+    wave_mw = mw;
+    wave_period_s = period_s;
+    wave_share = share;
+}
+
+static double wave_power_mw(double t) {
+    return wave_period_s > 0 && fmod(t, wave_period_s) < wave_share * wave_period_s ? wave_mw : 0;
+}
+
+static double wave_energy_mj(double t) {
+    double whole = wave_period_s > 0 ? floor(t / wave_period_s) : 0;
+    if (wave_period_s <= 0) return 0;
+    return wave_mw * (whole * wave_share * wave_period_s + fmin(t - whole * wave_period_s, wave_share * wave_period_s));
+}
+
+static double power_mw(double t), energy_mj(double t);
+
+/* What a sensor shows that sees only the end of each of its periods. */
+static double sensor_mw(double t) {
+    double window, period;
+    const char *text = getenv("HOWLOW_NVML_SENSOR_MS");
+    if (!text || sscanf(text, "%lf:%lf", &window, &period) != 2) return power_mw(t);
+    window /= 1000;
+    t = floor(t / (period / 1000)) * (period / 1000);
+    return t < window ? power_mw(t) : (energy_mj(t) - energy_mj(t - window)) / window;
+}
+
+static double usage_mw(double t) {
+    double window = number("HOWLOW_NVML_AVERAGE_MS", 0) / 1000;
+    return window > 0 && t > window ? (energy_mj(t) - energy_mj(t - window)) / window : sensor_mw(t);
+}
+
+/* Nanoseconds in which the clocks were lowered, where the scripted reasons hold all the time. */
+static unsigned long long throttled_ns(unsigned int field) {
+    unsigned int reasons = (unsigned int)number("HOWLOW_NVML_THROTTLE", 0);
+    unsigned int bit = field == POWER_CAP_TIME ? 0x4 : field == HEAT_TIME ? 0x20 : field == BRAKE_TIME ? 0x80 : 0x40;
+    return reasons & bit ? (unsigned long long)(now_s() * 1e9) : 0;
+}
+
+static double curve_mw(double t) {
     if (t <= times_s[0]) return milliwatts[0];
     for (int i = 1; i < points; i++)
         if (t <= times_s[i])
@@ -89,13 +166,16 @@ static double power_mw(double t) {
     return milliwatts[points - 1];
 }
 
+static double power_mw(double t) { return curve_mw(t) + wave_power_mw(t); }
+
 static double energy_mj(double t) {
-    double sum = 0, from = 0;
+    double sum = wave_energy_mj(t), from = 0;
+    if (t <= 0) return curve_mw(0) * t;
     for (int i = 0; i < points && from < t; i++) {
         double to = times_s[i] < t ? times_s[i] : t;
-        if (to > from) { sum += (to - from) * (power_mw(from) + power_mw(to)) / 2; from = to; }
+        if (to > from) { sum += (to - from) * (curve_mw(from) + curve_mw(to)) / 2; from = to; }
     }
-    return from < t ? sum + (t - from) * power_mw(t) : sum;
+    return from < t ? sum + (t - from) * curve_mw(t) : sum;
 }
 
 static int is_mute(nvmlDevice_t device) { return (double)(size_t)device - 1 == number("HOWLOW_NVML_MUTE", -1); }
@@ -149,7 +229,8 @@ nvmlReturn_t nvmlDeviceGetUUID(nvmlDevice_t device, char *uuid, unsigned int len
 }
 
 nvmlReturn_t nvmlDeviceGetName(nvmlDevice_t device, char *name, unsigned int length) {
-    snprintf(name, length, "Stand-in %zu", (size_t)device);
+    const char *model = getenv("HOWLOW_NVML_NAME");
+    snprintf(name, length, "%s %zu", model ? model : "Stand-in", (size_t)device);
     return SUCCESS;
 }
 
@@ -161,18 +242,47 @@ nvmlReturn_t nvmlDeviceGetArchitecture(nvmlDevice_t device, unsigned int *archit
 
 nvmlReturn_t nvmlDeviceGetC2cModeInfoV(nvmlDevice_t device, void *info) { (void)device; (void)info; return NOT_SUPPORTED; }
 
+/* When the n-th renewal comes. */
+static double renewal_s(double n, double period, double offset) {
+    double late, every = pair("HOWLOW_NVML_LATE", &late), jitter = number("HOWLOW_NVML_JITTER", 0);
+    double noise = fmod(fabs(sin(n * 12.9898 + 1) * 43758.5453), 1) * 2 - 1;
+    if (every < 1 || fmod(n, every) != 0) late = 0;
+    return (n + jitter * noise + late) * period + offset;
+}
+
+/* The last renewal up to a moment. */
+static double renewed_s(double t, double period, double offset) {
+    double n = floor((t - offset) / period) + 1, last = -1e9;
+    for (int back = 0; back < 12; back++) {
+        double at = renewal_s(n - back, period, offset);
+        if (at <= t && at > last) last = at;
+    }
+    return last;
+}
+
+/* What the counter has summed up when it is renewed at this moment. */
+static double shown_mj(double t) {
+    double lag = number("HOWLOW_NVML_LAG_MS", 0) / 1000, resumed, reset = number("HOWLOW_NVML_RESET_AT", -1);
+    double frozen = pair("HOWLOW_NVML_FROZEN", &resumed), sum = energy_mj(t - lag);
+    if (frozen >= 0 && t > frozen) sum -= energy_mj((t < resumed ? t : resumed) - lag) - energy_mj(frozen - lag);
+    return reset >= 0 && t >= reset ? sum - energy_mj(reset - lag) : sum;
+}
+
 nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *millijoules) {
     double period = number("HOWLOW_NVML_PERIOD_MS", 0) / 1000, step = number("HOWLOW_NVML_STEP_MJ", 1);
-    double wrap = number("HOWLOW_NVML_WRAP_MJ", 0), t, value;
+    double wrap = number("HOWLOW_NVML_WRAP_MJ", 0), start = number("HOWLOW_NVML_START_MJ", 1000000), t, value;
+    double latency = number("HOWLOW_NVML_LATENCY_US", 0) / 1e6, reset = number("HOWLOW_NVML_RESET_AT", -1);
     nvmlReturn_t result = asked();
     if (result) return result;
     if (getenv("HOWLOW_NVML_UNSUPPORTED") || getenv("HOWLOW_NVML_NO_COUNTER")) return NOT_SUPPORTED;
     if ((size_t)device == 3 || is_mute(device)) return NOT_SUPPORTED;
     if (getenv("HOWLOW_NVML_DENIED")) return NO_PERMISSION;
+    spend(latency / 2);
     t = now_s();
-    if (period > 0) t = floor(t / period) * period;
-    value = number("HOWLOW_NVML_START_MJ", 1000000) + energy_mj(t) + (double)(size_t)device;
+    if (period > 0) t = renewed_s(t, period, (double)((size_t)device - 1) * number("HOWLOW_NVML_OFFSET_MS", 0) / 1000);
+    value = (reset >= 0 && t >= reset ? 1 : start) + shown_mj(t) + (double)(size_t)device;
     value = floor(value / step) * step;
+    spend(latency / 2);
     *millijoules = (unsigned long long)(wrap > 0 ? fmod(value, wrap) : value);
     return SUCCESS;
 }
@@ -181,18 +291,32 @@ nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *power) {
     nvmlReturn_t result = asked();
     if (result) return result;
     if (getenv("HOWLOW_NVML_UNSUPPORTED") || (size_t)device == 3 || is_mute(device)) return NOT_SUPPORTED;
-    *power = (unsigned int)power_mw(now_s());
+    *power = (unsigned int)usage_mw(now_s());
     return SUCCESS;
+}
+
+static nvmlReturn_t tell_field(nvmlDevice_t device, nvmlFieldValue_t *value) {
+    if (value->field == POWER_INSTANT && getenv("HOWLOW_NVML_INSTANT")) {
+        value->value.ui = (unsigned int)sensor_mw(now_s());
+        return SUCCESS;
+    }
+    if (!getenv("HOWLOW_NVML_FIELDS")) return NOT_SUPPORTED;
+    if (value->field == ENERGY_FIELD) return nvmlDeviceGetTotalEnergyConsumption(device, &value->value.ull);
+    if (value->field == MEMORY_TEMP) { value->value.ui = 77; return SUCCESS; }
+    if (value->field == POWER_CAP_TIME || (value->field >= HEAT_TIME && value->field <= BRAKE_TIME)) {
+        value->value.ull = throttled_ns(value->field);
+        return SUCCESS;
+    }
+    return NOT_SUPPORTED;
 }
 
 nvmlReturn_t nvmlDeviceGetFieldValues(nvmlDevice_t device, int count, nvmlFieldValue_t *values) {
     nvmlReturn_t result = asked();
     if (result) return result;
-    if ((size_t)device == 3 || is_mute(device)) return NOT_SUPPORTED;
+    if ((size_t)device == 3 || is_mute(device) || getenv("HOWLOW_NVML_NO_FIELDS")) return NOT_SUPPORTED;
     for (int i = 0; i < count; i++) {
-        int is_told = values[i].field == POWER_INSTANT && getenv("HOWLOW_NVML_INSTANT");
-        values[i].result = is_told ? SUCCESS : NOT_SUPPORTED;
-        values[i].value.ui = is_told ? (unsigned int)power_mw(now_s()) : 0;
+        values[i].value.ull = 0;
+        values[i].result = tell_field(device, &values[i]);
     }
     return SUCCESS;
 }
@@ -262,11 +386,13 @@ nvmlReturn_t nvmlDeviceGetVirtualizationMode(nvmlDevice_t device, unsigned int *
 #endif
 
 nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, nvmlProcess_t *found) {
-    unsigned int there = (unsigned int)number("HOWLOW_NVML_OTHERS", 0), room = *count;
+    unsigned int others = (unsigned int)number("HOWLOW_NVML_OTHERS", 0), room = *count;
+    const char *own = getenv("HOWLOW_NVML_OWN"); /* the bytes of the process that asks; -1: not told */
     (void)device;
-    *count = there;
-    if (there > room) return INSUFFICIENT_SIZE;
-    for (unsigned int i = 0; i < there; i++) found[i] = (nvmlProcess_t){4000000 + i, 1 << 20, 0, 0};
+    *count = others + (own != NULL);
+    if (*count > room) return INSUFFICIENT_SIZE;
+    for (unsigned int i = 0; i < others; i++) found[i] = (nvmlProcess_t){4000000 + i, 1 << 20, 0, 0};
+    if (own) found[others] = (nvmlProcess_t){(unsigned int)getpid(), (unsigned long long)atoll(own), 0, 0};
     return asked();
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from forked_python import run_forked
 
 from howlow.jobs import Job, Link, StepProgress
 from howlow.meters.instruments import Finding, Look
@@ -35,9 +36,12 @@ def run_with_nvml(library: Path, command: list[str], **environment: str) -> str:
     """Run Python with the stand-in on the loader's path, where the real nvidia-ml-py and zeus find it."""
     paths = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     scripted = {"LD_LIBRARY_PATH": str(library), "PYTHONPATH": paths, **environment}
-    done = subprocess.run(
-        [sys.executable, *command], env=os.environ | scripted, capture_output=True, text=True, check=False
-    )
+    if command[0] == "-c":
+        done = run_forked(library, command[1], command[2:], os.environ | scripted)
+    else:
+        done = subprocess.run(
+            [sys.executable, *command], env=os.environ | scripted, capture_output=True, text=True, check=False
+        )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -137,6 +137,39 @@ def test_without_hard_links_a_generation_still_has_one_winner(
     assert not list(claims.claim_folder(tmp_path, "t").glob(".*.tmp"))
 
 
+@pytest.mark.parametrize("slept_s", [0.0, claims.EXPIRY_S - 5.0, claims.EXPIRY_S, 10 * claims.EXPIRY_S])
+def test_a_holder_that_slept_past_its_lease_has_lost_the_trial_although_nobody_took_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slept_s: float
+) -> None:
+    ours, machine_s = Claims(tmp_path), claims.machine_s
+    first = ours.take("t")
+    assert first is not None
+    monkeypatch.setattr(claims, "machine_s", lambda: machine_s() + slept_s)
+    first.renew()  # the first thing that happens when the machine wakes up
+    has_lapsed = slept_s >= claims.EXPIRY_S
+    assert first.is_current() is not has_lapsed
+    if has_lapsed:
+        with pytest.raises(ClaimLostError):
+            claims.refuse_if_lost(tmp_path, "t", first.generation)
+    else:
+        claims.refuse_if_lost(tmp_path, "t", first.generation)
+    ours.release(first)
+    second = ours.take("t")
+    assert second is not None, "its worker takes it anew"
+    claims.refuse_if_lost(tmp_path, "t", second.generation)
+
+
+@pytest.mark.parametrize("beat", [None, "", "held", "held soon", "free        1.000000", "void        1.000000"])
+def test_a_claim_that_cannot_be_shown_to_be_alive_is_lost(tmp_path: Path, beat: str | None) -> None:
+    claim = Claims(tmp_path).take("t")
+    assert claim is not None
+    path = claims.claim_folder(tmp_path, "t") / "0001.beat"
+    path.unlink()
+    if beat is not None:
+        path.write_text(beat)
+    assert not claim.is_current()
+
+
 def test_what_a_replaced_process_still_appends_reaches_nobody(tmp_path: Path) -> None:
     path = tmp_path / "steps.jsonl"
     with path.open("a") as old:

@@ -19,7 +19,7 @@ from howlow.settings import setting_keys
 from howlow.tasks import tasks
 
 SOURCE = Path(howlow.__file__).parent
-OWNERS = ("analysis/columns.py", "analysis/cost_columns.py", "analysis/rows.py", "analysis/energy.py")
+OWNERS = tuple(f"analysis/{name}.py" for name in ("columns", "cost_columns", "rows", "phase_figures", "energy"))
 READ_ROWS = ("analysis", "reporting", "progress.py")
 NAMES = {column.name for column in COLUMNS}
 

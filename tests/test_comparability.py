@@ -1,5 +1,6 @@
 """What must be equal before figures are compared: for quality, and for costs."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from howlow.errors import UserError
 from howlow.records import (
     EnergySource,
     Environment,
+    Provenance,
     Record,
     Resolved,
     WarningKind,
+    other_cards,
     refuse_other_machine,
     refuse_to_mix,
     write_record,
 )
+from howlow.records.comparability import refuse_changed
 
 COUNTER = EnergySource(name="nvml counter", detail="GPU-1", devices=("GPU-1",))
 WHOLE = {
@@ -105,6 +109,50 @@ def test_trials_that_differ_in_what_costs_depend_on_are_refused_and_their_qualit
         (difference,) = refuse_to_mix(trials, [accepted])
         assert (difference.key, difference.trial, difference.other) == (key, "c", "a")
         assert [warning.kind for warning in difference.warnings] == [WarningKind.COSTS_NOT_COMPARABLE]
+
+
+def on_card(name: str, card: str, cards: tuple[str, ...] | None, number: int = 0) -> Record:
+    """A trial that a card of a machine with these cards ran."""
+    where = {"device": f"cuda:{number}", "device_uuid": card, "cards": cards}
+    energy = COUNTER.model_copy(update={"devices": (f"cuda:{number}",)})
+    return trial(name, environment=where, energy=energy)
+
+
+def test_in_one_sweep_the_cards_of_one_machine_stand_in_one_table_and_are_named() -> None:
+    both = ("GPU-1", "GPU-2")
+    trials = [on_card("a", "GPU-1", both), on_card("b", "GPU-2", both, 1), on_card("c", "GPU-1", both)]
+    assert refuse_to_mix(trials, is_one_sweep=True) == []
+    ((name, warning),) = other_cards(trials)
+    assert (name, warning.kind) == ("b", WarningKind.ANOTHER_CARD)
+    assert warning.detail == "measured on GPU-2, most trials on GPU-1"
+    assert other_cards(trials[::2]) == []
+    message = refusal(refuse_to_mix, trials)
+    assert message.startswith("records differ in environment.device_uuid: a has 'GPU-1', b has 'GPU-2'")
+    first, second = (one.environment for one in trials[:2])
+    assert first is not None
+    assert second is not None
+    refuse_other_machine(first, second, (), "out")
+    refuse_changed(trials[0], Provenance.of(trials[1], trial="a"), (), "out")
+
+
+@pytest.mark.parametrize("cards", [None, (), ("GPU-2",), ("GPU-2", "GPU-3")])
+def test_cards_that_are_not_known_to_be_in_one_machine_are_refused(cards: tuple[str, ...] | None) -> None:
+    trials = [on_card("a", "GPU-1", ("GPU-1",)), on_card("b", "GPU-2", cards)]
+    assert "records differ in environment.device_uuid" in refusal(partial(refuse_to_mix, is_one_sweep=True), trials)
+    first, second = (one.environment for one in trials)
+    assert first is not None
+    assert second is not None
+    with pytest.raises(UserError, match=r"environment.device_uuid is 'GPU-2' here, 'GPU-1' in the sweep"):
+        refuse_other_machine(first, second, (), "out")
+
+
+def test_another_kind_of_card_in_the_same_machine_is_refused() -> None:
+    both = ("GPU-1", "GPU-2")
+    other = on_card("b", "GPU-2", both, 1)
+    assert other.environment is not None
+    unlike = other.model_copy(update={"environment": other.environment.model_copy(update={"device_name": "H100"})})
+    message = refusal(partial(refuse_to_mix, is_one_sweep=True), [on_card("a", "GPU-1", both), unlike])
+    assert message.startswith("records differ in environment.device_name: a has 'A100', b has 'H100'")
 
 
 def test_a_difference_in_answers_is_none_of_the_costs() -> None:

@@ -1,18 +1,15 @@
-"""Readings -> energy: known joules in, the same joules out within the stated error, and holes that stay holes."""
+"""A counter's readings -> energy: known joules in, the same out within the stated error, and holes stay holes."""
 
 import math
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, integrate_power, power_energy
+from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy
 from howlow.records import WarningKind
-
-moments = st.lists(st.floats(0, 100), min_size=4, max_size=40, unique=True).map(sorted)
 
 
 @dataclass(frozen=True)
@@ -127,61 +124,12 @@ def test_missing_edge_readings_make_the_error_wider_never_the_truth_miss(
     assert dense.error_j <= 2 * wide.error_j + 1e-6
 
 
-@given(st.lists(st.floats(20, 700), min_size=60, max_size=60), st.floats(0.3, 5.0), st.floats(1.0, 8.0))
-def test_polled_power_has_the_true_joules_within_its_error(watts: list[float], start: float, length: float) -> None:
-    curve = Curve(tuple(t / 4 for t in range(60)), tuple(watts))  # monotone between readings, as the bound assumes
-    points = [Point(t, t, None, curve.power_w(t)) for t in curve.times_s]
-    found = power_energy(points, start, start + length, 0.25, 0.05)
-    assert isinstance(found, BoundedEnergy)
-    assert found.error_j is not None
-    assert abs(found.energy_j - (curve.energy_j(start + length) - curve.energy_j(start))) <= found.error_j + 1e-6
-
-
-@given(st.lists(st.floats(20, 700), min_size=61, max_size=61), st.floats(0.6, 5.0), st.floats(1.0, 8.0), st.data())
-def test_late_power_readings_stay_within_the_error(
-    watts: list[float], start: float, length: float, data: st.DataObject
-) -> None:
-    period_s = data.draw(st.sampled_from([0.1, 0.25, 1.0]))
-    read_s = [t / 4 for t in range(61)]
-    lags = data.draw(st.lists(st.floats(0, 0.24), min_size=61, max_size=61)) if period_s == 0.25 else [period_s] * 61
-    curve = Curve(tuple(t - lag for t, lag in zip(read_s, lags, strict=True)), tuple(watts))
-    points = [Point(t, t, None, power_w) for t, power_w in zip(read_s, watts, strict=True)]
-    end = start + max(length, 3 * period_s)
-    found = power_energy(points, start, end, 0.25, period_s)
-    assert isinstance(found, BoundedEnergy)
-    assert found.error_j is not None
-    assert abs(found.energy_j - (curve.energy_j(end) - curve.energy_j(start))) <= found.error_j + 1e-6
-
-
-def test_a_rise_that_shows_only_after_the_window_is_in_its_error() -> None:
-    def energy(until_s: int) -> BoundedEnergy:
-        points = [Point(t / 4, t / 4, None, 100.0 if t < 53 else 600.0) for t in range(4 * until_s + 1)]
-        found = power_energy(points, 10.0, 13.0, 0.25, 1.0)
-        assert isinstance(found, BoundedEnergy)
-        return found
-
-    assert energy(20).energy_j == 300.0
-    assert (energy(20).error_j or 0) >= 450  # 600 W from 12.25 s on, a second late
-
-
-def test_what_happened_in_a_hole_is_in_the_error() -> None:
-    times = [t / 4 for t in range(242) if not 100 < t < 106]
-    points = [Point(t, t, None, 100.0 + 100.0 * (t > 50)) for t in times]
-    found = power_energy(points, 0.0, 60.0, 0.25, 0.05)
-    assert isinstance(found, BoundedEnergy)
-    assert (found.error_j or 0) >= 1.5 * 100.0
-
-
 def test_a_window_too_short_has_no_energy_and_says_which_would_do() -> None:
     points = counter_points(Curve((0, 10), (100, 100)), [t / 10 for t in range(30)], 0.1, 0.001)
-    found = counter_energy(points, 1.0, 1.3, 0.1)
+    found = counter_energy(points, 1.0, 1.09, 0.1)
     assert isinstance(found, Missing)
     assert found.kind is WarningKind.ENERGY_WINDOW_TOO_SHORT
-    assert "0.5 s would do" in found.detail
-    polled = [Point(t, t, None, 100.0) for t in range(10)]
-    short = power_energy(polled, 1.0, 2.0, 1.0, 0.1)
-    assert isinstance(short, Missing)
-    assert "3 s would do" in short.detail
+    assert "0.1 s would do" in found.detail
 
 
 def test_a_counter_that_was_reset_inside_the_window_gives_none() -> None:
@@ -195,61 +143,4 @@ def test_a_counter_that_was_reset_inside_the_window_gives_none() -> None:
 def test_a_counter_that_stands_still_is_not_zero_joules() -> None:
     found = counter_energy([Point(float(t), float(t), 5.0) for t in range(10)], 2.0, 8.0, 0.1)
     assert isinstance(found, Missing)
-    assert found.kind is WarningKind.ENERGY_GAP
-
-
-def test_a_hole_in_polled_power_is_a_gap_and_not_zero() -> None:
-    times = [t / 4 for t in range(80) if not 20 <= t <= 40]
-    points = [Point(t, t, None, 200.0) for t in times]
-    assert isinstance(power_energy(points, 1.0, 18.0, 0.25, 0.1), Missing)
-    whole = power_energy(points, 11.0, 18.0, 0.25, 0.1)
-    assert isinstance(whole, BoundedEnergy)
-    assert whole.energy_j == pytest.approx(1400)
-    assert whole.error_j == pytest.approx(0.07)  # what rounding to a hundredth of a watt hides in 7 s
-
-
-@given(moments, st.floats(0, 500), st.floats(-2, 2))
-def test_power_that_changes_linearly_is_integrated_exactly(times: list[float], watts: float, slope: float) -> None:
-    powers = [watts + slope * time_s for time_s in times]
-    start, end = times[1], times[-2]
-    expected = (end - start) * (watts + slope * (start + end) / 2)
-    found = integrate_power(times, powers, start, end)
-    if start == end:
-        assert found is None
-    else:
-        assert found == pytest.approx(expected, rel=1e-9, abs=1e-6)
-
-
-def test_two_readings_closer_than_a_slope_can_tell_are_no_infinity() -> None:
-    assert integrate_power([0.0, 5e-324, 1.0], [0.0, 1.0, 1.0], 0.0, 1.0) == pytest.approx(1.0)
-
-
-@given(moments, st.data())
-def test_energy_adds_up_over_windows_that_meet(times: list[float], data: st.DataObject) -> None:
-    powers = [data.draw(st.floats(0, 400)) for _ in times]
-    middle = times[len(times) // 2]
-    whole = integrate_power(times, powers, times[0], times[-1])
-    parts = [integrate_power(times, powers, times[0], middle), integrate_power(times, powers, middle, times[-1])]
-    if None not in parts:
-        assert whole == pytest.approx(sum(part for part in parts if part is not None), rel=1e-9, abs=1e-6)
-
-
-def test_fewer_than_two_readings_say_nothing_about_an_interval() -> None:
-    assert integrate_power([], [], 0, 1) is None
-    assert integrate_power([0.5], [100], 0, 1) is None
-    assert integrate_power([0.0, 5.0], [100, 100], 1, 4) is None
-
-
-def test_without_a_reading_that_knows_of_the_end_power_has_no_bound() -> None:
-    late = [Point(t / 4, t / 4, None, 100.0 if t / 4 - 1 <= 10 else 300.0) for t in range(80)]  # it rises at 10 s
-    ends_early = power_energy(late[:42], 5.0, 10.2, 0.25, 1.0)
-    assert isinstance(ends_early, BoundedEnergy)
-    assert ends_early.error_j is None
-    whole = power_energy(late, 5.0, 10.2, 0.25, 1.0)
-    assert isinstance(whole, BoundedEnergy)
-    assert abs(whole.energy_j - (5.0 * 100 + 0.2 * 300)) <= (whole.error_j or 0)
-
-
-def test_a_window_whose_power_reads_0_has_no_energy() -> None:
-    found = power_energy([Point(t / 4, t / 4, None, 0.0) for t in range(80)], 1.0, 10.0, 0.25, 0.1)
-    assert isinstance(found, Missing)
+    assert found.kind is WarningKind.COUNTER_STOOD_STILL

@@ -7,7 +7,7 @@ from test_rows import COUNTER, phase_of, steps_of, write_trial
 
 from howlow.analysis import rows
 from howlow.analysis.energy import Seen, inside, percentile
-from howlow.records import EnergyWindow, Idle, MeterRecord, Reading, Step
+from howlow.records import DeviceConditions, EnergyWindow, Idle, MeterRecord, Reading, Spread, Step
 
 IDLE = Idle(power_w=60.0, error_w=1.5, duration_s=3.0, measured_at="2026-11-24T00:00:00+00:00")
 
@@ -94,3 +94,61 @@ def test_a_percentile_lies_between_two_values() -> None:
     assert percentile([], 0.5) is None
     assert percentile([3.0], 0.95) == 3
     assert percentile([0.0, 10.0], 0.25) == 2.5
+
+
+# -- conditions, and the sum of all energies ------------------------------------------------------------------------
+
+
+def measured_window(device: str | None, energy_j: float, **values: float) -> EnergyWindow:
+    shape = {"part": "measured", "duration_s": 2.0, "samples": 16}
+    return EnergyWindow.model_validate({"device": device, "energy_j": energy_j, **shape, **values})
+
+
+ZONES = (measured_window("package-0", 60.0), measured_window("dram-0", 20.0))
+
+
+def test_the_sum_of_gpu_cpu_and_dram_stands_where_all_three_are_measured(tmp_path: Path) -> None:
+    windows = (measured_window(None, 600.0), measured_window("cpu", 80.0), *ZONES)
+    row = metered(tmp_path, phases=(phase_of("train", windows=windows),))
+    assert row["train_total_energy_per_sample_j"] == 680 / 16
+    assert row["train_dram_energy_per_sample_j"] == 20 / 16
+    assert row["train_cpu_energy_per_sample_j"] == 80 / 16
+
+
+@pytest.mark.parametrize(
+    "windows",
+    [
+        (measured_window(None, 600.0), measured_window("cpu", 60.0)),  # one package without a memory zone
+        (measured_window(None, 600.0), measured_window("cpu", 120.0), *ZONES, measured_window("package-1", 60.0)),
+        (measured_window(None, 80.0), *ZONES),  # the CPU's own trial: its energy is the sum of both already
+        (measured_window(None, 600.0), measured_window("cpu", 80.0).model_copy(update={"duration_s": 1.0}), *ZONES),
+    ],
+)
+def test_a_sum_that_lacks_a_part_is_absent(tmp_path: Path, windows: tuple[EnergyWindow, ...]) -> None:
+    row = metered(tmp_path, phases=(phase_of("train", windows=windows),))
+    assert row["train_total_energy_per_sample_j"] is None
+    assert row["train_energy_per_sample_j"] is not None
+
+
+def test_a_cpus_own_trial_says_what_its_memory_took(tmp_path: Path) -> None:
+    row = metered(tmp_path, phases=(phase_of("train", windows=(measured_window(None, 80.0), *ZONES)),))
+    assert row["train_dram_energy_per_sample_j"] == 20 / 16
+
+
+def test_the_statistical_error_of_polled_power_is_a_column(tmp_path: Path) -> None:
+    windows = (measured_window(None, 600.0, error_j=8.0, statistical_error_j=32.0),)
+    row = metered(tmp_path, phases=(phase_of("train", windows=windows),))
+    assert row["train_energy_statistical_error_per_sample_j"] == 2
+    assert row["train_energy_error_per_sample_j"] == 0.5
+
+
+def test_conditions_are_those_of_the_trials_own_device(tmp_path: Path) -> None:
+    clock = Spread(low=1e9, mean=1.5e9, high=2e9)
+    shares = {"sw_power_cap": 0.75, "sw_thermal_slowdown": 0.25}
+    own = DeviceConditions(device="cuda:0", readings=9, duration_s=2, sm_clock_hz=clock, throttled_share=shares)
+    other = DeviceConditions(device="GPU-1", readings=9, duration_s=2, sm_clock_hz=Spread(low=1, mean=1, high=1))
+    row = metered(tmp_path, phases=(phase_of("train", conditions=(other, own)),))
+    assert (row["train_clock_hz"], row["train_throttled_share"]) == (1.5e9, 0.75)
+    assert row["train_temperature_c"] is None
+    unknown = metered(tmp_path / "unknown", phases=(phase_of("train"),))
+    assert (unknown["train_clock_hz"], unknown["train_throttled_share"]) == (None, None)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from howlow.meters.machine import environment, governor, variables_of_speed
+from howlow.meters.machine import environment, variables_of_speed
+from howlow.meters.processor import governor
 from howlow.records import own_sources
 
 

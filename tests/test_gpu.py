@@ -88,6 +88,22 @@ def test_losses_on_cuda_are_those_on_the_cpu(tiny_table: dict[str, Any], tmp_pat
     assert found["cuda"] == pytest.approx(found["cpu"], rel=1e-3)
 
 
+def test_compiled_and_recorded_steps_are_the_plain_ones(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    from howlow.records import WarningKind, read_lines
+
+    found = {}
+    for compiled in (False, "auto"):
+        changes = {"grid": {"lora.rank": [4]}, "baselines": [], "training": {"compile": compiled, "layout": "shared"}}
+        out = tmp_path / str(compiled)
+        (record,) = howlow.sweep(load(None, [merge(tiny_table, changes)]), out).records
+        assert record.status == "done", record.error
+        assert WarningKind.PLAINER_STEPS not in [warning.kind for warning in record.warnings], record.warnings
+        assert (record.resolved.compiled, record.resolved.graphed) == (bool(compiled), bool(compiled))
+        steps = read_lines(out / "trials/r0004-s0/steps.jsonl")
+        found[compiled] = [step["loss"] for step in steps if step["phase"] == "train"]
+    assert found["auto"] == pytest.approx(found[False], rel=1e-2)
+
+
 def test_the_counter_agrees_with_the_integrated_power(tmp_path: Path) -> None:
     import torch
 

@@ -144,3 +144,27 @@ def test_a_signal_to_the_group_in_a_trial_keeps_its_checkpoint(
         state = json.loads((trial / "checkpoint" / "state.json").read_text())
         assert state["identity"]["kind"] == "lora"
         assert "Traceback" not in (trial / "log.txt").read_text()
+
+
+def test_a_signal_may_come_at_any_moment_of_waiting_for_workers(tmp_path: Path) -> None:
+    """The exception of a handler goes through the main thread's wait, and leaves no lock in another state."""
+    from howlow.executors.local import _Crew
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    met, crew = 0, _Crew(ForkServer())
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for microseconds in range(1, 400):
+            try:
+                crew.look_at_s = time.perf_counter() + 0.02
+                signal.setitimer(signal.ITIMER_REAL, microseconds * 1e-6)
+                crew.hear(lambda _: None, lambda: None)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                met += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert met, "signals came while it waited"

@@ -12,6 +12,7 @@ from howlow.memory import heap, peaks
 from howlow.memory.phases import ProcessMemory
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, assumed_power, no_energy
+from howlow.meters.instruments import Look
 from howlow.meters.interference import MachineCounters
 from howlow.meters.session import Session
 from howlow.meters.totals import PhaseTotals
@@ -80,9 +81,9 @@ def test_a_phase_goes_on_with_the_totals_of_its_part_before_an_interruption(tmp_
 
 
 def test_the_whole_phase_is_one_window_however_often_it_pauses(tmp_path: Path) -> None:
-    """Each part between two pauses would be too short for a counter that is updated ten times a second."""
+    """Each part between two pauses would be too short for a counter that is updated four times a second."""
     device = Scripted(lambda: 100 * clock.now_s(), may_hang=False)
-    meter_of_device = EnergyMeter("nvml counter", "test", "counter", (device,), 0.1)
+    meter_of_device = EnergyMeter("nvml counter", "test", "counter", (device,), 0.25)
     with Session(tmp_path, CPU, meter_of_device, 50.0, 0.0) as session, session.phase("train") as meter:
         for _ in range(4):
             with meter.step(measured=True, samples=1):
@@ -123,6 +124,22 @@ def test_loading_is_not_warned_of_for_being_short(tmp_path: Path) -> None:
                 meter.end()
     assert [kind for kind, detail in found] == [WarningKind.ENERGY_WINDOW_TOO_SHORT]
     assert found[0][1].startswith("train, ")
+
+
+def test_the_process_own_memory_on_a_device_is_that_of_each_phase(tmp_path: Path) -> None:
+    sizes: dict[str, int | None] = {"load": 900, "train": 500, "evaluate": None}
+    device, now = Scripted(device="cpu"), list[int | None]([None])
+    device.look = lambda: Look(memory_bytes=1000, process_memory_bytes=now[0])  # type: ignore[method-assign]
+    found = {}
+    with Session(tmp_path, CPU, no_energy("test"), 0.01, 0.0, views=[device]) as session:
+        for name, size in sizes.items():
+            with session.phase(name) as meter:  # type: ignore[arg-type]
+                now[0] = size
+                session.sensors.readers[-1].look()
+                now[0] = size and size - 1
+                session.sensors.readers[-1].look()
+                found[name] = meter.end()
+    assert {name: record.peak_process_memory_bytes for name, record in found.items()} == sizes
 
 
 @pytest.mark.parametrize(("programs_cpu_s", "is_outside"), [(0.0, True), (4.5, False)])

@@ -9,7 +9,7 @@ import pytest
 from stand_ins import build_nvml, energy, run_with_nvml
 
 from howlow import load_settings as load
-from howlow.records import PhaseRecord
+from howlow.records import PhaseRecord, Spread
 from howlow.settings import expand, merge
 from howlow.sweeping.sweep import ordered
 
@@ -63,11 +63,6 @@ def answers(output: str) -> dict[str, Any]:
     return found | {"phase": PhaseRecord(**found["phase"])}
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_nvml(tmp_path_factory.mktemp("nvml"))
-
-
 @pytest.fixture
 def ask(library: Path, tmp_path: Path) -> Ask:
     def run(*arguments: str, uuid: str = "GPU-11111111-aaaa", **environment: str) -> dict[str, Any]:
@@ -86,7 +81,32 @@ def test_known_joules_go_in_and_the_same_come_out(library: Path) -> None:
     out = run_with_nvml(
         library, command, HOWLOW_NVML_PERIOD_MS="100", HOWLOW_NVML_WRAP_MJ=str(2**32), HOWLOW_NVML_START_MJ="4294967000"
     )
-    assert "3 passed" in out
+    assert "4 passed" in out
+
+
+@pytest.mark.parametrize(
+    ("expected", "script"),
+    [
+        ("energy", {}),
+        ("energy", {"HOWLOW_NVML_LATENCY_US": "3500", "HOWLOW_NVML_JITTER": "0.03", "HOWLOW_NVML_OFFSET_MS": "37"}),
+        pytest.param("energy", {"HOWLOW_NVML_LATE": "7:0.8", "HOWLOW_NVML_LATENCY_US": "2400"}, marks=pytest.mark.slow),
+        pytest.param(
+            "energy", {"HOWLOW_NVML_PERIOD_MS": "20", "HOWLOW_NVML_LATENCY_US": "500"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "energy",
+            {"HOWLOW_NVML_WRAP_MJ": str(2**32), "HOWLOW_NVML_START_MJ": str(2**32 - 1_700_000)},
+            marks=pytest.mark.slow,
+        ),
+        ("counter_stood_still", {"HOWLOW_NVML_FROZEN": "4.3:5.2", "HOWLOW_NVML_LATENCY_US": "3500"}),
+        ("energy_gap", {"HOWLOW_NVML_RESET_AT": "4.7", "HOWLOW_NVML_LATENCY_US": "3500"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value) or "plain",
+)
+def test_windows_of_a_scripted_counter(expected: str, script: dict[str, str], library: Path) -> None:
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent / "nvml_windows.py")]
+    environment = {"HOWLOW_EXPECTED": expected, "HOWLOW_NVML_PERIOD_MS": "100", **script}
+    assert "4 passed" in run_with_nvml(library, command, **environment)
 
 
 def test_a_device_is_found_by_its_uuid_and_read_in_si_units(ask: Ask) -> None:
@@ -123,14 +143,19 @@ def test_the_counters_joules_are_those_of_the_measured_segments(ask: Ask) -> Non
 
 
 @pytest.mark.parametrize("period_ms", [400, 1000])
-def test_a_slow_counter_is_found_out_and_short_windows_have_no_energy(period_ms: int, ask: Ask) -> None:
+def test_a_slow_counter_is_found_out_and_windows_shorter_than_its_period_have_no_energy(
+    period_ms: int, ask: Ask
+) -> None:
     found = ask(HOWLOW_NVML_MILLIWATTS="100000", HOWLOW_NVML_PERIOD_MS=str(period_ms))
-    assert found["period_s"] >= 0.6 if period_ms == 1000 else found["period_s"] >= 0.4
-    assert found["phase"].window("measured") is None
+    assert found["period_s"] >= period_ms / 1000
     assert found["phase"].pauses == 1
-    assert found["phase"].window("pauses") is None
+    measured = found["phase"].window("measured")
+    if period_ms == 400:
+        assert abs(measured.energy_j - 100 * measured.duration_s) <= measured.error_j
+        return
+    assert measured is None
     details = [detail for kind, detail in found["warnings"] if kind == "energy_window_too_short"]
-    assert details, found["warnings"]
+    assert any(detail.endswith("1 s would do") for detail in details), found["warnings"]
 
 
 def test_a_device_that_is_named_twice_counts_once(library: Path, tmp_path: Path) -> None:
@@ -148,6 +173,64 @@ def test_without_a_counter_power_is_integrated_and_the_source_says_so(ask: Ask) 
     measured = energy(found["phase"])
     assert measured.energy_j == pytest.approx(80 * measured.duration_s, rel=0.01)
     assert found["counter_j"] is None
+
+
+def test_fields_are_told_where_the_driver_has_them(ask: Ask) -> None:
+    found = ask(HOWLOW_NVML_FIELDS="1", HOWLOW_NVML_INSTANT="1", HOWLOW_NVML_THROTTLE="4")
+    readings = found["readings"]
+    assert {seen["memory_temperature_c"] for seen in readings} == {77}
+    limits = [seen["power_limit_w"] for seen in readings if seen["power_limit_w"] is not None]
+    assert set(limits) == {300}
+    assert len(limits) <= 5  # once a second, of about 50 readings
+    times = [seen["throttled_s"] for seen in readings if seen["throttled_s"] is not None]
+    assert 2 <= len(times) <= 5
+    assert times[-1]["sw_power_cap"] > times[0]["sw_power_cap"] > 0
+    assert times[-1]["hw_thermal_slowdown"] == 0
+    (conditions,) = found["phase"].conditions
+    assert conditions.sm_clock_hz == Spread(low=1410e6, mean=1410e6, high=1410e6)
+    assert conditions.memory_temperature_c == Spread(low=77, mean=77, high=77)
+    assert conditions.throttled_share is not None
+    assert conditions.throttled_share["sw_power_cap"] == pytest.approx(1.0, abs=0.05)
+    (warning,) = [detail for kind, detail in found["warnings"] if kind == "held_by_power_limit"]
+    assert warning.startswith("train, cuda:0: the power limit")
+
+
+def test_a_driver_without_fields_is_asked_through_the_older_functions(ask: Ask) -> None:
+    found = ask(HOWLOW_NVML_NO_FIELDS="1", HOWLOW_NVML_INSTANT="1", HOWLOW_NVML_MILLIWATTS="120000")
+    seen = found["readings"][-1]
+    assert (seen["power_w"], seen["temperature_c"], seen["throttled_s"]) == (120, 61, None)
+    assert found["source"] == "nvml counter"
+    assert not kinds(found) & {"sensor_failed", "sensor_late"}
+    (conditions,) = found["phase"].conditions
+    assert conditions.throttled_share == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "instant", "share"),
+    [("NVIDIA H100 80GB HBM3", True, 0.25), ("NVIDIA H100 80GB HBM3", False, None), ("NVIDIA A100-SXM4", False, 0.25)],
+)
+def test_a_power_sensor_that_measures_for_a_part_of_the_time_is_named(
+    library: Path, name: str, instant: bool, share: float | None
+) -> None:
+    code = """
+import json, torch
+from howlow.meters.sources import Asked, open_energy
+from howlow.meters.survey import survey
+from howlow.trial.metering import energy_source
+from howlow.meters.sources import Meters
+from howlow.meters.energy import no_energy
+meter = open_energy(Asked("nvml", torch.device("cpu")))
+source = energy_source(Meters(meter, no_energy("")))
+lines = [tried.detail for tried in survey(torch.device("cpu"), None).sources if tried.name == "nvml"]
+print(json.dumps([source.detail, source.power_sampled_share, lines]))
+"""
+    script = {"HOWLOW_NVML_NAME": name, "HOWLOW_NVML_NO_COUNTER": "1"} | (
+        {"HOWLOW_NVML_INSTANT": "1"} if instant else {}
+    )
+    detail, told, (line,) = json.loads(run_with_nvml(library, ["-c", code], **script))
+    assert told == share
+    for text in (detail, line):
+        assert ("its power sensor measures for 25% of the time" in text) == (share is not None)
 
 
 def test_a_window_too_short_for_averaged_power_has_none_with_the_warning(ask: Ask) -> None:
@@ -312,6 +395,34 @@ def test_outside_work_and_limits_are_warnings(ask: Ask) -> None:
         "throttled",
     } <= kinds(found)
     assert any("200 W, its default is 300 W" in detail for _, detail in found["warnings"])
+
+
+OWN_MEMORY = """
+import json, sys
+from howlow.meters import nvml
+nvml._in_namespace, nvml._uses_cuda = lambda: sys.argv[2] == "container", lambda: sys.argv[3] == "cuda"
+print(json.dumps(nvml.NvmlDevice(sys.argv[1]).look().process_memory_bytes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("listed", "where", "seen"),
+    [
+        ({"OWN": "5000"}, ("host", "cuda"), 5000),
+        ({"OWN": "5000", "OTHERS": "2"}, ("host", "cuda"), 5000),
+        ({"OWN": "-1"}, ("host", "cuda"), None),  # the driver does not tell it
+        ({"OTHERS": "1"}, ("container", "cuda"), 1 << 20),  # listed under the host's number, and nobody else is there
+        ({"OTHERS": "1"}, ("container", "cpu"), None),
+        ({"OTHERS": "1"}, ("host", "cuda"), None),
+        ({"OTHERS": "2"}, ("container", "cuda"), None),
+        ({}, ("container", "cuda"), None),
+    ],
+)
+def test_the_memory_of_this_process_is_told_apart_or_absent(
+    library: Path, listed: dict[str, str], where: tuple[str, str], seen: int | None
+) -> None:
+    asked = {f"HOWLOW_NVML_{name}": value for name, value in listed.items()}
+    assert json.loads(run_with_nvml(library, ["-c", OWN_MEMORY, "GPU-11111111-aaaa", *where], **asked)) == seen
 
 
 def test_on_a_cpu_every_device_of_a_source_asked_for_by_name_is_summed_with_rows_of_its_own(

@@ -106,6 +106,7 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(entries, "open_meters", open_meters)
     monkeypatch.setattr(setup, "open_meters", open_meters)
     monkeypatch.setattr(entries, "measure_idle", measure_idle)
+    monkeypatch.setattr(entries, "counter_paces", lambda *_: ())  # nothing moves the clock while a counter is watched
     monkeypatch.setattr(setup, "keep_heap", lambda: Heap("default", 1024))
     monkeypatch.setattr(Trainer, "step", moved.after(Trainer.step, STEP_S))
     monkeypatch.setattr(evaluation, "evaluate", moved.after(evaluation.evaluate, EVALUATE_S))

@@ -176,7 +176,7 @@ def test_a_warning_stands_beside_the_numbers_that_it_touches(tmp_path: Path) -> 
     trial_of(tmp_path, 4, 1.0, 0.5, warnings=(lost,))
     trial_of(tmp_path, 8, 1.0, 0.5)
     report = write_report([tmp_path])
-    (line,) = [line for line in report.table_text(120).splitlines() if line.startswith("   4")]
+    (line,) = [line for line in report.table_text(160).splitlines() if line.startswith("   4")]
     assert line.count("ᵃ") == 1
     assert "Jᵃ" in line
     assert "ᵃ warning: energy_gap, 1 trial (r0004-s0): train, nvml counter" in report.table_text(120)
@@ -214,7 +214,7 @@ def test_brackets_in_foreign_text_stay_brackets(tmp_path: Path) -> None:
 
 def test_the_json_document(report: Report) -> None:
     document = json.loads(report.json_text())
-    assert list(document) == ["rows", "reference_rank", "warnings"]
+    assert list(document) == ["rows", "reference_rank", "warnings", "level", "groups"]
     assert document["reference_rank"] == 16
     check_golden("report.json", report.json_text() + "\n")
 

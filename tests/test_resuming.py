@@ -56,7 +56,14 @@ def table(tiny_table: dict[str, Any]) -> dict[str, Any]:
     return merge(tiny_table, changes)
 
 
-def run(table: dict[str, Any], folder: Path, link: Link, kind: str = "lora", is_bounded: bool = False) -> Record | None:
+def measure_job(
+    table: dict[str, Any],
+    folder: Path,
+    kind: str = "lora",
+    is_bounded: bool = False,
+    layout: LayoutChoice | None = None,
+) -> MeasureJob:
+    """The job of one trial, its data prepared."""
     plan = next(plan for plan in expand(load(None, [table])) if plan.kind == kind)
     data, trial = folder / "data", folder / "trials" / plan.name
     trial.mkdir(parents=True, exist_ok=True)
@@ -72,12 +79,19 @@ def run(table: dict[str, Any], folder: Path, link: Link, kind: str = "lora", is_
         data_folder="data",
         data=read_prepared(data).data,
         environment=environment(choose_device("cpu")),
-        layout=LayoutChoice(layout="padded"),
+        layout=layout or LayoutChoice(layout="padded"),
         is_bounded=is_bounded,
     )
+    return MeasureJob(trial=job, run_directory=folder)
+
+
+def run(table: dict[str, Any], folder: Path, link: Link, *given: Any, **options: Any) -> Record | None:
+    """Run a trial (`measure_job`) as a worker does, its two parts in one process here."""
+    job = measure_job(table, folder, *given, **options)
     with suppress(KilledError, StoppedError):
-        trial_entry(MeasureJob(trial=job, run_directory=folder), link)
-    return read_record(trial)
+        if trial_entry(job, link) is None and not link.stop_requested:
+            trial_entry(job.model_copy(update={"continues": True}), link)
+    return read_record(folder / job.trial.folder)
 
 
 def what_counts(folder: Path, record: Record) -> dict[str, Any]:
@@ -204,3 +218,87 @@ def test_a_short_phase_is_named(table: dict[str, Any], tmp_path: Path) -> None:
         "evaluate: 1 instead of 2 burn-in steps in a phase of 2",
         "generate: 1 instead of 2 burn-in steps in a phase of 2",
     }
+
+
+# -- from fine-tuning to inference ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("adapter", ["attached", "merged"])
+def test_a_planned_change_of_the_process_is_no_resumption_and_its_cost_is_recorded(
+    table: dict[str, Any], tmp_path: Path, kind: str, adapter: str
+) -> None:
+    changes = {"baselines": ["full"], "inference": {"adapter": adapter}}
+    record = run(merge(table, changes), tmp_path, Stopper(), kind)
+    assert record is not None
+    assert (record.status, record.resumed) == ("done", 0)
+    assert WarningKind.RESUMED not in {warning.kind for warning in record.warnings}
+    assert record.second_load is not None
+    assert record.handover_s is not None
+    assert record.total_s is not None
+    assert 0 < record.second_load.duration_s < record.handover_s < record.total_s
+    trained, loaded, evaluated = record.phase("train"), record.second_load, record.phase("evaluate")
+    assert trained is not None
+    assert evaluated is not None
+    assert trained.start_s + trained.duration_s <= loaded.start_s, "the trial's time goes on"
+    assert loaded.start_s + loaded.duration_s <= evaluated.start_s
+    times = [line["time_s"] for line in read_lines(tmp_path / "trials" / record.trial / "timeline.jsonl")]
+    assert times == sorted(times)
+    assert record.meters is not None
+    assert record.meters.readings == len(times)
+
+
+def test_base_has_one_process(table: dict[str, Any], tmp_path: Path) -> None:
+    link = Stopper()
+    job = measure_job(merge(table, {"baselines": ["base"]}), tmp_path, "base")
+    assert trial_entry(job, link) == "done"
+    record = read_record(tmp_path / job.trial.folder)
+    assert record is not None
+    assert (record.second_load, record.handover_s) == (None, None)
+
+
+def test_killed_between_its_two_processes_a_trial_resumes_without_training(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken = run(table, tmp_path / "unbroken", Stopper())
+    assert trial_entry(measure_job(table, tmp_path / "ours"), Stopper()) is None
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("howlow.trial.method.fine_tune", fail)
+    record = run(table, tmp_path / "ours", Stopper())
+    assert record is not None
+    assert unbroken is not None
+    assert what_counts(tmp_path / "ours", record) == what_counts(tmp_path / "unbroken", unbroken)
+    assert (record.resumed, record.handover_s) == (1, None)
+    assert record.second_load is not None
+
+
+def test_what_was_seen_in_one_process_is_about_its_phases_and_what_both_saw_about_the_trial(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = iter(["hot while training", "hot while writing"])
+    both = (WarningKind.POWER_CAPPED, "limited to 9 W")
+    monkeypatch.setattr(Session, "_findings", lambda *_: [(WarningKind.THROTTLED, next(seen)), both])
+    monkeypatch.setattr(Session, "observed", lambda *_: [])
+    record = run(table, tmp_path, Stopper())
+    assert record is not None
+    kinds = (WarningKind.THROTTLED, WarningKind.POWER_CAPPED)
+    found = {(one.detail, one.phase) for one in record.warnings if one.kind in kinds}
+    assert found == {("hot while training", "train"), ("hot while writing", "generate"), ("limited to 9 W", None)}
+
+
+def test_the_checkpoints_tensors_are_let_go_before_inference(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list[int]()
+    score = scoring.Scorer.score
+
+    def look(self: scoring.Scorer) -> Any:
+        left.append(len(self.saved.tensors) if self.saved else -1)
+        return score(self)
+
+    monkeypatch.setattr(scoring.Scorer, "score", look)
+    assert run(table, tmp_path, Stopper()) is not None
+    assert left == [0]

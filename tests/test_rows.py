@@ -115,6 +115,7 @@ def write_trial(
     *,
     kind: str = "lora",
     seed: int = 0,
+    repeat: int = 1,
     task: str = "question_answering",
     axes: dict[str, Any] | None = None,
     steps: Iterable[Step] = (),
@@ -125,7 +126,8 @@ def write_trial(
     """One trial's folder with record.json, steps.jsonl and timeline.jsonl, as a trial leaves them."""
     axes = axes or {}
     stem = f"r{rank:04d}" if kind == "lora" else kind
-    name = "-".join([f"{stem}-s{seed}", *(f"{axis}={value}" for axis, value in axes.items())])
+    parts = axes | ({"repeat": repeat} if repeat > 1 else {})
+    name = "-".join([f"{stem}-s{seed}", *(f"{axis}={value}" for axis, value in parts.items())])
     home = folder / "trials" / name
     home.mkdir(parents=True)
     is_lora = kind == "lora"
@@ -145,6 +147,7 @@ def write_trial(
         "kind": kind,
         "rank": rank if is_lora else None,
         "seed": seed,
+        "repeat": repeat,
         "axes": axes,
         "status": "done",
         "settings": settings_of(task, rank, seed, **(axes | (settings or {}))),
@@ -223,8 +226,8 @@ def test_utilization_is_the_mean_of_the_readings_inside_the_measured_steps(tmp_p
 def test_absent_is_none_everywhere(tmp_path: Path) -> None:
     write_trial(tmp_path, status="failed", error="boom", environment=None, model=None, data=None, energy=None)
     row = only_row(tmp_path)
-    known = {"trial", "kind", "rank", "seed", "status", "layout", "train_batch_size", "inference_batch_size"}
-    assert {name for name, value in row.items() if value is not None} == known
+    asked = {"trial", "kind", "rank", "seed", "repeat", "layout", "train_batch_size", "inference_batch_size"}
+    assert {name for name, value in row.items() if value is not None} == asked | {"status"}
 
 
 def test_without_measured_steps_there_is_no_throughput(tmp_path: Path) -> None:
@@ -295,7 +298,7 @@ def test_rows_have_the_designed_columns_in_order_and_further_axes_at_the_end(tmp
     assert list(results.rows[0]) == names
     assert names[:5] == ["trial", "kind", "rank", "seed", "status"]
     assert names.index("rougeL") + 1 == names.index("train_energy_error_per_sample_j")  # later ones stand behind
-    assert names[-2:] == ["unmatchable_references", "training.batch_size"]
+    assert names[-2:] == ["repeat", "training.batch_size"]
     assert len(set(names)) == len(names) == len(columns_of(results.axes))
     assert results.rows[0]["train_batch_size"] == 4
 

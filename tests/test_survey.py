@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from stand_ins import build_nvml, powercap_tree, run_with_nvml
+from stand_ins import powercap_tree, run_with_nvml
 from test_sources import TREE, shell_smi
 
 from howlow.meters import rapl, survey
@@ -43,11 +43,24 @@ def test_the_command_prints_one_document() -> None:
 
 
 @pytest.mark.parametrize(("script", "detail"), [({}, "energy counter"), ({"HOWLOW_NVML_HANG_AFTER": "0"}, "no answer")])
-def test_a_library_that_answers_and_one_that_hangs(script: dict[str, str], detail: str, tmp_path: Path) -> None:
-    document = json.loads(run_with_nvml(build_nvml(tmp_path), ENV, **script))
+def test_a_library_that_answers_and_one_that_hangs(script: dict[str, str], detail: str, library: Path) -> None:
+    document = json.loads(run_with_nvml(library, ENV, **script))
     (nvml,) = [found for found in document["sources"] if found["name"] == "nvml"]
     assert detail in nvml["detail"]
     assert nvml["is_available"] == (not script)
+
+
+def test_pace_and_latency_of_every_counter_are_told(library: Path) -> None:
+    script = {"HOWLOW_NVML_PERIOD_MS": "100", "HOWLOW_NVML_LATENCY_US": "3000"}
+    document = json.loads(run_with_nvml(library, ENV, **script))
+    assert [counter["device"] for counter in document["counters"]] == ["GPU-11111111-aaaa", "GPU-22222222-bbbb"]
+    for counter in document["counters"]:
+        assert counter["period_s"] == pytest.approx(0.1, abs=0.03)
+        assert counter["longest_s"] >= counter["period_s"]
+        assert 0.003 <= counter["latency_s"] <= counter["largest_latency_s"]
+        assert counter["lag_s"] is None  # nothing here can load such a device
+    text = run_with_nvml(library, [*ENV[:1], ENV[1].replace(", '--json'", "")], **script)
+    assert "lag not measured (errors assume none)" in text
 
 
 @pytest.mark.parametrize(
@@ -59,9 +72,9 @@ def test_a_library_that_answers_and_one_that_hangs(script: dict[str, str], detai
     ],
 )
 def test_the_librarys_reason_is_told_with_what_to_do(
-    script: dict[str, str], is_available: bool, told: list[str], tmp_path: Path
+    script: dict[str, str], is_available: bool, told: list[str], library: Path
 ) -> None:
-    document = json.loads(run_with_nvml(build_nvml(tmp_path), ENV, **script))
+    document = json.loads(run_with_nvml(library, ENV, **script))
     (nvml,) = [found for found in document["sources"] if found["name"] == "nvml"]
     assert nvml["is_available"] == is_available
     for words in told:

@@ -248,27 +248,32 @@ def test_divergence_is_a_status_and_the_others_go_on(tiny_table: dict[str, Any],
 
 def test_out_of_memory_is_a_status_and_the_others_go_on(tiny_table: dict[str, Any], tmp_path: Path) -> None:
     changes = {
-        "grid": {"lora.rank": [1], "training.batch_size": [1, 16384]},
+        "grid": {"lora.rank": [1], "training.batch_size": [1, 2048]},
         "baselines": [],
         "training": {"sequence_length": 512, "head": "all", "layout": "padded"},
-        "task": {"train": str(_many(tmp_path))},
-        "run": {"memory_limit_bytes": 3_000_000_000},
+        "task": {"train": str(_many(tmp_path, 2048))},
+        "run": {"memory_limit_bytes": 1_500_000_000},
     }
     result = run_here(merge(merge(tiny_table, changes), {"training": {"max_steps": 1}}), tmp_path / "out")
     assert {record.axes["training.batch_size"]: record.status for record in result.records} == {
         1: "done",
-        16384: "out_of_memory",
+        2048: "out_of_memory",
     }
+    short = next(record.shortage for record in result.records if record.status == "out_of_memory")
+    assert short is not None
+    assert (short.phase, short.limit_bytes) == ("train", 1_500_000_000)
+    assert short.peak_memory_bytes is not None
+    assert 100e6 < short.peak_memory_bytes < 1.5e9
     for record in result.records:
         assert record.meters is not None, "how the meters did is known of a trial that failed, too"
         assert record.meters.readings > 0
 
 
-def _many(folder: Path) -> Path:
+def _many(folder: Path, examples: int) -> Path:
     from conftest import squad_document
 
     path = folder / "many.json"
-    path.write_text(json.dumps(squad_document(3000, name="many")), encoding="utf-8")
+    path.write_text(json.dumps(squad_document(-(-examples // 3), name="many")), encoding="utf-8")
     return path
 
 
@@ -368,10 +373,10 @@ def test_inference_peak_memory_does_not_depend_on_the_training_batch(
     tiny_table: dict[str, Any], tmp_path: Path
 ) -> None:
     changes = {
-        "task": {"train": str(_many(tmp_path))},
+        "task": {"train": str(_many(tmp_path, 512))},
         "grid": {"lora.rank": [1], "training.batch_size": [1, 512]},
         "baselines": [],
-        "training": {"max_steps": 3, "sequence_length": 512, "head": "all", "layout": "padded"},
+        "training": {"max_steps": 1, "sequence_length": 512, "head": "all", "layout": "padded"},
     }
     result = run_here(merge(tiny_table, changes), tmp_path / "out")
     small, large = sorted(result.records, key=lambda record: record.axes["training.batch_size"])
@@ -382,4 +387,4 @@ def test_inference_peak_memory_does_not_depend_on_the_training_batch(
         assert generate is not None
         peaks[name] = (train.peak_memory_bytes or 0, generate.peak_memory_bytes or 0)
     assert peaks["large"][0] > peaks["small"][0] + 500e6
-    assert abs(peaks["large"][1] - peaks["small"][1]) < 40e6
+    assert abs(peaks["large"][1] - peaks["small"][1]) < 4e6, "its process never trained"

@@ -12,9 +12,12 @@ a generation. The highest generation holds the trial. A generation may be follow
   no lock is relied on between machines. `EXPIRY_S` exceeds the minute for which a network file system may show old
   contents.
 
-Fencing: a holder that was paused for longer than `EXPIRY_S` may have lost its trial. So the trial's process looks for a
-higher generation before it writes a checkpoint or the record, and stops without writing. A worker that takes over from
-an expired claim first gives every file that the old process appends to a new inode (`detach`), so that what the old
+Fencing: a holder that was paused for longer than `EXPIRY_S` may have lost its trial. So before the trial's process
+writes a checkpoint or the record, it looks for a higher generation, and at the last renewal of its own claim, by the
+clock of this machine that goes on while it sleeps. A network file system may not show the higher generation yet, so a
+claim that has lapsed is lost even if none is seen: it is never renewed again, its process stops without writing, and
+the worker takes the trial anew, from its checkpoint, unless another one has it. A worker that takes over from an
+expired claim first gives every file that the old process appends to a new inode (`detach`), so that what the old
 process still writes reaches no file of the new one.
 
 What remains: a process that is paused for longer than `EXPIRY_S` exactly between its look and its write can put an
@@ -90,12 +93,13 @@ class Claim:
     """Whether the claim before it expired without a renewal: its holder may still be alive."""
 
     def is_current(self) -> bool:
-        """Whether no other worker has taken the trial over."""
+        """Whether no other worker has, or may have, taken the trial over."""
         return is_current(self.folder, self.generation)
 
     def renew(self) -> None:
-        """Show other machines that this worker is alive."""
-        _write_beat(self.folder, self.generation, "held")
+        """Show other machines that this worker is alive; a claim that is lost stays lost."""
+        if self.is_current():
+            _write_beat(self.folder, self.generation, "held")
 
     def release(self, *, unused: bool) -> None:
         """Let others take the trial at once; `unused`: it was not run under this claim."""
@@ -220,7 +224,7 @@ class Claims:
             return None
         claim = Claim(folder, generation, descriptor)
         try:
-            claim.renew()
+            _write_beat(folder, generation, "held")
         except BaseException:
             os.close(descriptor)
             raise
@@ -244,8 +248,17 @@ def latest(folder: Path) -> int:
 
 
 def is_current(folder: Path, generation: int) -> bool:
-    """Whether a generation still holds its trial."""
-    return latest(folder) == generation
+    """Whether a generation that a process of this machine holds still holds its trial, and has not lapsed."""
+    return latest(folder) == generation and not _has_lapsed(folder, generation)
+
+
+def _has_lapsed(folder: Path, generation: int) -> bool:
+    """Whether a claim of this machine was not renewed for so long that others may take the trial."""
+    state, _, renewed = _read_beat(folder, generation).partition(" ")
+    try:
+        return state != "held" or machine_s() - float(renewed) >= EXPIRY_S
+    except ValueError:
+        return True
 
 
 def refuse_if_lost(run_directory: Path, trial: str, generation: int | None) -> None:

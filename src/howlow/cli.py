@@ -144,7 +144,7 @@ def worker_command(
     done = _watched(
         lambda tell: work(folder, trial=trial, device=device, accept_different=accepted, on_event=tell), folder
     )
-    others = "; howlow sweep takes them over if their worker has died" if done.left else ""
+    others = "; should their worker die, howlow worker or howlow sweep takes them over" if done.left else ""
     _say(f"howlow: trials run by this worker: {len(done.records)}; still run by others: {done.left}{others}")
     _say_failed([record for record in done.records if record.status != "done"], folder)
 
@@ -178,10 +178,12 @@ def _watched(run: Callable[[Any], T], out: Path | str) -> T:
 
 def _say_failed(records: Iterable[Any], out: Path | str) -> None:
     """Name the trials that failed, and end with exit code 1 where there are any."""
+    from howlow.reporting.failure import failure_words
+
     failed = list(records)
     for record in failed:
         log = f"; its log is {out}/trials/{record.trial}/log.txt" if record.status == "failed" else ""
-        _say(f"howlow: {record.trial} ended as {record.status}: {record.error}{log}")
+        _say(f"howlow: {record.trial} ended as {record.status}: {failure_words(record)}{log}")
     if failed:
         raise typer.Exit(1)
 
@@ -268,9 +270,10 @@ def env_command(
     from howlow.meters.machine import choose_device
     from howlow.meters.survey import survey
     from howlow.reporting.machine import survey_text
+    from howlow.trial.burst import load_for
 
     device = choose_device("auto")
-    found = survey(device, reset_peaks(device))
+    found = survey(device, reset_peaks(device), lambda instrument: load_for(instrument, device))
     print(json.dumps(found.document(), indent=1) if as_json else survey_text(found))
 
 

@@ -1,6 +1,7 @@
 """How a process or a trial can end: with a result, out of memory, failed, stopped, on a full disk."""
 
 import errno
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ _NO_MEMORY_UNDER_A_LIMIT = (
     "failed to allocate",
     "not enough memory",
 )
+# "Tried to allocate 20.00 MiB" (torch on a GPU), "tried to allocate 1234 bytes" (torch on a CPU), "Unable to allocate
+# 7.45 GiB for an array" (NumPy), "unable to mmap 1234 bytes" (safetensors, torch).
+_ASKED_FOR = re.compile(r"(?:to allocate|to mmap) ([0-9]+(?:\.[0-9]+)?) ?(bytes|B|[KMGTPE]i?B)\b", re.IGNORECASE)
+_UNITS = "bkmgtpe"
 _CRASHES = (signal.SIGSEGV, signal.SIGABRT, getattr(signal, "SIGBUS", None))
 
 
@@ -89,6 +94,16 @@ def names_lack_of_memory(text: str, is_limited: bool) -> bool:
     return any(sign in lower for sign in (*_NO_MEMORY, *(_NO_MEMORY_UNDER_A_LIMIT if is_limited else ())))
 
 
+def requested_bytes(text: str) -> int | None:
+    """What the last failed allocation that a text reports asked for; None where it does not say."""
+    found = _ASKED_FOR.findall(text)
+    if not found:
+        return None
+    number, unit = found[-1]
+    factor: int = 1024 ** _UNITS.index(unit[0].lower())
+    return round(float(number) * factor)
+
+
 def ran_out_of_memory(ended: Unfinished, log: Path, killed_by_kernel: bool, is_limited: bool) -> bool:
     """Whether a process died for lack of memory: the kernel killed it, or an allocation failed.
 
@@ -98,4 +113,12 @@ def ran_out_of_memory(ended: Unfinished, log: Path, killed_by_kernel: bool, is_l
         return killed_by_kernel
     if is_limited and ended.exit_signal in _CRASHES:
         return True
-    return names_lack_of_memory(log.read_text(encoding="utf-8", errors="replace")[-4000:], is_limited)
+    return names_lack_of_memory(end_of_log(log), is_limited)
+
+
+def end_of_log(log: Path) -> str:
+    """The last of what a process wrote; nothing where it was killed before it opened its log."""
+    try:
+        return log.read_text(encoding="utf-8", errors="replace")[-4000:]
+    except FileNotFoundError:
+        return ""

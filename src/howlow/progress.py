@@ -27,6 +27,7 @@ from howlow.jobs import (
 from howlow.meters.clock import now_s
 from howlow.records import Record
 from howlow.reporting import formatting
+from howlow.reporting.failure import failure_words
 
 
 @dataclass
@@ -139,7 +140,7 @@ class Progress:
 def _figures(record: Record) -> str:
     """The quality that a trial reached, or how it failed."""
     if record.status != "done":
-        return f"{record.status}: {record.error}"
+        return f"{record.status}: {failure_words(record)}"
     found = ((column, getattr(record.scores, column.name)) for column in metrics_of(record))
     figures = [
         f"{column.label} {formatting.quantity(value, column.unit)}" for column, value in found if value is not None

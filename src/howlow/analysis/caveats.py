@@ -37,6 +37,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.RESUMED: (),
     WarningKind.RANDOM_WEIGHTS: ("quality",),
     WarningKind.LONGER_THAN_MODEL: ("quality",),
+    WarningKind.PLAINER_STEPS: (*_COSTS, "memory"),
     WarningKind.LAYOUT_FELL_BACK: (*_COSTS, "memory"),
     WarningKind.WRITTEN_ONE_BY_ONE: (*_COSTS, "memory"),
     WarningKind.LAYERS_LEFT_OUT: (),
@@ -52,6 +53,8 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.CHAT_PROMPT_CHANGED: ("quality",),
     WarningKind.ENERGY_WINDOW_TOO_SHORT: ("energy",),
     WarningKind.ENERGY_GAP: ("energy",),
+    WarningKind.COUNTER_STOOD_STILL: ("energy",),
+    WarningKind.ENERGY_OF_PART_VAGUE: ("energy",),
     WarningKind.SENSOR_LATE: ("energy", "utilization"),
     WarningKind.SENSOR_FAILED: ("energy", "utilization"),
     WarningKind.TIMELINE_GAP: ("power_readings", "utilization"),
@@ -66,9 +69,12 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.DEVICE_VIRTUAL: _COSTS,
     WarningKind.POWER_CAPPED: _COSTS,
     WarningKind.THROTTLED: _COSTS,
+    WarningKind.HELD_BY_POWER_LIMIT: _COSTS,
     WarningKind.QUALITY_NOT_COMPARABLE: ("quality",),
     WarningKind.COSTS_NOT_COMPARABLE: (*_COSTS, "memory", "utilization"),
+    WarningKind.ANOTHER_CARD: _COSTS,
     WarningKind.BASELINE_REPEATED: (),
+    WarningKind.REPEATS_DIFFER: ("quality",),
 }
 
 

@@ -7,10 +7,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Unit = Literal["text", "count", "number", "bytes", "seconds", "per_second", "joules", "watts", "fraction", "nats"]
+from howlow.records.energy import EnergyPart
+
+Unit = Literal[
+    "text",
+    "count",
+    "number",
+    "bytes",
+    "seconds",
+    "per_second",
+    "joules",
+    "watts",
+    "fraction",
+    "nats",
+    "hertz",
+    "celsius",
+]
 Better = Literal["higher", "lower"]
 Stage = Literal["train", "inference"]
 TableSection = Literal["adapter", "fine-tuning", "inference", "quality"]
+StepSum = Literal["time", "samples", "tokens", "prompt_tokens", "later_tokens", "prefill_time", "decode_time"]
+"""What the measured steps of a phase add up (`howlow.analysis.uncertainty`)."""
 Subject = Literal[
     "quality",
     "answers",
@@ -72,6 +89,14 @@ class Column:
     """its name within a sentence; the summary in words leaves out columns without one"""
     error: str | None = None
     """the column that says how far this one can be from the truth"""
+    over_steps: tuple[StepSum, StepSum] | None = None
+    """the two sums over the measured steps whose ratio it varies with; blocks of steps give its error"""
+    energy_of: tuple[tuple[EnergyPart, str | None], ...] = ()
+    """the energy windows (part and device) that it is of; their bounds are in its error"""
+    reading: Literal["utilization", "memory_utilization"] | None = None
+    """the reading that it is the mean of; blocks of readings give its error"""
+    interval: tuple[str, str] | None = None
+    """the columns that hold the ends of its interval"""
     is_relative: bool = True
     """whether its ratio to the reference rank's value says anything"""
     is_optional: bool = False
@@ -83,6 +108,17 @@ class Column:
     def is_number(self) -> bool:
         """Whether its values are numbers that can be averaged and divided."""
         return self.unit != "text"
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether one process gives it without an error: counts, sizes and peaks."""
+        inexact = self.subjects & {"quality", "optimizer", "utilization", "speed", "energy", "cpu_energy"}
+        return self.over_steps is None and not self.energy_of and not inexact
+
+    @property
+    def follows_from_seed(self) -> bool:
+        """Whether repeats of one seed should give the same value, so that they say nothing about its error."""
+        return bool(self.subjects & {"quality", "optimizer"})
 
     @property
     def section(self) -> TableSection | None:

@@ -10,14 +10,28 @@ from dataclasses import replace
 from typing import get_args
 
 from howlow.analysis.column import Column, Panel, Stage, TablePlace, TableSection
-from howlow.analysis.cost_columns import GENERATION, MEASURED_COSTS, METERED, NEW_TOKENS, RATES, of, of_stage
+from howlow.analysis.condition_columns import CONDITIONS, FURTHER_ENERGIES
+from howlow.analysis.cost_columns import (
+    GENERATION,
+    INTERVALS,
+    MEASURED_COSTS,
+    METERED,
+    NEW_TOKENS,
+    PROCESS_MEMORY,
+    RATES,
+    STEP_TIMES,
+    of,
+    of_stage,
+)
 
 # -- the trial ------------------------------------------------------------------------------------------------------
 
 TRIAL = Column("trial", "trial", "text", "the trial's name, and its folder's")
+SEED = Column("seed", "seed", "count", "governs initialisation, order and dropout")
 KIND = Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)")
 RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter")
 STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
+REPEAT = Column("repeat", "repeat", "count", "which measurement of the same trial this is, counted from 1")
 ADAPTER_BYTES = Column(
     "adapter_bytes",
     "adapter size",
@@ -31,7 +45,7 @@ _TRIAL = (
     TRIAL,
     KIND,
     RANK,
-    Column("seed", "seed", "count", "governs initialisation, order and dropout"),
+    SEED,
     STATUS,
     Column("alpha", "alpha", "number", "the numerator of the adapter's scaling"),
     Column("scaling_factor", "scaling", "number", "s in h = W x + s B A x"),
@@ -209,6 +223,15 @@ COLUMNS: tuple[Column, ...] = (
     *_METERS,
     *of_stage("inference", "generation", *GENERATION),
     UNMATCHABLE_REFERENCES,
+    *of_stage("train", "fine-tuning", *STEP_TIMES),
+    *of_stage("inference", "inference", *STEP_TIMES),
+    *of_stage("train", "fine-tuning", *CONDITIONS, *FURTHER_ENERGIES),
+    *of_stage("inference", "inference", *CONDITIONS, *FURTHER_ENERGIES),
+    *of_stage("train", "fine-tuning", PROCESS_MEMORY),
+    *of_stage("inference", "inference", PROCESS_MEMORY),
+    *of_stage("train", "fine-tuning", *INTERVALS),
+    *of_stage("inference", "inference", *INTERVALS),
+    REPEAT,
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

@@ -1,13 +1,14 @@
-"""Trials in relation: means over seeds, the reference rank, relative figures and the paper's two distances.
+"""Trials in relation: means over seeds and repeats, the reference rank, relative figures and the paper's two distances.
 
 As in the paper (section IV), relative figures are divided by the value at the reference rank: the largest rank that
-is done among trials equal on every other axis. With several seeds both sides of the division are means over them.
+is done among trials equal on every other axis. With several seeds or repeats both sides of the division are means over
+them. `howlow.analysis.ratios` gives the ratio its interval.
 The paper's section IV.D compares two distances in quality: from the bare model to the smallest adapter, and from the
 smallest adapter to the best one.
 """
 
 import json
-import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,47 +16,42 @@ from typing import Any
 
 from howlow.analysis.column import Column
 from howlow.analysis.columns import KIND, TRIAL, column_named
+from howlow.analysis.ratios import Ratio, mean_interval, relative_to
 from howlow.analysis.rows import Results, Row, Trial
+from howlow.analysis.statistics import Interval, Statistic, statistic
 from howlow.records import Record
 from howlow.tasks import task_named
 
 
 @dataclass(frozen=True)
-class Statistic:
-    """A mean over seeds; one value has no standard deviation (sample standard deviation, n - 1)."""
-
-    mean: float
-    deviation: float | None
-    n: int
-
-
-def statistic(values: Iterable[float | None]) -> Statistic | None:
-    """The statistic of the values that are present; None where none is."""
-    present = [value for value in values if value is not None]
-    if not present:
-        return None
-    mean = math.fsum(value / len(present) for value in present)
-    if len(present) == 1:
-        return Statistic(mean, None, 1)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in present) / (len(present) - 1))
-    return Statistic(mean, deviation, len(present))
-
-
-@dataclass(frozen=True)
 class Group:
-    """Trials that differ only in their seed."""
+    """Trials that differ only in their seed and repeat."""
 
     kind: str
     rank: int | None
     axes: Mapping[str, Any]
     trials: tuple[Trial, ...]
 
+    @property
+    def seeds(self) -> int:
+        """How many seeds it has."""
+        return len({trial.record.seed for trial in self.trials})
+
+    @property
+    def repeats(self) -> int:
+        """How often its trials were measured, at most."""
+        return max(Counter(trial.record.seed for trial in self.trials).values())
+
     def statistic(self, column: Column) -> Statistic | None:
-        """A column's mean and deviation over the seeds that have it."""
+        """A column's mean and deviation over the trials that have it."""
         return statistic(trial.row[column.name] for trial in self.trials)
 
+    def interval(self, column: Column) -> Interval:
+        """The interval of a column's mean."""
+        return mean_interval(column, self.trials)
+
     def mean(self, column: Column) -> float | None:
-        """A column's mean over the seeds that have it."""
+        """A column's mean over the trials that have it."""
         found = self.statistic(column)
         return None if found is None else found.mean
 
@@ -112,7 +108,7 @@ class Comparison:
         return fitting[0] if len(fitting) == 1 else None
 
     def relative(self, row: Row, column: Column) -> float | None:
-        """A row's value divided by the mean over seeds at its reference rank.
+        """A row's value divided by the mean over seeds and repeats at its reference rank.
 
         None where either is absent, or where one of them was measured differently and accepted anyway.
         """
@@ -128,9 +124,26 @@ class Comparison:
         return len(trials) > 1 and any((trial, column.name) in self.results.set_apart for trial in trials)
 
     def relative_mean(self, group: Group, column: Column) -> float | None:
-        """The same for the mean over a group's seeds."""
+        """The same for the mean over a group's trials."""
         mean = group.mean(column)
         return self.relative({**group.trials[0].row, column.name: mean}, column)
+
+    def ratio(self, group: Group, column: Column) -> Ratio | None:
+        """The same with its interval."""
+        key = id(group), column.name
+        if key not in self._ratios:
+            self._ratios[key] = self._ratio(group, column)
+        return self._ratios[key]
+
+    @cached_property
+    def _ratios(self) -> dict[tuple[int, str], Ratio | None]:
+        return {}
+
+    def _ratio(self, group: Group, column: Column) -> Ratio | None:
+        value, reference = self.relative_mean(group, column), self.reference_for(group.trials[0].row)
+        if value is None or reference is None:
+            return None
+        return relative_to(column, value, group.trials, reference.group.trials)
 
     @cached_property
     def _means(self) -> dict[tuple[int, str], float | None]:
@@ -144,7 +157,7 @@ class Comparison:
 
 
 def compare(results: Results) -> Comparison:
-    """Group trials over their seeds and find each group's reference."""
+    """Group trials over their seeds and repeats and find each group's reference."""
     found: dict[tuple[str, int | None, str], list[Trial]] = {}
     for trial in results.trials:
         axes = {axis: trial.row[axis] for axis in results.axes}
@@ -229,8 +242,8 @@ def distances(comparison: Comparison) -> tuple[Distances, ...]:
 
 def _distances(comparison: Comparison, reference: Reference, metric: Column) -> Distances | None:
     sign = 1.0 if metric.better == "higher" else -1.0
-    by_rank = _statistics_by_rank(comparison, reference, metric)
-    means = {rank: found.mean for rank, found in by_rank.items()}
+    groups = _groups_by_rank(comparison, reference, metric)
+    means = {rank: mean for rank, group in groups.items() if (mean := group.mean(metric)) is not None}
     if not means:
         return None
     smallest_rank = min(means)
@@ -250,20 +263,22 @@ def _distances(comparison: Comparison, reference: Reference, metric: Column) -> 
         base_to_smallest=to_smallest,
         smallest_to_best=to_best,
         ratio=None if to_smallest is None or not to_best else to_smallest / to_best,
-        seeds=min(by_rank[smallest_rank].n, by_rank[best_rank].n),
+        seeds=min(_seeds(groups[rank], metric) for rank in (smallest_rank, best_rank)),
         test_examples=None if data is None else data.test_examples,
     )
 
 
-def _statistics_by_rank(comparison: Comparison, reference: Reference, metric: Column) -> dict[int, Statistic]:
-    """The metric at each rank that shares the reference's axes and has a value."""
+def _groups_by_rank(comparison: Comparison, reference: Reference, metric: Column) -> dict[int, Group]:
+    """The group of each rank that shares the reference's axes and has a value of the metric."""
     return {
-        group.rank: found
+        group.rank: group
         for group in comparison.groups
-        if group.rank is not None
-        and _key(group.axes) == _key(reference.axes)
-        and (found := group.statistic(metric)) is not None
+        if group.rank is not None and _key(group.axes) == _key(reference.axes) and group.mean(metric) is not None
     }
+
+
+def _seeds(group: Group, metric: Column) -> int:
+    return len({trial.record.seed for trial in group.trials if trial.row[metric.name] is not None})
 
 
 def _base(comparison: Comparison, reference: Reference, metric: Column) -> float | None:

@@ -1,6 +1,7 @@
 """The columns of costs, which fine-tuning and inference each have under a prefix of their own.
 
-Time, energy and power are of the measured steps, so that power = energy/sample x samples/s.
+Throughput, time, energy and power are all of the measured window, so that power = energy/sample x samples/s. The window
+goes from the first measured step's start to the last one's end, less the pauses.
 """
 
 from dataclasses import replace
@@ -14,6 +15,7 @@ def of(*subjects: Subject) -> frozenset[Subject]:
 
 
 _SPEED, _ENERGY, _MEMORY, _CPU, _USE = of("speed"), of("energy"), of("memory"), of("cpu_energy"), of("utilization")
+_IN_WINDOW = "of the measured window"
 _OVER_STEPS = "both summed over the measured steps"
 _IN_STEPS = "of the readings inside the measured steps"
 
@@ -40,6 +42,7 @@ def _of_stage(stage: Stage, meaning: str, column: Column) -> Column:
         table=place,
         phrase=column.phrase and column.phrase.format(stage="training" if stage == "train" else stage),
         error=column.error and f"{stage}_{column.error}",
+        interval=column.interval and (f"{stage}_{column.interval[0]}", f"{stage}_{column.interval[1]}"),
     )
 
 
@@ -52,15 +55,26 @@ RATES = (
         "samples_per_s",
         "throughput",
         "per_second",
-        f"samples / time, {_OVER_STEPS}",
+        f"samples / time, {_IN_WINDOW}",
         "higher",
         subjects=_SPEED,
         table=_at(2),
         heading="samples/s",
         panel=Panel(1, "Throughput", "samples/s"),
         phrase="the {stage} throughput",
+        over_steps=("samples", "time"),
+        interval=("samples_per_s_low", "samples_per_s_high"),
     ),
-    Column("tokens_per_s", "tokens/s", "per_second", f"real tokens / time, {_OVER_STEPS}", "higher", subjects=_SPEED),
+    Column(
+        "tokens_per_s",
+        "tokens/s",
+        "per_second",
+        f"real tokens / time, {_IN_WINDOW}",
+        "higher",
+        subjects=_SPEED,
+        over_steps=("tokens", "time"),
+        interval=("tokens_per_s_low", "tokens_per_s_high"),
+    ),
 )
 NEW_TOKENS = Column(
     "new_tokens_per_sample",
@@ -75,43 +89,52 @@ MEASURED_COSTS = (
         "time_per_sample_s",
         "time/sample",
         "seconds",
-        f"time / samples, {_OVER_STEPS}",
+        f"time / samples, {_IN_WINDOW}",
         "lower",
         subjects=_SPEED,
         table=_at(3),
         panel=Panel(3, "Time per sample"),
+        over_steps=("time", "samples"),
+        interval=("time_per_sample_low_s", "time_per_sample_high_s"),
     ),
     Column(
         "energy_per_sample_j",
         "energy/sample",
         "joules",
-        "energy of the measured part / its samples",
+        "energy / samples, of the measured window",
         "lower",
         subjects=_ENERGY,
         table=_at(4),
         panel=Panel(2, "Energy per sample"),
         phrase="the energy per sample",
         error="energy_error_per_sample_j",
+        over_steps=("time", "samples"),
+        energy_of=(("measured", None),),
+        interval=("energy_per_sample_low_j", "energy_per_sample_high_j"),
     ),
     Column(
         "cpu_energy_per_sample_j",
         "CPU energy/sample",
         "joules",
-        "the same for the CPU, where the trial runs on an accelerator",
+        "the same for the CPU and its memory, where the trial runs on an accelerator",
         "lower",
         subjects=_CPU,
         table=_at(7),
         is_optional=True,
+        over_steps=("time", "samples"),
+        energy_of=(("measured", "cpu"),),
     ),
     Column(
         "power_w",
         "power",
         "watts",
-        "energy of the measured part / the time it covers",
+        "energy / time, of the measured window",
         "lower",
         subjects=_ENERGY,
         table=_at(9),
         panel=Panel(4, "Average power"),
+        energy_of=(("measured", None),),
+        interval=("power_low_w", "power_high_w"),
     ),
     Column(
         "peak_memory_bytes",
@@ -132,6 +155,7 @@ MEASURED_COSTS = (
         "fraction",
         f"mean {_IN_STEPS}",
         subjects=_USE,
+        reading="utilization",
         table=_at(11),
         panel=Panel(6, "Utilisation"),
     ),
@@ -141,7 +165,8 @@ METERED = (
         "energy_error_per_sample_j",
         "energy error/sample",
         "joules",
-        "how far energy/sample can be from the truth",
+        "how far energy/sample can be from what the sensor measured; of polled power only rounding, gaps at the edges "
+        "and late readings: swings between two readings are not in it",
         table=_at(5),
         is_relative=False,
         is_optional=True,
@@ -156,6 +181,8 @@ METERED = (
         table=_at(6),
         error="energy_above_idle_error_per_sample_j",
         is_optional=True,
+        over_steps=("time", "samples"),
+        energy_of=(("measured", None),),
     ),
     Column(
         "energy_above_idle_error_per_sample_j",
@@ -173,6 +200,8 @@ METERED = (
         subjects=_CPU,
         table=_at(8),
         is_optional=True,
+        over_steps=("time", "samples"),
+        energy_of=(("measured", "cpu"),),
     ),
     Column(
         "phase_energy_j",
@@ -206,6 +235,47 @@ METERED = (
         "fraction",
         "share of the time in which a GPU's memory was read or written, mean of the readings",
         subjects=_USE,
+        reading="memory_utilization",
+    ),
+)
+PROCESS_MEMORY = Column(
+    "peak_process_memory_bytes",
+    "process memory",
+    "bytes",
+    "of the device memory in use on a GPU, that of the trial's own process, as the driver counts it",
+    "lower",
+    subjects=_MEMORY,
+    table=_at(22),
+    is_optional=True,
+)
+STEP_TIMES = (
+    *(
+        Column(
+            f"step_time_p{percent:02d}_s",
+            label,
+            "seconds",
+            f"{words} of the time of a measured step by itself",
+            "lower",
+            subjects=_SPEED,
+            table=_at(20) if percent == 50 else None,
+            is_optional=True,
+        )
+        for percent, label, words in (
+            (5, "step time, 5 %", "5th percentile"),
+            (50, "step time", "median"),
+            (95, "step time, 95 %", "95th percentile"),
+        )
+    ),
+    Column(
+        "host_share",
+        "between steps",
+        "fraction",
+        "share of the measured window that lies between steps: waiting for batches and writing lines",
+        "lower",
+        subjects=_SPEED,
+        table=_at(21),
+        is_relative=False,
+        is_optional=True,
     ),
 )
 _PREFILL, _DECODE = of("energy", "prefill_energy"), of("energy", "decode_energy")
@@ -227,6 +297,7 @@ GENERATION = tuple(
                 f"time until the first new token / samples, {_OVER_STEPS}",
                 "lower",
                 subjects=_SPEED,
+                over_steps=("prefill_time", "samples"),
             ),
             Column(
                 "decode_time_per_sample_s",
@@ -235,6 +306,7 @@ GENERATION = tuple(
                 f"time after the first new token / samples, {_OVER_STEPS}",
                 "lower",
                 subjects=_SPEED,
+                over_steps=("decode_time", "samples"),
             ),
             Column(
                 "prefill_tokens_per_s",
@@ -243,6 +315,7 @@ GENERATION = tuple(
                 f"tokens of the prompts (real ones, however many were computed) / time, {_OVER_STEPS}",
                 "higher",
                 subjects=_SPEED,
+                over_steps=("prompt_tokens", "prefill_time"),
             ),
             Column(
                 "decode_tokens_per_s",
@@ -251,6 +324,7 @@ GENERATION = tuple(
                 f"new tokens after the first ones / time, {_OVER_STEPS}",
                 "higher",
                 subjects=_SPEED,
+                over_steps=("later_tokens", "decode_time"),
             ),
             Column(
                 "prefill_energy_per_token_j",
@@ -259,6 +333,8 @@ GENERATION = tuple(
                 _PER_TOKEN,
                 "lower",
                 subjects=_PREFILL,
+                over_steps=("prefill_time", "prompt_tokens"),
+                energy_of=(("prefill", None),),
             ),
             Column(
                 "decode_energy_per_token_j",
@@ -267,8 +343,23 @@ GENERATION = tuple(
                 _PER_TOKEN,
                 "lower",
                 subjects=_DECODE,
+                over_steps=("decode_time", "later_tokens"),
+                energy_of=(("decode", None),),
             ),
         ),
         start=13,
     )
 )
+
+
+def _ends(column: Column) -> list[Column]:
+    """The columns of the two ends of a column's interval."""
+    meaning = f"{column.label} of this trial, by its own steps and its energy's bound: the 95 % interval's"
+    return [
+        Column(name, f"{column.label}, {end}", column.unit, f"{meaning} {end} end", is_relative=False)
+        for name, end in zip(column.interval or (), ("lower", "upper"), strict=False)
+    ]
+
+
+INTERVALS = tuple(end for column in (*RATES, *MEASURED_COSTS) for end in _ends(column))
+"""How far the figures of one trial can be from the truth, as far as that trial itself shows."""

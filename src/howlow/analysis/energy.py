@@ -6,10 +6,11 @@ Where the energy source has several devices, power is the sum of each one's newe
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from howlow.analysis.statistics import mean
 from howlow.records import EnergyWindow, Idle, PhaseName, PhaseRecord, Record, Step, read_lines
 
 _PERCENTILES = {"power_p05_w": 0.05, "power_p50_w": 0.5, "power_p95_w": 0.95}
@@ -61,15 +62,25 @@ def _starts_s(step: Step) -> float:
 
 def timeline_figures(record: Record, readings: Sequence[Seen]) -> dict[str, float | None]:
     """Utilisation of the trial's own device, and percentiles of the power of those that energy comes from."""
-    own = record.environment.device if record.environment else None
-    looks = [reading for reading in readings if own is None or reading.device == own]
-    devices = (record.energy.devices if record.energy else ()) or ((own,) if own else ())
-    powers = sorted(_summed_power([reading for reading in readings if reading.device in devices], len(devices)))
+    looks, powers = looks_of(record, readings), sorted(powers_of(record, readings))
     return {
         "utilization": _mean(reading.utilization for reading in looks),
         "memory_utilization": _mean(reading.memory_utilization for reading in looks),
         **{name: percentile(powers, share) for name, share in _PERCENTILES.items()},
     }
+
+
+def looks_of(record: Record, readings: Iterable[Seen]) -> list[Seen]:
+    """The readings of the trial's own device."""
+    own = record.environment.device if record.environment else None
+    return [reading for reading in readings if own is None or reading.device == own]
+
+
+def powers_of(record: Record, readings: Iterable[Seen]) -> list[float]:
+    """The power of the devices that energy comes from, in the order of the readings."""
+    own = record.environment.device if record.environment else None
+    devices = (record.energy.devices if record.energy else ()) or ((own,) if own else ())
+    return _summed_power([reading for reading in readings if reading.device in devices], len(devices))
 
 
 def _summed_power(readings: Iterable[Seen], devices: int) -> list[float]:
@@ -93,44 +104,54 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-def energy_figures(record: Record, phase: PhaseRecord) -> dict[str, float | None]:
+SamplesOf = Callable[[EnergyWindow], float | None]
+"""The samples by which an energy is divided."""
+
+
+def energy_figures(record: Record, phase: PhaseRecord, samples_of: SamplesOf) -> dict[str, float | None]:
     """The energy of a phase with its error, above idle, of the CPU beside it, and of the whole phase."""
     measured, cpu, whole = phase.window("measured"), phase.window("measured", "cpu"), phase.window("phase")
     idle = record.meters.idle if record.meters else None
     return {
-        "energy_per_sample_j": _per_sample_j(measured),
+        "energy_per_sample_j": _per_sample_j(measured, samples_of),
         "power_w": _power_w(measured),
-        "energy_error_per_sample_j": None if measured is None else ratio(measured.error_j, measured.samples),
-        "energy_above_idle_per_sample_j": _above_idle_per_sample_j(measured, idle.power_w if idle else None),
-        "energy_above_idle_error_per_sample_j": _above_idle_error_per_sample_j(measured, idle),
-        "cpu_energy_per_sample_j": _per_sample_j(cpu),
-        "cpu_energy_above_idle_per_sample_j": _above_idle_per_sample_j(cpu, idle.cpu_power_w if idle else None),
+        "energy_error_per_sample_j": None if measured is None else ratio(measured.error_j, samples_of(measured)),
+        "energy_above_idle_per_sample_j": _above_idle_per_sample_j(
+            measured, idle.power_w if idle else None, samples_of
+        ),
+        "energy_above_idle_error_per_sample_j": _above_idle_error_per_sample_j(measured, idle, samples_of),
+        "cpu_energy_per_sample_j": _per_sample_j(cpu, samples_of),
+        "cpu_energy_above_idle_per_sample_j": _above_idle_per_sample_j(
+            cpu, idle.cpu_power_w if idle else None, samples_of
+        ),
         "phase_energy_j": phase.energy_j("phase"),
         "phase_power_w": _power_w(whole),
     }
 
 
-def _per_sample_j(window: EnergyWindow | None) -> float | None:
-    return None if window is None else ratio(window.energy_j, window.samples)
+def _per_sample_j(window: EnergyWindow | None, samples_of: SamplesOf) -> float | None:
+    return None if window is None else ratio(window.energy_j, samples_of(window))
 
 
 def _power_w(window: EnergyWindow | None) -> float | None:
     return None if window is None else ratio(window.energy_j, window.duration_s)
 
 
-def _above_idle_per_sample_j(window: EnergyWindow | None, idle_w: float | None) -> float | None:
+def _above_idle_per_sample_j(window: EnergyWindow | None, idle_w: float | None, samples_of: SamplesOf) -> float | None:
     if window is None or window.duration_s is None or idle_w is None:
         return None
-    return ratio(window.energy_j - idle_w * window.duration_s, window.samples)
+    return ratio(window.energy_j - idle_w * window.duration_s, samples_of(window))
 
 
-def _above_idle_error_per_sample_j(window: EnergyWindow | None, idle: Idle | None) -> float | None:
+def _above_idle_error_per_sample_j(
+    window: EnergyWindow | None, idle: Idle | None, samples_of: SamplesOf
+) -> float | None:
     """Both errors at their worst; None where one is not known."""
     if window is None or window.error_j is None or window.duration_s is None:
         return None
     if idle is None or idle.error_w is None:
         return None
-    return ratio(window.error_j + idle.error_w * window.duration_s, window.samples)
+    return ratio(window.error_j + idle.error_w * window.duration_s, samples_of(window))
 
 
 def meter_figures(record: Record) -> dict[str, Any]:
@@ -149,7 +170,7 @@ def meter_figures(record: Record) -> dict[str, Any]:
 
 def _mean(values: Iterable[float | None]) -> float | None:
     there = [value for value in values if value is not None]
-    return math.fsum(there) / len(there) if there else None
+    return mean(there) if there else None
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:

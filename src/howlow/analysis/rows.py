@@ -1,13 +1,11 @@
 """One row a trial: raw steps, readings and records -> the figures of results.csv.
 
-Throughput is the sum of samples over the sum of time, both of the measured steps. Steps that the optimizer skipped
-count, because they cost time. Energy and power are the measured part's energy over its samples and over its time. A
-figure that was not measured is None. A phase that did not end has no figures: half a phase is no measurement.
+`phase_figures` says what the figures of a phase are. A figure that was not measured is None. A phase that did not end
+has no figures: half a phase is no measurement.
 """
 
 import math
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,20 +14,18 @@ from typing import Any
 from howlow.analysis.caveats import qualified
 from howlow.analysis.column import Column
 from howlow.analysis.columns import COLUMNS, UNMATCHABLE_REFERENCES, columns_of
-from howlow.analysis.energy import Seen, energy_figures, inside, meter_figures, ratio, read_seen, timeline_figures
-from howlow.errors import UserError
+from howlow.analysis.energy import Seen, meter_figures, read_seen
+from howlow.analysis.one_table import asked_ranks, records_for_one_table
+from howlow.analysis.phase_figures import generation_figures, phase_figures
+from howlow.analysis.uncertainty import Evidence, evidence_of, interval_figures
 from howlow.records import (
     PhaseName,
-    Provenance,
+    PhaseRecord,
     Record,
-    RecordWarning,
     Scores,
     Step,
     WarningKind,
-    differences,
-    read_records,
     read_steps,
-    refuse_to_mix,
 )
 from howlow.settings import Settings
 from howlow.tasks import task_named
@@ -47,6 +43,8 @@ class Trial:
     losses: tuple[tuple[int, float], ...]
     burn_in_steps: Mapping[str, int]
     measured_steps: Mapping[str, int]
+    evidence: Mapping[str, Evidence]
+    """what the error of each figure rests on, as far as this trial itself shows; by the names of columns"""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class Results:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """One row a trial: the baselines, then by rank, further axes and seed."""
+        """One row a trial: the baselines, then by rank, further axes, seed and repeat."""
         return [trial.row for trial in self.trials]
 
     @cached_property
@@ -136,74 +134,20 @@ def rows(folders: Sequence[Path], accept_different: Sequence[str] = ()) -> Resul
         UserError: a folder is no run directory or has no record; records were not measured alike; two directories
             hold a trial of the same name that is not a baseline.
     """
-    found: list[tuple[Path, Record]] = []
-    for folder in dict.fromkeys(path.resolve() for path in folders):
-        records = read_records(folder)
-        if not records:
-            raise UserError(f"{folder}: no trial has ended yet; let `howlow sweep` finish at least one")
-        found.extend((folder, record) for record in records)
-    found = _without_repeats(_marked(found, accept_different))
-
+    found = records_for_one_table(folders, accept_different)
     axes = tuple(sorted({axis for _, record in found for axis in record.axes}))
     trials = [_trial(record, folder / "trials" / record.trial, axes) for folder, record in found]
     trials.sort(key=_order)
     asked = {record.rank for _, record in found if record.rank is not None}
     for folder in {folder for folder, _ in found}:
-        asked.update(_grid_ranks(folder))
+        asked.update(asked_ranks(folder))
     return Results(tuple(folders), tuple(trials), axes, tuple(sorted(asked)))
-
-
-def _marked(found: Sequence[tuple[Path, Record]], accept_different: Sequence[str]) -> list[tuple[Path, Record]]:
-    """The records, those that differ in what was accepted with a warning; others are refused."""
-    warnings: dict[str, list[RecordWarning]] = {}
-    several = len({folder for folder, _ in found}) > 1
-    names = [f"{folder.name}/{record.trial}" if several else record.trial for folder, record in found]
-    named = [Provenance.of(record, trial=name) for name, (_, record) in zip(names, found, strict=True)]
-    for difference in refuse_to_mix(named, accept_different):
-        warnings.setdefault(difference.trial, []).extend(difference.warnings)
-    return [
-        (folder, record.model_copy(update={"warnings": (*record.warnings, *warnings.get(name, ()))}))
-        for name, (folder, record) in zip(names, found, strict=True)
-    ]
-
-
-def _without_repeats(found: Iterable[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
-    """One trial of each name: of a baseline that several sweeps measured alike, the first one, with a warning.
-
-    Raises:
-        UserError: two run directories hold another trial of the same name, or baselines that differ.
-    """
-    kept: dict[str, tuple[Path, Record]] = {}
-    for folder, record in found:
-        home, first = kept.setdefault(record.trial, (folder, record))
-        if home == folder:
-            continue
-        if record.kind == "lora" or differences([first, record]):
-            raise UserError(
-                f"trial {record.trial} is in {home} and in {folder}; report them one at a time, or give "
-                "run directories whose trials differ in rank, seed or a grid axis"
-            )
-        detail = f"{folder} holds another measurement of {record.trial}; this one is from {home}"
-        repeated = RecordWarning(kind=WarningKind.BASELINE_REPEATED, detail=detail)
-        kept[record.trial] = (home, first.model_copy(update={"warnings": (*first.warnings, repeated)}))
-    return list(kept.values())
-
-
-def _grid_ranks(folder: Path) -> list[int]:
-    """The ranks that the sweep was asked for, run or not; none where sweep.toml is missing."""
-    try:
-        table = tomllib.loads((folder / "sweep.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    grid = table.get("grid", {})
-    ranks = grid.get("lora.rank", []) if isinstance(grid, dict) else []
-    return [rank for rank in ranks if isinstance(rank, int)]
 
 
 def _order(trial: Trial) -> tuple[Any, ...]:
     record = trial.record
     axes = [_sortable(record.axes.get(axis)) for axis in sorted(record.axes)]
-    return ("base", "full", "lora").index(record.kind), record.rank or 0, axes, record.seed
+    return ("base", "full", "lora").index(record.kind), record.rank or 0, axes, record.seed, record.repeat
 
 
 def _sortable(value: Any) -> tuple[int, float, str]:
@@ -226,7 +170,16 @@ def _trial(record: Record, folder: Path, axes: Sequence[str]) -> Trial:
     }
     losses = [(step.step, loss) for step in steps if step.phase == "train" and (loss := _loss(step)) is not None]
     row = _row(record, steps, readings, axes)
-    return Trial(record, folder, row, tuple(losses), by_part["burn_in"], by_part["measured"])
+    evidence = evidence_of(record, _phases(record), row, steps, readings, folder)
+    row.update(interval_figures(row, evidence))
+    return Trial(record, folder, row, tuple(losses), by_part["burn_in"], by_part["measured"], evidence)
+
+
+def _phases(record: Record) -> dict[str, PhaseRecord]:
+    """The phase that the columns of each stage are about."""
+    names: dict[str, PhaseName | None] = {"train": "train", "inference": inference_phase(record)}
+    ended = {stage: record.phase(name) for stage, name in names.items() if name is not None}
+    return {stage: phase for stage, phase in ended.items() if phase is not None}
 
 
 def layout_of(record: Record) -> str:
@@ -244,6 +197,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
         kind=record.kind,
         rank=record.rank,
         seed=record.seed,
+        repeat=record.repeat,
         status=record.status,
         layout=layout_of(record),
         inference_batch_size=_batch(record.resolved.inference_batch_size, settings.inference.batch_size),
@@ -257,14 +211,15 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
     if record.kind != "base":
         row["train_batch_size"] = _batch(record.resolved.train_batch_size, settings.training.batch_size)
         if _ended(record, "train"):
-            row.update({f"train_{name}": value for name, value in _figures(record, "train", steps, readings).items()})
+            found = phase_figures(record, "train", steps, readings)
+            row.update({f"train_{name}": value for name, value in found.items()})
             row["train_final_loss"] = _final_loss(steps)
     phase = inference_phase(record)
     if phase is not None:
-        row.update({f"inference_{name}": value for name, value in _figures(record, phase, steps, readings).items()})
+        found = phase_figures(record, phase, steps, readings)
         if phase == "generate":
-            row["inference_new_tokens_per_sample"] = _new_tokens_per_sample(steps)
-            row.update({f"inference_{name}": value for name, value in _prefill_and_decode(record, steps).items()})
+            found |= generation_figures(record, steps)
+        row.update({f"inference_{name}": value for name, value in found.items()})
     row.update({name: _finite(getattr(record.scores, name)) for name in Scores.model_fields if name in row})
     row[UNMATCHABLE_REFERENCES.name] = record.data.unmatchable_references if record.data else None
     row.update(meter_figures(record))
@@ -301,59 +256,9 @@ def _ended(record: Record, phase: PhaseName) -> bool:
     return record.phase(phase) is not None
 
 
-def _figures(record: Record, name: PhaseName, steps: Sequence[Step], readings: Sequence[Seen]) -> Row:
-    phase = record.phase(name)
-    assert phase is not None, "only phases that ended have figures"
-    measured = [step for step in steps if step.phase == name and step.part == "measured"]
-    time_s = math.fsum(step.duration_s for step in measured)
-    samples, tokens = sum(step.samples for step in measured), sum(step.tokens for step in measured)
-    return {
-        "samples_per_s": ratio(samples, time_s),
-        "tokens_per_s": ratio(tokens, time_s),
-        "time_per_sample_s": ratio(time_s, samples),
-        "peak_memory_bytes": phase.peak_memory_bytes,
-        "peak_allocated_bytes": phase.peak_allocated_bytes,
-        "peak_reserved_bytes": phase.peak_reserved_bytes,
-        **energy_figures(record, phase),
-        **timeline_figures(record, inside(name, steps, readings)),
-    }
-
-
-def _new_tokens_per_sample(steps: Sequence[Step]) -> float | None:
-    measured = [step for step in steps if step.phase == "generate" and step.part == "measured"]
-    return ratio(sum(step.target_tokens for step in measured), sum(step.samples for step in measured))
-
-
 def _batch(decided: int | None, asked: int | str) -> int | None:
     """The batch size that was decided, else the number that was asked for; None where no largest one was found."""
     return decided if decided is not None else asked if isinstance(asked, int) else None
-
-
-def _prefill_and_decode(record: Record, steps: Sequence[Step]) -> Row:
-    """The two parts of generation: prefill ends when every prompt is read and has its first new token.
-
-    They have energies where the parts of every step were long enough for the source.
-    """
-    measured = [
-        step
-        for step in steps
-        if (step.phase, step.part) == ("generate", "measured") and None not in (step.prefill_s, step.prefill_tokens)
-    ]
-    samples = sum(step.samples for step in measured)
-    prefill_s = math.fsum(step.prefill_s or 0.0 for step in measured)
-    decode_s = math.fsum(step.duration_s - (step.prefill_s or 0.0) for step in measured)
-    read = sum(step.tokens - step.target_tokens for step in measured)  # real ones, however many were computed
-    written = sum(step.target_tokens - step.samples for step in measured)
-    phase = record.phase("generate")
-    assert phase is not None, "only phases that ended have figures"
-    return {
-        "prefill_time_per_sample_s": ratio(prefill_s, samples),
-        "decode_time_per_sample_s": ratio(decode_s, samples),
-        "prefill_tokens_per_s": ratio(read, prefill_s),
-        "decode_tokens_per_s": ratio(written or None, decode_s),
-        "prefill_energy_per_token_j": ratio(phase.energy_j("prefill"), read),
-        "decode_energy_per_token_j": ratio(phase.energy_j("decode"), written),
-    }
 
 
 def _final_loss(steps: Sequence[Step]) -> float | None:

@@ -257,8 +257,7 @@ def _as_record(search: _Search, found: LargestFound) -> BatchSearch:
 def nothing_fits(search: BatchSearch) -> str:
     """What a batch of one example took, for a search that found nothing."""
     one = next(probe for probe in search.probes if probe.batch == 1)
-    earlier = ", or the fine-tuning before it does" if search.setting == "inference.batch_size" else ""
-    took = f"more than the limit{earlier}" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.3f} GB"
+    took = "more than the limit" if one.peak_memory_bytes is None else f"{one.peak_memory_bytes / 1e9:.3f} GB"
     return (
         f'{search.setting} = "max": not even one example fits: its heaviest batch has {one.computed_tokens} tokens and '
         f"takes {took}; {search.budget_bytes / 1e9:.3f} GB may be used ({search.limit}, less run.memory_margin)"

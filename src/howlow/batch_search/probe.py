@@ -77,7 +77,7 @@ def probe_entry(job: ProbeJob, link: Link) -> LargestFound | None:
     link.report(ProbeBegun(batch=begun.batch, load=begun.load))
     limit_memory(budget.enforced_bytes, device)
     try:
-        bench = partial(_bench, work, state, execution_of(state, device, kept), prepared, budget)
+        bench = partial(_bench, state, execution_of(state, device, kept), prepared)
         return _within_budget(question, begun, work, bench, job, link)
     finally:
         unlimit_memory()
@@ -199,9 +199,7 @@ def _peak_bytes(work: Work, bench: Bench, batch: int) -> int:
 
 
 @contextmanager
-def _bench(
-    work: Work, state: TrialState, execution: Execution, prepared: Prepared, budget: MemoryBudget
-) -> Iterator[Bench]:
+def _bench(state: TrialState, execution: Execution, prepared: Prepared) -> Iterator[Bench]:
     """Everything that a trial's process holds before it runs what is probed."""
     device = execution.device
     meters = open_meters(asked_of(state.settings, device))
@@ -218,9 +216,4 @@ def _bench(
     ) as session:
         with session.phase("load"):
             model, tokenizer, eos = load_trial_model(state, execution, prepared.tokenizer_name)
-        bench = Bench(state, device, prepared, session, model, tokenizer, execution, min(eos, default=0))
-        # The preparation may use the margin, as in the trial.
-        limit_memory(None if budget.enforced_bytes is None else budget.limit_bytes, device)
-        work.prepare(bench)
-        limit_memory(budget.enforced_bytes, device)
-        yield bench
+        yield Bench(state, device, prepared, session, model, tokenizer, execution, min(eos, default=0))

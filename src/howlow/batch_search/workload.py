@@ -2,8 +2,8 @@
 
 For fine-tuning it is the heaviest micro-batch of the trial's own seeded schedule: the one with the most computed
 tokens, and the one with the most targets if that is another. For inference it is the heaviest batch of each phase,
-with all the new tokens that the settings allow. The adapter is attached, and then merged if the trial merges it. Before
-inference the model trains for a few steps, because what fine-tuning leaves in a process also takes memory.
+with all the new tokens that the settings allow. The adapter is attached, and then merged if the trial merges it.
+Inference has a process of its own, so nothing is trained before it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,12 @@ from howlow.engine import model as models
 from howlow.engine.execution import Execution, running
 from howlow.engine.layouts import Batch
 from howlow.engine.tokens import TokenizedExample
-from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Trainer
+from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError
 from howlow.jobs import MemoryLine, RankMemory
 from howlow.memory import heap
 from howlow.meters.session import Session
-from howlow.trial.fine_tuning import optimization_of, schedule_of, set_to_training, training_batch
+from howlow.trial.acceleration import new_trainer, ready
+from howlow.trial.fine_tuning import micro_batches_of, optimization_of, schedule_of, set_to_training
 from howlow.trial.prepared import Prepared
 from howlow.trial.scoring import Scorer
 from howlow.trial.state import TrialState, split
@@ -80,9 +81,6 @@ class Work(Protocol):
     def load(self, batch: int) -> int:
         """The computed tokens of the heaviest part of the schedule."""
 
-    def prepare(self, bench: Bench) -> None:
-        """Run what a trial's process has done before this part; its peak does not count."""
-
     def run(self, bench: Bench, batch: int) -> None:
         """Run the heaviest parts."""
 
@@ -116,8 +114,7 @@ class TrainingWork:
 
     def _micro_batches(self, batch: int) -> list[list[TokenizedExample]]:
         examples = self.prepared.train
-        schedule = schedule_of(self.state.settings, examples, batch)
-        return [[examples[index] for index in part] for step in schedule for part in split(step, batch)]
+        return micro_batches_of(examples, schedule_of(self.state.settings, examples, batch), batch)
 
     def _computed(self, part: Sequence[TokenizedExample]) -> int:
         return _read_tokens(self.state, part)
@@ -132,28 +129,37 @@ class TrainingWork:
         most_targets = max(parts, key=lambda part: (self._targets(part), self._computed(part)))
         return [most] if self._targets(most) == self._targets(most_targets) else [most, most_targets]
 
-    def prepare(self, bench: Bench) -> None:
-        """Nothing: fine-tuning comes first."""
-
     def run(self, bench: Bench, batch: int) -> None:
         """A step of each heaviest micro-batch, with moments, and with gradients where a step has several."""
-        chosen = self._heaviest(batch)
+        set_to_training(self.state.settings, bench.model)
+        parts = self._micro_batches(batch)
+        execution, filling, recorded = ready(self.state, bench.model, bench.execution, bench.pad_id, parts)
         times = 2 if (self.state.settings.training.effective_batch_size or 0) > batch else 1
-        _train(bench, [[training_batch(self.state, part, bench.pad_id)] * times for part in chosen])
+        steps = [[filling.batch(part)] * times for part in self._heaviest(batch)]
+        light = [] if execution.fills_shapes else list(_light_batches(bench))
+        _train(bench, execution, light, recorded, steps)
 
 
-def _train(bench: Bench, steps: Sequence[Sequence[Batch]] = ()) -> None:
+def _train(
+    bench: Bench,
+    execution: Execution,
+    light: Sequence[Batch],
+    recorded: Sequence[Batch],
+    steps: Sequence[Sequence[Batch]],
+) -> None:
     """Run light steps, which make the optimizer's moments and the kernels, and then the given ones.
 
     The weights' values do not matter for the memory. No gradient is left.
+
+    recorded: a batch of each shape whose steps are recorded first (`howlow.trial.acceleration`).
     """
     settings = bench.state.settings
     set_to_training(settings, bench.model)
     optimization = replace(optimization_of(settings, 1), learning_rate=0.0)
     # What matters is the memory that a step takes, not whether its loss is finite.
-    with running(bench.model, bench.execution) as run, bench.session.phase("train"), suppress(DivergedError):
-        trainer = Trainer(run, optimization)
-        for batch in _light_batches(bench):
+    with running(bench.model, execution) as run, bench.session.phase("train"), suppress(DivergedError):
+        trainer = new_trainer(run, optimization, recorded)
+        for batch in light:
             for _ in range(MAX_SKIPPED_STEPS):  # fp16 may skip the first
                 if not trainer.outcome(trainer.step([batch])).skipped:
                     break
@@ -167,12 +173,12 @@ def _light_batches(bench: Bench) -> Iterator[Batch]:
 
     On a CPU they differ in shape, padded ones by having no padding, so that as many kernels are compiled as may be
     kept; in the course of a trial its micro-batches would compile them. torch's own compiler must see the trial's
-    shapes only, or it compiles another graph.
+    shapes only, or it compiles another graph. (On CUDA filled batches are what it sees.)
     """
     by_length = {example.length: example for example in bench.prepared.train}
     lightest = [by_length[length] for length in sorted(by_length)]
     layout, training = bench.state.choice.layout, bench.state.settings.training
-    is_varied = bench.device.type == "cpu" and (layout != "padded" or not training.compile)
+    is_varied = bench.device.type == "cpu" and (layout != "padded" or training.compile is not True)
     for example in lightest[: _SHAPES if is_varied else 1]:
         length = example.length if is_varied else training.sequence_length
         yield layouts.lay_out([example], layout, length, bench.pad_id, training.loss_on)
@@ -216,12 +222,6 @@ class InferenceWork:
         prompts = [replace(example, completion=()) for example in part]
         length = self.state.settings.training.sequence_length - new
         return layouts.computed_tokens(prompts, self.state.choice.layout, length) + new * len(part)
-
-    def prepare(self, bench: Bench) -> None:
-        """A few steps of fine-tuning: its kernels, and what it leaves in the heap, take memory during inference."""
-        if self.state.kind != "base":
-            _train(bench)
-            heap.release(bench.device)
 
     def run(self, bench: Bench, batch: int) -> None:
         """The heaviest batch of each phase, with all of its new tokens."""

@@ -6,13 +6,14 @@ other blocks go through torch's SDPA. On CUDA one FlexAttention call runs the wh
 (`howlow.engine.cuda.attention`).
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from howlow.engine.attention_context import AttentionContext, Limits, UnsupportedError
+from howlow.engine.attention_context import AttentionContext, Kind, Limits, UnsupportedError
 from howlow.engine.cpu import attention as cpu_attention
 from howlow.engine.cpu.attention import Pieces
 from howlow.engine.cuda.attention import FlexTreeAttention
@@ -22,19 +23,24 @@ AttentionKernel = Literal["own", "products", "sdpa", "flex"]
 """`own`: the model's own attention, as in the layout `padded`; `products`: products where they pay, else SDPA."""
 
 
-def tree_attention(tree: PrefixTree, kernel: AttentionKernel, kernels_kept: int) -> AttentionContext:
+def tree_attention(
+    tree: PrefixTree, kernel: AttentionKernel, kernels_kept: int, kinds: Collection[Kind] = ()
+) -> AttentionContext:
     """The attention of a prefix tree's tokens.
 
     kernels_kept: how many compiled kernels oneDNN keeps in this process; it decides which rows `products` is for.
+    kinds: see `FlexTreeAttention`.
     """
     assert kernel != "own", "the model's own attention knows no prefix tree"
     if kernel == "flex":
-        return FlexTreeAttention(tree)
+        return FlexTreeAttention(tree, kinds)
     return BlockTreeAttention(tree, kernels_kept if kernel == "products" else 0)
 
 
 class BlockTreeAttention:
     """A prefix tree whose blocks attend one after the other, as products or through torch's SDPA."""
+
+    is_traceable = False
 
     def __init__(self, tree: PrefixTree, kernels_kept: int) -> None:
         self.tree = tree

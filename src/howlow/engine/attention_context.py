@@ -18,7 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, masking_utils
 
-IMPLEMENTATION = "howlow"
+IMPLEMENTATION, TRACED = "howlow", "howlow_traced"
+"""The names of our function; under the second one torch's compiler looks into it."""
+
+
+Kind = tuple[int | None, int | None]
+"""A layer's sliding window and chunk."""
+_KIND = "howlow_kind"
 
 
 class UnsupportedError(Exception):
@@ -38,6 +44,10 @@ class Limits:
 
 class AttentionContext(Protocol):
     """The tokens that attend to each other: those of a prefix tree, or those of a generation step."""
+
+    @property
+    def is_traceable(self) -> bool:
+        """Whether torch's compiler can look into `attend`."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
         """Attention of one layer: (1, heads, queries, dimension) from keys and values of (1, key heads, keys, ...)."""
@@ -59,7 +69,7 @@ def attending(configs: Sequence[Any], context: AttentionContext) -> Iterator[Non
     before = [config._attn_implementation for config in configs]
     try:
         for config in configs:
-            config._attn_implementation = IMPLEMENTATION
+            config._attn_implementation = TRACED if context.is_traceable else IMPLEMENTATION
         _current = context
         yield
     finally:
@@ -83,7 +93,6 @@ def one_sequence_a_row() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = own
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _forward(
     module: nn.Module,
     query: Tensor,
@@ -104,15 +113,18 @@ def _forward(
             raise UnsupportedError(f"attention with {name}")
     if attention_mask is not None:
         raise UnsupportedError("the model brings a mask of its own")
-    window, chunk = _by_layer_type(module, sliding_window)
+    noted: Kind | None = getattr(module, _KIND, None)
+    window, chunk = noted if noted is not None else _by_layer_type(module, sliding_window)
+    window = window if sliding_window is None else sliding_window
     limits = Limits(scaling if scaling is not None else query.shape[-1] ** -0.5, window, chunk, softcap, dropout)
     return _current.attend(query, key, value, limits).transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(IMPLEMENTATION, _forward)
+AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(_forward))  # type: ignore[no-untyped-call]
+AttentionInterface.register(TRACED, _forward)
 
 
-def _by_layer_type(module: nn.Module, window: int | None) -> tuple[int | None, int | None]:
+def _by_layer_type(module: nn.Module, window: int | None) -> Kind:
     """The layer's sliding window and chunk; some models give them only in the layer's type."""
     config: Any = getattr(module, "config", None)
     index, kinds = getattr(module, "layer_idx", None), getattr(config, "layer_types", None)
@@ -120,6 +132,21 @@ def _by_layer_type(module: nn.Module, window: int | None) -> tuple[int | None, i
     if kind == "sliding_attention" and window is None:
         window = config.sliding_window
     return window, config.attention_chunk_size if kind == "chunked_attention" else None
+
+
+def note_kinds(model: nn.Module) -> set[Kind]:
+    """Note in each layer its sliding window and chunk; returns all of them.
+
+    Where torch's compiler looks into our function, it must not read the number of the layer: it would compile each
+    layer by itself.
+    """
+    found = set()
+    for layer in model.modules():
+        if getattr(layer, "layer_idx", None) is not None:
+            kind = _by_layer_type(layer, getattr(layer, "sliding_window", None))
+            setattr(layer, _KIND, kind)
+            found.add(kind)
+    return found or {(None, None)}
 
 
 def takes_positions(model: nn.Module) -> bool:

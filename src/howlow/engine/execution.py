@@ -21,9 +21,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config as shapes
 
 from howlow.engine.attention import AttentionKernel, tree_attention
-from howlow.engine.attention_context import AttentionContext, attending, configs_of, one_sequence_a_row
+from howlow.engine.attention_context import (
+    AttentionContext,
+    attending,
+    configs_of,
+    note_kinds,
+    one_sequence_a_row,
+)
 from howlow.engine.cpu.attention import FEWEST_KEPT
 from howlow.engine.cpu.patches import fused
 from howlow.engine.last_layer import modules_by_token, only_rows
@@ -48,6 +55,7 @@ class Execution:
     head: where the vocabulary head is computed: for the hidden states that predict a target, or for all.
     fused: whether frozen parts run fused (`howlow.engine.cpu.patches`).
     compiled: whether the decoder's layers run compiled by torch.
+    graphed: whether a training step is replayed as CUDA graphs (`howlow.engine.step_graphs`).
     full_row: the sequence length whose rotary frequencies hold in every layout; None leaves them to the batch's length.
     """
 
@@ -61,11 +69,23 @@ class Execution:
     head: Head
     fused: bool
     compiled: bool
+    graphed: bool
     full_row: int | None
+
+    @property
+    def fills_shapes(self) -> bool:
+        """Whether batches are filled up to few shapes, because each new one would cost a compilation or a graph."""
+        return self.device.type == "cuda" and (self.compiled or self.graphed)
+
+    def plainer(self) -> "Execution | None":
+        """The next plainer way in which the same is computed; None where this is the plainest."""
+        if self.graphed:
+            return replace(self, graphed=False)
+        return replace(self, compiled=False) if self.compiled else None
 
     def for_evaluation(self) -> "Execution":
         """The same without compiled layers: inference compiles nothing, and so runs fused wherever fp32 allows it."""
-        return replace(self, compiled=False, fused=_can_fuse(self.device, self.precision))
+        return replace(self, compiled=False, graphed=False, fused=_can_fuse(self.device, self.precision))
 
     def for_generation(self) -> "Execution":
         """As evaluation, with rotary frequencies that follow the tokens so far, as in transformers' `generate`."""
@@ -90,7 +110,7 @@ class Execution:
             "head": self.head,
             "fused": self.fused,
             "compiled": self.compiled,
-            "graphed": False,
+            "graphed": self.graphed,
             "quantization": "none",
         }
 
@@ -103,6 +123,7 @@ def decide(
     kernels_kept: int = 0,
     head: Head = "targets",
     compiles: bool = False,
+    graphs: bool = False,
     trains_base: bool = False,
     full_row: int | None = None,
 ) -> Execution:
@@ -111,6 +132,7 @@ def decide(
     attention: the kernel that the check of the model found (`howlow.engine.layout_check`), or the model's `own`.
     kernels_kept: see `Execution`; attention runs as products only where many are kept.
     compiles: whether training compiles the decoder's layers.
+    graphs: whether training replays its steps as CUDA graphs.
     trains_base: whether the base's own weights train.
     """
     can_fuse = _can_fuse(device, precision)
@@ -126,6 +148,7 @@ def decide(
         head=head,
         fused=can_fuse and not compiles,  # torch's compiler fuses by itself, and cannot look into our functions
         compiled=compiles,
+        graphed=graphs and device.type == "cuda",
         full_row=full_row,
     )
 
@@ -147,6 +170,7 @@ class Running:
         self.model = model
         self.execution = execution
         self._configs = configs_of(model)
+        self._kinds = note_kinds(model) if execution.attention == "flex" else set()
         self._by_token = modules_by_token(model) if execution.attention != "own" else []
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -160,8 +184,8 @@ class Running:
         """
         if batch.tree is None:
             return one_sequence_a_row()
-        used = batch.predictors if self.execution.head == "targets" else None
-        context = tree_attention(batch.tree, self.execution.attention, self.execution.kernels_kept)
+        used = batch.predictors if self.execution.head == "targets" and batch.weights is None else None
+        context = tree_attention(batch.tree, self.execution.attention, self.execution.kernels_kept, self._kinds)
         return self.row(context, used)
 
     @contextmanager
@@ -179,7 +203,8 @@ class Running:
 def running(model: Any, execution: Execution) -> Iterator[Running]:
     """Within this context the model, which is on the execution's device, runs as it says."""
     with ExitStack() as stack:
-        stack.enter_context(_compiled_layers(model, execution.compiled))
+        dynamic = True if execution.attention == "flex" else None
+        stack.enter_context(_compiled_layers(model, execution.compiled, dynamic))
         if execution.fused:
             stack.enter_context(fused(model))
         if execution.full_row is not None:
@@ -188,20 +213,25 @@ def running(model: Any, execution: Execution) -> Iterator[Running]:
 
 
 @contextmanager
-def _compiled_layers(model: Any, wanted: bool) -> Iterator[None]:
+def _compiled_layers(model: Any, wanted: bool, dynamic: bool | None) -> Iterator[None]:
     """Within this context the decoder's layers run compiled, each as a region of its own.
 
     The layers are alike, so one compilation serves all. The part that changes from step to step (which positions go
     through the vocabulary head) is not compiled.
+
+    dynamic: whether one compilation is for rows of all lengths; None: torch decides when it has seen a second length.
     """
     base = base_of(model)
     layers = list(getattr(decoder_of(base), "layers", [])) if wanted else []
     if wanted and not layers:
         raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
     for layer in layers:
-        layer.compile()
+        layer.compile(dynamic=dynamic)
+    # A row that happens to be as long as the model is wide would otherwise be taken for equal to it, for good.
+    duck, shapes.use_duck_shape = shapes.use_duck_shape, dynamic is not True
     try:
         yield
     finally:
+        shapes.use_duck_shape = duck
         for layer in layers:
             layer._compiled_call_impl = None

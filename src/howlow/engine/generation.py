@@ -25,11 +25,13 @@ from howlow.engine.answers import before_stop, decoded
 from howlow.engine.execution import Running
 from howlow.engine.model import base_of
 from howlow.engine.single_generation import write_one_by_one
-from howlow.engine.tree_generation import Continuation, Writer, lay_out_prompts
+from howlow.engine.tree_generation import Continuation, PromptRow, Writer, lay_out_prompts
 from howlow.errors import UserError
 
 Way = Literal["padded", "packed", "shared", "single"]
 """How prompts are read and continued: in a layout, or one at a time."""
+LaidOut = PromptRow | tuple[Tensor, Tensor] | None
+"""Prompts on the host as a way of writing takes them: in one row, or padded with their mask; None: one at a time."""
 _STATE = "cache_params"
 _CACHES = ("past_key_values", _STATE)  # the names under which models take what they keep of earlier tokens
 _LARGEST_VOCABULARY = 1 << 24  # up to which fp32 holds every token id exactly
@@ -61,6 +63,7 @@ def generate(
     stop: str | None,
     eos: frozenset[int],
     repeated: Sequence[str] = (),
+    laid_out: LaidOut = None,
     on_prompts_read: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[Generated], int]:
     """Continue prompts greedily; see `write`.
@@ -82,9 +85,21 @@ def generate(
             prompt_length=prompt_length,
             pad_id=pad_id,
             max_new_tokens=max_new_tokens,
+            laid_out=laid_out,
             on_prompts_read=on_prompts_read,
         )
     return rows.results(), computed
+
+
+def lay_out_ahead(
+    prompts: Sequence[Sequence[int]], *, layout: Way, prompt_length: int, pad_id: int, max_new_tokens: int
+) -> LaidOut:
+    """What `write` does first with prompts, on the host; its parameters are those of `write`."""
+    if layout == "single":
+        return None
+    if layout == "padded":
+        return layouts.left_padded(prompts, prompt_length, pad_id)
+    return lay_out_prompts(prompts, share=layout == "shared", max_new_tokens=max_new_tokens)
 
 
 def write(
@@ -96,20 +111,24 @@ def write(
     prompt_length: int,
     pad_id: int,
     max_new_tokens: int,
+    laid_out: LaidOut = None,
     on_prompts_read: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Let a writer continue prompts; returns the number of tokens that the model ran on.
 
-    prompt_length: `padded` fills prompts up to it with `pad_id`. on_prompts_read: called once, when the prompts are
+    prompt_length: `padded` fills prompts up to it with `pad_id`. laid_out: the same prompts, if `lay_out_ahead` has
+        laid them out before. on_prompts_read: called once, when the prompts are
         read and one token each is written, with the number of tokens that the model ran on until then. Several prompts
         that are continued one at a time have no such moment.
     """
-    if layout == "single":
+    laid_out = laid_out or lay_out_ahead(
+        prompts, layout=layout, prompt_length=prompt_length, pad_id=pad_id, max_new_tokens=max_new_tokens
+    )
+    if laid_out is None:
         return write_one_by_one(running, writer, prompts, max_new_tokens, on_prompts_read)
-    if layout == "padded":
-        ids, mask = layouts.left_padded(prompts, prompt_length, pad_id)
-        return _continue_padded(running.model, ids, mask, writer, max_new_tokens, on_prompts_read)
-    return _continue_trees(running, prompts, writer, layout == "shared", max_new_tokens, on_prompts_read)
+    if isinstance(laid_out, PromptRow):
+        return _continue_trees(running, laid_out, writer, max_new_tokens, on_prompts_read)
+    return _continue_padded(running.model, *laid_out, writer, max_new_tokens, on_prompts_read)
 
 
 def most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,14 +145,12 @@ def most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def _continue_trees(
     running: Running,
-    prompts: Sequence[Sequence[int]],
+    row: PromptRow,
     writer: Writer,
-    share: bool,
     max_new_tokens: int,
     on_prompts_read: Callable[[int], None],
 ) -> int:
     """Continue prompts that share a row until all have ended; returns the number of tokens computed."""
-    row = lay_out_prompts(prompts, share=share, max_new_tokens=max_new_tokens)
     continuation, going = Continuation(running, row.to(running.execution.device)), list(row.order)
     chosen, computed = writer.write(going, continuation.read_prompts()), row.length
     on_prompts_read(computed)

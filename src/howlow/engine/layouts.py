@@ -15,7 +15,7 @@ A batch is laid out on the host. Everything that a step would otherwise have to 
 of the targets and the bounds of the chunks of the loss, is computed then.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
@@ -54,6 +54,9 @@ class Batch:
     targets_of: (positions,) int64, how many targets each predictor predicts.
     chunks: the predictors in parts of `ROWS_AT_ONCE`, with the bounds of their targets.
     tree: who sees whom, where the examples share a row; None where each example has its own row.
+    weights: (targets,) float32, how many targets of the examples each entry stands for, 0 where it fills up
+        (`howlow.engine.buckets`); None: each for one.
+    counted: the targets of the examples, where the entries are not one for each.
     """
 
     input_ids: Tensor
@@ -66,11 +69,13 @@ class Batch:
     samples: int
     tokens: int
     tree: PrefixTree | None = None
+    weights: Tensor | None = None
+    counted: int | None = None
 
     @property
     def target_tokens(self) -> int:
         """Tokens with a loss."""
-        return self.targets.numel()
+        return self.targets.numel() if self.counted is None else self.counted
 
     @property
     def computed_tokens(self) -> int:
@@ -79,15 +84,24 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on a device."""
+        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pinned(self) -> "Batch":
+        """The same batch in memory that a GPU copies from while it works; where there is none, the batch itself."""
+        return self.mapped(Tensor.pin_memory) if torch.cuda.is_available() else self
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch of changed tensors."""
         return replace(
             self,
-            input_ids=self.input_ids.to(device),
-            predictors=self.predictors.to(device),
-            targets=self.targets.to(device),
-            sources=self.sources.to(device),
-            owners=self.owners.to(device),
-            targets_of=self.targets_of.to(device),
-            tree=self.tree.to(device) if self.tree else None,
+            input_ids=change(self.input_ids),
+            predictors=change(self.predictors),
+            targets=change(self.targets),
+            sources=change(self.sources),
+            owners=change(self.owners),
+            targets_of=change(self.targets_of),
+            tree=self.tree.mapped(change) if self.tree else None,
+            weights=change(self.weights) if self.weights is not None else None,
         )
 
 

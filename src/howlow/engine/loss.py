@@ -31,14 +31,15 @@ def target_losses(model: nn.Module, batch: Batch, head: Head, scale: Tensor | fl
         with head = "targets" the gradients are computed in the forward pass.
 
     Returns:
-        Each target's loss, (targets,) float32, without a graph; and their sum times `scale`, to call backward on.
+        Each target's loss, (targets,) float32, without a graph, times its weight where the batch has weights; and
+        their sum times `scale`, to call backward on.
     """
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.tree is not None:
         inputs["position_ids"] = batch.tree.positions[None]
     if head == "all":
         logits = model(**inputs).logits.flatten(0, 1)[batch.predictors]
-        losses = _negative_log_likelihood(logits, batch.sources, batch.targets)
+        losses = _weighted(_negative_log_likelihood(logits, batch.sources, batch.targets), batch.weights)
         return losses.detach(), losses.sum() * scale
     hidden = decoder_of(model)(**inputs).last_hidden_state.flatten(0, 1)[batch.predictors]
     trained = [parameter for parameter in _outside_decoder(model) if parameter.requires_grad]
@@ -53,6 +54,10 @@ def _negative_log_likelihood(logits: Tensor, sources: Tensor, targets: Tensor) -
     if sources.numel() == logits.shape[0]:  # one target a row
         return F.cross_entropy(logits, targets, reduction="none")
     return logits.logsumexp(-1)[sources] - logits[sources, targets]
+
+
+def _weighted(losses: Tensor, weights: Tensor | None) -> Tensor:
+    return losses if weights is None else losses * weights
 
 
 def _precise(logits: Tensor) -> Tensor:
@@ -122,13 +127,15 @@ def _of_chunk(
     with torch.set_grad_enabled(any(needed)):
         logits = head_logits(model, part)
     log_chances = torch.log_softmax(_precise(logits.detach()), -1)
-    losses = -log_chances[sources, targets]
+    weights = None if batch.weights is None else batch.weights[chunk.targets]
+    losses = _weighted(-log_chances[sources, targets], weights)
     if not any(needed):
         return losses, ()
     # softmax - one-hot for each target, made in place of the log-probabilities
     counts = batch.targets_of[chunk.first : chunk.end, None].to(log_chances.dtype)
     upstream = log_chances.exp_().mul_(counts * scale)
-    upstream.index_put_((sources, targets), -torch.as_tensor(scale).to(upstream), accumulate=True)
+    step = -torch.as_tensor(scale).to(upstream)
+    upstream.index_put_((sources, targets), step if weights is None else step * weights.to(upstream), accumulate=True)
     wanted = [one for one, is_needed in zip((part, *trained), needed, strict=True) if is_needed]
     return losses, torch.autograd.grad(logits, wanted, upstream.to(logits.dtype), allow_unused=True)
 

@@ -10,7 +10,7 @@ tokens gets no segment: it would join its sequences into one subtree, whose atte
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -64,7 +64,11 @@ class PrefixTree:
 
     def to(self, device: torch.device) -> "PrefixTree":
         """The same tree on a device."""
-        return PrefixTree(self.positions.to(device), self.visible_until.to(device), self.blocks)
+        return self.mapped(lambda tensor: tensor.to(device))
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> "PrefixTree":
+        """The same tree of changed tensors, as on another device."""
+        return PrefixTree(change(self.positions), change(self.visible_until), self.blocks)
 
     def mask(self, index: int, dtype: torch.dtype, window: int | None, chunk: int | None) -> Tensor | None:
         """The mask added to the scores of block `index`: (queries, keys), 0 or -inf; None for plainly causal.

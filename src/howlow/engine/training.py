@@ -9,8 +9,11 @@ weights, autocast to fp16, the loss scaled so that small gradients survive (the 
 whose scaled gradients overflow is skipped, as torch's scaler does.
 
 A step does not read the device: `Trainer.step` returns tensors, and its caller reads them once (`Trainer.outcome`).
-There is one exception. With loss scaling, torch's scaler itself reads whether gradients overflowed. (AdamW reads its
-step counters, but they are kept on the host.)
+There is one exception. With loss scaling on a CPU, torch's scaler itself reads whether gradients overflowed. (AdamW
+reads its step counters there, but they are kept on the host; on CUDA it is one fused kernel that reads nothing.)
+
+Where the execution says so, a step is recorded before the training, once for each shape of batch, and then replayed
+(`Trainer.record`, `howlow.engine.step_graphs`).
 """
 
 import math
@@ -25,6 +28,7 @@ from howlow.engine.execution import Running
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import target_losses
 from howlow.engine.model import trainable
+from howlow.engine.step_graphs import Recorder, StepGraphs
 
 MAX_SKIPPED_STEPS = 20
 _TOO_LARGE = "without overflow"
@@ -103,7 +107,9 @@ class Trainer:
             lr=optimization.learning_rate,
             betas=optimization.betas,
             weight_decay=optimization.weight_decay,
+            **({"fused": True, "capturable": execution.graphed} if self.device.type == "cuda" else {}),
         )
+        self._graphs: StepGraphs | None = None
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=execution.scales_loss)
         self.steps_done = 0
         self.skipped_in_a_row = 0
@@ -129,32 +135,86 @@ class Trainer:
     def _step(self, micro_batches: Sequence[Batch]) -> StepTensors:
         target_tokens = sum(batch.target_tokens for batch in micro_batches)
         scale, sums = self._loss_scale() / target_tokens, []
-        for batch in (batch.to(self.device) for batch in micro_batches):
-            # also around backward, which recomputes with gradient checkpointing
-            with self.running.batch(batch):
-                with self.running.autocast():
-                    losses, scaled = target_losses(self.running.model, batch, self.running.execution.head, scale)
-                scaled.backward()  # type: ignore[no-untyped-call]
-            sums.append(losses.sum())
-        norm, overflowed = self._move()
+        for batch in micro_batches:
+            sums.append(self.accumulate(batch, scale))
+        self._set_learning_rate()
+        norm, overflowed = self._move() if self._graphs is None else self._graphs.move()
         self.steps_done += 1
         return StepTensors(self.steps_done - 1, target_tokens, torch.stack(sums), norm, overflowed)
+
+    def accumulate(self, batch: Batch, scale: Tensor) -> Tensor:
+        """Forward and backward of a batch: adds to the gradients, times `scale`; returns the summed loss."""
+        if self._graphs is not None and self._graphs.has(batch):
+            return self._graphs.accumulate(batch, scale)
+        return self._pass(batch.to(self.device), scale)
+
+    def clear(self) -> None:
+        """Drop the gradients, or set them to 0 where recorded steps need them in place."""
+        if self._graphs is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self._graphs.clear()
+
+    def _pass(self, batch: Batch, scale: Tensor) -> Tensor:
+        # also around backward, which recomputes with gradient checkpointing
+        with self.running.batch(batch):
+            with self.running.autocast():
+                losses, scaled = target_losses(self.running.model, batch, self.running.execution.head, scale)
+            scaled.backward()  # type: ignore[no-untyped-call]
+        return losses.sum()
 
     def _loss_scale(self) -> Tensor:
         scale: Tensor = self.scaler.scale(torch.ones((), device=self.device))
         return scale
 
+    def _set_learning_rate(self) -> None:
+        rate = self.optimization.learning_rate_at(self.steps_done)
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
     def _move(self) -> tuple[Tensor, Tensor | None]:
         """Move the weights; returns the gradient's norm, and whether the scaler skipped the step."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.optimization.learning_rate_at(self.steps_done)
         self.scaler.unscale_(self.optimizer)
         limit, before = self.optimization.max_grad_norm or math.inf, self._loss_scale()
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), limit)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self._graphs is None:  # a recorded move does it itself
+            self.clear()
         return norm, self._loss_scale() < before if self.scaler.is_enabled() else None
+
+    def record(self, recorder: Recorder, batches: Sequence[Batch]) -> None:
+        """Record a step: its pass for the shape of each batch (on the host, the largest first), and its move.
+
+        To be called before the first step and before `restore`. Weights, moments and the scaler are as before.
+        """
+        before = [parameter.detach().clone() for parameter in self.parameters.values()]
+        scaler = self.scaler.state_dict()
+        self._set_gradients(batches[0])
+        for group in self.optimizer.param_groups:
+            group["lr"] = torch.zeros((), device=self.device)
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        self._graphs = StepGraphs(recorder, self.device, self._pass, gradients)
+        for batch in batches:
+            self._graphs.record_pass(batch)
+        self._graphs.record_move(self._move)
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters.values(), before, strict=True):
+                parameter.copy_(value)
+        for kept in self.optimizer.state.values():
+            torch._foreach_zero_(list(kept.values()))
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(scaler)  # in place: the recorded move goes on with its tensors
+
+    def _set_gradients(self, batch: Batch) -> None:
+        """Give each parameter that has a gradient one that stays in place."""
+        self._pass(batch.to(self.device), self._loss_scale())
+        for parameter in self.parameters.values():
+            if parameter.grad is not None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def outcome(self, moved: StepTensors) -> StepOutcome:
         """Read from the device what the last step did.
@@ -211,11 +271,16 @@ class Trainer:
             with torch.no_grad():
                 parameter.copy_(tensors[f"parameter.{name}"])
             keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimizer.{key}.{name}" in tensors]
-            if keys:
-                moved = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
-                # AdamW keeps its step counter on the CPU and its moments beside the parameter.
+            moved = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
+            kept = self.optimizer.state.get(parameter)
+            if kept:  # recorded steps go on with these tensors
+                for key, value in moved.items():
+                    kept[key].copy_(value)
+            elif keys:
+                # A fused AdamW keeps its step counter beside the moments, another one on the CPU.
+                beside = self.device.type == "cuda"
                 self.optimizer.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                    key: value.clone() if key == "step" and not beside else value.to(parameter.device, copy=True)
                     for key, value in moved.items()
                 }
         self.steps_done = plain["steps_done"]

@@ -255,6 +255,8 @@ class _ActiveRegion:
 class _StepAttention:
     """The newest token of every prompt that goes on, attending to its own path: an `AttentionContext`."""
 
+    is_traceable = False
+
     def __init__(self, active: Sequence[_ActiveRegion], step: int) -> None:
         self._active, self._step = active, step
         self._masks: dict[tuple[int, int | None, int | None], Tensor] = {}

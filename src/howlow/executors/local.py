@@ -23,7 +23,8 @@ class _Crew:
     """What the threads of one `run_workers` share."""
 
     processes: ForkServer
-    events: "queue.Queue[tuple[SweepEvent, threading.Event] | None]" = field(default_factory=queue.Queue)
+    events: "queue.SimpleQueue[tuple[SweepEvent, threading.Event] | None]" = field(default_factory=queue.SimpleQueue)
+    """A simple queue, because a signal's exception may break the lock of any other that the main thread waits for."""
     problems: list[BaseException] = field(default_factory=list)
     look_at_s: float = 0.0
 

@@ -28,6 +28,7 @@ from howlow.jobs.events import (
 )
 from howlow.jobs.search import BatchSetting, LargestFound, MemoryBudget, MemoryLine, Probe, RankMemory, RankProbes
 from howlow.jobs.work import (
+    CounterPaces,
     EnvironmentJob,
     IdleAbsent,
     IdleJob,
@@ -37,6 +38,7 @@ from howlow.jobs.work import (
     LayoutJob,
     Link,
     MeasureJob,
+    PaceJob,
     PreparationReport,
     PrepareJob,
     ProbeJob,
@@ -48,6 +50,7 @@ from howlow.jobs.work import (
 __all__ = [
     "BatchSetting",
     "BudgetSet",
+    "CounterPaces",
     "EnvironmentJob",
     "Hear",
     "IdleAbsent",
@@ -62,6 +65,7 @@ __all__ = [
     "MeasureJob",
     "MemoryBudget",
     "MemoryLine",
+    "PaceJob",
     "PreparationReport",
     "PrepareJob",
     "SweepPrepared",

@@ -9,7 +9,7 @@ from howlow.errors import OURS, SYSTEM, UserError
 from howlow.jobs.events import Hear, JobEvent
 from howlow.jobs.search import BatchSetting, LargestFound, MemoryBudget, Probe, RankProbes
 from howlow.outcomes import DiskFullError, Finished, Returned, StoppedError, Unfinished, names_lack_of_memory
-from howlow.records import BatchSearch, DataRecord, Environment, Idle, LayoutChoice, RecordWarning, Status
+from howlow.records import BatchSearch, CounterPace, DataRecord, Environment, Idle, LayoutChoice, RecordWarning, Status
 from howlow.records.warnings import Frozen
 from howlow.settings import Settings, TrialKind
 
@@ -24,6 +24,7 @@ class TrialJob(Frozen):
     rank: int | None
     seed: int
     axes: dict[str, JsonValue] = Field(description="the further grid axes under their dotted names")
+    repeat: int = Field(1, ge=1, description="which measurement of the same trial this is, counted from 1")
     settings: Settings = Field(description="as asked: a batch size may still be max, the layout auto")
     data_folder: str = Field(description="where the prepared examples are")
     data: DataRecord
@@ -128,6 +129,21 @@ class IdleJob(Job[Idle | IdleAbsent | None]):
     rest_s: float
 
 
+class CounterPaces(Frozen):
+    """What was measured of the energy counters; empty where no source of energy is a counter."""
+
+    counters: tuple[CounterPace, ...] = ()
+
+
+class PaceJob(Job[CounterPaces]):
+    """Measure how the energy counters behave, unless that is stored in the run directory."""
+
+    entry: ClassVar[str] = "howlow.trial.entries.pace_entry"
+
+    settings: Settings
+    run_directory: Path
+
+
 class ProbeJob(Job[LargestFound | None]):
     """Probe batches until the largest that fits is found; None where that takes a fresh process."""
 
@@ -146,8 +162,8 @@ class ProbeJob(Job[LargestFound | None]):
     others: tuple[RankProbes, ...] = ()
 
 
-class MeasureJob(Job[Status]):
-    """Run one trial to its record."""
+class MeasureJob(Job[Status | None]):
+    """Run one trial to its record; None where fine-tuning has ended, and inference takes a fresh process."""
 
     entry: ClassVar[str] = "howlow.trial.entries.trial_entry"
 
@@ -156,7 +172,9 @@ class MeasureJob(Job[Status]):
     device: str | None = Field(None, description="the worker's own device; absent: as the settings say")
     batch_search: tuple[BatchSearch, ...] = ()
     idle: Idle | IdleAbsent | None = None
+    paces: CounterPaces = CounterPaces()
     claim: int | None = Field(None, description="the generation of the worker's claim; absent: nobody else is there")
+    continues: bool = Field(False, description="whether the process that fine-tuned has ended just now")
 
 
 # -- running them ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from howlow.outcomes import names_lack_of_memory
+from howlow.outcomes import names_lack_of_memory, requested_bytes
 
 
 def limit_memory(limit_bytes: int | None, device: torch.device) -> None:
@@ -46,6 +46,12 @@ def is_memory_limited() -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is a failed allocation, on a GPU or a CPU, or was caused by one (in an import, in a loader)."""
     return any(map(_is_failed_allocation, _with_causes(error)))
+
+
+def failed_allocation(error: BaseException) -> int | None:
+    """The bytes that a failed allocation asked for, by the message of the error or of one that caused it."""
+    asked = (requested_bytes(str(one)) for one in _with_causes(error))
+    return next((size for size in asked if size is not None), None)
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:

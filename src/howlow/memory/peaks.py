@@ -60,6 +60,13 @@ def peaks(device: torch.device) -> Peaks:
     return Peaks(resident_bytes=_status_bytes("VmHWM"))
 
 
+def held_bytes(device: torch.device) -> int | None:
+    """What this process holds now, as a limit counts it; None where that cannot be read."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return _status_bytes("VmData")
+
+
 class LimitedMemory:
     """The highest memory, as a limit counts it, while this context is entered (`highest_bytes`)."""
 

@@ -9,6 +9,11 @@ def now_s() -> float:
     return time.perf_counter()
 
 
+def sleep(seconds: float) -> None:
+    """Wait for so many seconds of that clock."""
+    time.sleep(seconds)
+
+
 def thread_cpu_s() -> float:
     """Seconds of CPU that the calling thread has used."""
     return time.thread_time()

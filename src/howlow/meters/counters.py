@@ -1,12 +1,20 @@
 """What the readings of an energy counter show of it: how often it is updated, where it wraps and where it was reset."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 
 from howlow.meters.energy_bounds import MOST_W
+from howlow.records import CounterPace
 
 NOMINAL_PERIOD_S = 0.1  # taken for the update period until it is known
-_FAST_READINGS, _CHANGES = 600, 5
+_FAST_READINGS, _CHANGES = 600, 6
 _SLOW_READINGS, _SLOW_CHANGES = 3000, 2  # a slow counter is watched until one whole period has been seen
+_LATENCIES = 50_000  # of them the median is taken
+_WATCHED_S = 0.3  # between two readings that are compared with power
+_STANDING = 0.8  # of the rise that is expected at least
+_REGULAR = 1.5  # the longest period over the usual one, of a counter that is updated at equal times
 
 
 @dataclass
@@ -38,68 +46,115 @@ class Unwrapping:
         return self._total_j
 
 
-@dataclass
-class _Plateau:
-    """Consecutive readings that show the same value; `before_s` is the last reading that showed another."""
+@dataclass(frozen=True)
+class Change:
+    """A change of the counter, seen between the asking for one reading and the answer to the next."""
 
-    value_j: float
-    first_s: float
-    before_s: float | None = None
-    last_s: float = 0.0
+    earliest_s: float
+    latest_s: float
+    counter_j: float
 
     @property
-    def length_s(self) -> float:
-        """How long the value was seen unchanged: the counter's update period is no shorter."""
-        return max(0.0, self.last_s - self.first_s)
-
-    def length_at_most_s(self, next_s: float) -> float:
-        """How long the value can have been unchanged, where the next reading showed another."""
-        return next_s - (self.first_s if self.before_s is None else self.before_s)
+    def time_s(self) -> float:
+        """The middle of the two."""
+        return (self.earliest_s + self.latest_s) / 2
 
 
 @dataclass
 class UpdatePeriod:
-    """Finds how often a counter is updated (`period_s`), and by how much at once (`step_j`): the largest of each seen.
+    """Finds how often a counter is updated, from readings that follow one another without a pause.
 
-    Fast readings come first. Later readings can only lengthen the period: a counter whose value stays the same for
-    longer is a slower one.
+    Only such readings are given to it. The timeline's readings are too far apart to say anything of the period.
     """
 
-    period_s: float | None = None
-    step_j: float = 0.0
+    changes: list[Change] = field(default_factory=list)
+    latencies_s: list[float] = field(default_factory=list)
+    watched_s: float = 0.0
     _readings: int = 0
-    _changes: int = 0
-    _plateau: _Plateau | None = None
+    _unit_uj: int = 0
+    _first_s: float | None = None
+    _last: tuple[float, float] | None = None
+
+    def add_fast(self, time_s: float, counter_j: float | None, asked_s: float | None = None) -> None:
+        """Take a reading into account; asked_s: when it was asked for, by default when it was answered."""
+        self._readings += 1
+        asked_s = time_s if asked_s is None else asked_s
+        self._first_s = asked_s if self._first_s is None else self._first_s
+        self.watched_s = time_s - self._first_s
+        if counter_j is None:
+            return
+        if len(self.latencies_s) < _LATENCIES:
+            self.latencies_s.append(time_s - asked_s)
+        if self._last is not None and counter_j > self._last[1]:
+            self.changes.append(Change(self._last[0], time_s, counter_j))
+        if self._last is None or counter_j != self._last[1]:
+            self._unit_uj = math.gcd(self._unit_uj, round(counter_j * 1e6))
+        self._last = asked_s, counter_j
 
     @property
     def wants_fast_readings(self) -> bool:
         """Whether the period is not yet known well enough."""
-        if self._changes < _SLOW_CHANGES:
+        if len(self.changes) < _SLOW_CHANGES:
             return self._readings < _SLOW_READINGS
-        return self._readings < _FAST_READINGS and self._changes < _CHANGES
+        return self._readings < _FAST_READINGS and len(self.changes) < _CHANGES
 
-    def add_fast(self, time_s: float, counter_j: float | None) -> None:
-        """Take a fast reading into account."""
-        self._readings += 1
-        before = self._plateau
-        self.add(time_s, counter_j)
-        if before is None or counter_j is None or self._plateau is before:
-            return
-        self._changes += 1
-        if self._changes > 1 and counter_j > before.value_j:  # the first change came in the middle of a period
-            self.period_s = max(self.period_s or 0.0, before.length_at_most_s(time_s))
-            self.step_j = max(self.step_j, counter_j - before.value_j)
+    @property
+    def period_s(self) -> float | None:
+        """The longest that two changes can have been apart: the counter is no faster; None before two changes."""
+        return max((later.latest_s - sooner.earliest_s for sooner, later in pairwise(self.changes)), default=None)
 
-    def add(self, time_s: float, counter_j: float | None) -> None:
-        """Take any reading into account: it may show that the counter is slower than was known."""
-        if counter_j is None:
-            return
-        plateau, known_s = self._plateau, self.period_s or 0.0
-        if plateau is None or counter_j != plateau.value_j:
-            if plateau is not None and plateau.length_s >= known_s > 0 and counter_j > plateau.value_j:
-                self.period_s = plateau.length_at_most_s(time_s)
-            self._plateau = _Plateau(counter_j, time_s, None if plateau is None else plateau.last_s, time_s)
-        else:
-            plateau.last_s = time_s
-            if plateau.length_s > max(known_s, NOMINAL_PERIOD_S):
-                self.period_s = plateau.length_s
+    @property
+    def usual_period_s(self) -> float | None:
+        """The median time between two changes; None before two changes."""
+        apart_s = [later.time_s - sooner.time_s for sooner, later in pairwise(self.changes)]
+        return median(apart_s) if apart_s else None
+
+    @property
+    def step_j(self) -> float:
+        """What the counter is a multiple of.
+
+        Equal rises at equal times may be one unit each, and then the counter is exact whenever it changes.
+        """
+        rises = {round(1e6 * (later.counter_j - sooner.counter_j)) for sooner, later in pairwise(self.changes)}
+        usual_s = self.usual_period_s
+        if len(rises) == 1 and usual_s is not None and (self.period_s or 0.0) < _REGULAR * usual_s:
+            return 0.0
+        return self._unit_uj / 1e6
+
+    def as_pace(self, device: str) -> CounterPace:
+        """What was found, for the record."""
+        return CounterPace(
+            device=device,
+            period_s=self.usual_period_s,
+            longest_s=self.period_s,
+            step_j=self.step_j,
+            latency_s=median(self.latencies_s or [0.0]),
+            largest_latency_s=max(self.latencies_s, default=0.0),
+            watched_s=self.watched_s,
+        )
+
+
+@dataclass
+class StandstillWatch:
+    """Whether a counter that is read rarely seems to stand still, so that it should be read at once again.
+
+    It seems so where the counter rose by less than the smallest power that was read since would have made it rise.
+    """
+
+    seems_to_stand: bool = False
+    _least_w: float = math.inf
+    _since: tuple[float, float] | None = None
+
+    def power(self, power_w: float | None) -> None:
+        """Take a reading of power into account."""
+        if power_w is not None:
+            self._least_w = min(self._least_w, power_w)
+
+    def counter(self, time_s: float, counter_j: float) -> None:
+        """Take a reading of the counter into account, unless it is too close to the last one."""
+        if self._since is not None:
+            elapsed_s, rise_j = time_s - self._since[0], counter_j - self._since[1]
+            if elapsed_s < _WATCHED_S:
+                return
+            self.seems_to_stand = math.isfinite(self._least_w) and rise_j < _STANDING * self._least_w * elapsed_s
+        self._since, self._least_w = (time_s, counter_j), math.inf

@@ -1,17 +1,25 @@
 """Where energy comes from: counters, polled power, watts that the user gave, or nowhere.
 
 A meter has a name for the record and the instruments that are read for it. Energy is the difference of a counter's
-readings, or polled power integrated over time (`howlow.meters.energy_bounds`). Watts that the user gave are multiplied
-by time, and every place that shows the result calls it `assumed`.
+readings (`howlow.meters.energy_bounds`), or polled power integrated over time (`howlow.meters.power_bounds`). Watts
+that the user gave are multiplied by time, and every place that shows the result calls it `assumed`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, power_energy
+from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, standstill
 from howlow.meters.instruments import Instrument
-from howlow.records import WarningKind
+from howlow.meters.power_bounds import power_energy
+from howlow.records import CounterPace, ErrorCover, WarningKind
+
+LONGEST_STANDSTILL = 1.5  # update periods for which a counter may keep its value
+SHORTEST_STANDSTILL_S = 0.05  # less is no fault: the driver of a fast counter may be held up as long
+_CONTRADICTED = 1.1  # more than a power sensor and a counter may differ by
+_FEWEST_POWERS = 3
+
+_LEAST_FIRST: tuple[ErrorCover, ...] = ("edges", "all_but_lag", "everything")
 
 MeterKind = Literal["counter", "power", "assumed", "absent"]
 MeterName = Literal["trial", "cpu"]
@@ -23,7 +31,8 @@ class EnergyMeter:
     """A source of energy: `name` is None where there is none, and `detail` then says why.
 
     `update_period_s` is how often the source has something new, where its documentation says so. For a counter without
-    such documentation the sampler finds it.
+    such documentation the sampler finds it. `sampled_share` is the share of the time in which the power sensor of its
+    devices measures, where it is known to measure for only a part.
     """
 
     name: str | None
@@ -33,6 +42,7 @@ class EnergyMeter:
     update_period_s: float | None = None
     watts: float | None = None
     of_another_device: bool = False
+    sampled_share: float | None = None
 
 
 def no_energy(detail: str) -> EnergyMeter:
@@ -50,7 +60,7 @@ def assumed_power(watts: float) -> EnergyMeter:
 class InstrumentReadings:
     """The readings of one instrument so far, and how often it is read and updated.
 
-    Readings of its counter and of its power are kept apart, because a window needs only one kind.
+    update_period_s: the longest time between two updates; usual_period_s: the usual one, by default the same.
     """
 
     counters: Sequence[Point]
@@ -60,6 +70,8 @@ class InstrumentReadings:
     step_j: float = 0.0
     device: str = ""
     problems: Mapping[str, str] = field(default_factory=dict)
+    usual_period_s: float | None = None
+    pace: CounterPace | None = None
 
 
 def window_energy(
@@ -75,9 +87,20 @@ def window_energy(
         if isinstance(found, Missing):
             return found if len(traces) == 1 else _of_one(found, trace)
         energies.append(found)
+    return _summed(energies)
+
+
+def _summed(energies: Sequence[BoundedEnergy]) -> BoundedEnergy:
+    """The energy of all instruments: errors add up, statistical ones too, because one load may drive all devices."""
     errors = [part.error_j for part in energies if part.error_j is not None]
-    error_j = sum(errors) if len(errors) == len(energies) else None
-    return BoundedEnergy(sum(part.energy_j for part in energies), error_j, sum(part.readings for part in energies))
+    statistical = [part.statistical_error_j for part in energies if part.statistical_error_j is not None]
+    return BoundedEnergy(
+        sum(part.energy_j for part in energies),
+        sum(errors) if len(errors) == len(energies) else None,
+        sum(part.readings for part in energies),
+        min((part.covers for part in energies), key=_LEAST_FIRST.index, default="everything"),
+        sum(statistical) if energies and len(statistical) == len(energies) else None,
+    )
 
 
 def _of_one(missing: Missing, trace: InstrumentReadings) -> Missing:
@@ -88,10 +111,56 @@ def _instrument_energy(
     meter: EnergyMeter, trace: InstrumentReadings, start_s: float, end_s: float
 ) -> BoundedEnergy | Missing:
     if meter.kind == "counter":
-        found = counter_energy(trace.counters, start_s, end_s, trace.update_period_s, trace.step_j)
+        found = _counted(meter, trace, start_s, end_s)
     else:
         found = power_energy(trace.powers, start_s, end_s, trace.period_s, trace.update_period_s)
     problem = trace.problems.get(meter.kind)
     if isinstance(found, Missing) and found.kind == WarningKind.ENERGY_GAP and problem is not None:
         return Missing(found.kind, f"{found.detail}: {problem}")
     return found
+
+
+def _counted(meter: EnergyMeter, trace: InstrumentReadings, start_s: float, end_s: float) -> BoundedEnergy | Missing:
+    """The energy by the counter, unless it is at fault."""
+    pace = trace.pace
+    if pace is not None and pace.period_s is None:
+        detail = f"the counter was not updated twice in the {pace.watched_s:.3g} s before the first trial"
+        return Missing(WarningKind.COUNTER_STOOD_STILL, detail)
+    longest_s = max(SHORTEST_STANDSTILL_S, LONGEST_STANDSTILL * trace.update_period_s)
+    fault = standstill(trace.counters, start_s, end_s, trace.update_period_s, longest_s)
+    if fault is not None:
+        return fault
+    lag_s = pace.lag_s if pace else None
+    found = counter_energy(
+        trace.counters,
+        start_s,
+        end_s,
+        trace.update_period_s,
+        trace.step_j,
+        lag_s=lag_s or 0.0,
+        shortest_s=trace.usual_period_s,
+        powers=trace.powers,
+    )
+    if isinstance(found, Missing):
+        return found
+    covers: ErrorCover = "all_but_lag" if lag_s is None else "everything"
+    return _contradiction(meter, trace.powers, start_s, end_s, found) or replace(found, covers=covers)
+
+
+def _contradiction(
+    meter: EnergyMeter, powers: Sequence[Point], start_s: float, end_s: float, found: BoundedEnergy
+) -> Missing | None:
+    """Why a counter cannot be right: it rose by less than the lowest power that was read would make it rise.
+
+    A power sensor that measures for only a part of the time proves nothing: a load may have its period.
+    """
+    read = [point.power_w for point in powers if start_s <= point.time_s <= end_s and point.power_w is not None]
+    if meter.sampled_share is not None or len(read) < _FEWEST_POWERS:
+        return None
+    least_j, highest_j = min(read) * (end_s - start_s), found.energy_j + (found.error_j or 0.0)
+    if least_j <= _CONTRADICTED * highest_j:
+        return None
+    detail = (
+        f"the counter rose by {found.energy_j:.3g} J, but at least {min(read):.3g} W were drawn for {least_j:.3g} J"
+    )
+    return Missing(WarningKind.COUNTER_STOOD_STILL, detail)

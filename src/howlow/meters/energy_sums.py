@@ -2,8 +2,13 @@
 
 Every part is summed for the trial's own energy source, for the CPU of a trial on an accelerator, and for each device
 of a source that has several. The sums of the CPU and of single devices are never added to the trial's own.
+
+Reading prompts and writing are parts of steps. No window of theirs can begin or end at a tick of the counter, so each
+of their many stretches has the error of two update periods. Where the errors add up to more than `LARGEST_ERROR` of the
+energy, the part has none.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -11,11 +16,12 @@ from typing import Literal
 from howlow.meters.energy import EnergyMeter, MeterName, window_energy
 from howlow.meters.energy_bounds import BoundedEnergy, Missing
 from howlow.meters.sampler import Reader
-from howlow.records import EnergyPart, EnergyWindow, RecordWarning
+from howlow.records import EnergyPart, EnergyWindow, RecordWarning, WarningKind
 
 SumKey = tuple[EnergyPart, str | None]
 """The part and the device of an `EnergyWindow`."""
 
+LARGEST_ERROR = 0.5  # of the energy of reading prompts and of writing
 _NEGLIGIBLE = 1e-3  # of a part's time: very short stretches, as of a batch whose rows all end at once, may lack energy
 _TOLERATED: Mapping[Literal["measured", "phase", "prefill", "decode"], tuple[str, float]] = {
     "measured": ("", 0.05),
@@ -99,11 +105,12 @@ class EnergySums:
         """The sums for the record.
 
         The trial's own sum of a part other than the measured one is left out where more than a negligible share of the
-        part's time has no energy.
+        part's time has no energy, or where its error is too large.
 
         parts_s: the seconds of each part.
         """
-        return tuple(window for window in self.windows if _is_whole(window, parts_s[window.part]))
+        told = (window for window in self.windows if not _is_vague(window))
+        return tuple(window for window in told if _is_whole(window, parts_s[window.part]))
 
     def warnings(self, parts_s: Mapping[EnergyPart, float]) -> Iterator[RecordWarning]:
         """For each meter, a warning of the first part that has no energy for more than its tolerated share."""
@@ -117,10 +124,19 @@ class EnergySums:
                     detail = f"{said}{meter.name}: {lack}"
                     yield RecordWarning(kind=missing.kind, detail=detail, part=part, meter=name)
                     break  # what the measured part lacks, its parts lack too
+                if found is not None and _is_vague(found):
+                    detail = f"{said}{meter.name}: {found.energy_j:.3g} J with an error of {found.error_j:.3g} J"
+                    yield RecordWarning(kind=WarningKind.ENERGY_OF_PART_VAGUE, detail=detail, part=part, meter=name)
 
 
 def _device(meter: MeterName) -> str | None:
     return None if meter == "trial" else meter
+
+
+def _is_vague(window: EnergyWindow) -> bool:
+    """Whether the error of a part of the steps is so large that its energy says nothing."""
+    is_of_steps = window.part in ("prefill", "decode")
+    return is_of_steps and window.error_j is not None and window.error_j > LARGEST_ERROR * window.energy_j
 
 
 def _is_whole(window: EnergyWindow, whole_s: float) -> bool:
@@ -136,6 +152,8 @@ def _window(key: SumKey, stretch: Stretch, found: BoundedEnergy) -> EnergyWindow
         device=device,
         energy_j=found.energy_j,
         error_j=found.error_j,
+        error_covers=None if found.error_j is None else found.covers,
+        statistical_error_j=found.statistical_error_j,
         duration_s=stretch.length_s,
         samples=stretch.samples,
         readings=found.readings,
@@ -146,10 +164,13 @@ def _summed(before: EnergyWindow | None, added: EnergyWindow) -> EnergyWindow:
     if before is None:
         return added
     has_error = before.error_j is not None and added.error_j is not None
+    statistical = before.statistical_error_j, added.statistical_error_j
     return added.model_copy(
         update={
             "energy_j": before.energy_j + added.energy_j,
             "error_j": (before.error_j or 0.0) + (added.error_j or 0.0) if has_error else None,
+            "error_covers": added.error_covers if has_error else None,
+            "statistical_error_j": None if None in statistical else math.hypot(*filter(None, statistical)),
             "duration_s": (before.duration_s or 0.0) + (added.duration_s or 0.0),
             "samples": None if added.samples is None else (before.samples or 0) + added.samples,
             "readings": (before.readings or 0) + (added.readings or 0),

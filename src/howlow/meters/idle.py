@@ -7,8 +7,8 @@ from threading import Event
 
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, window_energy
-from howlow.meters.energy_bounds import BoundedEnergy, Missing
-from howlow.meters.sampler import Reader
+from howlow.meters.energy_bounds import Missing
+from howlow.meters.sampler import Reader, await_ticks
 from howlow.meters.timeline import Timeline
 from howlow.records import Idle
 
@@ -30,38 +30,50 @@ def measure_idle(meter: EnergyMeter, rate_hz: float, duration_s: float = MEASURE
     origin_s = clock.now_s()
     timeline = Timeline(Path(os.devnull))
     readers = [
-        Reader(part, rate_hz, timeline, lambda: clock.now_s() - origin_s, meter.update_period_s)
+        Reader(
+            part,
+            rate_hz,
+            timeline,
+            lambda: clock.now_s() - origin_s,
+            meter.update_period_s,
+            is_polled_power=meter.kind == "power",
+        )
         for part in meter.instruments
     ]
     for reader in readers:
         reader.start()
-    found = _energy(meter, readers, origin_s, duration_s)
+    start_s, end_s = _window(meter, readers, origin_s, duration_s)
+    found = window_energy(meter, [reader.readings for reader in readers], start_s, end_s)
     for reader in readers:
         reader.stop()
     timeline.close()
     if isinstance(found, Missing):
         return found
+    length_s = end_s - start_s
     return Idle(
-        power_w=found.energy_j / duration_s,
-        error_w=None if found.error_j is None else found.error_j / duration_s,
-        duration_s=duration_s,
+        power_w=found.energy_j / length_s,
+        error_w=None if found.error_j is None else found.error_j / length_s,
+        duration_s=length_s,
         temperature_c=_temperature_c(readers),
         measured_at=clock.utc(),
     )
 
 
-def _energy(
-    meter: EnergyMeter, readers: Sequence[Reader], origin_s: float, duration_s: float
-) -> BoundedEnergy | Missing:
-    """The energy of so many seconds, after all readers have begun to read."""
+def _window(meter: EnergyMeter, readers: Sequence[Reader], origin_s: float, duration_s: float) -> tuple[float, float]:
+    """Let so many seconds pass after all readers have begun to read; returns their start and end."""
     while not all(reader.has_energy for reader in readers) and clock.now_s() - origin_s < _FIRST_WITHIN_S:
         Event().wait(0.05)  # nvidia-smi needs seconds for its first line where the driver sleeps
-    start_s = clock.now_s() - origin_s + _SETTLING_S
-    end_s = start_s + duration_s
-    Event().wait(end_s + 0.5 - (clock.now_s() - origin_s))
-    for reader in readers:
-        reader.settle(end_s, meter.kind)
-    return window_energy(meter, [reader.readings for reader in readers], start_s, end_s)
+    Event().wait(_SETTLING_S)
+    if meter.kind == "counter":
+        await_ticks(readers)
+    start_s = clock.now_s() - origin_s
+    Event().wait(duration_s)
+    end_s = clock.now_s() - origin_s
+    if meter.kind == "counter":
+        await_ticks(readers, end_s)
+    for reader in readers if meter.kind == "power" else ():
+        reader.settle_power(end_s)
+    return start_s, end_s
 
 
 def _temperature_c(readers: Sequence[Reader]) -> float | None:

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import psutil
 
-from howlow.meters import clock
+from howlow.meters import clock, processor
+from howlow.meters.questions import Question
 from howlow.records import WarningKind
 
 
@@ -22,12 +23,17 @@ class Look:
     power_w: float | None = None
     counter_j: float | None = None
     memory_bytes: int | None = None
+    process_memory_bytes: int | None = None
     utilization: float | None = None
     memory_utilization: float | None = None
     temperature_c: float | None = None
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
-    throttle_reasons: tuple[str, ...] = ()
+    throttle_reasons: tuple[str, ...] | None = None
+    throttled_s: Mapping[str, float] | None = None
+    memory_temperature_c: float | None = None
+    power_limit_w: float | None = None
+    cpu_clock_hz: float | None = None
     age_s: float = 0.0
 
 
@@ -79,13 +85,18 @@ class ProcessView:
         self.device = device
         self._process = psutil.Process()
         self._cores = cores()
+        self._clock = Question(processor.clock_hz, is_slow=True)
         self._last = (clock.now_s(), clock.process_cpu_s())
 
     def look(self) -> Look:
         """Memory, and the share of the cores' time since the last look."""
         (before_s, busy_before_s), self._last = self._last, (clock.now_s(), clock.process_cpu_s())
         share = (self._last[1] - busy_before_s) / max(1e-9, (self._last[0] - before_s) * self._cores)
-        return Look(memory_bytes=self._process.memory_info().rss, utilization=min(1.0, share))
+        return Look(
+            memory_bytes=self._process.memory_info().rss,
+            utilization=min(1.0, share),
+            cpu_clock_hz=self._clock.if_due(),
+        )
 
     def counter_j(self) -> None:
         """No counter."""
@@ -123,5 +134,4 @@ def thousandth(
 
 def cores() -> int:
     """The cores that this process may use."""
-    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
-    return len(affinity()) if affinity else psutil.cpu_count() or 1
+    return len(processor.allowed_cores())

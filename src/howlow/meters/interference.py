@@ -14,6 +14,7 @@ import psutil
 
 from howlow.meters import clock
 from howlow.meters.instruments import Finding
+from howlow.meters.processor import allowed_cores
 from howlow.records import Reading, WarningKind
 
 LARGEST_SHARE = 0.05  # of the cores' time
@@ -37,7 +38,7 @@ class MachineCounters:
 
 def machine_counters() -> MachineCounters:
     """The machine's counters now."""
-    allowed = _allowed_cores()
+    allowed = allowed_cores()
     return MachineCounters(
         at_s=clock.now_s(),
         own_s=clock.process_cpu_s(),
@@ -97,11 +98,6 @@ def throttling(looks: Sequence[Reading]) -> Finding | None:
 
 
 # -- the system's counters ------------------------------------------------------------------------------------------
-
-
-def _allowed_cores() -> list[int]:
-    affinity = getattr(psutil.Process(), "cpu_affinity", None)  # not on macOS
-    return list(affinity()) if affinity else list(range(psutil.cpu_count() or 1))
 
 
 def _busy_s(allowed: Sequence[int]) -> float | None:

@@ -12,9 +12,9 @@ import psutil
 import torch
 
 from howlow.errors import UserError
-from howlow.meters import clock
+from howlow.meters import clock, processor
 from howlow.meters.instruments import cores
-from howlow.meters.nvml import NvmlAbsentError, NvmlDevice
+from howlow.meters.nvml import NvmlAbsentError, NvmlDevice, device_uuids
 from howlow.meters.sources import own_uuid
 from howlow.records import Environment
 from howlow.records.own_sources import code_sha256, revision
@@ -27,7 +27,6 @@ _AS_STARTED = dict(os.environ)
 """As the user set them: a trial's heap and some libraries set variables of their own later."""
 # The card's UUID already says which card a process sees. torch itself sets CUDA_MODULE_LOADING to LAZY.
 _NOT_OF_SPEED = {"CUDA_VISIBLE_DEVICES": None, "CUDA_DEVICE_ORDER": None, "CUDA_MODULE_LOADING": "LAZY"}
-_GOVERNORS = "cpu[0-9]*/cpufreq/scaling_governor"
 
 
 def environment(device: torch.device) -> Environment:
@@ -39,6 +38,7 @@ def environment(device: torch.device) -> Environment:
         device=str(device),
         device_name=cuda.name if cuda else _processor(),
         device_uuid=str(cuda.uuid) if cuda else None,
+        cards=_cards() if cuda else None,
         driver=card.driver() if card else None,
         device_memory_bytes=cuda.total_memory if cuda else None,
         cpu=_processor(),
@@ -49,7 +49,10 @@ def environment(device: torch.device) -> Environment:
         python=platform.python_version(),
         versions={name: version(name) for name in packages},
         power_limit_w=card.power_limit_w() if card else None,
-        governor=governor(),
+        governor=processor.governor(),
+        cpu_boost=processor.boost(),
+        device_numa_node=card.numa_node() if card else None,
+        process_numa_nodes=processor.nodes(),
         variables=variables_of_speed(_AS_STARTED),
         switches=_switches(),
         code_sha256=code_sha256(),
@@ -65,15 +68,6 @@ def variables_of_speed(variables: Mapping[str, str]) -> dict[str, str]:
         if any(fnmatchcase(name, pattern) for pattern in _VARIABLES)
         and not (name in _NOT_OF_SPEED and _NOT_OF_SPEED[name] in (None, value))
     }
-
-
-def governor(cpus: Path = Path("/sys/devices/system/cpu")) -> str | None:
-    """How Linux sets the frequency of the cores, e.g. "performance"; None where it does not say."""
-    try:
-        found = {path.read_text().strip() for path in cpus.glob(_GOVERNORS)}
-    except OSError:
-        return None
-    return ", ".join(sorted(found)) or None
 
 
 def _switches() -> dict[str, str]:
@@ -124,6 +118,15 @@ def _card(device: torch.device) -> NvmlDevice | None:
         return NvmlDevice(own_uuid(device))
     except NvmlAbsentError:
         return None
+
+
+def _cards() -> tuple[str, ...] | None:
+    """All cards of the machine, named as CUDA names them: also those that this process may not use."""
+    try:
+        uuids, _ = device_uuids()
+    except NvmlAbsentError:
+        return None
+    return tuple(sorted(uuid.removeprefix("GPU-") for uuid in uuids))
 
 
 def _processor() -> str:

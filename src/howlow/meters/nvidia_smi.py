@@ -3,6 +3,9 @@
 It averages power over up to a second, so it is less exact than NVML. It is read only where the settings name it or
 where NVML cannot be loaded. A field that it prints as `[N/A]` is absent. When it ends, it is started again; until then,
 and when it stops printing, readings are absent.
+
+It prints at equal distances, which cannot be made random as other readings are (`howlow.meters.schedule`). It prints
+more often than it is read, so that the newest line falls on another part of each reading's period.
 """
 
 import csv
@@ -21,6 +24,7 @@ from howlow.meters.instruments import Finding, Instrument, Look, positive
 POWER_PERIOD_S = 1.0  # power.draw is an average over the last second on most devices
 _FIELDS = "uuid,power.draw,memory.used,utilization.gpu,utilization.memory,temperature.gpu,clocks.sm,clocks.mem"
 _RESTART_AFTER_S = 2.0
+_LINES_EVERY = 0.618  # of a reading's period: lines at that period would beat with a load of the same period
 _TIMEOUT_S = 9.0  # less than the callers', so that it is killed here and the error says so
 _KILLED_WITHIN_S = 2.0
 _SILENT = "look for the driver in the kernel's log (NVRM, Xid); restart the machine if it still does not answer"
@@ -75,8 +79,15 @@ class NvidiaSmi:
         if newest is None or age_s > 2 * self._period_s + 0.1:
             return Look()
         self.problems.clear()
-        reasons = () if self._library is None else self._library.look().throttle_reasons
-        return replace(newest[1], age_s=age_s, throttle_reasons=reasons)
+        known = Look() if self._library is None else self._library.look()  # what nvidia-smi is not asked for
+        return replace(
+            newest[1],
+            age_s=age_s,
+            throttle_reasons=known.throttle_reasons,
+            throttled_s=known.throttled_s,
+            memory_temperature_c=known.memory_temperature_c,
+            power_limit_w=known.power_limit_w,
+        )
 
     def _note_cpu_time(self) -> None:
         """Called before `poll`: once that shows that the process has ended, its number may belong to another."""
@@ -105,7 +116,7 @@ class NvidiaSmi:
         if clock.now_s() - self._started_s < _RESTART_AFTER_S:
             return
         self._started_s = clock.now_s()
-        every = ["-lms", str(max(1, round(1000 * self._period_s)))]
+        every = ["-lms", str(max(1, round(1000 * _LINES_EVERY * self._period_s)))]
         command = ["nvidia-smi", f"--id={self.uuid}", f"--query-gpu={_FIELDS}", "--format=csv,noheader,nounits", *every]
         try:
             self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

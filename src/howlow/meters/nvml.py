@@ -2,16 +2,23 @@
 
 CUDA and NVML number devices differently (CUDA_VISIBLE_DEVICES, CUDA's fastest-first order), so a device is found by its
 UUID. A value that the device does not support is absent, not 0.
+
+Values that NVML calls fields are asked for together, in one call (`howlow.meters.nvml_fields`); a driver without them
+is asked through the older functions. What takes long is asked at most once a second (`howlow.meters.questions`).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pynvml
 import torch
 
-from howlow.meters.instruments import Finding, Look, thousandth
+from howlow.meters import clock, processor
+from howlow.meters.counters import StandstillWatch
+from howlow.meters.instruments import Finding, Look, positive, thousandth
+from howlow.meters.nvml_fields import ENERGY, ERRORS, MEMORY_HEAT, POWER, THROTTLED_TIMES, Fields
+from howlow.meters.questions import Question
 from howlow.records import WarningKind
 
 INSTANT_PERIOD_S = 0.1  # as measured
@@ -24,8 +31,11 @@ _THROTTLES = {
     "hw_thermal_slowdown": pynvml.nvmlClocksEventReasonHwThermalSlowdown,
     "hw_power_brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
 }
+_SAMPLED_SHARE = {"A100": 0.25, "H100": 0.25}
+"""The share of the time in which a model's power sensor measures (Yang, Adamek and Armour, arXiv 2312.02741)."""
+_AVERAGED_IN_PART = ("A100",)
+"""Models whose `nvmlDeviceGetPowerUsage` is such a reading, too, and not the mean of a second."""
 _VGPU = 2  # NVML_GPU_VIRTUALIZATION_MODE_VGPU
-_ERRORS = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError)  # the second: the driver lacks the function
 _PROCESSES = (
     (pynvml.nvmlDeviceGetComputeRunningProcesses, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
     (pynvml.nvmlDeviceGetGraphicsRunningProcesses, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2),
@@ -78,7 +88,16 @@ class NvmlDevice:
             raise _absent(error) from None
         self.device = label or self.uuid
         self._card = self._whole_card()
-        self.reads_instant_power = self._instant_power_w() is not None
+        self._fields = Fields(self._card)
+        self.reads_instant_power = positive(self._fields.values([POWER]).get(POWER)) is not None
+        self._counter, self._watch = self._counter_question(), StandstillWatch()
+        self._temperature = Question(self._temperature_c)
+        self._sm_clock = Question(lambda: self._clock_hz(pynvml.NVML_CLOCK_SM))
+        self._memory_clock = Question(lambda: self._clock_hz(pynvml.NVML_CLOCK_MEM))
+        self._reasons = Question(self._throttle_reasons)
+        self._limit = Question(self.power_limit_w, is_slow=True)
+        self._throttled = Question(self._throttled_s, is_slow=True)
+        self._own_memory = Question(self._own_memory_bytes, is_slow=True)
 
     def _opened(self) -> Any:
         # When one card has fallen off the bus, NVML finds no card by its UUID (nvml.h, nvmlDeviceGetHandleByUUID).
@@ -117,9 +136,36 @@ class NvmlDevice:
         name: str | None = _value(pynvml.nvmlDeviceGetName, self._handle)
         return name
 
+    def numa_node(self) -> int | None:
+        """The memory node that the card is attached to; None where the system has one node or does not say."""
+        card = _value(pynvml.nvmlDeviceGetPciInfo, self._card)
+        return None if card is None else processor.node_of_pci(str(card.busId))
+
+    @property
+    def sampled_share(self) -> float | None:
+        """The share of the time in which the sensor of `power_w` measures, where it is known to be a part."""
+        name = self.name() or ""
+        names = _SAMPLED_SHARE if self.reads_instant_power else _AVERAGED_IN_PART
+        return next((_SAMPLED_SHARE[model] for model in names if model in name), None)
+
+    # -- readings -----------------------------------------------------------------------------------------------------
+
     def counter_j(self) -> float | None:
         """The energy counter: joules since the driver was loaded (Volta and later); None where NVML answers 0."""
-        return self._thousandth("counter", pynvml.nvmlDeviceGetTotalEnergyConsumption)
+        return self._watched(self._counter.now())
+
+    def _watched(self, counter_j: float | None) -> float | None:
+        if counter_j is not None:
+            self._watch.counter(clock.now_s(), counter_j)
+        return counter_j
+
+    def _counter_question(self) -> Question[float]:
+        """The counter, as a field where that is faster than the function by far."""
+        function = Question(lambda: self._thousandth("counter", pynvml.nvmlDeviceGetTotalEnergyConsumption))
+        if not function.is_slow or ENERGY not in self._fields.known:
+            return function
+        field = Question(lambda: self._thousandth("counter", lambda _: self._fields.value(ENERGY)))
+        return function if field.is_slow else field
 
     def counter_problem(self) -> tuple[str, str] | None:
         """Why the counter cannot be read, and what to do; None where it can, or where the device has none."""
@@ -134,31 +180,54 @@ class NvmlDevice:
     def power_w(self) -> float | None:
         """Instantaneous power where the device reports it, else averaged power."""
         if self.reads_instant_power:
-            return self._instant_power_w()
+            return self._thousandth("power", lambda _: self._fields.value(POWER))
         return self._thousandth("power", pynvml.nvmlDeviceGetPowerUsage)
 
     def _thousandth(self, what: str, query: Callable[[Any], int]) -> float | None:
-        return thousandth(lambda: query(self._card), self.problems, what, _ERRORS, _said)
-
-    def _instant_power_w(self) -> float | None:
-        return self._thousandth("power", _instant_power_mw)
+        return thousandth(lambda: query(self._card), self.problems, what, ERRORS, _said)
 
     def look(self) -> Look:
-        """All values, for the timeline."""
+        """All values, for the timeline; the slow ones once a second."""
         memory = _value(pynvml.nvmlDeviceGetMemoryInfo, self._handle)
         rates = _value(pynvml.nvmlDeviceGetUtilizationRates, self._handle)
-        reasons = _value(pynvml.nvmlDeviceGetCurrentClocksEventReasons, self._card) or 0
+        power_w, memory_c = self._power_and_memory_heat()
+        self._watch.power(power_w)
+        counter = self._counter.now if self._watch.seems_to_stand else self._counter.if_due
         return Look(
-            power_w=self.power_w(),
-            counter_j=self.counter_j(),
+            power_w=power_w,
+            counter_j=self._watched(counter()),
             memory_bytes=None if memory is None else int(memory.used),
+            process_memory_bytes=self._own_memory.if_due(),
             utilization=None if rates is None else rates.gpu / 100,
             memory_utilization=None if rates is None else rates.memory / 100,
-            temperature_c=self._temperature_c(),
-            sm_clock_hz=self._clock_hz(pynvml.NVML_CLOCK_SM),
-            memory_clock_hz=self._clock_hz(pynvml.NVML_CLOCK_MEM),
-            throttle_reasons=tuple(name for name, bit in _THROTTLES.items() if reasons & bit),
+            temperature_c=self._temperature.if_due(),
+            memory_temperature_c=memory_c,
+            sm_clock_hz=self._sm_clock.if_due(),
+            memory_clock_hz=self._memory_clock.if_due(),
+            throttle_reasons=self._reasons.if_due(),
+            throttled_s=self._throttled.if_due(),
+            power_limit_w=self._limit.if_due(),
         )
+
+    def _power_and_memory_heat(self) -> tuple[float | None, float | None]:
+        """Both in one call, where both are fields."""
+        found = self._fields.values([POWER, MEMORY_HEAT] if self.reads_instant_power else [MEMORY_HEAT])
+        power_mw = positive(found.get(POWER))  # where there is none, the question for it alone says why
+        if power_mw is None:
+            return self.power_w(), positive(found.get(MEMORY_HEAT))
+        self.problems.pop("power", None)
+        return power_mw / 1000, positive(found.get(MEMORY_HEAT))
+
+    def _throttle_reasons(self) -> tuple[str, ...] | None:
+        reasons = _value(pynvml.nvmlDeviceGetCurrentClocksEventReasons, self._card)
+        return None if reasons is None else tuple(name for name, bit in _THROTTLES.items() if reasons & bit)
+
+    def _throttled_s(self) -> Mapping[str, float] | None:
+        """The driver's own times; None where it lacks one: older drivers do not say in what unit they count."""
+        found = self._fields.values(THROTTLED_TIMES.values())
+        if len(found) < len(THROTTLED_TIMES):
+            return None
+        return {name: found[field] / 1e9 for name, field in THROTTLED_TIMES.items()}
 
     def _temperature_c(self) -> float | None:
         """The temperature; NVML is replacing the first of these functions by the second."""
@@ -173,6 +242,17 @@ class NvmlDevice:
         megahertz = _value(pynvml.nvmlDeviceGetClockInfo, self._card, which)
         return None if megahertz is None else megahertz * 1e6
 
+    def _own_memory_bytes(self) -> int | None:
+        """What this process has on the device, as the driver counts it: CUDA's context and all libraries included.
+
+        In a container NVML lists this process under another number. A single process there is this one if it uses CUDA.
+        """
+        listed = self._processes()
+        if os.getpid() in listed:
+            return listed[os.getpid()]
+        is_alone = len(listed) == 1 and _in_namespace() and _uses_cuda()
+        return next(iter(listed.values())) if is_alone else None
+
     # -- reasons for distrust ---------------------------------------------------------------------------------------
 
     def findings(self) -> list[Finding]:
@@ -182,15 +262,21 @@ class NvmlDevice:
 
     def _others(self) -> Finding | None:
         """Other processes on the device; in a container NVML may list this process under another number."""
-        seen: set[int] = set()
-        for forms in _PROCESSES:
-            answers = (_value(query, self._handle) for query in forms)
-            seen.update(process.pid for process in next((one for one in answers if one is not None), ()))
+        seen = self._processes()
         is_in_namespace = os.getpid() not in seen and _in_namespace()
-        others = len(seen - {os.getpid()}) - (is_in_namespace and _uses_cuda())
+        others = len(seen.keys() - {os.getpid()}) - (is_in_namespace and _uses_cuda())
         if others <= 0:
             return None
         return WarningKind.OTHER_PROCESS_ON_DEVICE, f"{others} other process(es) on {self.device}"
+
+    def _processes(self) -> dict[int, int | None]:
+        """The processes on the device, and the bytes that each has there; None where the driver does not say."""
+        found: dict[int, int | None] = {}
+        for forms in _PROCESSES:
+            answers = (_value(query, self._handle) for query in forms)
+            for process in next((one for one in answers if one is not None), ()):
+                found[process.pid] = process.usedGpuMemory
+        return found
 
     def _partition(self) -> Finding | None:
         modes = _value(pynvml.nvmlDeviceGetMigMode, self._card)
@@ -236,17 +322,10 @@ def _uuid_or_problem(index: int) -> str | NvmlAbsentError:
         return NvmlAbsentError(f"{absent} (device {index})", absent.remedy)
 
 
-def _instant_power_mw(card: Any) -> int:
-    (value,) = pynvml.nvmlDeviceGetFieldValues(card, [pynvml.NVML_FI_DEV_POWER_INSTANT])
-    if value.nvmlReturn != pynvml.NVML_SUCCESS:
-        raise pynvml.NVMLError(value.nvmlReturn)
-    return int(value.value.uiVal)
-
-
 def _value(query: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return query(*arguments)
-    except _ERRORS:
+    except ERRORS:
         return None
 
 

@@ -1,9 +1,12 @@
 """One phase of a trial: its timed steps, the energy between them, and its peaks of memory.
 
-A timed region is: synchronise the device, read clock and counter, work, synchronise, read again (`PhaseMeter.step`;
-nothing else times a step). The energy of the measured part is that of *segments*. A segment opens before a measured
-step and closes at a pause (a checkpoint) or at the phase's end, so that the energy of a pause is never counted. The
-energy of the whole phase, pauses and burn-in included, is a window of its own.
+A timed region is: synchronise the device, read the clock, work, synchronise, read the clock again (`PhaseMeter.step`;
+nothing else times a step). At its end the counter is asked for, too, but the step does not wait for the answer.
+
+The energy of the measured part is that of *segments*. A segment opens before a measured step and closes at a pause (a
+checkpoint) or at the phase's end, so that the energy of a pause is never counted. Before a segment opens, and after it
+closes, the phase waits for a tick of the counter: that time is in no figure. The energy of the whole phase, pauses and
+burn-in included, is a window of its own, which also begins and ends at a tick.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +16,9 @@ from typing import Protocol
 
 import torch
 
+from howlow.meters.conditions import condition_warnings, joined_conditions
 from howlow.meters.energy_sums import EnergySums, Stretch
-from howlow.meters.sensors import Sensors
+from howlow.meters.sensors import CounterSum, Sensors
 from howlow.meters.totals import PhaseTotals
 from howlow.records import EnergyPart, PhaseName, PhaseRecord, RecordWarning
 
@@ -49,13 +53,26 @@ class PhaseMemory(Protocol):
 
 @dataclass
 class Timed:
-    """The figures of a timed region; filled when the region ends."""
+    """The figures of a timed region; filled when the region ends, `energy_counter_j` a moment later.
+
+    opens_segment: it is measured, and there is no segment that it continues.
+    """
 
     start_s: float
+    opens_segment: bool = False
     duration_s: float = 0.0
-    energy_counter_j: float | None = None
     prefill_s: float | None = None
     prefill_tokens: int | None = None
+    asked_counter: CounterSum | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def energy_counter_j(self) -> float | None:
+        """The energy counter's reading at the region's end; None until it comes, and where it does not come."""
+        return self.asked_counter.value_j if self.asked_counter else None
+
+    def counter_j(self) -> float | None:
+        """The same, waited for shortly; not to be called between measured steps."""
+        return self.asked_counter.awaited_j() if self.asked_counter else None
 
 
 @dataclass
@@ -82,7 +99,8 @@ class PhaseMeter:
     def __post_init__(self) -> None:
         kept = self.before.windows if self.before else ()
         self._sums = EnergySums(self.sensors.meters, self.sensors.of, kept)
-        self.sensors.counters_now()
+        if self.name != "load":  # no figure rests on the energy of loading
+            self.sensors.begin_window()
         self._started_s = self.sensors.trial_time()
         self._totals = self.before or PhaseTotals(start_s=self._started_s)
 
@@ -97,8 +115,8 @@ class PhaseMeter:
         """Time one step; a measured one belongs to the energy of the measured part."""
         self._synchronise()
         if measured and self._segment is None:
-            self.sensors.counters_now()
-        timed = Timed(start_s=self.sensors.trial_time())
+            self.sensors.begin_window()
+        timed = Timed(start_s=self.sensors.trial_time(), opens_segment=measured and self._segment is None)
         if measured and self._paused_s is not None:
             self._pauses.append(Stretch(self._paused_s, timed.start_s))
             self._paused_s = None
@@ -106,7 +124,7 @@ class PhaseMeter:
         self._synchronise()
         end_s = self.sensors.trial_time()
         timed.duration_s = end_s - timed.start_s
-        timed.energy_counter_j = self.sensors.counters_now()
+        timed.asked_counter = self.sensors.counters_soon()
         self.sensors.steps_s += timed.duration_s
         if measured:
             self._add_measured(timed, end_s, samples)
@@ -122,14 +140,13 @@ class PhaseMeter:
         """Mark, within a step that generates, that all prompts are read; the model computed `tokens` tokens for it."""
         self._synchronise()
         timed.prefill_s, timed.prefill_tokens = self.sensors.trial_time() - timed.start_s, tokens
-        self.sensors.counters_now()
+        self.sensors.counters_soon()
 
     def pause(self) -> PhaseTotals:
         """Close the running segment, as before a checkpoint; returns the totals to keep in it."""
         segment, self._segment = self._segment, None
-        self.sensors.counters_now()
         until_s = self.sensors.trial_time() if segment is None else segment.end_s
-        self.sensors.settle(until_s)
+        self.sensors.end_window(until_s)
         if segment is not None:
             self._paused_s = segment.end_s
             self._add_segment(segment)
@@ -149,6 +166,7 @@ class PhaseMeter:
             self._sums.add_own("prefill", prefill)
             self._sums.add_own("decode", decode)
         self._update(
+            conditions=joined_conditions(totals.conditions, self.sensors.conditions(segment.start_s, segment.end_s)),
             measured_duration_s=totals.measured_duration_s + segment.length_s,
             samples=totals.samples + (segment.samples or 0),
             pauses=totals.pauses + len(self._pauses),
@@ -163,6 +181,7 @@ class PhaseMeter:
         totals, seen = self._totals, self.memory.peaks() if self.memory else None
         return {
             "peak_in_use_bytes": _higher(totals.peak_in_use_bytes, self.sensors.most_in_use_bytes(self.name)),
+            "peak_process_bytes": _higher(totals.peak_process_bytes, self.sensors.most_of_process_bytes(self.name)),
             "peak_resident_bytes": _higher(totals.peak_resident_bytes, seen.resident_bytes if seen else None),
             "peak_allocated_bytes": _higher(totals.peak_allocated_bytes, seen.allocated_bytes if seen else None),
             "peak_reserved_bytes": _higher(totals.peak_reserved_bytes, seen.reserved_bytes if seen else None),
@@ -174,16 +193,19 @@ class PhaseMeter:
     def end(self) -> PhaseRecord:
         """Close the phase; returns its record."""
         totals = self.pause()
-        if self.name != "load":  # no figure rests on the energy of loading, and nobody can make it longer
+        if self.name != "load":  # nobody can make loading longer
             for found in self._sums.warnings(_parts_s(totals)):
                 detail = f"{self.name}, {found.detail}"
                 self.warn(found.model_copy(update={"phase": self.name, "detail": detail}))
+        for warning in condition_warnings(self.name, totals.conditions):
+            self.warn(warning)
         resident = totals.peak_resident_bytes if self.has_resident_peak else None
         return PhaseRecord(
             phase=self.name,
             start_s=totals.start_s,
             duration_s=totals.duration_s,
             peak_memory_bytes=resident if self.sensors.device.type == "cpu" else totals.peak_in_use_bytes,
+            peak_process_memory_bytes=totals.peak_process_bytes,
             peak_allocated_bytes=totals.peak_allocated_bytes,
             peak_reserved_bytes=totals.peak_reserved_bytes,
             measured_duration_s=totals.measured_duration_s or None,
@@ -191,6 +213,7 @@ class PhaseMeter:
             pauses=totals.pauses,
             pauses_duration_s=totals.pauses_s,
             windows=self._sums.recorded(_parts_s(totals)),
+            conditions=totals.conditions,
         )
 
 

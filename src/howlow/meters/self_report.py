@@ -28,6 +28,7 @@ def meter_record(sensors: Sensors, own_cpu_s: float, idle: Idle | None) -> Meter
         readings=sum(len(reader.looks) for reader in sensors.readers),
         late=sum(reader.late for reader in sensors.readers),
         cpu_share=meters_cpu_s / all_cpu_s if all_cpu_s else None,
+        core_share=meters_cpu_s / whole_s if whole_s else None,
         step_share=waited_s / sensors.steps_s if sensors.steps_s else None,
         idle=idle,
     )

@@ -1,22 +1,54 @@
 """The sensors of one trial: every instrument with its reader, all on the trial's own time scale, and the timeline."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from howlow.meters import clock
+from howlow.meters.conditions import conditions_between
 from howlow.meters.energy import EnergyMeter, MeterName
+from howlow.meters.energy_bounds import Point
 from howlow.meters.instruments import Instrument, ProcessView
-from howlow.meters.sampler import Reader
+from howlow.meters.sampler import ANSWER_TIMEOUT_S, STEP_SHARE, Reader, await_ticks
 from howlow.meters.timeline import Timeline
-from howlow.records import PhaseName
+from howlow.records import CounterPace, DeviceConditions, PhaseName, Reading
+
+
+class CounterSum:
+    """The sum of several counters whose readings come later; `value_j` stays None where one of them does not come."""
+
+    def __init__(self, counters: int) -> None:
+        self.value_j: float | None = None
+        self._left = counters
+        self._read: list[float] = []
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+
+    def add(self, point: Point | None) -> None:
+        """Take the reading of one counter."""
+        with self._lock:
+            self._left -= 1
+            if point is None or point.counter_j is None:
+                self._done.set()
+                return
+            self._read.append(point.counter_j)
+            if self._left == 0 and not self._done.is_set():
+                self.value_j = sum(self._read)
+                self._done.set()
+
+    def awaited_j(self, timeout_s: float = ANSWER_TIMEOUT_S) -> float | None:
+        """The sum, waited for no longer than that."""
+        self._done.wait(timeout_s)
+        return self.value_j
 
 
 class Sensors:
     """Readers of all instruments, from `start` to `stop`.
 
-    time_offset_s: the trial's time at which this process begins, more than 0 where the trial resumes.
+    time_offset_s: the trial's time at which this process begins, more than 0 where the trial resumes. paces: what was
+    measured of the counters before the first trial.
     """
 
     def __init__(
@@ -27,11 +59,13 @@ class Sensors:
         views: Sequence[Instrument],
         rate_hz: float,
         time_offset_s: float,
+        paces: Sequence[CounterPace] = (),
     ) -> None:
         self._origin_s = clock.now_s() - time_offset_s
         self.device = device
         self.rate_hz = rate_hz
         self.meters = meters
+        self._paces = {pace.device: pace for pace in paces}
         self.timeline = Timeline(folder / "timeline.jsonl")
         own = [ProcessView(str(device))] if device.type == "cpu" else []
         self.readers = self._readers([*own, *views])
@@ -43,8 +77,17 @@ class Sensors:
         periods: dict[Instrument, float | None] = dict.fromkeys(views, 0.0)
         for meter in self.meters.values():
             periods.update(dict.fromkeys(meter.instruments, meter.update_period_s))
+        polled = [part for meter in self.meters.values() if meter.kind == "power" for part in meter.instruments]
         return [
-            Reader(instrument, self.rate_hz, self.timeline, self.trial_time, period_s)
+            Reader(
+                instrument,
+                self.rate_hz,
+                self.timeline,
+                self.trial_time,
+                period_s,
+                self._paces.get(instrument.device),
+                instrument in polled,
+            )
             for instrument, period_s in periods.items()
         ]
 
@@ -77,24 +120,46 @@ class Sensors:
         """The readers of a meter's instruments."""
         return [reader for reader in self.readers if reader.instrument in meter.instruments]
 
-    def counters_now(self) -> float | None:
-        """Read all counters now; returns the sum of the trial's own, None where one did not answer."""
-        found: dict[str, float | None] = {}
-        for name, meter in self.meters.items():
-            if meter.kind == "counter":
-                points = [reader.counter_now() for reader in self.of(meter)]
-                values = [point.counter_j for point in points if point is not None and point.counter_j is not None]
-                found[name] = sum(values) if len(values) == len(points) else None
-        return found.get("trial")
+    def counters_soon(self) -> CounterSum | None:
+        """Have the trial's own counters read, without waiting; None without counters, or where that would cost much."""
+        meter = self.meters["trial"]
+        readers = self.of(meter) if meter.kind == "counter" else []
+        if not readers or not all(reader.may_read_in_between(STEP_SHARE / len(readers)) for reader in readers):
+            return None
+        found = CounterSum(len(readers))
+        for reader in readers:
+            reader.counter_soon(found.add)
+        return found
 
-    def settle(self, moment_s: float) -> None:
+    def begin_window(self) -> None:
+        """Wait for a tick of every counter, so that a window can begin."""
+        await_ticks(self._with_counters)
+
+    def end_window(self, moment_s: float) -> None:
         """Wait until every source has a reading that includes all that happened before a moment."""
+        await_ticks(self._with_counters, moment_s)
         for meter in self.meters.values():
-            for reader in self.of(meter):
-                reader.settle(moment_s, meter.kind)
+            for reader in self.of(meter) if meter.kind == "power" else ():
+                reader.settle_power(moment_s)
+
+    @property
+    def _with_counters(self) -> list[Reader]:
+        return [reader for meter in self.meters.values() if meter.kind == "counter" for reader in self.of(meter)]
+
+    def conditions(self, start_s: float, end_s: float) -> tuple[DeviceConditions, ...]:
+        """Clocks, heat and throttling between two moments, of each device that reports any."""
+        return conditions_between([reader.looks for reader in self.readers], start_s, end_s)
 
     def most_in_use_bytes(self, phase: PhaseName) -> int | None:
         """The most memory of the trial's own device that a reading of this phase showed in use."""
+        return max((look.memory_bytes for look in self._own_looks(phase) if look.memory_bytes), default=None)
+
+    def most_of_process_bytes(self, phase: PhaseName) -> int | None:
+        """The most of it that this process had, by the driver's count; None where no reading of this phase knows it."""
+        own = [look.process_memory_bytes for look in self._own_looks(phase)]
+        return max((size for size in own if size), default=None)
+
+    def _own_looks(self, phase: PhaseName) -> list[Reading]:
         own = str(self.device)
         looks = [look for reader in self.readers if reader.instrument.device == own for look in reader.looks]
-        return max((look.memory_bytes for look in looks if look.phase == phase and look.memory_bytes), default=None)
+        return [look for look in looks if look.phase == phase]

@@ -9,14 +9,14 @@ from typing import Self
 
 import torch
 
-from howlow.meters.energy import EnergyMeter, no_energy
+from howlow.meters.energy import EnergyMeter, MeterName, no_energy
 from howlow.meters.instruments import Finding, Instrument
 from howlow.meters.interference import MachineCounters, machine_counters, machine_findings, throttling
 from howlow.meters.phase import PhaseMemory, PhaseMeter, Warn
 from howlow.meters.self_report import meter_findings, meter_record, programs_time_s
 from howlow.meters.sensors import Sensors
 from howlow.meters.totals import PhaseTotals
-from howlow.records import Idle, MeterRecord, PhaseName, RecordWarning
+from howlow.records import CounterPace, Idle, MeterRecord, PhaseName, RecordWarning
 
 _FINDINGS_TIMEOUT_S = 2.0
 
@@ -25,7 +25,8 @@ class Session:
     """The meters of one trial; as a context manager it runs the sensors and keeps the timeline.
 
     time_offset_s: the trial's time at which this process begins, more than 0 where the trial resumes. Without `memory`
-    phases have no peaks of resident and allocated memory.
+    phases have no peaks of resident and allocated memory. `paces` is what was measured of the counters before the first
+    trial; a counter without a pace is watched when the session begins.
     """
 
     def __init__(
@@ -39,11 +40,13 @@ class Session:
         memory: PhaseMemory | None = None,
         cpu_energy: EnergyMeter | None = None,
         views: Sequence[Instrument] = (),
+        paces: Sequence[CounterPace] = (),
         warn: Warn = lambda warning: None,
     ) -> None:
         cpu_energy = cpu_energy or no_energy("the CPU's energy was not asked for")
         self.device = device
-        self.sensors = Sensors(folder, device, {"trial": energy, "cpu": cpu_energy}, views, rate_hz, time_offset_s)
+        meters: dict[MeterName, EnergyMeter] = {"trial": energy, "cpu": cpu_energy}
+        self.sensors = Sensors(folder, device, meters, views, rate_hz, time_offset_s, paces)
         self.memory = memory
         self.warn = warn
         self.peak_problem: str | None = None

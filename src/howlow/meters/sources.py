@@ -154,7 +154,7 @@ def _of_nvml(devices: Sequence[NvmlDevice], other: bool) -> EnergyMeter:
     # Where one of several devices has no such sensor, their sum is absent; the others still have their own figures.
     if with_counter and len(with_counter) >= len(with_power):
         detail = f"total energy consumption of {names}"
-        return EnergyMeter("nvml counter", detail, "counter", tuple(devices), None, of_another_device=other)
+        return EnergyMeter("nvml counter", detail, "counter", tuple(devices), None, None, other, _sampled(devices))
     reason, remedy = next(filter(None, (device.counter_problem() for device in devices)), (None, None))
     if not with_power:
         why = f": {reason}" if reason else ""
@@ -162,8 +162,19 @@ def _of_nvml(devices: Sequence[NvmlDevice], other: bool) -> EnergyMeter:
     instant = all(device.reads_instant_power for device in with_power)
     period_s = INSTANT_PERIOD_S if instant else AVERAGED_PERIOD_S
     why = f"energy counter: {reason}" if reason else "no energy counter"
-    detail = f"{'instantaneous' if instant else 'averaged'} power of {names}, integrated ({why})"
-    return EnergyMeter("nvml power", detail, "power", tuple(devices), period_s, of_another_device=other)
+    share = _sampled(with_power)
+    kind = "instantaneous" if instant else "averaged"
+    detail = f"{kind} power of {names}, integrated ({why}){sampling_note(share)}"
+    return EnergyMeter("nvml power", detail, "power", tuple(devices), period_s, None, other, share)
+
+
+def _sampled(devices: Sequence[NvmlDevice]) -> float | None:
+    return min((device.sampled_share for device in devices if device.sampled_share is not None), default=None)
+
+
+def sampling_note(share: float | None) -> str:
+    """What is said of a power sensor that measures for only a part of the time."""
+    return "" if share is None else f"; its power sensor measures for {share:.0%} of the time"
 
 
 def _nvidia_smi(asked: Asked) -> EnergyMeter:

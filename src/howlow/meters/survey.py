@@ -1,7 +1,8 @@
 """What this machine can measure, what not, why, and what to do about it: every source is tried.
 
 Each source is asked in a thread of its own with a timeout, so that a driver that hangs costs one line of the answer.
-Sources that we have not tested say so.
+Sources that we have not tested say so. Every energy counter is watched for a second or more (`howlow.meters.pace`), and
+under a load, too, where the caller can load its device.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,19 +12,23 @@ from typing import Any
 import torch
 
 from howlow.meters import rapl
+from howlow.meters.energy import EnergyMeter
 from howlow.meters.idle import measure_idle
 from howlow.meters.instruments import Instrument
 from howlow.meters.interference import machine_counters
 from howlow.meters.machine import environment
 from howlow.meters.nvidia_smi import smi_devices
 from howlow.meters.nvml import NvmlAbsentError, NvmlDevice, device_uuids
-from howlow.meters.sources import AbsentErrors, Asked, open_energy
+from howlow.meters.pace import Load, measure_pace
+from howlow.meters.sources import AbsentErrors, Asked, open_energy, sampling_note
 from howlow.meters.timeouts import answered
 from howlow.meters.zeus_devices import amd_devices, apple_devices, jetson_devices
-from howlow.records import REMEDIES, Idle
+from howlow.records import REMEDIES, CounterPace, Idle
 
 _TIMEOUT_S = 5.0
+_PACE_TIMEOUT_S = 20.0
 _SMI_TIMEOUT_S = 4.0  # less, so that an nvidia-smi that hangs is killed before its answer is given up
+_COUNTERS = ("nvml", "rapl", "amd", "apple")
 _UNTESTED = ("amd", "apple", "jetson")
 _REMEDIES = {
     "nvml": "with an NVIDIA GPU: install its driver; in a container: pass the GPU and its driver in",
@@ -51,32 +56,59 @@ class Survey:
     energy: str | None
     energy_detail: str
     idle_power_w: float | None
+    counters: tuple[CounterPace, ...]
+    silent_counters: tuple[str, ...]
     sources: tuple[Tried, ...]
     measures: tuple[Tried, ...]
     warnings: tuple[dict[str, str], ...]
 
     def document(self) -> dict[str, Any]:
         """What `howlow env --json` prints."""
-        return asdict(self)
+        return asdict(self) | {"counters": [counter.model_dump() for counter in self.counters]}
 
 
-def survey(device: torch.device, peak_problem: str | None) -> Survey:
+def survey(
+    device: torch.device, peak_problem: str | None, load_for: Callable[[Instrument], Load | None] = lambda _: None
+) -> Survey:
     """Try everything.
 
-    peak_problem: why the peak of resident memory cannot be reset here, None where it can.
+    peak_problem: why the peak of resident memory cannot be reset here, None where it can. load_for: a load on the
+    device that an instrument measures, None where this process cannot load it.
     """
     energy = open_energy(Asked("auto", device))
     idle = measure_idle(energy, 10.0, 1.0)
+    sources = [*(_source(name, find) for name, find in _SOURCES.items()), _ASSUMED]
+    available = [tried.name for tried in sources if tried.is_available]
+    paces = {part.device: _pace(part, load_for) for part in _with_counter(energy, available)}
     return Survey(
         device=str(device),
         device_name=environment(device).device_name,
         energy=energy.name,
         energy_detail=energy.detail,
         idle_power_w=idle.power_w if isinstance(idle, Idle) else None,
-        sources=(*(_source(name, find) for name, find in _SOURCES.items()), _ASSUMED),
+        counters=tuple(pace for pace in paces.values() if pace is not None),
+        silent_counters=tuple(device for device, pace in paces.items() if pace is None),
+        sources=tuple(sources),
         measures=tuple(_measures(device, peak_problem)),
         warnings=tuple(_warnings(energy.instruments)),
     )
+
+
+# -- counters -------------------------------------------------------------------------------------------------------
+
+
+def _with_counter(chosen: EnergyMeter, available: Sequence[str]) -> list[Instrument]:
+    """The instruments of every available source that is a counter; those of the device's own source first."""
+    others = [open_energy(Asked(name, torch.device("cpu"))) for name in _COUNTERS if name in available]
+    found: dict[str, Instrument] = {}
+    for meter in (chosen, *others):
+        for part in meter.instruments if meter.kind == "counter" else ():
+            found.setdefault(str(getattr(part, "uuid", part.device)), part)
+    return list(found.values())
+
+
+def _pace(instrument: Instrument, load_for: Callable[[Instrument], Load | None]) -> CounterPace | None:
+    return answered(lambda: measure_pace(instrument, load_for(instrument)), _PACE_TIMEOUT_S)
 
 
 # -- sources --------------------------------------------------------------------------------------------------------
@@ -109,12 +141,17 @@ def _given(device: NvmlDevice) -> str | None:
 
 
 def _nvml_device(device: NvmlDevice, gives: str | None, problem: tuple[str, str] | None) -> str:
+    said = f"{_named(device)}: {_told(gives, problem)}"
+    return said + (sampling_note(device.sampled_share) if gives else "")
+
+
+def _told(gives: str | None, problem: tuple[str, str] | None) -> str:
     if gives == "energy counter":
-        return f"{_named(device)}: {gives}"
+        return gives
     if problem is None:
-        return f"{_named(device)}: {gives + ', no energy counter' if gives else 'neither energy nor power'}"
+        return f"{gives}, no energy counter" if gives else "neither energy nor power"
     reason, remedy = problem
-    return f"{_named(device)}: {gives + ', energy counter: ' if gives else ''}{reason} ({remedy})"
+    return f"{gives + ', energy counter: ' if gives else ''}{reason} ({remedy})"
 
 
 def _nvidia_smi() -> str:

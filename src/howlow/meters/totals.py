@@ -1,6 +1,6 @@
 """What a phase has summed up so far: it travels in checkpoints, so that a resumed phase keeps it."""
 
-from howlow.records import EnergyWindow, Frozen
+from howlow.records import DeviceConditions, EnergyWindow, Frozen
 
 
 class PhaseTotals(Frozen):
@@ -19,7 +19,9 @@ class PhaseTotals(Frozen):
     pauses: int = 0
     pauses_s: float = 0.0
     windows: tuple[EnergyWindow, ...] = ()
+    conditions: tuple[DeviceConditions, ...] = ()
     peak_in_use_bytes: int | None = None
+    peak_process_bytes: int | None = None
     peak_resident_bytes: int | None = None
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None

@@ -8,8 +8,9 @@ summaries: throughput and relative figures are computed when records are read (`
 Absent is `None`, never 0, -1 or NaN.
 """
 
-from howlow.records.comparability import Difference, differences, refuse_other_machine, refuse_to_mix
-from howlow.records.energy import EnergyPart, EnergyWindow
+from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
+from howlow.records.conditions import DeviceConditions, Spread
+from howlow.records.energy import CounterPace, EnergyPart, EnergySource, EnergyWindow, ErrorCover
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -24,13 +25,11 @@ from howlow.records.files import (
     write_record,
 )
 from howlow.records.identity import Provenance
+from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
 from howlow.records.schema import (
     SCHEMA_VERSION,
-    BatchProbe,
-    BatchSearch,
     DataRecord,
     DataSource,
-    EnergySource,
     Environment,
     HeapMode,
     Idle,
@@ -50,10 +49,13 @@ from howlow.records.schema import (
     Step,
 )
 from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, WarningKind
+from howlow.records.window import measured_steps, window_times_s
 
 __all__ = [
     "BatchProbe",
     "BatchSearch",
+    "CounterPace",
+    "DeviceConditions",
     "DataRecord",
     "DataSource",
     "Difference",
@@ -61,6 +63,7 @@ __all__ = [
     "EnergySource",
     "EnergyWindow",
     "Environment",
+    "ErrorCover",
     "Frozen",
     "HeapMode",
     "Idle",
@@ -68,6 +71,7 @@ __all__ = [
     "LayoutRecord",
     "LayoutTokens",
     "LineWriter",
+    "MemoryShortage",
     "MergedRecord",
     "MeterRecord",
     "ModelRecord",
@@ -82,6 +86,7 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "Spread",
     "Status",
     "Step",
     "WarningKind",
@@ -89,6 +94,8 @@ __all__ = [
     "cut_lines",
     "differences",
     "has_record",
+    "measured_steps",
+    "other_cards",
     "read_lines",
     "read_record",
     "read_records",
@@ -98,4 +105,5 @@ __all__ = [
     "refuse_to_mix",
     "write_atomically",
     "write_record",
+    "window_times_s",
 ]

@@ -9,7 +9,9 @@ the same sources of howlow. Three questions are answered here:
 * may a sweep continue what its folder holds (`differing_settings`, `refuse_changed`);
 * may a machine join a sweep (`refuse_other_machine`).
 
-The axes of a grid may differ within its sweep, and so may what follows from them. A key that one side does not know
+The axes of a grid may differ within its sweep, and so may what follows from them. So may the cards of one machine:
+within a run directory trials on several devices of one kind stand in one table, and a warning says which ran where.
+A key that one side does not know
 (its trial died early, its record is of an older schema) is not held against it. The hash of howlow's sources is the
 exception: where one side lacks it, the costs differ.
 
@@ -25,7 +27,7 @@ from typing import Any, Literal
 
 from howlow.errors import UserError
 from howlow.records.identity import OF_QUALITY, TOLD_BY_FACTS, Identified, facts_of_environment, identity
-from howlow.records.schema import DataRecord, Environment, ModelRecord, Resolved
+from howlow.records.schema import DataRecord, Environment, ModelRecord, Record, Resolved
 from howlow.records.warnings import Frozen, RecordWarning, WarningKind
 from howlow.settings import Settings, effects, keys_affecting, setting_keys
 
@@ -36,6 +38,7 @@ COSTS = "costs"
 _MAY_DIFFER_IN_A_TABLE = ("seed", "lora.rank", "training.batch_size")
 """A trial's place in the grid, and the batch: the largest that fits depends on the rank (the paper, section IV.B), and
 every table and figure shows where it changes."""
+_CARD = "environment.device_uuid"
 _TABLES = ("environment.versions", "environment.variables", "environment.switches")
 """Keys whose value is a table: each entry is a key of its own, and an entry that is not there is unset."""
 
@@ -153,19 +156,59 @@ def _figures_of(key: str) -> frozenset[Figures]:
     return frozenset({"quality", "costs"} if effects()[key] & OF_QUALITY else {"costs"})
 
 
+def repeats_that_differ(records: Sequence[Record]) -> dict[str, list[RecordWarning]]:
+    """A warning for each trial whose scores are not those of its first repeat, although all of it is equal; by name."""
+    first: dict[str, Record] = {}
+    found: dict[str, list[RecordWarning]] = {}
+    for record in sorted(records, key=lambda record: record.repeat):
+        if record.status != "done":
+            continue
+        other = first.setdefault(repr((record.kind, record.rank, record.seed, sorted(record.axes.items()))), record)
+        for name in type(record.scores).model_fields:
+            value, usual = getattr(record.scores, name), getattr(other.scores, name)
+            if value != usual:
+                detail = f"{name} is {value!r}, in {other.trial}, with the same seed and data, it is {usual!r}"
+                found[record.trial] = [RecordWarning(kind=WarningKind.REPEATS_DIFFER, detail=detail)]
+                break
+    return found
+
+
+# -- several cards of one machine -----------------------------------------------------------------------------------
+
+
+def _are_cards_of_one_machine(environments: Iterable[Environment | None]) -> bool:
+    """Whether all known devices are in one machine: each process saw the others' cards beside its own."""
+    known = [one for one in environments if one is not None and one.device_uuid is not None]
+    cards = {one.device_uuid for one in known}
+    return all(cards <= set(one.cards or ()) for one in known)
+
+
+def other_cards(trials: Sequence[Identified]) -> list[tuple[str, RecordWarning]]:
+    """Of trials that several cards of one kind ran: each that ran on another card than most, with a warning."""
+    cards = [(one.trial, one.environment.device_uuid) for one in trials if one.environment is not None]
+    if len({card for _, card in cards}) < 2:
+        return []
+    ((usual, _),) = Counter(card for _, card in cards).most_common(1)
+    found = ((trial, f"measured on {card}, most trials on {usual}") for trial, card in cards if card != usual)
+    return [(trial, RecordWarning(kind=WarningKind.ANOTHER_CARD, detail=detail)) for trial, detail in found]
+
+
 # -- refusing -------------------------------------------------------------------------------------------------------
 
 
-def refuse_to_mix(trials: Sequence[Identified], accept_different: Sequence[str] = ()) -> list[Difference]:
+def refuse_to_mix(
+    trials: Sequence[Identified], accept_different: Sequence[str] = (), *, is_one_sweep: bool = False
+) -> list[Difference]:
     """Refuse trials that were not measured alike; gives the differences that were accepted.
 
-    A sweep's grid axes, and what follows from them, may differ.
+    A sweep's grid axes, and what follows from them, may differ, and with `is_one_sweep` the cards of one machine.
 
     Raises:
         UserError: names the first key that differs, both values and both trials.
     """
     axes = {axis for trial in trials for axis in trial.axes}
-    found = differences(trials, axes.union(_MAY_DIFFER_IN_A_TABLE))
+    is_one_machine = is_one_sweep and _are_cards_of_one_machine([trial.environment for trial in trials])
+    found = differences(trials, axes.union(_MAY_DIFFER_IN_A_TABLE, {_CARD} if is_one_machine else ()))
     left = not_accepted(found, accept_different)
     if left:
         first, is_of_costs = left[0], all(one.is_of_costs_alone for one in left)
@@ -185,7 +228,8 @@ def refuse_changed(then: Identified, now: Identified, accept_different: Sequence
     Raises:
         UserError: names `where`, the trial, the first key that differs, and both values.
     """
-    left = not_accepted(_changes(then, now), accept_different)
+    excused = {_CARD} if _are_cards_of_one_machine([then.environment, now.environment]) else set()
+    left = not_accepted([one for one in _changes(then, now) if one.key not in excused], accept_different)
     if left:
         first = left[0]
         raise UserError(
@@ -209,17 +253,39 @@ def refuse_other_machine(then: Environment, now: Environment, accept_different: 
     Raises:
         UserError: names `where`, the first key that differs, and both values.
     """
-    found = [
-        Difference(key, "here", value, "the sweep", other, frozenset({"costs"}))
-        for key, other, value in _pairs(facts_of_environment(then), facts_of_environment(now))
-    ]
-    left = not_accepted(found, accept_different)
+    excused = {_CARD} if _are_cards_of_one_machine([then, now]) else set()
+    pairs = _pairs(facts_of_environment(then), facts_of_environment(now))
+    left = _unlike_the_sweep((pair for pair in pairs if pair[0] not in excused), accept_different)
     if left:
-        first = left[0]
-        raise UserError(
-            f"{where}: this machine cannot join: {first.key} is {shown(first.value)} here, "
-            f"{shown(first.other_value)} in the sweep{_further(left)}; run it elsewhere, {advice(left)}"
-        )
+        raise UserError(f"{where}: this machine cannot join: {_told(left)}; run it elsewhere, {advice(left)}")
+
+
+def refuse_other_code(then: str, now: str, accept_different: Sequence[str], where: str) -> None:
+    """Refuse to join a sweep with other sources of howlow than those that prepared it, given by their hashes.
+
+    Raises:
+        UserError: names `where`, the key, and both values.
+    """
+    pairs = [("environment.code_sha256", then, now)] if then != now else []
+    left = _unlike_the_sweep(pairs, accept_different)
+    if left:
+        same = "run the same version of howlow"
+        raise UserError(f"{where}: this worker cannot join: {_told(left)}; {same}, {advice(left)}")
+
+
+def _unlike_the_sweep(pairs: Iterable[tuple[str, Any, Any]], accept_different: Sequence[str]) -> list[Difference]:
+    """What differs between a sweep and what would join it, and was not accepted."""
+    costs: frozenset[Figures] = frozenset({"costs"})
+    return not_accepted(
+        [Difference(key, "here", value, "the sweep", other, costs) for key, other, value in pairs], accept_different
+    )
+
+
+def _told(left: Sequence[Difference]) -> str:
+    first = left[0]
+    is_hash = first.key.endswith("sha256")
+    here, there = (str(value)[:12] if is_hash else shown(value) for value in (first.value, first.other_value))
+    return f"{first.key} is {here} here, {there} in the sweep{_further(left)}"
 
 
 def _changes(then: Identified, now: Identified) -> list[Difference]:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from howlow.records.schema import SCHEMA_VERSION, DataRecord, EnergySource, Environment, ModelRecord, Record, Resolved
+from howlow.records.energy import EnergySource
+from howlow.records.schema import SCHEMA_VERSION, DataRecord, Environment, ModelRecord, Record, Resolved
 from howlow.records.warnings import Frozen
 from howlow.settings import Effect, Settings, TrialKind, concerns, effects, setting_keys
 
@@ -87,14 +88,17 @@ def _facts_of_both(trial: Identified) -> dict[str, Any]:
 def _facts_of_costs(trial: Identified) -> dict[str, Any]:
     facts = _known("resolved", trial.resolved, "layout", "generation_layout", "attention_kernel", "heap")
     if trial.energy is not None and trial.energy.name is not None:
-        facts |= {"energy.source": trial.energy.name, "energy.devices": trial.energy.devices}
+        own = trial.environment.device if trial.environment else None  # its number is no difference, its UUID may be
+        devices = tuple("own" if device == own else device for device in trial.energy.devices)
+        facts |= {"energy.source": trial.energy.name, "energy.devices": devices}
     return facts | (facts_of_environment(trial.environment) if trial.environment else {})
 
 
 def facts_of_environment(environment: Environment) -> dict[str, Any]:
     """What of the machine must be equal before costs are compared."""
-    device = ("device_name", "device_uuid", "driver", "power_limit_w", "cpu", "cores", "threads", "governor")
-    facts = _known("environment", environment, *device, "platform", "python", "versions", "variables", "switches")
+    device = ("device_name", "device_uuid", "driver", "power_limit_w", "cpu", "cores", "threads")
+    system = ("governor", "cpu_boost", "platform", "python", "versions", "variables", "switches")
+    facts = _known("environment", environment, *device, *system)
     return facts | {"environment.code_sha256": environment.code_sha256}
 
 

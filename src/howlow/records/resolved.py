@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from howlow.records.schema import BatchSearch, HeapMode, LayoutChoice, Resolved
+from howlow.records.memory import BatchSearch
+from howlow.records.schema import HeapMode, LayoutChoice, Resolved
 from howlow.settings import Settings, TrialKind
 
 

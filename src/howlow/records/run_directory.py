@@ -14,7 +14,7 @@ from pathlib import Path
 from howlow.errors import UserError
 from howlow.records.comparability import advice, differing_settings, not_accepted, refuse_changed, shown
 from howlow.records.identity import Provenance
-from howlow.records.schema import SCHEMA_VERSION, DataRecord, Environment, HeapMode, Record, Resolved
+from howlow.records.schema import SCHEMA_VERSION, DataRecord, Environment, HeapMode, PhaseRecord, Record, Resolved
 from howlow.settings import Settings, load, united
 
 _REPORT = ("results.csv", "report.html", "figures")
@@ -106,10 +106,30 @@ def left_behind(folder: Path, records: Mapping[str, Record]) -> list[Provenance]
     return found
 
 
+def phases_before_death(trial: Path) -> tuple[Provenance, tuple[PhaseRecord, ...]] | None:
+    """What a trial whose process died had measured, by its last checkpoint; None where it left none that can be read.
+
+    `howlow.trial.checkpointing` writes the progress of inference beside the checkpoint.
+    """
+    place = _last_state(trial)
+    try:
+        if place is None or not (found := list(_of_checkpoint(trial))):
+            return None
+        progress = place.with_name("inference.json")
+        written = json.loads((progress if progress.is_file() else place).read_text(encoding="utf-8"))
+        return found[0], tuple(PhaseRecord(**phase) for phase in written["phases"])
+    except (UserError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _last_state(trial: Path) -> Path | None:
+    places = (trial / name / "state.json" for name in ("checkpoint", "checkpoint.old"))
+    return next((place for place in places if place.is_file()), None)
+
+
 def _of_checkpoint(trial: Path) -> Iterator[Provenance]:
     """What the last whole checkpoint says about its trial (`howlow.trial.checkpointing` writes it)."""
-    places = (trial / name / "state.json" for name in ("checkpoint", "checkpoint.old"))
-    place = next((place for place in places if place.is_file()), None)
+    place = _last_state(trial)
     if place is None:
         return
     try:

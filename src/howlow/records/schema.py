@@ -4,7 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from howlow.records.energy import EnergyPart, EnergyWindow
+from howlow.records.conditions import DeviceConditions
+from howlow.records.energy import EnergyPart, EnergySource, EnergyWindow
+from howlow.records.memory import BatchSearch, MemoryShortage
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
@@ -26,6 +28,11 @@ class Step(Frozen):
     step: int = Field(description="counted from 0 within its phase")
     start_s: float = Field(description="seconds since the trial's start, pauses of a resumed trial left out")
     duration_s: float
+    opens_segment: bool | None = Field(
+        None,
+        description="the measured window begins with this step, or goes on with it after a pause, so that the time "
+        "before it is in no figure; only ever true",
+    )
     micro_batches: int
     samples: int = Field(description="examples, whatever the layout")
     tokens: int = Field(description="real tokens: prompt and completion read, in generation also those written")
@@ -34,7 +41,11 @@ class Step(Frozen):
     loss: float | None = Field(
         None, description="summed negative log-likelihood of the target tokens / their number, in nats"
     )
-    energy_counter_j: float | None = Field(None, description="the energy counter's reading at the step's end")
+    energy_counter_j: float | None = Field(
+        None,
+        description="the energy counter's reading right after the step's end; None: there is no counter, or the last "
+        "reading is so recent that another one would cost too much",
+    )
     gradient_norm: float | None = Field(None, description="before clipping")
     skipped: bool = Field(False, description="the optimizer did not step: a gradient overflowed in fp16")
     prefill_s: float | None = Field(
@@ -50,6 +61,7 @@ class Reading(Frozen):
     device: str
     power_w: float | None = None
     memory_bytes: int | None = None
+    process_memory_bytes: int | None = Field(None, description="of a GPU's, this process's; asked once a second")
     utilization: float | None = Field(
         None, description="0..1: the GPU's SMs busy, or this process's share of its cores"
     )
@@ -59,6 +71,12 @@ class Reading(Frozen):
     sm_clock_hz: float | None = None
     memory_clock_hz: float | None = None
     throttle_reasons: tuple[str, ...] | None = Field(None, description="why the clock is lower than it could be")
+    throttled_s: dict[str, float] | None = Field(
+        None, description="the time in which clocks were lowered, by reason, in seconds since the driver was loaded"
+    )
+    memory_temperature_c: float | None = None
+    power_limit_w: float | None = Field(None, description="the limit that the driver enforces")
+    cpu_clock_hz: float | None = Field(None, description="the mean of the cores that the process may use")
     phase: PhaseName
 
 
@@ -69,15 +87,24 @@ class PhaseRecord(Frozen):
     start_s: float
     duration_s: float
     peak_memory_bytes: int | None = Field(None, description="device memory in use on a GPU, resident on a CPU")
+    peak_process_memory_bytes: int | None = Field(
+        None,
+        description="on a GPU, what of it the trial's own process had, as the driver counts it (asked once a second)",
+    )
     peak_allocated_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     peak_reserved_bytes: int | None = Field(None, description="torch's allocator on a GPU")
     measured_duration_s: float | None = Field(
-        None, description="the measured part, pauses left out; None without measured steps"
+        None,
+        description="the measured window: from the first measured step's start to the last one's end, less the pauses; "
+        "None without measured steps",
     )
     measured_samples: int | None = Field(None, description="the samples of the measured part")
     pauses: int | None = Field(None, description="pauses between measured steps, as for a checkpoint")
     pauses_duration_s: float | None = Field(None, description="their time, in none of the measured figures")
     windows: tuple[EnergyWindow, ...] = Field((), description="the energies of its parts")
+    conditions: tuple[DeviceConditions, ...] = Field(
+        (), description="clocks, heat and throttling of its measured window"
+    )
 
     def window(self, part: EnergyPart, device: str | None = None) -> EnergyWindow | None:
         """The energy of a part, of the trial's source or of one device; None where it has none."""
@@ -87,21 +114,6 @@ class PhaseRecord(Frozen):
         """The joules of a part, of the trial's source; None where it has none."""
         found = self.window(part)
         return None if found is None else found.energy_j
-
-
-class EnergySource(Frozen):
-    """Where energy and power come from, or why they are absent."""
-
-    name: str | None = Field(
-        description="nvml counter, nvml power, nvidia-smi, rapl, amd, apple, jetson, assumed; None: no source"
-    )
-    detail: str = Field(description="the device, or the reason for the absence")
-    update_period_s: float | None = Field(None, description="how often the source has a new value")
-    devices: tuple[str, ...] = Field((), description="their names in the timeline; several are summed")
-    cpu: str | None = Field(
-        None, description="where the trial has an accelerator: the source of the CPU's energy, or why there is none"
-    )
-    cpu_update_period_s: float | None = Field(None, description="how often that source has a new value")
 
 
 class Idle(Frozen):
@@ -122,10 +134,11 @@ class MeterRecord(Frozen):
     largest_gap_s: float | None = Field(
         None, description="the longest time without a reading of one instrument, from the trial's start to its end"
     )
-    readings: int = Field(0, description="lines of the timeline of this process")
+    readings: int = Field(0, description="lines of the timeline, those before an interruption left out")
     late: int = Field(0, description="readings that did not come in time")
     cpu_share: float | None = Field(None, description="CPU time of the meters (nvidia-smi's, too) / the trial's")
     step_share: float | None = Field(None, description="time the steps' readings took / time of the steps")
+    core_share: float | None = Field(None, description="CPU time of the meters / the time in which they read")
     idle: Idle | None = Field(None, description="the idle power before the trial; None where no source reads it")
 
 
@@ -250,6 +263,10 @@ class Resolved(Frozen):
     fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
     graphed: bool | None = Field(None, description="whether steps are replayed as CUDA graphs")
+    row_lengths: tuple[int, ...] | None = Field(
+        None, description="the lengths up to which fine-tuning's rows are filled; None: each as it is"
+    )
+    row_padding: float | None = Field(None, description="the share of the computed tokens that fills rows, 0..1")
     quantization: Literal["none"] | None = Field(None, description="how the frozen base is stored")
     threads: int | None = Field(None, description="torch's intra-op threads")
 
@@ -262,28 +279,6 @@ class MergedRecord(Frozen):
     )
     texts: int | None = Field(None, description="answers written by both; absent where the task writes none")
     equal_texts: int | None = Field(None, description="answers that are the same")
-
-
-class BatchProbe(Frozen):
-    """One probe of a search for the largest batch."""
-
-    batch: int
-    computed_tokens: int = Field(description="tokens that the model ran on in the heaviest batch of the schedule")
-    peak_memory_bytes: int | None = Field(description="as the limit counts it; None where the memory ran out")
-    fits: bool
-
-
-class BatchSearch(Frozen):
-    """The search for the largest batch that fits, for a batch size of "max"."""
-
-    setting: Literal["training.batch_size", "inference.batch_size"]
-    batch: int | None = Field(description="the largest that fits; None where not even one example fits")
-    largest: int = Field(description="the largest that was allowed: the examples, or training.effective_batch_size")
-    limit_bytes: int
-    budget_bytes: int = Field(description="the limit less the margin; a peak of at most this fits")
-    limit: str = Field(description="where the limit comes from")
-    memory: str = Field(description="what the peaks count: VmData on a CPU, memory reserved by torch on CUDA")
-    probes: tuple[BatchProbe, ...] = Field(description="in their order; the last confirms the batch that was found")
 
 
 class Scores(Frozen):
@@ -309,6 +304,9 @@ class Environment(Frozen):
     device: str = Field(description="cpu, cuda:0, mps")
     device_name: str
     device_uuid: str | None = None
+    cards: tuple[str, ...] | None = Field(
+        None, description="the UUIDs of all devices of this machine that the driver lists; None where it lists none"
+    )
     driver: str | None = None
     device_memory_bytes: int | None = None
     cpu: str
@@ -320,6 +318,11 @@ class Environment(Frozen):
     versions: dict[str, str] = Field(description="howlow, torch, transformers, peft, tokenizers")
     power_limit_w: float | None = Field(None, description="the limit that the GPU's driver enforces")
     governor: str | None = Field(None, description="how Linux sets the CPU's frequency, where it says so")
+    cpu_boost: bool | None = Field(None, description="whether the CPU may exceed its nominal frequency (turbo)")
+    device_numa_node: int | None = Field(None, description="the memory node that the GPU is attached to")
+    process_numa_nodes: tuple[int, ...] | None = Field(
+        None, description="the memory nodes of the cores that the process may use"
+    )
     variables: dict[str, str] | None = Field(
         None, description="environment variables that change speed, as the user set them; None in schema 1"
     )
@@ -339,8 +342,10 @@ class Record(Frozen):
     rank: int | None
     seed: int
     axes: dict[str, Any] = Field(description="the further grid axes under their dotted names")
+    repeat: int = Field(1, description="which measurement of the same trial this is, counted from 1 (`run.repeats`)")
     status: Status
     error: str | None = Field(None, description="one line, where the status is not done")
+    shortage: MemoryShortage | None = Field(None, description="where the status is out_of_memory; None in old records")
     resumed: int = Field(0, description="how often the trial was resumed after an interruption")
     settings: Settings = Field(description='as asked: "auto" and "max" stay; `resolved` says what came of them')
     resolved: Resolved = Resolved()
@@ -348,6 +353,9 @@ class Record(Frozen):
     model: ModelRecord | None
     data: DataRecord | None
     phases: tuple[PhaseRecord, ...] = ()
+    second_load: PhaseRecord | None = Field(
+        None, description="the load of the process that ran inference, where another one had fine-tuned"
+    )
     energy: EnergySource | None = None
     layout: LayoutRecord | None = None
     merged: MergedRecord | None = None
@@ -358,6 +366,11 @@ class Record(Frozen):
     started_at: str | None = Field(None, description="UTC, ISO 8601")
     ended_at: str | None = None
     preparation_s: float | None = Field(None, description="from the process's start to its first step")
+    handover_s: float | None = Field(
+        None,
+        description="from the end of fine-tuning to the first step of inference: a fresh process starts and loads the "
+        "model again; None: base, or an interruption in that time",
+    )
     total_s: float | None = None
 
     def phase(self, name: PhaseName) -> PhaseRecord | None:

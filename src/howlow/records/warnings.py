@@ -31,6 +31,7 @@ class WarningKind(StrEnum):
     RANDOM_WEIGHTS = "random_weights"
     LONGER_THAN_MODEL = "longer_than_model"
     LAYOUT_FELL_BACK = "layout_fell_back"
+    PLAINER_STEPS = "plainer_steps"
     WRITTEN_ONE_BY_ONE = "written_one_by_one"
     LAYERS_LEFT_OUT = "layers_left_out"
     ADAPTER_IN_EXPERTS = "adapter_in_experts"
@@ -45,6 +46,8 @@ class WarningKind(StrEnum):
     CHAT_PROMPT_CHANGED = "chat_prompt_changed"
     ENERGY_WINDOW_TOO_SHORT = "energy_window_too_short"
     ENERGY_GAP = "energy_gap"
+    COUNTER_STOOD_STILL = "counter_stood_still"
+    ENERGY_OF_PART_VAGUE = "energy_of_part_vague"
     SENSOR_LATE = "sensor_late"
     SENSOR_FAILED = "sensor_failed"
     TIMELINE_GAP = "timeline_gap"
@@ -59,9 +62,12 @@ class WarningKind(StrEnum):
     DEVICE_VIRTUAL = "device_virtual"
     POWER_CAPPED = "power_capped"
     THROTTLED = "throttled"
+    HELD_BY_POWER_LIMIT = "held_by_power_limit"
     QUALITY_NOT_COMPARABLE = "quality_not_comparable"
     COSTS_NOT_COMPARABLE = "costs_not_comparable"
+    ANOTHER_CARD = "another_card"
     BASELINE_REPEATED = "baseline_repeated"
+    REPEATS_DIFFER = "repeats_differ"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
@@ -83,6 +89,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.RESUMED: "run the trial again for a measurement without interruption",
     WarningKind.RANDOM_WEIGHTS: "use the real weights to measure quality; the costs are those of the architecture",
     WarningKind.LONGER_THAN_MODEL: "lower training.sequence_length to the length that the model was made for",
+    WarningKind.PLAINER_STEPS: "the results are right, but the steps are slower; set training.compile = false to "
+    "choose it yourself",
     WarningKind.LAYOUT_FELL_BACK: "the results are the same, but padded is slower; to choose it yourself, set "
     "training.layout = padded",
     WarningKind.WRITTEN_ONE_BY_ONE: "the answers are the model's own, but the costs of generation are those of single "
@@ -100,11 +108,16 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.REFERENCES_WITH_STOP: "set task.stop to a text that no answer holds, or to the empty text",
     WarningKind.REFERENCES_WITH_SPECIAL_TOKENS: "remove these texts from the answers; EOS follows a completion anyway",
     WarningKind.REFERENCES_ALTERED: "set tokenizer to one that can write these answers, or change the answers",
+    WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples: the measured part must last at least as long as the "
+    "warning says",
     WarningKind.STOP_NEVER_WRITTEN: "set task.stop to a text as the tokenizer writes it, or to the empty text",
     WarningKind.CHAT_PROMPT_CHANGED: "nothing to do where answers are to come without thoughts; to keep the template's "
     "own end, give the prompt's text as task.template",
-    WarningKind.ENERGY_WINDOW_TOO_SHORT: "use more examples, so that the measured part lasts long enough",
     WarningKind.ENERGY_GAP: "find out why the sensor did not answer; the figures cover only the time in which it did",
+    WarningKind.COUNTER_STOOD_STILL: "the sensor is at fault, not the trial: howlow env watches the counter; "
+    "update the driver, or choose another source with meters.energy",
+    WarningKind.ENERGY_OF_PART_VAGUE: "raise inference.batch_size, so that reading prompts and writing each take many "
+    "update periods of the counter; the energy of the whole steps is not touched",
     WarningKind.SENSOR_LATE: "find out why the sensor was slow (howlow env tries it); no step waited for it",
     WarningKind.SENSOR_FAILED: "check that the driver and its libraries match; the failed readings are missing",
     WarningKind.TIMELINE_GAP: "leave a core free for the meters, or lower meters.rate_hz",
@@ -120,12 +133,18 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.DEVICE_PARTITIONED: "use the whole card to measure energy: it includes that of the other instances",
     WarningKind.DEVICE_VIRTUAL: "use a whole card: on a shared one time and energy depend on the other users",
     WarningKind.POWER_CAPPED: "the figures hold for this power limit; nvidia-smi -pl changes it",
+    WarningKind.HELD_BY_POWER_LIMIT: "the figures hold for this power limit; raise it (nvidia-smi -pl), or fix a clock "
+    "that fits under it (nvidia-smi -lgc), for a speed that does not depend on heat and silicon",
     WarningKind.THROTTLED: "cool the device, set run.cooldown_s, and run the trial again",
     WarningKind.QUALITY_NOT_COMPARABLE: "run the trials under equal conditions; --accept-different allowed this one",
     WarningKind.COSTS_NOT_COMPARABLE: "compare the quality alone, or run the trials under equal conditions on "
     "one machine; --accept-different allowed this difference",
+    WarningKind.ANOTHER_CARD: "cards of one kind may differ by a few per cent; where it matters, run all trials on one "
+    "(run.device = cuda:0)",
     WarningKind.BASELINE_REPEATED: "name its folder first to report the other measurement; how far they differ "
     "is the noise between two runs",
+    WarningKind.REPEATS_DIFFER: "on a CPU equal seeds give equal scores: report it as a defect; a GPU may add in "
+    "another order each time: a difference in quality has to be larger than this one",
 }
 
 

@@ -13,6 +13,7 @@ from howlow.analysis.column import Column, Stage
 from howlow.analysis.columns import BATCH_SIZES, drawn, drawn_quality
 from howlow.analysis.comparison import Comparison
 from howlow.reporting.absences import absence_reason
+from howlow.reporting.evidence import level, ratios_of
 from howlow.reporting.figure import FIGURE_NAMES, Datasets, Figure, context_lines, finished
 from howlow.reporting.loss_curves import loss_figure
 from howlow.reporting.panels import WIDTH, cost_panel, quality_panel
@@ -84,7 +85,16 @@ def _present_quality(comparison: Comparison) -> list[Column]:
 
 def _subtitle(comparison: Comparison, stage: Stage, shown: _Panels) -> list[str]:
     absent = [f"{', '.join(titles)}: absent, {why}" for why, titles in shown.missing.items()]
-    subtitle = [*context_lines(comparison), *absent]
+    subtitle = [*context_lines(comparison), *_bars(comparison, stage), *absent]
     if batch_changes(comparison, BATCH_SIZES[stage], ranks_of(comparison), WIDTH):
         subtitle.append("grey dashed lines: the batch size changes")
     return subtitle
+
+
+def _bars(comparison: Comparison, stage: Stage) -> list[str]:
+    """What bars and hollow points mean."""
+    ratios = list(ratios_of(comparison, drawn(stage)))
+    has_bars = any(ratio.low is not None and ratio.low != ratio.high for ratio in ratios)
+    bars = [f"bars: {level()} intervals"] if has_bars else []
+    hollow = "hollow points: not significant, the interval holds 1 or is not known"
+    return [", ".join([*bars, hollow])] if any(not ratio.is_shown for ratio in ratios) else bars

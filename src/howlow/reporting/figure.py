@@ -7,6 +7,7 @@ from typing import Any
 
 from howlow.analysis.comparison import Comparison
 from howlow.analysis.rows import layout_of
+from howlow.reporting.evidence import averaged_over
 from howlow.reporting.points import MOST_POINTS, drawn_ranks, drawn_series, ranks_of
 
 FIGURE_NAMES = ("fine_tuning", "inference", "loss")
@@ -82,12 +83,13 @@ def _what_ran(comparison: Comparison) -> str:
 
 
 def _spread_line(comparison: Comparison) -> list[str]:
-    seeds = max((len(group.trials) for group in comparison.groups), default=1)
-    if seeds <= 1:
+    over = averaged_over(comparison)
+    if not over:
         return []
-    trials = sum(group.rank is not None for group in comparison.groups) * seeds
-    spread = "a dot is a trial" if trials <= MOST_POINTS else "bars are one standard deviation"
-    return [f"lines join the means over seeds, {spread}"]
+    most = max(len(group.trials) for group in comparison.groups)
+    trials = sum(group.rank is not None for group in comparison.groups) * most
+    dots = ", a dot is a trial" if trials <= MOST_POINTS else ""
+    return [f"lines join the means over {over}{dots}"]
 
 
 def _left_out(comparison: Comparison) -> list[str]:

@@ -4,8 +4,11 @@ import math
 from typing import Any
 
 from howlow.analysis.column import Unit
+from howlow.analysis.ratios import Ratio
 
 ABSENT = "n/a"
+NOT_SIGNIFICANT = "not significant"
+_WIDE = 0.25
 _SCALES = {
     "ms": 1e3,
     "min": 1 / 60,
@@ -16,6 +19,7 @@ _SCALES = {
     "MB": 1e-6,
     "GiB": 2.0**-30,
     "%": 100.0,
+    "GHz": 1e-9,
 }
 
 
@@ -73,6 +77,10 @@ def quantity(value: Any, unit: Unit) -> str:
             return energy(value)
         case "watts":
             return f"{significant(value)} W"
+        case "hertz":
+            return f"{significant(value / 1e9)} GHz"
+        case "celsius":
+            return f"{value:.1f} °C"
         case "fraction":
             return f"{value * 100:.1f} %"
         case "per_second":
@@ -92,6 +100,24 @@ def times(value: float | None) -> str:
     return ABSENT if value is None else f"{significant(value)}x"
 
 
+def relative(ratio: Ratio, *, with_ends: bool = False) -> str:
+    """`1.13x ±0.04`, or with its ends `1.13x (1.09 to 1.17)`; the words where the evidence carries no difference.
+
+    Where ± would say something else than the ends (the interval is wide, or ends close to 1), the ends are written.
+    """
+    if not ratio.is_shown or ratio.low is None or ratio.high is None:
+        return NOT_SIGNIFICANT
+    if ratio.error < 1e-6 * ratio.value:
+        return times(ratio.value)
+    decimals = max(2 - math.floor(math.log10(ratio.value)), math.ceil(-math.log10(ratio.error)), 0)
+    holds_1 = abs(ratio.value - 1) <= ratio.error + 10.0**-decimals
+    if not with_ends and not holds_1 and ratio.error <= _WIDE * ratio.value:
+        return f"{ratio.value:,.{decimals}f}x ±{ratio.error:.{decimals}f}"
+    while decimals < 6 and 1 in (round(ratio.low, decimals), round(ratio.high, decimals)):
+        decimals += 1
+    return f"{ratio.value:,.{decimals}f}x ({ratio.low:,.{decimals}f} to {ratio.high:,.{decimals}f})"
+
+
 def plain(value: Any) -> str:
     """A setting's value: lists without brackets, floats as they were written."""
     if isinstance(value, float):
@@ -104,6 +130,11 @@ def plain(value: Any) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 trial`, `2 trials`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def enumerated(parts: list[str]) -> str:
+    """`this`, `this and that`, `this, that and another`."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def listed(names: list[str], most: int = 6) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 from howlow.analysis.columns import RANK
 from howlow.analysis.comparison import Comparison, Group
+from howlow.analysis.statistics import mean
 from howlow.reporting import formatting
+from howlow.reporting.evidence import averaged_over
 from howlow.reporting.figure import FIGURE_NAMES, INK, Datasets, Datum, Figure, context_lines, finished, panel_title
 from howlow.reporting.points import MOST_POINTS, evenly, evenly_in_log, series_of
 
@@ -71,9 +73,8 @@ def _subtitle(comparison: Comparison, curves: _Curves) -> list[str]:
         subtitle.append(f"each point is the mean of up to {width} neighbouring steps")
     if len(curves.adapters) < curves.there:
         subtitle.append(f"{len(curves.adapters)} of {formatting.counted(curves.there, 'curve')} drawn")
-    if any(len(group.trials) > 1 for group in comparison.groups):
-        subtitle.append("means over seeds")
-    return subtitle
+    over = averaged_over(comparison)
+    return [*subtitle, f"means over {over}"] if over else subtitle
 
 
 # -- curves ---------------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ def _mean_curve(group: Group) -> list[tuple[int, float]]:
     for trial in group.trials:
         for step, loss in trial.losses:
             by_step[step].append(loss)
-    return [(step, math.fsum(losses) / len(losses)) for step, losses in sorted(by_step.items())]
+    return [(step, mean(losses)) for step, losses in sorted(by_step.items())]
 
 
 def _bin_width(curve: Sequence[object]) -> int:
@@ -95,7 +96,7 @@ def thinned(curve: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
     """Means of neighbouring steps, at most `MOST_POINTS` of them."""
     width = _bin_width(curve)
     bins = [curve[start : start + width] for start in range(0, len(curve), width or 1)]
-    return [(sum(s for s, _ in part) / len(part), math.fsum(loss for _, loss in part) / len(part)) for part in bins]
+    return [(mean([step for step, _ in part]), mean([loss for _, loss in part])) for part in bins]
 
 
 def _points(groups: Iterable[Group], name: str | None = None) -> list[Datum]:

@@ -10,8 +10,9 @@ from pathlib import Path
 from howlow.analysis.columns import ENERGY_SOURCE
 from howlow.analysis.comparison import Comparison, Group
 from howlow.analysis.rows import inference_phase, layout_of
-from howlow.records import DataRecord, Record
+from howlow.records import CounterPace, DataRecord, Record
 from howlow.reporting import formatting
+from howlow.reporting.conditions import condition_facts, condition_lines
 from howlow.reporting.figure import Figure, vega_lite_version
 from howlow.reporting.summary import axes_words, label_of, summarize
 from howlow.reporting.words import sentences
@@ -44,6 +45,7 @@ def page(comparison: Comparison, figures: Sequence[tuple[Figure, str]]) -> str:
         measured=_measured(comparison)[:_MOST_ROWS],
         energy=_energy(comparison),
         meters=_meters(comparison),
+        conditions=condition_lines(comparison.results.records),
         environment=_environment(comparison),
         settings=_settings(comparison),
         columns=comparison.results.columns,
@@ -166,12 +168,31 @@ def _source(record: Record) -> list[str]:
     lines = []
     if energy is not None and energy.update_period_s is not None:
         lines.append(f"updated every {formatting.duration(round(energy.update_period_s, 3))}")
+    lines += [_counter(pace) for pace in energy.counters] if energy is not None else []
+    if energy is not None and energy.power_sampled_share is not None:
+        share = formatting.quantity(energy.power_sampled_share, "fraction")
+        lines.append(f"the device's power sensor measures for {share} of the time only")
+    if any(window.error_covers == "edges" for phase in record.phases for window in phase.windows):
+        lines.append(
+            "polled power: the error covers rounding, gaps at the edges and late readings; swings between two readings "
+            "are not in it"
+        )
     if energy is not None and energy.cpu == "rapl":
         lines.append("the CPU's energy: from rapl, in columns of its own, never added to the device's")
     if idle is not None:
         cpu = "" if idle.cpu_power_w is None else f", the CPU {formatting.quantity(idle.cpu_power_w, 'watts')}"
         lines.append(f"idle power {formatting.quantity(idle.power_w, 'watts')}{cpu}, measured {idle.measured_at}")
     return lines
+
+
+def _counter(pace: CounterPace) -> str:
+    """How one energy counter behaves; its lag is in the errors, or the line says that they assume none."""
+    takes = f"a reading takes {formatting.duration(pace.latency_s)}"
+    if pace.lag_s is None:
+        return f"the counter of {pace.device}: {takes}; its lag could not be measured; the errors assume none"
+    return (
+        f"the counter of {pace.device}: {takes}; it lags by {formatting.duration(pace.lag_s)}, which the errors include"
+    )
 
 
 def _meters(comparison: Comparison) -> list[str]:
@@ -202,6 +223,7 @@ def _environment(comparison: Comparison) -> Mapping[str, str]:
         "device memory": formatting.quantity(found.device_memory_bytes, "bytes"),
         "CPU": f"{found.cpu}, {found.cores} cores, {found.threads} threads used",
         "memory": formatting.quantity(found.memory_bytes, "bytes"),
+        **condition_facts(found),
         "platform": found.platform,
         "Python": found.python,
         **found.versions,

@@ -36,7 +36,7 @@ def cost_panel(comparison: Comparison, data: Datasets, column: Column, points: S
     y = alt.Y("y:Q", scale=_relative_scale(points), axis=axis)
     one = data.add([{"y": 1}]).mark_rule(color="#b8c0cc", strokeWidth=1.2).encode(y=alt.Y("y:Q"))
     changes = batch_changes(comparison, BATCH_SIZES[column.stage], ranks, WIDTH)
-    lines = _lines(comparison, data, points, y, alt.Tooltip("y:Q", title="relative", format=".3~f"))
+    lines = _lines(comparison, data, points, y, alt.Tooltip("relative:N", title="relative"))
     layers = [one, *_batch_rules(data, changes), *lines]
     return _panel(data, layers, column.panel.title or column.label, _relative_words(comparison, column))
 
@@ -44,7 +44,7 @@ def cost_panel(comparison: Comparison, data: Datasets, column: Column, points: S
 def _relative_scale(points: Sequence[ChartPoint]) -> "alt.Scale":
     import altair as alt
 
-    heights = _extent(points)
+    heights = _within_reach(points)
     low, high = min(*heights, 0.75), max(*heights, 1.25)
     margin = 0.04 * (high - low)
     return alt.Scale(domain=[max(0.0, low - margin), high + margin], nice=True, zero=False)
@@ -116,7 +116,7 @@ def _levels(comparison: Comparison, column: Column) -> list[_Level]:
 
 
 def _quality_domain(points: Sequence[ChartPoint], levels: Sequence[_Level]) -> tuple[float, float]:
-    heights = [*_extent(points), *(level.y for level in levels)]
+    heights = [*_within_reach(points), *(level.y for level in levels)]
     margin = 0.08 * (max(heights) - min(heights)) or 0.1 * abs(max(heights)) or 0.1
     floor = 0.0 if min(heights) >= 0 else -math.inf
     return max(floor, min(heights) - margin), max(heights) + margin
@@ -147,14 +147,17 @@ def _ranks(points: Sequence[ChartPoint]) -> list[int]:
     return sorted({point.rank for point in points})
 
 
-def _extent(points: Sequence[ChartPoint]) -> list[float]:
-    return [height for point in points for height in point.extent]
+def _within_reach(points: Sequence[ChartPoint]) -> list[float]:
+    """The heights that the axis holds; of the bars only half as far and twice as far as the points reach."""
+    middles = [point.y for point in points]
+    low, high = min(middles) / 2, max(middles) * 2
+    return [min(max(height, low), high) for point in points for height in point.extent]
 
 
 def _lines(
     comparison: Comparison, data: Datasets, points: Sequence[ChartPoint], y: "alt.Y", y_tooltip: "alt.Tooltip"
 ) -> list[Any]:
-    """The lines that join means, the spread of seeds, and the points themselves."""
+    """The lines that join means, their intervals, and the points; hollow where a ratio is not significant."""
     import altair as alt
 
     ranks = _ranks(points)
@@ -164,12 +167,15 @@ def _lines(
     tooltip = _tooltip(comparison, y_tooltip)
     layers: list[Any] = [means.mark_line(strokeWidth=2.2).encode(**encoded)]
     if bars := [_bar(point) for point in points if point.low is not None]:
-        layers.append(data.add(bars).mark_rule(strokeWidth=5, opacity=0.3).encode(**encoded, y2="high:Q"))
+        layers.append(data.add(bars).mark_rule(strokeWidth=5, opacity=0.3, clip=True).encode(**encoded, y2="high:Q"))
     if dots := [point.datum() for point in points if point.is_dot]:
         layers.append(data.add(dots).mark_circle(size=40, opacity=0.35).encode(**encoded, tooltip=tooltip))
     size, edge = (14, 0) if len(ranks) > 2 * MOST_TICKS else (42, 1)
     marks = means.mark_point(size=size, filled=True, opacity=1, stroke="white", strokeWidth=edge)
     layers.append(marks.encode(**encoded, tooltip=tooltip))
+    if hollow := [point.datum() for point in points if not point.is_significant]:
+        marks = data.add(hollow).mark_point(size=size, filled=False, fill="white", opacity=1, strokeWidth=1.6)
+        layers.append(marks.encode(**encoded, tooltip=tooltip))
     return layers
 
 

@@ -8,9 +8,12 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from howlow.analysis.column import Column
-from howlow.analysis.comparison import Comparison, Group, Statistic
+from howlow.analysis.comparison import Comparison, Group
+from howlow.analysis.ratios import Ratio
 from howlow.analysis.rows import Trial
+from howlow.analysis.statistics import Interval, Statistic
 from howlow.reporting import formatting
+from howlow.reporting.evidence import runs_words
 from howlow.reporting.summary import axes_words
 
 MOST_TICKS = 14
@@ -22,7 +25,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ChartPoint:
-    """A group's mean, or one of its trials (`is_dot`), with the text that is shown on hovering over it."""
+    """A group's mean, or one of its trials (`is_dot`), with the texts that are shown on hovering over it.
+
+    low, high: the ends of the mean's interval; None where no error is known, or there is none.
+    is_significant: whether a mean relative to the reference's may stand as a number.
+    """
 
     rank: int
     series: str
@@ -32,6 +39,8 @@ class ChartPoint:
     is_dot: bool = False
     low: float | None = None
     high: float | None = None
+    is_significant: bool = True
+    relative: str = ""
 
     @property
     def extent(self) -> list[float]:
@@ -41,6 +50,7 @@ class ChartPoint:
     def datum(self) -> dict[str, Any]:
         """The point as Vega reads it."""
         mean = {"rank": self.rank, "series": self.series, "y": self.y, "value": self.value, "what": self.what}
+        mean |= {"relative": self.relative} if self.relative else {}
         return mean if self.low is None else mean | {"low": self.low, "high": self.high}
 
 
@@ -102,10 +112,7 @@ def evenly(items: Sequence[Item], most: int) -> list[Item]:
 
 
 def points_of(comparison: Comparison, column: Column, relative: bool) -> list[ChartPoint]:
-    """A point for each group's mean and one for each of its trials.
-
-    Where the trials are too many to be told apart, each group has a standard deviation (`low`, `high`) instead.
-    """
+    """A point for each group's mean, with its interval, and one for each of its trials where they can be told apart."""
     groups = list(_drawn_groups(comparison, column))
     has_dots = sum(mean.n for _, mean in groups) <= MOST_POINTS
     return [
@@ -125,17 +132,19 @@ def _drawn_groups(comparison: Comparison, column: Column) -> Iterator[tuple[Grou
 def _group_points(
     comparison: Comparison, group: Group, mean: Statistic, column: Column, *, relative: bool, has_dots: bool
 ) -> Iterator[ChartPoint]:
-    y = comparison.relative_mean(group, column) if relative else mean.mean
-    if y is None:
-        return
-    what = f"mean of {mean.n} seeds" if mean.n > 1 else group.trials[0].record.trial
+    runs = runs_words(group)
+    what = f"mean of {runs}" if runs else group.trials[0].record.trial
     value = formatting.quantity(mean.mean, column.unit)
-    point = ChartPoint(group.rank or 0, series_of(group), _short(y), value, what)
-    if mean.deviation is None or has_dots:
-        yield point
+    point = ChartPoint(group.rank or 0, series_of(group), _short(mean.mean), value, what)
+    if relative:
+        ratio = comparison.ratio(group, column)
+        if ratio is None:
+            return
+        text = formatting.relative(ratio, with_ends=True)
+        point = replace(point, y=_short(ratio.value), is_significant=ratio.is_shown, relative=text)
+        yield _with_bar(point, ratio)
     else:
-        spread = mean.deviation * (y / mean.mean if mean.mean else 0.0)
-        yield replace(point, low=_short(y - spread), high=_short(y + spread))
+        yield _with_bar(point, group.interval(column))
     for trial in group.trials if mean.n > 1 and has_dots else ():
         yield from _dot(comparison, trial, point, column, relative)
 
@@ -146,8 +155,16 @@ def _dot(
     value = trial.row[column.name]
     y = comparison.relative(trial.row, column) if relative else value
     if y is not None:
-        text = formatting.quantity(value, column.unit)
-        yield replace(mean, y=_short(y), value=text, what=trial.record.trial, is_dot=True)
+        text, times = formatting.quantity(value, column.unit), formatting.times(y) if relative else ""
+        bare = replace(mean, low=None, high=None, is_significant=True)
+        yield replace(bare, y=_short(y), value=text, what=trial.record.trial, relative=times, is_dot=True)
+
+
+def _with_bar(point: ChartPoint, ends: Interval | Ratio) -> ChartPoint:
+    """The point with its interval; an exact figure has no bar."""
+    if ends.low is None or ends.high is None or ends.low == ends.high:
+        return point
+    return replace(point, low=_short(ends.low), high=_short(ends.high))
 
 
 def _short(value: float) -> float:

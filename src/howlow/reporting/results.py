@@ -5,8 +5,11 @@ import io
 import json
 from typing import Any
 
-from howlow.analysis.comparison import Comparison
+from howlow.analysis.column import Column
+from howlow.analysis.columns import RANK
+from howlow.analysis.comparison import Comparison, Group
 from howlow.analysis.rows import Results
+from howlow.analysis.statistics import LEVEL, Statistic
 
 
 def csv_text(results: Results) -> str:
@@ -30,7 +33,42 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "rows": results.rows,
         "reference_rank": comparison.reference_rank,
         "warnings": results.warnings,
+        "level": LEVEL,
+        "groups": [_group(comparison, group) for group in comparison.groups],
     }
+
+
+def _group(comparison: Comparison, group: Group) -> dict[str, Any]:
+    """Trials that differ only in seed and repeat: their means and what these are relative to the reference's."""
+    reference = comparison.reference_for(group.trials[0].row)
+    columns = [
+        column
+        for column in comparison.results.columns
+        if column.is_number and column.is_relative and (column.table is not None or column.over_steps is not None)
+    ]
+    return {
+        "kind": group.kind,
+        RANK.name: group.rank,
+        "axes": dict(group.axes),
+        "trials": [trial.record.trial for trial in group.trials],
+        "reference": [trial.record.trial for trial in reference.group.trials] if reference else [],
+        "figures": {
+            column.name: _figure(comparison, group, column, found)
+            for column in columns
+            if (found := group.statistic(column)) is not None
+        },
+    }
+
+
+def _figure(comparison: Comparison, group: Group, column: Column, found: Statistic) -> dict[str, Any]:
+    """A mean with its interval and its ratio; `basis` says where the ratio's error comes from."""
+    ends, ratio = group.interval(column), comparison.ratio(group, column)
+    relative = None
+    if ratio is not None:
+        told = {"significant": ratio.is_significant, "basis": ratio.basis}
+        relative = {"value": ratio.value, "low": ratio.low, "high": ratio.high, **told}
+    mean = {"mean": found.mean, "low": ends.low, "high": ends.high, "deviation": found.deviation, "n": found.n}
+    return {**mean, "relative": relative}
 
 
 def json_text(comparison: Comparison) -> str:

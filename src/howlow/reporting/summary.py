@@ -1,6 +1,7 @@
 """What the table says before it is drawn: cells, references, absences and warnings, for terminal and page alike.
 
-One row stands for trials that differ only in their seed. Each value comes with its ratio to the reference rank's.
+One row stands for trials that differ only in their seed and repeat. Each value comes with its ratio to the reference
+rank's, which carries its error or is replaced by the words "not significant".
 """
 
 from collections import defaultdict
@@ -14,6 +15,10 @@ from howlow.analysis.comparison import Comparison, Group, Reference
 from howlow.analysis.rows import Results, Trial, TrialWarning
 from howlow.reporting import formatting
 from howlow.reporting.absences import absences
+from howlow.reporting.evidence import averaged_over, error_notes, repeats_sentence, runs_words
+from howlow.reporting.failure import failure_words
+
+_MOST_REFERENCES = 6
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class TableRow:
     label: str
     axes: tuple[str, ...]
     seeds: int
+    repeats: int
     status: str
     cells: tuple[Cell, ...]
     notes: tuple[int, ...]
@@ -74,9 +80,11 @@ class Summary:
 
     axes: tuple[str, ...]
     has_seeds: bool
+    has_repeats: bool
     headings: tuple[Heading, ...]
     rows: tuple[TableRow, ...]
     references: tuple[str, ...]
+    errors: tuple[str, ...]
     absences: tuple[str, ...]
     agreements: tuple[str, ...]
     warnings: tuple[WarningNote, ...]
@@ -94,10 +102,12 @@ def summarize(comparison: Comparison, for_page: bool = False) -> Summary:
     warnings = _warnings(results)
     return Summary(
         axes=results.axes,
-        has_seeds=any(len(group.trials) > 1 for group in comparison.groups),
+        has_seeds=any(group.seeds > 1 for group in comparison.groups),
+        has_repeats=any(group.repeats > 1 for group in comparison.groups),
         headings=tuple(headings),
-        rows=tuple(_row(comparison, group, headings, warnings) for group in comparison.groups),
+        rows=tuple(_row(comparison, group, headings, warnings, for_page) for group in comparison.groups),
         references=tuple(_reference_notes(comparison)),
+        errors=tuple(_error_notes(comparison, headings, for_page)),
         absences=tuple(absences(results, [c for c in costs if c not in present and not c.is_optional])),
         agreements=tuple(note for trial in results.trials if (note := _agreement(trial)) is not None),
         warnings=warnings,
@@ -136,7 +146,11 @@ def assumed_words(results: Results) -> str | None:
 
 
 def _row(
-    comparison: Comparison, group: Group, headings: Sequence[Heading], warnings: Sequence[WarningNote]
+    comparison: Comparison,
+    group: Group,
+    headings: Sequence[Heading],
+    warnings: Sequence[WarningNote],
+    for_page: bool,
 ) -> TableRow:
     names = {trial.record.trial for trial in group.trials}
     own = [note for note in warnings if names & set(note.trials)]
@@ -144,9 +158,10 @@ def _row(
     return TableRow(
         label=label_of(group),
         axes=tuple(formatting.plain(value) if value is not None else "-" for value in group.axes.values()),
-        seeds=len(group.trials),
+        seeds=group.seeds,
+        repeats=group.repeats,
         status=_status(group.status_counts),
-        cells=tuple(_cell(comparison, group, heading.column, own) for heading in headings),
+        cells=tuple(_cell(comparison, group, heading.column, own, for_page) for heading in headings),
         notes=tuple(note.number for note in own if not shown & set(note.columns)),
         is_reference=any(reference.group is group for reference in comparison.references),
     )
@@ -161,12 +176,14 @@ def label_of(group: Group) -> str:
     return group.kind if group.rank is None else str(group.rank)
 
 
-def _cell(comparison: Comparison, group: Group, column: Column, warnings: Sequence[WarningNote]) -> Cell:
+def _cell(
+    comparison: Comparison, group: Group, column: Column, warnings: Sequence[WarningNote], for_page: bool
+) -> Cell:
     notes = tuple(note.number for note in warnings if column.name in note.columns)
-    return replace(_cell_without_notes(comparison, group, column), notes=notes)
+    return replace(_cell_without_notes(comparison, group, column, for_page), notes=notes)
 
 
-def _cell_without_notes(comparison: Comparison, group: Group, column: Column) -> Cell:
+def _cell_without_notes(comparison: Comparison, group: Group, column: Column, for_page: bool) -> Cell:
     found = group.statistic(column)
     if found is None:
         return Cell(formatting.ABSENT)
@@ -176,11 +193,21 @@ def _cell_without_notes(comparison: Comparison, group: Group, column: Column) ->
         value = f"{number} ±{formatting.deviation(found.deviation, column.unit, found.mean)}{space}{unit}"
     if not column.is_relative or not found.mean:
         return Cell(value)
-    relative = comparison.relative_mean(group, column)
-    return Cell(value, None if relative is None else formatting.times(relative))
+    ratio = comparison.ratio(group, column)
+    return Cell(value, None if ratio is None else formatting.relative(ratio, with_ends=for_page))
 
 
 # -- notes ----------------------------------------------------------------------------------------------------------
+
+
+def _error_notes(comparison: Comparison, headings: Sequence[Heading], for_page: bool) -> list[str]:
+    """What ± and the intervals mean."""
+    kinds = averaged_over(comparison)
+    over = [f"means over {kinds}; ± of a value is their standard deviation"] if kinds else []
+    references = (repeats_sentence(reference.group) for reference in comparison.references[:_MOST_REFERENCES])
+    repeats = [] if for_page else [sentence for sentence in references if sentence is not None]
+    sign = "in brackets behind a ratio: its" if for_page else "± of a ratio reaches the farther end of its"
+    return [*over, *repeats, *error_notes(comparison, [heading.column for heading in headings], sign)]
 
 
 def _reference_notes(comparison: Comparison) -> list[str]:
@@ -192,8 +219,8 @@ def _reference_notes(comparison: Comparison) -> list[str]:
 def _reference_note(reference: Reference) -> str:
     where = axes_words(reference.axes)
     note = f"relative to rank {reference.rank} (1.00x){f' at {where}' if where else ''}"
-    if len(reference.group.trials) > 1:
-        note += f", mean of {len(reference.group.trials)} seeds"
+    if runs := runs_words(reference.group):
+        note += f", mean of {runs}"
     for rank, status in reference.requested_rank_missing:
         note += f"; a larger rank {rank} was asked for but is {status}"
     return note
@@ -218,7 +245,7 @@ def _failures(results: Results) -> tuple[Failure, ...]:
     trials: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in results.records:
         if record.status != "done":
-            trials[record.status, record.error or "no message"].append(record.trial)
+            trials[record.status, failure_words(record)].append(record.trial)
     return tuple(Failure(formatting.listed(names), *key) for key, names in trials.items())
 
 

@@ -4,7 +4,7 @@ Every text that comes from outside is a rich `Text`, so that brackets in it stay
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ _SECTIONS: Mapping[TableSection, str] = {
 _GAP = 2
 _MOST = 10
 _MOST_TRIALS = 4
-_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂ†‡¹²³⁴⁵⁶⁷⁸⁹"
+_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂ†‡§¶¹²³⁴⁵⁶⁷⁸⁹"
 """One character a kind of warning, because one number may carry several; digits, which look like powers, come last."""
 
 
@@ -47,8 +47,7 @@ def terminal_table(summary: Summary, width: int = 100) -> "RenderableType":
 
 def _notes(summary: Summary) -> Iterator[str]:
     yield from summary.references
-    if summary.has_seeds:
-        yield "means over seeds; ± is their standard deviation"
+    yield from summary.errors
     yield from (f"absent: {absence}" for absence in summary.absences)
     yield from summary.agreements
 
@@ -142,7 +141,14 @@ def _fixed_width(summary: Summary, marks: Mapping[int, str]) -> int:
     width = max(map(len, [RANK.label, *labels])) + max(map(len, [STATUS.label, *statuses])) + _GAP
     for index, axis in enumerate(summary.axes):
         width += max(map(len, [*_axis(axis).splitlines(), *(row.axes[index] for row in summary.rows)])) + _GAP
-    return width + (len("seeds") + _GAP if summary.has_seeds else 0)
+    return width + sum(len(heading) + _GAP for heading, _ in _runs(summary))
+
+
+def _runs(summary: Summary) -> list[tuple[str, Callable[[TableRow], int]]]:
+    """The columns that say how many trials a row stands for, where it stands for several."""
+    seeds = ("seeds", lambda row: row.seeds) if summary.has_seeds else None
+    repeats = ("repeats", lambda row: row.repeats) if summary.has_repeats else None
+    return [column for column in (seeds, repeats) if column is not None]
 
 
 def _header(heading: Heading) -> str:
@@ -179,8 +185,8 @@ def _empty_table(summary: Summary, chunk: Sequence[int]) -> "Table":
     table.add_column(Text(STATUS.label), no_wrap=True)
     for axis in summary.axes:
         table.add_column(Text(_axis(axis)), justify="right", no_wrap=True)
-    if summary.has_seeds:
-        table.add_column(Text("seeds"), justify="right", no_wrap=True)
+    for heading, _ in _runs(summary):
+        table.add_column(Text(heading), justify="right", no_wrap=True)
     for index in chunk:
         table.add_column(Text(_header(summary.headings[index])), justify="right", no_wrap=True)
     return table
@@ -191,8 +197,8 @@ def _cells(summary: Summary, row: TableRow, chunk: Sequence[int], marks: Mapping
 
     label = Text(_label(row, marks), style="bold" if row.is_reference else "")
     status = Text(_status(row.status), style="" if row.status == "done" else "red")
-    seeds = [Text(str(row.seeds))] if summary.has_seeds else []
-    return [label, status, *map(Text, row.axes), *seeds, *(_text(row.cells[index], marks) for index in chunk)]
+    runs = [Text(str(number(row))) for _, number in _runs(summary)]
+    return [label, status, *map(Text, row.axes), *runs, *(_text(row.cells[index], marks) for index in chunk)]
 
 
 def _text(cell: Cell, marks: Mapping[int, str]) -> "RenderableType":

@@ -1,6 +1,7 @@
 """The summary in words: the paper's two distances, what the smallest rank saves, and how far to trust it.
 
-No sentence here claims that a difference is more than chance.
+No sentence here claims that a difference in quality is more than chance. A cost's ratio stands with its interval, and
+only where the interval does not hold 1.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from howlow.analysis.columns import ADAPTER_BYTES, ENERGY_SOURCE, TRAIN_BATCH_SI
 from howlow.analysis.comparison import Comparison, Distances, Group, Reference, distances
 from howlow.analysis.rows import inference_phase
 from howlow.reporting import formatting
+from howlow.reporting.evidence import repeats_sentence
 from howlow.reporting.summary import axes_words
 
 _MOST_SETTINGS = 6
@@ -25,7 +27,13 @@ def sentences(comparison: Comparison) -> list[str]:
         paragraphs.append("No adapter was trained to the end, so nothing can be said about ranks.")
     if len(comparison.references) > len(shown):
         paragraphs.append(f"{len(comparison.references) - len(shown)} further settings are in the table below.")
-    return [*paragraphs, *map(_missing_ranks, filter(_lacks_ranks, shown)), *_assumed(comparison)]
+    repeats = (repeats_sentence(reference.group) for reference in shown)
+    return [
+        *paragraphs,
+        *(sentence for sentence in repeats if sentence is not None),
+        *map(_missing_ranks, filter(_lacks_ranks, shown)),
+        *_assumed(comparison),
+    ]
 
 
 def _paragraph(comparison: Comparison, reference: Reference, found: Sequence[Distances]) -> str:
@@ -102,16 +110,25 @@ def cost_words(comparison: Comparison, reference: Reference) -> list[str]:
 
 def _ratios(comparison: Comparison, smallest: Group, reference: Reference) -> str | None:
     ratios = [
-        f"{formatting.times(ratio)} {column.phrase}"
+        (ratio, column.phrase)
         for column in tabulated()
         if column.phrase and column.table and column.table.in_terminal
-        if (ratio := comparison.relative_mean(smallest, column)) is not None
+        if (ratio := comparison.ratio(smallest, column)) is not None
     ]
     if not ratios:
         return None
     few = _few_steps([smallest, reference.group])
     caveat = f" ({few}: rough figures)" if few else ""
-    return f"Compared with rank {reference.rank}, rank {smallest.rank} has {_joined(ratios)}{caveat}."
+    said = _said([(formatting.relative(ratio, with_ends=True), phrase) for ratio, phrase in ratios])
+    return f"Compared with rank {reference.rank}, rank {smallest.rank} has {said}{caveat}."
+
+
+def _said(ratios: Sequence[tuple[str, str]]) -> str:
+    """The ratios, then what differs by no more than chance."""
+    told = [f"{ratio} {phrase}" for ratio, phrase in ratios if ratio != formatting.NOT_SIGNIFICANT]
+    equal = [phrase for ratio, phrase in ratios if ratio == formatting.NOT_SIGNIFICANT]
+    differences = f"no significant difference in {formatting.enumerated(equal)}" if equal else ""
+    return "; ".join(part for part in (formatting.enumerated(told) if told else "", differences) if part)
 
 
 def _few_steps(groups: Sequence[Group]) -> str:
@@ -124,7 +141,7 @@ def _few_steps(groups: Sequence[Group]) -> str:
     few = [
         f"{formatting.counted(number, 'measured step')} of {name}" for name, number in fewest.items() if number < _FEW
     ]
-    return f"only {_joined(few)}" if few else ""
+    return f"only {formatting.enumerated(few)}" if few else ""
 
 
 def _adapter_sizes(smallest: Group, reference: Group) -> str | None:
@@ -140,10 +157,6 @@ def _batch_sizes(smallest: Group, reference: Group) -> str | None:
         f"Their batch sizes differ ({sizes[0]} and {sizes[1]}), so these ratios mix the effect of the rank with "
         "that of the batch size."
     )
-
-
-def _joined(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 # -- what qualifies them --------------------------------------------------------------------------------------------

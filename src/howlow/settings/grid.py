@@ -5,7 +5,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tomlkit
@@ -20,7 +20,10 @@ from howlow.settings.task_rules import TaskRules, check_task, completed
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """One point of the grid: its name, what distinguishes it, and its own settings (the grid left empty)."""
+    """One point of the grid: its name, what distinguishes it, and its own settings (the grid left empty).
+
+    repeat: which measurement of the point this is, counted from 1.
+    """
 
     name: str
     kind: TrialKind
@@ -28,6 +31,7 @@ class TrialPlan:
     seed: int
     axes: dict[str, Any]
     settings: Settings
+    repeat: int = 1
 
 
 def resolve(table: Mapping[str, Any], tasks: Mapping[str, TaskRules] | None) -> Settings:
@@ -81,10 +85,17 @@ def _distinct(values: list[Any]) -> list[Any]:
 
 
 def expand(settings: Settings) -> list[TrialPlan]:
-    """All trials of a sweep: the baselines first, then the grid in its written order.
+    """All trials of a sweep: the baselines first, then the grid in its written order; then all of them once more.
 
-    The baselines run once for each point of the axes that can change them (`howlow.settings.keys.concerns`).
+    The baselines run for each point of the axes that can change them (`howlow.settings.keys.concerns`). Every trial is
+    planned `run.repeats` times.
     """
+    points = _points(settings)
+    again = range(2, settings.run.repeats + 1)
+    return points + [replace(plan, name=f"{plan.name}-repeat={n}", repeat=n) for n in again for plan in points]
+
+
+def _points(settings: Settings) -> list[TrialPlan]:
     plans: list[TrialPlan] = []
     kinds: list[TrialKind] = [kind for kind in ("base", "full") if kind in settings.baselines]
     for kind in [*kinds, "lora"]:
@@ -149,10 +160,11 @@ def to_toml(settings: Settings) -> str:
 
 
 def united(first: Settings, second: Settings) -> Settings:
-    """Two settings of the same sweep with the grid values and baselines of both."""
+    """Two settings of the same sweep with the grid values, the baselines and the repeats of both."""
     grid = {
         axis: list(first.grid[axis]) + [value for value in second.grid[axis] if value not in first.grid[axis]]
         for axis in first.grid
     }
     baselines = tuple(dict.fromkeys((*first.baselines, *second.baselines)))
-    return second.model_copy(update={"grid": grid, "baselines": baselines})
+    run = second.run.model_copy(update={"repeats": max(first.run.repeats, second.run.repeats)})
+    return second.model_copy(update={"grid": grid, "baselines": baselines, "run": run})

@@ -196,10 +196,11 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass", json_schema_extra=affects("memory", "cost")
     )
-    compile: bool = Field(
+    compile: bool | Literal["auto"] = Field(
         False,
-        description="compile the model with torch.compile; the compilation is burn-in",
-        json_schema_extra=affects("memory", "cost"),
+        description="compile the decoder's layers with torch.compile; auto: on CUDA. There steps are then replayed as "
+        "CUDA graphs, too, and both are checked against the plain step first. Compiling is burn-in",
+        json_schema_extra=affects("execution", "memory", "cost"),
     )
     checkpoint_every_s: float = Field(
         60.0, gt=0.0, description="seconds between checkpoints", json_schema_extra=affects()
@@ -295,7 +296,15 @@ class RunSettings(Section):
         json_schema_extra=affects(),
     )
     order_seed: Seed = Field(
-        0, description="shuffles the trials, so that heat does not follow the rank", json_schema_extra=affects()
+        0,
+        description="shuffles the trials, baselines included, so that heat does not follow the rank",
+        json_schema_extra=affects(),
+    )
+    repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1,
+        description="how often each trial is measured, each time by a process of its own and at another place of the "
+        "shuffled order; the spread between these processes is then the error of its costs",
+        json_schema_extra=affects(),
     )
     cooldown_s: float = Field(
         0.0,

@@ -203,11 +203,19 @@ def _heap_of(plans: Sequence[TrialPlan]) -> HeapMode:
 
 
 def ordered(plans: Sequence[TrialPlan], order_seed: int) -> list[TrialPlan]:
-    """Zero-shot baselines first, then everything else shuffled, so that heat and drift do not line up with the rank."""
-    first = [plan for plan in plans if plan.kind == "base"]
-    rest = [plan for plan in plans if plan.kind != "base"]
-    random.Random(order_seed).shuffle(rest)
-    return first + rest
+    """All trials shuffled, baselines included, so that heat and drift do not line up with the rank.
+
+    Each repeat of the sweep is a pass over all trials in an order of its own (a randomized complete block design).
+    Drift between two passes then cancels where repeats are paired, a sweep that was stopped early has whole passes, and
+    more repeats leave the order of the first ones as it was.
+    """
+    shuffle = random.Random(order_seed).shuffle
+    passes: dict[int, list[TrialPlan]] = {}
+    for plan in plans:
+        passes.setdefault(plan.repeat, []).append(plan)
+    for one in passes.values():
+        shuffle(one)
+    return [plan for one in passes.values() for plan in one]
 
 
 # -- the folder -----------------------------------------------------------------------------------------------------
@@ -270,6 +278,7 @@ def _jobs(
                 rank=plan.rank,
                 seed=plan.seed,
                 axes=plan.axes,
+                repeat=plan.repeat,
                 settings=plan.settings,
                 data_folder=f".howlow/{preparation.folder.name}",
                 data=preparation.report.data,

@@ -1,28 +1,35 @@
-"""How an interrupted trial is resumed: the checkpoint's contents, and the files cut back to it.
+"""How a trial goes on in another process: the checkpoint's contents, and the files cut back to it.
 
 A checkpoint is made either within the training (`position` "train": weights, AdamW, generators, totals of the meters)
 or after it ("inference": the trained weights). After the training the weights no longer change, so the progress of
 inference is a small file in the same folder, `inference.json`: the phases that ended, and of the running one its
-batches and the meters' totals. Lines written after the last of these are cut away. Every checkpoint holds its trial's
-provenance (`identity`: settings, data, machine, heap), so that no other trial resumes from it
-(`howlow.records.run_directory`).
+batches and the meters' totals. Lines written after the last of these are cut away.
+
+The checkpoint after the training is also how a trial continues as planned: the process that fine-tuned ends, and a
+fresh one runs inference (`TrialState.continues`), so that no figure of inference depends on what training left in a
+process. That is no interruption: nothing is cut, the trial's time goes on, and the record counts no resumption.
+
+Every checkpoint holds its trial's provenance (`identity`: settings, data, machine, heap), so that no other trial
+resumes from it (`howlow.records.run_directory`).
 """
 
 import itertools
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from howlow.claims import machine_s
 from howlow.engine import checkpoint
 from howlow.engine.training import Trainer
 from howlow.meters.phase import PhaseMeter
 from howlow.meters.session import Session
 from howlow.records import (
+    MeterRecord,
     PhaseRecord,
     Provenance,
     RecordWarning,
@@ -33,14 +40,14 @@ from howlow.records import (
     write_atomically,
 )
 from howlow.tasks import task_named
-from howlow.trial.state import TrialState
+from howlow.trial.state import ProcessMeters, TrialState
 
 _INFERENCE = "inference.json"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint as it was read."""
+    """A checkpoint as it was read; `time_s` is the trial's time at which this process goes on."""
 
     position: Literal["train", "inference"]
     time_s: float
@@ -57,21 +64,17 @@ class Saved:
         """Whether only inference is left."""
         return self.position == "inference"
 
-    @property
-    def phases(self) -> list[PhaseRecord]:
-        """The phases that had ended."""
-        return [PhaseRecord(**phase) for phase in self.document["phases"]]
-
     def restore_training(self, trainer: Trainer) -> None:
         """Set weights, optimizer, scaler and generators back."""
         trainer.restore(self.tensors, self.document["trainer"])
         checkpoint.restore_generators(self.tensors, self.document["generators"])
 
     def restore_weights(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Put the trained weights back."""
+        """Put the trained weights back, and let go of the checkpoint's: they would count in the peaks of inference."""
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(self.tensors[f"parameter.{name}"])
+        self.tensors.clear()
 
 
 def save_training(state: TrialState, session: Session, meter: PhaseMeter, trainer: Trainer) -> None:
@@ -84,9 +87,18 @@ def save_training(state: TrialState, session: Session, meter: PhaseMeter, traine
 
 
 def save_trained(state: TrialState, session: Session, parameters: dict[str, nn.Parameter]) -> None:
-    """The checkpoint after the training: only inference is left."""
+    """The checkpoint after the training, from which a fresh process runs inference."""
     tensors = {f"parameter.{name}": parameter.detach() for name, parameter in parameters.items()}
-    _save(state, session, "inference", tensors or {"nothing": torch.zeros(1)}, {})
+    meters = state.found.fine_tuning
+    assert meters is not None, "the meters of this process have told what they found"
+    kept = asdict(meters) | {"record": meters.record.model_dump(mode="json")}
+    document = {"trained_at_s": machine_s(), "meters": kept, "observed": []}  # what they found is among the warnings
+    _save(state, session, "inference", tensors, document)
+
+
+def save_untrained(state: TrialState, session: Session) -> None:
+    """The checkpoint of a trial without training, in whose folder the progress of inference is kept."""
+    _save(state, session, "inference", {"nothing": torch.zeros(1)}, {})
 
 
 def save_inference(state: TrialState, session: Session, running: dict[str, Any] | None = None) -> None:
@@ -104,6 +116,8 @@ def _so_far(state: TrialState, session: Session) -> dict[str, Any]:
         "resumed": found.resumed,
         "started_at": found.started_at,
         "preparation_s": found.preparation_s,
+        "second_load": found.second_load.model_dump() if found.second_load else None,
+        "handover_s": found.handover_s,
         "adapter_bytes": found.model.adapter_bytes if found.model else None,
         "warnings": [warning.model_dump(mode="json") for warning in found.warnings],
         "observed": [[kind.value, detail] for kind, detail in session.observed()],
@@ -142,33 +156,69 @@ def resume(state: TrialState) -> Saved | None:
     if loaded is not None and not _has_same_batches(state, loaded[1]["identity"]):
         checkpoint.remove(state.folder / "checkpoint")
         loaded = None
-    timeline = state.folder / "timeline.jsonl"
     if loaded is None:
-        for path in (state.steps_path, state.predictions_path, state.folder / "attached.jsonl", timeline):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(state.folder / "adapter", ignore_errors=True)
+        _clear(state)
         return None
     tensors, document = loaded
+    if document["position"] == "inference":
+        document |= _inference(state.folder / "checkpoint" / _INFERENCE)
+    _restore_draft(state, document)
+    time_s = _continued(state, document) if state.continues else _interrupted(state, document)
+    return Saved(document["position"], time_s, document, tensors)
+
+
+def _clear(state: TrialState) -> None:
+    """Remove what an attempt without a checkpoint left."""
+    for path in (state.steps_path, state.predictions_path, _attached(state), _timeline(state)):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(state.folder / "adapter", ignore_errors=True)
+
+
+def _attached(state: TrialState) -> Path:
+    return state.folder / "attached.jsonl"
+
+
+def _timeline(state: TrialState) -> Path:
+    return state.folder / "timeline.jsonl"
+
+
+def _restore_draft(state: TrialState, document: dict[str, Any]) -> None:
+    """What the record will hold, as far as it was known."""
+    found, meters = state.found, document.get("meters")
+    found.resumed = document["resumed"]
+    found.started_at = document["started_at"]
+    found.preparation_s = document["preparation_s"]
+    found.second_load = PhaseRecord(**document["second_load"]) if document["second_load"] else None
+    found.handover_s = document["handover_s"]
+    found.phases = [PhaseRecord(**phase) for phase in document["phases"]]
+    found.warnings = [RecordWarning(**warning) for warning in document["warnings"]]
+    if meters:
+        found.fine_tuning = ProcessMeters(**meters | {"record": MeterRecord(**meters["record"])})
+
+
+def _continued(state: TrialState, document: dict[str, Any]) -> float:
+    """Go on where the process that fine-tuned has just ended; the trial's time has gone on meanwhile."""
+    state.found.trained_at_s = document["trained_at_s"]
+    return float(document["time_s"]) + machine_s() - float(document["trained_at_s"])
+
+
+def _interrupted(state: TrialState, document: dict[str, Any]) -> float:
+    """Cut the files back and count the interruption; its own time is left out of the trial's."""
+    time_s: float = document["time_s"]
     if document["position"] == "train":
         done = document["trainer"]["steps_done"]
         cut_lines(state.steps_path, lambda line: bool(line["phase"] == "train" and line["step"] < done))
-        for path in (state.predictions_path, state.folder / "attached.jsonl"):
+        for path in (state.predictions_path, _attached(state)):
             path.unlink(missing_ok=True)
     else:
-        document |= _inference(state.folder / "checkpoint" / _INFERENCE)
         _cut_inference(state, document)
-    time_s: float = document["time_s"]
-    cut_lines(timeline, lambda line: bool(line["time_s"] <= time_s))
-    state.found.resumed = document["resumed"] + 1
-    state.found.started_at = document["started_at"]
-    state.found.preparation_s = document["preparation_s"]
-    for warning in document["warnings"]:
-        if warning["kind"] != WarningKind.RESUMED:
-            state.keep(RecordWarning(**warning))
+    cut_lines(_timeline(state), lambda line: bool(line["time_s"] <= time_s))
     for kind, detail in document.get("observed", ()):
         state.warn(WarningKind(kind), f"{detail} (before an interruption)")
+    state.found.resumed += 1
+    state.found.warnings = [one for one in state.found.warnings if one.kind != WarningKind.RESUMED]
     state.warn(WarningKind.RESUMED, f"interrupted and resumed, {state.found.resumed} time(s)")
-    return Saved(document["position"], time_s, document, tensors)
+    return time_s
 
 
 def _has_same_batches(state: TrialState, identity: dict[str, Any]) -> bool:

@@ -13,12 +13,14 @@ from filelock import FileLock
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports models when they are used)
 
 from howlow.jobs import (
+    CounterPaces,
     EnvironmentJob,
     IdleAbsent,
     IdleJob,
     LayoutJob,
     Link,
     MeasureJob,
+    PaceJob,
     PreparationReport,
     PrepareJob,
 )
@@ -33,6 +35,7 @@ from howlow.records import Environment, Idle, LayoutChoice, Status
 from howlow.trial import preparation
 from howlow.trial.layout_choice import choose
 from howlow.trial.metering import asked_of
+from howlow.trial.pacing import counter_paces
 from howlow.trial.prepared import read_prepared
 from howlow.trial.run import run
 from howlow.trial.state import TrialState
@@ -59,24 +62,27 @@ def environment_entry(job: EnvironmentJob, link: Link) -> Environment:
     return environment(choose_device(job.device))
 
 
-def trial_entry(job: MeasureJob, link: Link) -> Status:
-    """Run one trial and write its record."""
+def trial_entry(job: MeasureJob, link: Link) -> Status | None:
+    """Run one trial to its record; None where a fresh process goes on from the end of fine-tuning."""
     trial = job.trial
     settle(trial.cores_shared_by)
     state = TrialState(
         name=trial.name,
         kind=trial.kind,
         axes=trial.axes,
+        repeat=trial.repeat,
         settings=trial.settings,
         folder=job.run_directory / trial.folder,
         data_folder=job.run_directory / trial.data_folder,
         link=link,
         choice=trial.layout,
         idle=job.idle,
+        paces=job.paces.counters,
         is_bounded=trial.is_bounded,
         batch_search=job.batch_search,
         device=job.device,
         claim=job.claim,
+        continues=job.continues,
     )
     with FileLock(state.folder / ".lock"):  # the process of a worker that has just died may still be ending
         return run(state)
@@ -97,6 +103,13 @@ def idle_entry(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:
     if isinstance(found, Missing):
         return IdleAbsent(reason=found.detail)
     return found.model_copy(update={"cpu_power_w": cpu.power_w if isinstance(cpu, Idle) else None})
+
+
+def pace_entry(job: PaceJob, link: Link) -> CounterPaces:
+    """Measure how the energy counters behave (`howlow.trial.pacing`)."""
+    device = choose_device(job.settings.run.device)
+    meters = open_meters(asked_of(job.settings, device))
+    return CounterPaces(counters=counter_paces(meters, device, job.run_directory))
 
 
 def _temperature_c(energy: EnergyMeter) -> float | None:

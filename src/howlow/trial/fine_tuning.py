@@ -1,10 +1,11 @@
 """The fine-tuning phase: the schedule of steps, each timed and written down, with checkpoints between them."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import nn
 
-from howlow.engine import layouts, order
+from howlow.engine import order
 from howlow.engine.execution import Execution, Running, running
 from howlow.engine.layouts import Batch
 from howlow.engine.tokens import TokenizedExample
@@ -13,11 +14,14 @@ from howlow.meters.clock import now_s
 from howlow.meters.phase import Timed
 from howlow.meters.session import Session
 from howlow.meters.totals import PhaseTotals
-from howlow.records import LineWriter, Part, WarningKind
+from howlow.records import Part, WarningKind
 from howlow.settings import Settings
+from howlow.trial.acceleration import Filling, new_trainer, ready
 from howlow.trial.checkpointing import Saved, save_training
+from howlow.trial.lines import StepLines
+from howlow.trial.prefetch import prefetched
 from howlow.trial.prepared import Prepared
-from howlow.trial.state import TrialState, split, write_step
+from howlow.trial.state import TrialState, split, step_line
 
 
 def fine_tune(
@@ -32,42 +36,56 @@ def fine_tune(
 ) -> None:
     """Train on the whole schedule, or on the part of it that a checkpoint left."""
     set_to_training(state.settings, model)
+    schedule = schedule_of(state.settings, prepared.train, state.training_batch_size)
+    parts = micro_batches_of(prepared.train, schedule, state.training_batch_size)
+    execution, filling, recorded = ready(state, model, execution, pad_id, parts)
     with running(model, execution) as run:
-        _run_schedule(state, session, run, prepared, pad_id, saved)
+        _run_schedule(state, session, run, prepared, schedule, filling, recorded, saved)
 
 
 def _run_schedule(
-    state: TrialState, session: Session, run: Running, prepared: Prepared, pad_id: int, saved: Saved | None
+    state: TrialState,
+    session: Session,
+    run: Running,
+    prepared: Prepared,
+    schedule: Sequence[Sequence[int]],
+    filling: Filling,
+    recorded: Sequence[Batch],
+    saved: Saved | None,
 ) -> None:
     training, examples = state.settings.training, prepared.train
-    schedule = schedule_of(state.settings, examples, state.training_batch_size)
-    trainer = Trainer(run, optimization_of(state.settings, len(schedule)))
+    trainer = new_trainer(run, optimization_of(state.settings, len(schedule)), recorded)
     if saved is not None:
         saved.restore_training(trainer)
     first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()
     parts = state.burn_in("train", [len(step) for step in schedule[first:]])
-    writer = LineWriter(state.steps_path)
     totals = PhaseTotals(**saved.document["totals"]) if saved else None
-    with session.phase("train", totals) as meter:
-        for index in range(first, len(schedule)):
-            chosen = schedule[index]
-            batches = split(chosen, state.training_batch_size)
-            micro_batches = [training_batch(state, [examples[i] for i in batch], pad_id) for batch in batches]
+
+    def laid_out(chosen: Sequence[int]) -> list[Batch]:
+        batches = split(chosen, state.training_batch_size)
+        return [filling.batch([examples[index] for index in batch]) for batch in batches]
+
+    with (
+        session.phase("train", totals) as meter,
+        StepLines(state.steps_path) as lines,
+        prefetched(laid_out, schedule[first:]) as laid_out_ahead,
+    ):
+        for index, micro_batches in enumerate(laid_out_ahead, first):
             state.note_first_step()
-            part, computed = parts.of_next, sum(batch.computed_tokens for batch in micro_batches)
-            with meter.step(part == "measured", len(chosen)) as timed:
+            part = parts.of_next
+            with meter.step(part == "measured", len(schedule[index])) as timed:
                 outcome = trainer.outcome(trainer.step(micro_batches))
-            parts.ended(part, timed, computed)
+            parts.ended(part, timed, sum(batch.computed_tokens for batch in micro_batches))
             skipped += outcome.skipped
-            _write(writer, timed, part, index, micro_batches, outcome)
+            lines.append(partial(_line, timed, part, index, micro_batches, outcome))
             state.report_progress("train", index + 1, len(schedule), outcome.loss)
             is_due = now_s() - saved_at_s >= training.checkpoint_every_s or state.link.stop_requested
             if is_due and index + 1 < len(schedule):
+                lines.flush()
                 save_training(state, session, meter, trainer)
                 saved_at_s = now_s()
                 state.stop_if_asked()  # after the last step the trained weights are saved first
         state.found.phases.append(meter.end())
-    writer.close()
     trainer.refuse_if_not_finite()
     _warn_about_idle(state, trainer)
     if skipped:
@@ -82,11 +100,8 @@ def _warn_about_idle(state: TrialState, trainer: Trainer) -> None:
         state.warn(WarningKind.LAYERS_LEFT_OUT, detail, "train")
 
 
-def _write(
-    writer: LineWriter, timed: Timed, part: Part, step: int, micro_batches: Sequence[Batch], outcome: StepOutcome
-) -> None:
-    write_step(
-        writer,
+def _line(timed: Timed, part: Part, step: int, micro_batches: Sequence[Batch], outcome: StepOutcome) -> str:
+    return step_line(
         timed,
         phase="train",
         part=part,
@@ -115,17 +130,19 @@ def schedule_of(settings: Settings, examples: Sequence[TokenizedExample], batch_
     )
 
 
-def training_batch(state: TrialState, examples: Sequence[TokenizedExample], pad_id: int) -> Batch:
-    """Examples as a training batch in the trial's layout."""
-    training = state.settings.training
-    return layouts.lay_out(examples, state.choice.layout, training.sequence_length, pad_id, training.loss_on)
+def micro_batches_of(
+    examples: Sequence[TokenizedExample], schedule: Sequence[Sequence[int]], batch_size: int
+) -> list[list[TokenizedExample]]:
+    """The examples of every micro-batch of a schedule."""
+    return [[examples[index] for index in part] for step in schedule for part in split(step, batch_size)]
 
 
 def set_to_training(settings: Settings, model: nn.Module) -> None:
     """Set the model to training mode, recomputing activations where the settings ask for it."""
     model.train()
     if settings.training.gradient_checkpointing:
-        options = {"use_reentrant": False}
+        # Without dropout nothing random is recomputed, and a recorded step must not read the generators.
+        options = {"use_reentrant": False, "preserve_rng_state": settings.lora.dropout > 0}
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)  # type: ignore[operator]
 
 

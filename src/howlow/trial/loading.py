@@ -33,13 +33,15 @@ def decide_execution(
 ) -> Execution:
     """How a model with these settings runs while it trains; inference follows from it (`Execution.for_evaluation`)."""
     training = settings.training
+    compiles = device.type == "cuda" if training.compile == "auto" else training.compile
     return decide(
         device=device,
         precision=choose_precision(settings, device),
         attention=attention,
         kernels_kept=kernels_kept,
         head=training.head,
-        compiles=training.compile,
+        compiles=compiles,
+        graphs=compiles and settings.lora.dropout == 0,  # a recorded step draws no random numbers
         trains_base=trains_base,
         full_row=training.sequence_length,
     )

@@ -1,104 +1,80 @@
-"""One trial, from its settings to its record.
+"""One trial, from its settings to its record: what it does is in `howlow.trial.method`, how it ends is here.
 
-It reads like a method section (`_method`): the model is loaded, an adapter attached and fine-tuned on the training
-examples; the adapter is saved; optimizer, gradients and cached memory are freed; then the same process scores the test
-data: its loss, and for tasks with answers, greedy generation. Every step is timed, and its line is written as it ends.
-
-A trial that was interrupted at any instant resumes from its last checkpoint: lines written after it are cut away,
-burn-in starts again, and on a CPU in fp32 the losses equal those of an unbroken run bit for bit.
+Every step is timed, and its line is written as it ends. A trial that was interrupted at any instant resumes from its
+last checkpoint: lines written after it are cut away, burn-in starts again, and on a CPU in fp32 the losses equal those
+of an unbroken run bit for bit.
 """
 
 import sys
 import traceback
-from dataclasses import replace
+from dataclasses import dataclass, field
 
 from howlow.engine import checkpoint
-from howlow.engine import model as models
 from howlow.engine.training import DivergedError
 from howlow.errors import UserError
-from howlow.memory.heap import release
 from howlow.memory.limits import is_out_of_memory, unlimit_memory
 from howlow.meters.clock import utc
 from howlow.outcomes import ClaimLostError, StoppedError, is_disk_full
-from howlow.records import Record, Scores, Status, WarningKind, write_record
-from howlow.trial.fine_tuning import fine_tune
+from howlow.records import MemoryShortage, Record, Scores, Status, write_record
 from howlow.trial.layout_choice import layout_record
-from howlow.trial.loading import load_trial_model
-from howlow.trial.merged_check import Attached
-from howlow.trial.metering import energy_source
-from howlow.trial.saving import save_trained_model, with_adapter_bytes
-from howlow.trial.scoring import Scorer
-from howlow.trial.setup import measured, meter_report, set_up, warn_about_neighbours
+from howlow.trial.metering import meter_report
+from howlow.trial.method import run_method
+from howlow.trial.setup import warn_about_neighbours
+from howlow.trial.shortage import shortage_of
 from howlow.trial.state import TrialState, warn_unsteady
 
 
-def run(state: TrialState) -> Status:
-    """Run to a record; out of memory, divergence and failure are results, a full disk and a stop are not."""
-    scores = Scores()
-    status: Status = "done"
+@dataclass(frozen=True)
+class _End:
+    """How a trial ended."""
+
+    status: Status
     error: str | None = None
-    try:
-        scores = _method(state)
-    except DivergedError as problem:
-        status, error = "diverged", str(problem)
-    except (StoppedError, ClaimLostError):
-        raise
-    except Exception as problem:  # the trial's boundary: whatever happened is its result, and the others still run
-        if is_disk_full(problem):
-            raise
-        status, error = _failure(problem)
+    scores: Scores = field(default_factory=Scores)
+    shortage: MemoryShortage | None = None
+
+
+def run(state: TrialState) -> Status | None:
+    """Run to a record, or to the end of fine-tuning (None): a fresh process goes on from there.
+
+    Out of memory, divergence and failure are results; a full disk and a stop are not.
+    """
+    end = _run(state)
+    if end is None:
+        return None
     unlimit_memory()
     _close(state)
-    record = _record(state, status, error, scores)
+    record = _record(state, end)
     state.refuse_if_lost()
     write_record(state.folder, record)
     checkpoint.remove(state.folder / "checkpoint")
     return record.status
 
 
-def _method(state: TrialState) -> Scores:
-    settings, found = state.settings, state.found
-    setup = set_up(state)
-    device, execution, saved, prepared = setup.device, setup.execution, setup.saved, setup.prepared
-    with measured(state, setup) as session:
-        with session.phase("load") as meter:
-            model, tokenizer, eos = load_trial_model(state, execution, prepared.tokenizer_name)
-            found.phases = saved.phases if saved else [meter.end()]
-        if session.peak_problem and device.type == "cpu":
-            state.warn(WarningKind.PEAK_MEMORY_ABSENT, session.peak_problem)
-        pad_id = min(eos, default=0)  # any id does: the mask tells padding from tokens
-
-        if saved and saved.trained:
-            found.model = with_adapter_bytes(found.model, saved.document["adapter_bytes"])
-            if state.kind != "base":
-                saved.restore_weights(models.trainable(model))
-        else:
-            if state.kind != "base":
-                fine_tune(state, session, model, prepared, execution=execution, pad_id=pad_id, saved=saved)
-            save_trained_model(state, session, model)
-        release(device)
-        model.eval()
-        scorer = Scorer(state, session, model, tokenizer, prepared, execution, pad_id, eos, saved)
-        if settings.inference.adapter == "merged" and state.kind == "lora":
-            attached = Attached(state.folder / "attached.jsonl")
-            scorer.save_attached(attached)
-            scorer = replace(scorer, model=models.merged(model), attached=attached)
-        scores = scorer.score()
-        if state.kind != "base" and scores.loss is None:
-            raise DivergedError("after the training the loss of the test data is not finite")
-        found.energy = energy_source(setup.meters, session)
-        found.meters = meter_report(state, session)
-    return Scores() if settings.random_weights else scores
+def _run(state: TrialState) -> _End | None:
+    try:
+        scores = run_method(state)
+    except DivergedError as problem:
+        return _End("diverged", str(problem))
+    except (StoppedError, ClaimLostError):
+        raise
+    except Exception as problem:  # the trial's boundary: whatever happened is its result, and the others still run
+        if is_disk_full(problem):
+            raise
+        return _failure(state, problem)
+    return None if scores is None else _End("done", scores=scores)
 
 
-def _failure(problem: Exception) -> tuple[Status, str]:
+def _failure(state: TrialState, problem: Exception) -> _End:
     """What the record says of an error; the traceback goes into the trial's log."""
-    status: Status = "out_of_memory" if is_out_of_memory(problem) else "failed"
+    is_shortage = is_out_of_memory(problem)  # which depends on the limit
     unlimit_memory()
+    shortage = shortage_of(state, problem) if is_shortage else None
     traceback.print_exc()
     sys.stderr.flush()
     text = str(problem) if isinstance(problem, UserError) else f"{type(problem).__name__}: {problem}"
-    return status, " ".join(text.split())[:500]
+    error = " ".join(text.split())[:500]
+    return _End("out_of_memory" if is_shortage else "failed", error, shortage=shortage)
 
 
 def _close(state: TrialState) -> None:
@@ -110,7 +86,7 @@ def _close(state: TrialState) -> None:
             state.found.meters = meter_report(state, state.session)
 
 
-def _record(state: TrialState, status: Status, error: str | None, scores: Scores) -> Record:
+def _record(state: TrialState, end: _End) -> Record:
     found = state.found
     return Record(
         trial=state.name,
@@ -118,8 +94,10 @@ def _record(state: TrialState, status: Status, error: str | None, scores: Scores
         rank=state.settings.lora.rank if state.kind == "lora" else None,
         seed=state.settings.seed,
         axes=state.axes,
-        status=status,
-        error=error,
+        repeat=state.repeat,
+        status=end.status,
+        error=end.error,
+        shortage=end.shortage,
         resumed=found.resumed,
         settings=state.settings,
         resolved=found.resolved,
@@ -132,10 +110,12 @@ def _record(state: TrialState, status: Status, error: str | None, scores: Scores
         merged=found.merged,
         batch_search=state.batch_search,
         meters=found.meters,
-        scores=scores,
+        scores=end.scores,
         warnings=tuple(found.warnings),
         started_at=found.started_at,
         ended_at=utc(),
         preparation_s=found.preparation_s,
+        second_load=found.second_load,
+        handover_s=found.handover_s,
         total_s=state.session.trial_time() if state.session else None,
     )

@@ -1,25 +1,20 @@
-"""What a trial saves after its training: the adapter with its card, then a checkpoint."""
+"""What a trial saves after its training for others to use: the adapter with its card."""
 
 from typing import Any
 
 from howlow.engine import model as models
 from howlow.engine.references import locate
-from howlow.meters.session import Session
-from howlow.records import (
-    ModelRecord,
-)
+from howlow.records import ModelRecord
 from howlow.trial.card import model_card
-from howlow.trial.checkpointing import save_trained
 from howlow.trial.state import TrialState
 
 
-def save_trained_model(state: TrialState, session: Session, model: Any) -> None:
-    """Save the adapter, then a checkpoint of the trained weights, so that a finished training is never repeated."""
+def save_trained_adapter(state: TrialState, model: Any) -> None:
+    """Save the adapter of a trial that has one."""
     if state.kind == "lora":
         reference = locate(state.settings.model, state.settings.random_weights)
         size = models.save_adapter(model, state.folder / "adapter", reference.location, _card(state))
         state.found.model = with_adapter_bytes(state.found.model, size)
-    save_trained(state, session, models.trainable(model))
 
 
 def with_adapter_bytes(model: ModelRecord | None, size: int | None) -> ModelRecord:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,14 +13,17 @@ from howlow.engine.execution import Execution, Precision, Running, running
 from howlow.engine.generation import Generated, Way
 from howlow.engine.tokens import TokenizedExample
 from howlow.meters.clock import now_s
+from howlow.meters.phase import PhaseMeter, Timed
 from howlow.meters.session import Session
 from howlow.meters.totals import PhaseTotals
-from howlow.records import LineWriter, PhaseName, Scores, WarningKind, read_lines
+from howlow.records import Part, PhaseName, Scores, WarningKind, read_lines
 from howlow.tasks import Example, Task, task_named
 from howlow.trial.checkpointing import Saved, save_inference
+from howlow.trial.lines import PredictionLines, StepLines
 from howlow.trial.merged_check import Attached, agreement, summed_loss, with_merged
+from howlow.trial.prefetch import prefetched
 from howlow.trial.prepared import Prepared
-from howlow.trial.state import TrialState, split, write_step
+from howlow.trial.state import TrialState, split, step_line
 
 NEAR_TIE: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 0.125, "fp16-autocast": 0.02}
 """Logits nearer than this tie within floating point: another order of the same sums may choose the other token."""
@@ -31,7 +34,7 @@ LARGEST_EXPONENT = 700.0  # exp of more than this is no longer a finite float64
 class BatchResult:
     """What one batch of inference gave: counts and loss for its step; `lines` makes the lines of the predictions.
 
-    Scoring and writing the answers is not inference, so `lines` is called after the batch has been timed.
+    Scoring and writing the answers is not inference, so `lines` is called in a pause or at the phase's end.
     """
 
     tokens: int
@@ -116,53 +119,54 @@ class Scorer:
 
     def _run(self, phase: PhaseName) -> None:
         """Run a phase's batches in their order; a phase that was interrupted goes on with the batches that are left."""
-        state, test, prepare = self.state, self.prepared.test, self.phases[phase]
+        state = self.state
         if any(ended.phase == phase for ended in state.found.phases):
             return
-        batches = self._batches()
         interrupted = self.saved.running if self.saved else {}
-        interrupted = interrupted if interrupted.get("phase") == phase else {}
-        first, saved_at_s = interrupted.get("batches", 0), now_s()
+        first, totals = 0, None
+        if interrupted.get("phase") == phase:
+            first, totals = interrupted["batches"], PhaseTotals(**interrupted["totals"])
+        with (
+            self.running(phase) as run,
+            self.session.phase(phase, totals) as meter,
+            StepLines(state.steps_path) as steps,
+            PredictionLines(state.predictions_path) as predictions,
+        ):
+            self._run_batches(phase, first, run, meter, steps, predictions)
+            state.found.phases.append(meter.end())
+        save_inference(state, self.session)
+
+    def _run_batches(
+        self,
+        phase: PhaseName,
+        first: int,
+        run: Running,
+        meter: PhaseMeter,
+        steps: StepLines,
+        predictions: PredictionLines,
+    ) -> None:
+        state, test, prepare = self.state, self.prepared.test, self.phases[phase]
+        batches, saved_at_s = self._batches(), now_s()
         parts = state.burn_in(phase, [len(batch) for batch in batches[first:]])
         attached = self.attached.batches(phase) if self.attached else None
-        steps, predictions = LineWriter(state.steps_path), LineWriter(state.predictions_path)
-        totals = PhaseTotals(**interrupted["totals"]) if interrupted else None
-        with self.running(phase) as run, self.session.phase(phase, totals) as meter:
-            for index in range(first, len(batches)):
-                work = prepare([test[row] for row in batches[index]])
-                samples = len(batches[index])
+        with prefetched(lambda batch: prepare([test[row] for row in batch]), batches[first:]) as laid_out_ahead:
+            for index, work in enumerate(laid_out_ahead, first):
                 state.note_first_step()
-                part = parts.of_next
+                part, samples = parts.of_next, len(batches[index])
                 with meter.step(part == "measured", samples) as timed:
                     result = work(run, partial(meter.mark_prefill, timed))
                 parts.ended(part, timed, result.computed_tokens)
-                lines = result.lines()
-                for line in with_merged(attached[index], lines) if attached else lines:
-                    predictions.append(line)
-                write_step(
-                    steps,
-                    timed,
-                    phase=phase,
-                    part=part,
-                    step=index,
-                    micro_batches=1,
-                    samples=samples,
-                    tokens=result.tokens,
-                    target_tokens=result.target_tokens,
-                    computed_tokens=result.computed_tokens,
-                    loss=result.loss,
-                )
+                predictions.add(partial(_with_attached, attached[index], result) if attached else result.lines)
+                steps.append(partial(_step_line, timed, phase, part, index, samples, result))
                 state.report_progress(phase, index + 1, len(batches))
                 is_due = now_s() - saved_at_s >= state.settings.training.checkpoint_every_s
                 if index + 1 < len(batches) and (is_due or state.link.stop_requested):
                     kept = meter.pause().model_dump()
+                    steps.flush()
+                    predictions.flush()
                     save_inference(state, self.session, {"phase": phase, "batches": index + 1, "totals": kept})
                     saved_at_s = now_s()
                     state.stop_if_asked()
-            state.found.phases.append(meter.end())
-        save_inference(state, self.session)
-        steps.close()
-        predictions.close()
 
     # -- loss -------------------------------------------------------------------------------------------------------
 
@@ -202,8 +206,11 @@ class Scorer:
         settings = self.state.settings
         new = settings.inference.max_new_tokens
         prompts = [example.prompt for example in chosen]
-        length, choice = settings.training.sequence_length, self.state.choice
+        length, choice = settings.training.sequence_length - new, self.state.choice
         way: Way = choice.generation or choice.layout
+        laid_out = generation.lay_out_ahead(
+            prompts, layout=way, prompt_length=length, pad_id=self.pad_id, max_new_tokens=new
+        )
 
         def work(run: Running, on_prompts_read: Callable[[int], None]) -> BatchResult:
             rows, computed = generation.generate(
@@ -211,13 +218,14 @@ class Scorer:
                 self.tokenizer,
                 prompts,
                 layout=way,
-                prompt_length=length - new,
+                prompt_length=length,
                 pad_id=self.pad_id,
                 on_prompts_read=on_prompts_read,
                 max_new_tokens=new,
                 stop=settings.task.stop,
                 eos=self.eos,
                 repeated=[example.repeated for example in chosen],
+                laid_out=laid_out,
             )
             written = sum(row.new_tokens for row in rows)
             lines = partial(self._answer_lines, chosen, rows)
@@ -244,6 +252,25 @@ class Scorer:
             smallest_margin=row.smallest_margin,
             scores=scores,
         )
+
+
+def _step_line(timed: Timed, phase: PhaseName, part: Part, step: int, samples: int, result: BatchResult) -> str:
+    return step_line(
+        timed,
+        phase=phase,
+        part=part,
+        step=step,
+        micro_batches=1,
+        samples=samples,
+        tokens=result.tokens,
+        target_tokens=result.target_tokens,
+        computed_tokens=result.computed_tokens,
+        loss=result.loss,
+    )
+
+
+def _with_attached(attached: dict[str, Any], result: BatchResult) -> Iterator[str]:
+    return with_merged(attached, result.lines())
 
 
 def _line(**fields: Any) -> str:

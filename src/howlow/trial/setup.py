@@ -1,7 +1,5 @@
 """What a trial sets up before it loads the model: device, precision, memory, checkpoint, examples and meters."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +9,10 @@ from howlow.engine.execution import Execution
 from howlow.jobs import IdleAbsent
 from howlow.memory.heap import bound_heap, keep_heap
 from howlow.memory.limits import limit_memory
-from howlow.memory.phases import ProcessMemory
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.machine import choose_device, environment
-from howlow.meters.session import Session
 from howlow.meters.sources import Meters, open_meters
-from howlow.records import Idle, MeterRecord, WarningKind
+from howlow.records import PhaseName, WarningKind
 from howlow.tasks import task_named
 from howlow.trial.checkpointing import Saved, resume
 from howlow.trial.loading import execution_of, with_execution
@@ -34,6 +30,24 @@ class Setup:
     saved: Saved | None
     prepared: Prepared
     meters: Meters
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether only inference is left."""
+        return self.saved is not None and self.saved.trained
+
+    @property
+    def begins_s(self) -> float:
+        """The trial's time at which this process begins."""
+        return self.saved.time_s if self.saved else 0.0
+
+    def phase_of_findings(self, state: TrialState) -> PhaseName | None:
+        """The phase that this process is about, as far as its findings go; None where it is the whole trial."""
+        if state.kind == "base":
+            return None
+        if not self.is_trained:
+            return "train"
+        return "generate" if task_named(state.settings.task.name).generates else "evaluate"
 
 
 def set_up(state: TrialState) -> Setup:
@@ -58,29 +72,6 @@ def set_up(state: TrialState) -> Setup:
     if settings.random_weights:
         state.warn(WarningKind.RANDOM_WEIGHTS, "random weights: quality is absent")
     return Setup(device, execution, saved, prepared, meters)
-
-
-@contextmanager
-def measured(state: TrialState, setup: Setup) -> Iterator[Session]:
-    """The session in which everything is measured."""
-    with Session(
-        state.folder,
-        setup.device,
-        setup.meters.energy,
-        state.settings.meters.rate_hz,
-        setup.saved.time_s if setup.saved else 0.0,
-        memory=ProcessMemory(setup.device),
-        cpu_energy=setup.meters.cpu_energy,
-        views=setup.meters.views,
-        warn=state.keep,
-    ) as session:
-        state.session = session
-        yield session
-
-
-def meter_report(state: TrialState, session: Session) -> MeterRecord:
-    """How the meters did, with the idle power before the trial."""
-    return session.report(state.idle if isinstance(state.idle, Idle) else None)
 
 
 def warn_about_neighbours(state: TrialState) -> None:

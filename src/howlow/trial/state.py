@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from howlow.claims import refuse_if_lost
+from howlow.claims import machine_s, refuse_if_lost
 from howlow.jobs import IdleAbsent, Link, StepProgress
 from howlow.meters.clock import now_s, utc
 from howlow.meters.machine import process_age_s
@@ -16,13 +16,13 @@ from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.outcomes import StoppedError
 from howlow.records import (
     BatchSearch,
+    CounterPace,
     DataRecord,
     EnergySource,
     Environment,
     HeapMode,
     Idle,
     LayoutChoice,
-    LineWriter,
     MergedRecord,
     MeterRecord,
     ModelRecord,
@@ -33,7 +33,10 @@ from howlow.records import (
     Resolved,
     Step,
     WarningKind,
+    measured_steps,
     read_lines,
+    read_steps,
+    window_times_s,
 )
 from howlow.records.resolved import batch_of, resolved_before
 from howlow.settings import Settings, TrialKind
@@ -57,6 +60,21 @@ class RecordDraft:
     resumed: int = 0
     started_at: str = field(default_factory=utc)
     preparation_s: float | None = None
+    second_load: PhaseRecord | None = None
+    handover_s: float | None = None
+    trained_at_s: float | None = None
+    """When fine-tuning ended, on the machine's clock, in the process that goes on from there."""
+    fine_tuning: "ProcessMeters | None" = None
+    """The meters of the process that fine-tuned."""
+
+
+@dataclass(frozen=True)
+class ProcessMeters:
+    """How the meters did in one process, and what their shares refer to."""
+
+    record: MeterRecord
+    cpu_s: float
+    steps_s: float
 
 
 @dataclass
@@ -72,11 +90,15 @@ class TrialState:
     link: Link
     choice: LayoutChoice
     idle: Idle | IdleAbsent | None = None
+    paces: tuple[CounterPace, ...] = ()
     batch_search: tuple[BatchSearch, ...] = ()
     is_bounded: bool = False
     device: str | None = None
     """The worker's own device; None: as the settings say."""
     claim: int | None = None
+    repeat: int = 1
+    continues: bool = False
+    """Whether the process that fine-tuned has handed over to this one."""
     found: RecordDraft = field(default_factory=RecordDraft)
     session: Session | None = None
     _reported_s: float = -math.inf
@@ -122,6 +144,10 @@ class TrialState:
         if warning not in self.found.warnings:
             self.found.warnings.append(warning)
 
+    def resolve(self, **facts: Any) -> None:
+        """Note what was decided."""
+        self.found.resolved = self.found.resolved.model_copy(update=facts)
+
     def stop_if_asked(self) -> None:
         """End here when the worker asks for it.
 
@@ -160,13 +186,20 @@ class TrialState:
             self.session.look_for_outside_work()
         if self.found.preparation_s is None:
             self.found.preparation_s = process_age_s()
+        if self.found.trained_at_s is not None and self.found.handover_s is None:
+            self.found.handover_s = machine_s() - self.found.trained_at_s
 
 
 def warn_unsteady(state: TrialState) -> None:
-    """A warning for each phase whose measured steps do not run at one speed, or are too few to tell."""
+    """A warning for each phase whose measured steps do not run at one speed, or are too few to tell.
+
+    A step's time is that of the measured window that it took, so what slows down between steps shows, too.
+    """
+    lines = read_steps(state.folder)
     for phase in state.found.phases:
-        steps = [line for line in read_lines(state.steps_path) if line["phase"] == phase.phase]
-        speeds = [step["computed_tokens"] / step["duration_s"] for step in steps if step["part"] == "measured"]
+        steps = measured_steps(lines, phase.phase)
+        times_s = window_times_s(steps)
+        speeds = [step.computed_tokens / time_s for step, time_s in zip(steps, times_s, strict=True)]
         if not speeds:
             continue
         found = drift(speeds)
@@ -219,10 +252,18 @@ class PhaseParts:
         self._state.warn(kind, f"{self._phase}: {told}", self._phase)
 
 
-def write_step(writer: LineWriter, timed: Timed, **fields: Any) -> None:
-    """Write one raw step with its times."""
-    step = Step(**asdict(timed), **fields)
-    writer.append(step.model_dump_json(exclude_none=True))
+def step_line(timed: Timed, **fields: Any) -> str:
+    """The raw line of one step, with its times and the counter at its end; it may wait for the counter's reading."""
+    step = Step(
+        start_s=timed.start_s,
+        duration_s=timed.duration_s,
+        opens_segment=timed.opens_segment or None,
+        energy_counter_j=timed.counter_j(),
+        prefill_s=timed.prefill_s,
+        prefill_tokens=timed.prefill_tokens,
+        **fields,
+    )
+    return step.model_dump_json(exclude_none=True)
 
 
 def split(items: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -17,7 +17,7 @@ from howlow.executors.local import run_workers
 from howlow.jobs import EnvironmentJob, JobRunner, SweepPrepared, Tell, TrialJob, value_of
 from howlow.outcomes import StoppedError
 from howlow.records import Environment, Record, has_record, read_record
-from howlow.records.comparability import Difference, not_accepted, refuse_other_machine
+from howlow.records.comparability import refuse_other_code, refuse_other_machine
 from howlow.records.own_sources import code_sha256
 from howlow.settings import RunSettings
 from howlow.worker.board import Board, may_be_preparing, read_board
@@ -59,7 +59,7 @@ def work(
     runner = ForkServer()
     board = _wait_for_board(run_directory, runner)
     jobs = _chosen(run_directory, board, trial)
-    _refuse_other_code(run_directory, board, accept_different)
+    refuse_other_code(board.code, code_sha256(), accept_different, str(run_directory))
     left = [job for job in jobs if not has_record(run_directory, job.name)]
     tell(SweepPrepared(total=len(jobs), done=len(jobs) - len(left)))
     if not left:
@@ -88,7 +88,7 @@ def _take(
     def current() -> Sequence[TrialJob]:
         """The trials of the newest board: a sweep that was started again may have added some."""
         board = _wait_for_board(run_directory, runner)
-        _refuse_other_code(run_directory, board, accept_different)
+        refuse_other_code(board.code, code_sha256(), accept_different, str(run_directory))
         return _chosen(run_directory, board, trial)
 
     def body(tell: Tell) -> None:
@@ -141,14 +141,3 @@ def _refuse_no_device(device: str) -> None:
         RunSettings(device=device)
     except ValidationError:
         raise UserError(f"--device {device}: auto, cpu, mps, cuda or cuda:N is expected") from None
-
-
-def _refuse_other_code(run_directory: Path, board: Board, accept_different: Sequence[str]) -> None:
-    here, key = code_sha256(), "environment.code_sha256"
-    if board.code != here and not_accepted(
-        [Difference(key, "here", here, "the sweep", board.code, frozenset({"costs"}))], accept_different
-    ):
-        raise UserError(
-            f"{run_directory}: this worker cannot join: {key} is {here[:12]} here, {board.code[:12]} in the sweep; "
-            f"run the same version of howlow, or accept it with --accept-different {key}"
-        )

@@ -6,19 +6,21 @@ leaving a record gets one from here, with the most likely reason.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from howlow.batch_search.driver import SearchFailedError, SearchPlace, largest_batch, nothing_fits, searched_settings
 from howlow.claims import Claim, Claims, detach, neighbours
 from howlow.jobs import (
     BatchSetting,
+    CounterPaces,
     IdleAbsent,
     IdleJob,
     JobEvent,
     JobFailedError,
     JobRunner,
     MeasureJob,
+    PaceJob,
     Probe,
     StepProgress,
     Tell,
@@ -31,19 +33,10 @@ from howlow.jobs import (
     on_device,
     value_of,
 )
-from howlow.outcomes import (
-    ClaimLostError,
-    DiskFullError,
-    Returned,
-    Unfinished,
-    is_disk_full,
-    kernel_kills,
-    limits_process,
-    ran_out_of_memory,
-)
+from howlow.outcomes import ClaimLostError, DiskFullError, Returned, Unfinished, is_disk_full, kernel_kills
 from howlow.places import full_disk
 from howlow.records import BatchSearch, Idle, Record, Status, read_record, write_record
-from howlow.records.resolved import resolved_before
+from howlow.worker.diagnosis import Diagnosis, diagnose, record_instead, too_large
 
 _NOT_IDLE = IdleAbsent(reason="other trials run on this machine at the same time")
 
@@ -60,6 +53,7 @@ class Worker:
     is_alone: bool = True
     """Whether its process has no other worker."""
     _idle: Idle | IdleAbsent | None = None
+    _paces: CounterPaces = field(default_factory=CounterPaces)
     _has_run: bool = False
 
     def measure(self, trial: TrialJob, claim: Claim) -> Record:
@@ -84,10 +78,11 @@ class Worker:
     def _record(self, trial: TrialJob, claim: Claim) -> Record:
         if not self._has_run:  # before a search has heated the device
             self._idle = self._read_idle(trial, 0.0)
+            self._paces = self._read_paces(trial)
         searches: list[BatchSearch] = []
         failure = self._search_batches(trial, searches)
         if failure is not None:
-            return self._leave(trial, claim, *failure, searches)
+            return self._leave(trial, claim, failure, searches)
         rest_s = trial.settings.run.cooldown_s if self._has_run else 0.0
         if rest_s:
             self.tell(TrialWaits(trial=trial.name, reason=f"cooling down, at most {rest_s:g} s"))
@@ -105,19 +100,34 @@ class Worker:
         if self._has_company(trial):
             self.runner.rest(rest_s)
             return _NOT_IDLE
-        job, log = IdleJob(settings=settings, rest_s=rest_s), self.run_directory / ".howlow" / "idle.log"
+        job, log = IdleJob(settings=settings, rest_s=rest_s), self._hidden / "idle.log"
         try:
             found = value_of(self.runner.run(job, log), job, log)
         except JobFailedError as error:
             return IdleAbsent(reason=f"the process that reads it failed: {error}")
         return _NOT_IDLE if isinstance(found, Idle) and self._has_company(trial) else found
 
+    def _read_paces(self, trial: TrialJob) -> CounterPaces:
+        """How the energy counters behave; empty where there are none, or where the process that reads them fails."""
+        if self._idle is None:  # there is no source that could be read
+            return CounterPaces()
+        settings = on_device(trial.settings, self.device)
+        job, log = PaceJob(settings=settings, run_directory=self.run_directory), self._hidden / "pace.log"
+        try:
+            return value_of(self.runner.run(job, log), job, log)
+        except JobFailedError:
+            return CounterPaces()  # the trial watches its counters itself, and its record says so
+
+    @property
+    def _hidden(self) -> Path:
+        return self.run_directory / ".howlow"
+
     def _has_company(self, trial: TrialJob) -> bool:
         """Whether other trials of the run directory may run on this machine now."""
         return not self.is_alone or bool(neighbours(self.run_directory, trial.name, only_now=True))
 
-    def _search_batches(self, trial: TrialJob, searches: list[BatchSearch]) -> tuple[Status, str] | None:
-        """Find the largest batches that the trial asks for; status and error where it cannot run."""
+    def _search_batches(self, trial: TrialJob, searches: list[BatchSearch]) -> Diagnosis | None:
+        """Find the largest batches that the trial asks for; why it cannot run, where it cannot."""
 
         def tell(setting: BatchSetting, probe: Probe) -> None:
             self.tell(TrialProbed(trial=trial.name, setting=setting, probe=probe))
@@ -127,9 +137,9 @@ class Worker:
             for setting in searched_settings(trial.kind, trial.settings):
                 searches.append(largest_batch(self.runner, trial, setting, place))
                 if searches[-1].batch is None:
-                    return "out_of_memory", nothing_fits(searches[-1])
+                    return too_large(searches[-1], nothing_fits(searches[-1]))
         except SearchFailedError as problem:
-            return "failed", str(problem)
+            return Diagnosis("failed", str(problem))
         return None
 
     # -- the trial --------------------------------------------------------------------------------------------------
@@ -142,60 +152,43 @@ class Worker:
             device=self.device,
             batch_search=tuple(searches),
             idle=self._idle,
+            paces=self._paces,
             claim=claim.generation,
         )
+        status = self._process(job, folder)
+        if status is None:  # fine-tuning has ended: inference has a process that never trained
+            status = self._process(job.model_copy(update={"continues": True}), folder)
+        if isinstance(status, Diagnosis):
+            return self._leave(trial, claim, status, searches)
+        record = read_record(folder)
+        assert record is not None, "a trial that returned a status has written its record"
+        return record
+
+    def _process(self, job: MeasureJob, folder: Path) -> Status | Diagnosis | None:
+        """Run one process of a trial; what it returned, or why it died."""
+        trial, log = job.trial, folder / "log.txt"
 
         def hear(event: JobEvent) -> None:
             assert isinstance(event, StepProgress), f"a trial does not report {event!r}"
             self.tell(TrialProgress(trial=trial.name, progress=event))
 
         kills_before = kernel_kills()
-        finished = self.runner.run(job, folder / "log.txt", hear)
+        finished = self.runner.run(job, log, hear)
         if isinstance(finished, Unfinished) and finished.outcome == "claim_lost":
             raise ClaimLostError(trial.name)
-        if not isinstance(finished, Returned) and finished.outcome not in ("crashed", "died", "user_error"):
-            value_of(finished, job, folder / "log.txt")
-        if isinstance(finished, Unfinished):
-            device = self.device or trial.environment.device
-            is_limited = trial.settings.run.memory_limit_bytes is not None and limits_process(device)
-            killed_by_kernel = kernel_kills() > kills_before
-            no_memory = ran_out_of_memory(finished, folder / "log.txt", killed_by_kernel, is_limited)
-            error = _cause_of_death(finished, folder / "log.txt", no_memory)
-            return self._leave(trial, claim, "out_of_memory" if no_memory else "failed", error, searches)
-        record = read_record(folder)
-        assert record is not None, "a trial that returned has written its record"
-        return record
+        if isinstance(finished, Returned) or finished.outcome not in ("crashed", "died", "user_error"):
+            return value_of(finished, job, log)
+        device = self.device or trial.environment.device
+        return diagnose(trial, folder, finished, device, kernel_kills() > kills_before)
 
-    def _leave(self, trial: TrialJob, claim: Claim, status: Status, error: str, searches: list[BatchSearch]) -> Record:
+    def _leave(self, trial: TrialJob, claim: Claim, found: Diagnosis, searches: list[BatchSearch]) -> Record:
         """Write the record of a trial that cannot write its own."""
+        folder = self.run_directory / trial.folder
+        record = record_instead(trial, folder, found, searches)
         if not claim.is_current():
             raise ClaimLostError(trial.name)
-        record = Record(
-            trial=trial.name,
-            kind=trial.kind,
-            rank=trial.rank,
-            seed=trial.seed,
-            axes=trial.axes,
-            status=status,
-            error=error,
-            settings=trial.settings,
-            resolved=resolved_before(
-                trial.kind, trial.settings, trial.layout, searches, "bounded" if trial.is_bounded else "kept"
-            ),
-            environment=None,
-            model=None,
-            data=None,
-            batch_search=tuple(searches),
-        )
-        write_record(self.run_directory / trial.folder, record)
+        write_record(folder, record)
         return record
-
-
-def _cause_of_death(ended: Unfinished, log: Path, no_memory: bool) -> str:
-    cause = ended.problem if ended.exit_signal is None else f"killed by signal {ended.exit_signal}"
-    if no_memory:
-        cause += " (the kernel was out of memory)" if ended.exit_signal == 9 else " (an allocation failed)"
-    return f"the trial's process ended: {cause}; see {log}"
 
 
 @contextmanager

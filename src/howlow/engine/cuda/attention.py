@@ -1,68 +1,133 @@
 """Attention among the tokens of a prefix tree on CUDA: torch's FlexAttention, one kernel that skips masked blocks.
 
+The blocks follow from the tree. Token j is visible to the tokens i with j <= i < visible_until[j]. So a block of keys
+is seen by a later block of queries if its largest `visible_until` lies behind the queries' first, and is seen whole if
+its smallest lies behind their last. No mask of all pairs of tokens is ever made, and the device is not read.
+
 On a CPU FlexAttention runs uncompiled and computes every score; only tests use it there.
 """
 
+from collections.abc import Collection
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from howlow.engine.attention_context import Limits, UnsupportedError
+from howlow.engine.attention_context import Kind, Limits, UnsupportedError
 from howlow.engine.prefix_tree import PrefixTree
+
+BLOCK = 128
+
+
+class Tables(NamedTuple):
+    """Which blocks a row's mask has: `BlockMask`'s own tensors, by queries and by keys."""
+
+    kv_num_blocks: Tensor
+    kv_indices: Tensor
+    full_kv_num_blocks: Tensor
+    full_kv_indices: Tensor
+    q_num_blocks: Tensor
+    q_indices: Tensor
+    full_q_num_blocks: Tensor
+    full_q_indices: Tensor
 
 
 class FlexTreeAttention:
-    """A prefix tree whose whole row attends in one call."""
+    """A prefix tree whose whole row attends in one call.
 
-    def __init__(self, tree: PrefixTree) -> None:
+    kinds: the kinds whose tables are made at once; those of other kinds are made when a layer asks for them, which
+        torch's compiler must not see.
+    """
+
+    is_traceable = True
+
+    def __init__(self, tree: PrefixTree, kinds: Collection[Kind] = ()) -> None:
+        self._positions, self._visible_until = tree.positions, tree.visible_until
+        self._tables = {kind: tables(tree, kind) for kind in kinds}
         self._tree = tree
-        self._masks: dict[tuple[int | None, int | None], BlockMask] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
         """See `AttentionContext`."""
         if limits.dropout:
             raise UnsupportedError("dropout within FlexAttention")
         kind = (limits.window, limits.chunk)
-        if kind not in self._masks:
-            self._masks[kind] = self._block_mask(*kind)
-        attention = _compiled() if query.device.type == "cuda" else flex_attention
-        found: Tensor = attention(
+        if kind not in self._tables:
+            self._tables[kind] = tables(self._tree, kind)
+        # Made here, so that the compiler takes its lengths for those of the row, which differ from batch to batch.
+        mask = BlockMask(
+            (query.shape[2], key.shape[2]),
+            *self._tables[kind],
+            BLOCK_SIZE=(BLOCK, BLOCK),
+            mask_mod=_seen(self._positions, self._visible_until, *kind),
+        )
+        own_region = query.device.type == "cuda" and not torch.compiler.is_compiling()
+        found: Tensor = (_compiled() if own_region else flex_attention)(
             query,
             key,
             value,
-            score_mod=_capping(limits.softcap) if limits.softcap is not None else None,
-            block_mask=self._masks[kind],
+            score_mod=None if limits.softcap is None else _capping(limits.softcap),
+            block_mask=mask,
             scale=limits.scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return found
 
-    def _block_mask(self, window: int | None, chunk: int | None) -> BlockMask:
-        positions, visible_until = self._tree.positions, self._tree.visible_until
 
-        def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            found = (key <= query) & (query < visible_until[key])
-            if window is not None:
-                found = found & (positions[query] - positions[key] < window)
-            if chunk is not None:
-                found = found & (positions[query] // chunk == positions[key] // chunk)
-            return found
+def _seen(positions: Tensor, visible_until: Tensor, window: int | None, chunk: int | None) -> Any:
+    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        found = (key <= query) & (query < visible_until[key])
+        if window is not None:
+            found = found & (positions[query] - positions[key] < window)
+        if chunk is not None:
+            found = found & (positions[query] // chunk == positions[key] // chunk)
+        return found
 
-        length = positions.numel()
-        return create_block_mask(seen, None, None, length, length, device=str(positions.device))
+    return seen
 
 
-@cache
-def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
-
-
-@cache
 def _capping(cap: float) -> Any:
     def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
         return cap * torch.tanh(score / cap)
 
     return capped
+
+
+def tables(tree: PrefixTree, kind: Kind) -> Tables:
+    """The blocks of a tree's row, of `BLOCK` tokens each.
+
+    With a window or chunks no block counts as seen whole, and the kernel asks for each pair of tokens.
+    """
+    some, whole = _blocks(tree.visible_until)
+    if kind != (None, None):
+        whole = torch.zeros_like(whole)
+    partly = some & ~whole
+    return Tables(*_indices(partly), *_indices(whole), *_indices(partly.T), *_indices(whole.T))
+
+
+def _blocks(visible_until: Tensor) -> tuple[Tensor, Tensor]:
+    """Which blocks of queries (rows) see some of a block of keys (columns), and which see all of it: bool."""
+    length = visible_until.numel()
+    count = -(-length // BLOCK)
+    missing = count * BLOCK - length
+    latest = F.pad(visible_until, (0, missing)).view(count, BLOCK).amax(1)
+    earliest = F.pad(visible_until, (0, missing), value=length).view(count, BLOCK).amin(1)
+    index = torch.arange(count, device=visible_until.device)
+    first, end = index * BLOCK, ((index + 1) * BLOCK).clamp(max=length)
+    is_later = index[:, None] > index[None]
+    some = (is_later & (latest[None] > first[:, None])) | (index[:, None] == index[None])
+    return some, is_later & (earliest[None] >= end[:, None])
+
+
+def _indices(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row the number of its columns that are set, and these first: (1, 1, rows) and (1, 1, rows, columns)."""
+    count = blocks.sum(1, dtype=torch.int32)
+    order = torch.argsort(blocks.int(), dim=1, descending=True, stable=True).to(torch.int32)
+    return count[None, None], order[None, None].contiguous()
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=True)

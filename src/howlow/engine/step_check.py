@@ -1,0 +1,144 @@
+"""Is a compiled or recorded training step right on this device? It is held against the plain step, on a real batch.
+
+The loss, and the gradients of all trained weights, are compared in the trial's own precision. An adapter's B starts at
+zero, where A has no gradient, so the weights are moved a little for the check and put back.
+"""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from howlow.engine.execution import Execution, Precision, running
+from howlow.engine.layouts import Batch
+from howlow.engine.model import trainable
+from howlow.engine.step_graphs import Recorder
+from howlow.engine.training import Optimization, Trainer
+
+LARGEST_DIFFERENCE: Mapping[Precision, float] = {"fp32": 1e-3, "bf16": 0.05, "fp16-autocast": 0.02}
+"""Of the gradients, relative in the Euclidean norm. The order of sums differs, and each rounds to the precision."""
+_OF_LOSS = 0.1  # of that, relative: a loss is a mean over many tokens
+_MOVED_BY = 0.02
+_LOSS_SCALE = 1024.0
+_TIMED = 5
+_PAYS = 0.97  # a graph takes memory, and must take less of the time than this
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What forward and backward of a batch gave, and the median of its time."""
+
+    loss: float
+    gradients: list[Tensor]
+    seconds: float
+
+
+def trusted(
+    model: Any, execution: Execution, recorded: Batch, batch: Batch, recorder: Callable[[], Recorder]
+) -> tuple[Execution, tuple[str, ...]]:
+    """The first of an execution and its plainer forms that computes what the plainest does, and why others do not.
+
+    The plainest form is taken as it is.
+
+    recorded, batch: two of the training's longest batches, on the host and of one shape. A step is recorded on the
+        first and held against the plain step on the second, so that a recording that keeps anything of its own batch
+        is found.
+    """
+    plain = execution
+    while (plainer := plain.plainer()) is not None:
+        plain = plainer
+    with _moved(model):
+        expected = _passed(model, plain, batch)
+        problems: list[str] = []
+        while (
+            execution != plain
+            and (problem := _problem(model, execution, (recorded, batch), expected, recorder)) is not None
+        ):
+            problems.append(problem)
+            execution = execution.plainer() or plain
+    return execution, tuple(problems)
+
+
+def _problem(
+    model: Any,
+    execution: Execution,
+    batches: tuple[Batch, Batch],
+    expected: Passed,
+    recorder: Callable[[], Recorder],
+) -> str | None:
+    """Why this form cannot be used."""
+    what = "replaying steps as CUDA graphs" if execution.graphed else "compiling the layers"
+    try:
+        recorded, batch = batches
+        if execution.graphed:
+            found = _passed(model, execution, batch, (recorder(), recorded))
+            direct = _passed(model, replace(execution, graphed=False), batch)
+        else:
+            found, direct = _passed(model, execution, batch), None
+    except Exception as error:  # whatever a compiler or a driver raises, the plain step still runs
+        said = " ".join(str(error).split())[:300]
+        return f"{what} failed ({type(error).__name__}: {said})"
+    bound = LARGEST_DIFFERENCE[execution.precision]
+    if (wrong := difference(found.gradients, expected.gradients)) > bound:
+        return f"{what} changes the gradients by {wrong:.2g} of their norm, more than rounding ({bound:g})"
+    if abs(found.loss - expected.loss) > _OF_LOSS * bound * abs(expected.loss):
+        return f"{what} changes the loss from {expected.loss:.6g} to {found.loss:.6g}"
+    if direct is not None and found.seconds > _PAYS * direct.seconds:
+        return f"{what} pays nothing: {1e3 * found.seconds:.3g} ms a pass, {1e3 * direct.seconds:.3g} ms without"
+    return None
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The distance of two sets of gradients, relative to the second one's norm."""
+    apart = torch.stack([(one - other).norm() for one, other in zip(found, expected, strict=True)]).norm()
+    size = torch.stack([other.norm() for other in expected]).norm()
+    ratio = float(apart) / float(size) if float(size) else float(apart)
+    return ratio if ratio == ratio else float("inf")  # a nan differs
+
+
+def _passed(model: Any, execution: Execution, batch: Batch, recording: tuple[Recorder, Batch] | None = None) -> Passed:
+    """Run forward and backward of the batch; with a recording, as recorded on another one."""
+    with running(model, execution) as run:
+        trainer = Trainer(run, Optimization(learning_rate=0.0))
+        if recording is not None:
+            recorder, recorded = recording
+            trainer.record(recorder, [recorded])
+        scale = torch.full((), (_LOSS_SCALE if execution.scales_loss else 1.0) / batch.target_tokens)
+        scale, times = scale.to(execution.device), []
+        for _ in range(_TIMED):
+            trainer.clear()
+            _wait(execution.device)
+            started_s = perf_counter()
+            loss = trainer.accumulate(batch, scale)
+            _wait(execution.device)
+            times.append(perf_counter() - started_s)
+        gradients = [one.grad.detach().clone() for one in trainer.parameters.values() if one.grad is not None]
+        model.zero_grad(set_to_none=True)
+    return Passed(float(loss), gradients, statistics.median(times))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _moved(model: Any) -> Iterator[None]:
+    """Within this context every trained weight is moved a little."""
+    parameters = list(trainable(model).values())
+    before = [parameter.detach().clone() for parameter in parameters]
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(_MOVED_BY * torch.randn(parameter.shape, generator=chance).to(parameter))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)

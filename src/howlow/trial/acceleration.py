@@ -1,0 +1,105 @@
+"""How a trial's steps run on a GPU: the few shapes of its batches, and what is checked before it trusts them.
+
+Compiled layers and recorded steps (CUDA graphs) are checked on the loaded model and the device itself, against the
+plain step on the longest batch of the trial's own schedule. What does not hold is left out, with a warning.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from howlow.engine import buckets, layouts
+from howlow.engine.buckets import Bucket, Buckets
+from howlow.engine.cuda.graphs import CudaGraphs
+from howlow.engine.execution import Execution, Running
+from howlow.engine.layouts import Batch
+from howlow.engine.step_check import trusted
+from howlow.engine.tokens import TokenizedExample
+from howlow.engine.training import Optimization, Trainer
+from howlow.records import WarningKind
+from howlow.trial.state import TrialState
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How the batches of a training are laid out: in its layout, filled up to the schedule's few shapes, if it has any.
+
+    pad_id: fills rows; it is masked, so any token does.
+    """
+
+    state: TrialState
+    pad_id: int
+    shapes: Buckets | None = None
+
+    def batch(self, examples: Sequence[TokenizedExample]) -> Batch:
+        """Examples as a training batch."""
+        training = self.state.settings.training
+        batch = layouts.lay_out(
+            examples, self.state.choice.layout, training.sequence_length, self.pad_id, training.loss_on
+        )
+        bucket = self.shapes.of(_size_of(self.state, examples)) if self.shapes else None
+        return batch if bucket is None else buckets.fill(batch, bucket, self.pad_id).pinned()
+
+
+def _size_of(state: TrialState, examples: Sequence[TokenizedExample]) -> buckets.Size:
+    """The size of the examples' batch in the trial's layout."""
+    training = state.settings.training
+    return buckets.size_of(examples, state.choice.layout, training.sequence_length, training.loss_on)
+
+
+def filling_of(
+    state: TrialState, execution: Execution, pad_id: int, micro_batches: Sequence[Sequence[TokenizedExample]]
+) -> Filling:
+    """How the batches of a schedule are laid out; the shapes go into the record."""
+    if not execution.fills_shapes:
+        return Filling(state, pad_id)
+    is_row = state.choice.layout != "padded"
+    shapes = buckets.choose_shapes([_size_of(state, part) for part in micro_batches], fills_rows=is_row)
+    state.resolve(row_lengths=tuple(shape.tokens for shape in shapes.shapes), row_padding=shapes.padding)
+    return Filling(state, pad_id, shapes)
+
+
+def representatives(filling: Filling, micro_batches: Sequence[Sequence[TokenizedExample]]) -> list[tuple[Batch, Batch]]:
+    """The first and the last batch of each shape, on the host, the largest shape first."""
+    assert filling.shapes is not None, "shapes are chosen for what is recorded"
+    found: dict[Bucket, list[Sequence[TokenizedExample]]] = {}
+    for part in micro_batches:
+        shape = filling.shapes.of(_size_of(filling.state, part))
+        if shape is not None:
+            found.setdefault(shape, []).append(part)
+    largest_first = sorted(found, key=lambda shape: (shape.rows * shape.tokens, shape.targets), reverse=True)
+    return [(filling.batch(found[shape][0]), filling.batch(found[shape][-1])) for shape in largest_first]
+
+
+def ready(
+    state: TrialState,
+    model: nn.Module,
+    execution: Execution,
+    pad_id: int,
+    micro_batches: Sequence[Sequence[TokenizedExample]],
+) -> tuple[Execution, Filling, list[Batch]]:
+    """How a training runs whose schedule has these micro-batches, once it is checked.
+
+    Returns:
+        The execution, or the next plainer one that computes what the plain step does; how batches are laid out; and a
+        batch of each shape that is to be recorded, the largest first.
+    """
+    filling = filling_of(state, execution, pad_id, micro_batches)
+    if filling.shapes is None:
+        return execution, filling, []
+    batches = representatives(filling, micro_batches)
+    first, last = batches[0]
+    found, problems = trusted(model, execution, first, last, lambda: CudaGraphs(execution.device))
+    for problem in problems:
+        state.warn(WarningKind.PLAINER_STEPS, problem, "train")
+    state.resolve(compiled=found.compiled, graphed=found.graphed)
+    return found, filling, [first for first, _ in batches] if found.graphed else []
+
+
+def new_trainer(run: Running, optimization: Optimization, recorded: Sequence[Batch]) -> Trainer:
+    """A trainer, whose steps are recorded where there are batches for it."""
+    trainer = Trainer(run, optimization)
+    if recorded:
+        trainer.record(CudaGraphs(run.execution.device), recorded)
+    return trainer

@@ -1,0 +1,209 @@
+"""Recorded steps do what fresh ones do; a recorder that repeats the recorded call stands for a GPU's graphs."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from executions import on_cpu
+from test_training import Make, gradients, make_model, some_examples  # noqa: F401  (a fixture)
+
+from howlow.engine import buckets, layouts, step_check
+from howlow.engine import model as models
+from howlow.engine.buckets import Buckets
+from howlow.engine.execution import Execution, decide
+from howlow.engine.layouts import Batch, Layout
+from howlow.engine.tokens import TokenizedExample
+from howlow.engine.training import Optimization, StepOutcome, Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+LENGTH = 24
+
+
+class Repeating:
+    """Repeats what was recorded on the tensors that it was recorded with; like a graph it has one result, in place."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def record(self, work: Callable[[], T]) -> Callable[[], T]:
+        for _ in range(2):
+            work()
+        result = work()
+        self.recorded += 1
+
+        def again() -> T:
+            _write(result, work())
+            return result
+
+        return again
+
+
+def _write(kept: Any, new: Any) -> None:
+    for one, other in zip(kept, new, strict=True) if isinstance(kept, tuple) else [(kept, new)]:
+        if one is not None:
+            one.copy_(other)
+
+
+def parts(layout: Layout) -> tuple[list[list[TokenizedExample]], Buckets]:
+    examples = some_examples(12)
+    found = [examples[start : start + 3] for start in range(0, 12, 3)]
+    sizes = [buckets.size_of(part, layout, LENGTH, "completion") for part in found]
+    return found, buckets.choose_shapes(sizes, fills_rows=layout != "padded")
+
+
+def laid_out(layout: Layout) -> list[Batch]:
+    found, shapes = parts(layout)
+    batches = []
+    for part in found:
+        bucket = shapes.of(buckets.size_of(part, layout, LENGTH, "completion"))
+        assert bucket is not None
+        batches.append(buckets.fill(layouts.lay_out(part, layout, LENGTH, 0, "completion"), bucket, 0))
+    return batches
+
+
+def trained(model: Any, steps: list[list[Batch]], recorder: Repeating | None, precision: str) -> list[StepOutcome]:
+    with on_cpu(model.train(), precision) as run:
+        trainer = Trainer(run, Optimization(learning_rate=1e-2, weight_decay=0.1, schedule="linear", total_steps=9))
+        if recorder is not None:
+            trainer.record(recorder, list({batch.input_ids.shape: batch for step in steps for batch in step}.values()))
+        return [trainer.outcome(trainer.step(step)) for step in steps]
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_recorded_steps_are_those_of_a_fresh_trainer(make_model: Make, together: int):  # noqa: F811
+    """Rows that examples share need FlexAttention, which has no backward pass on a CPU: `test_gpu.py` has them."""
+    batches, found = laid_out("padded"), {}
+    steps = [batches[start : start + together] for start in range(0, len(batches), together)]
+    for recorder in (None, Repeating()):
+        model = make_model()
+        outcomes = trained(model, steps, recorder, "fp32")
+        found[recorder is None] = outcomes, {name: one.clone() for name, one in models.trainable(model).items()}
+    for fresh, recorded in zip(found[True][0], found[False][0], strict=True):
+        assert recorded.loss == pytest.approx(fresh.loss, rel=1e-5), "sums of gradients differ in their order"
+        assert recorded.gradient_norm == pytest.approx(fresh.gradient_norm, rel=1e-4)
+    for name, weight in found[True][1].items():
+        torch.testing.assert_close(found[False][1][name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_scaler_of_recorded_steps_begins_where_it_did(make_model: Make):  # noqa: F811
+    batches, found = laid_out("padded"), []
+    for recorder in (None, Repeating()):
+        found.append(trained(make_model(), [[batch] for batch in batches], recorder, "fp16-autocast"))
+    assert found[0] == found[1]
+
+
+def test_a_recorded_training_goes_on_from_a_checkpoint(make_model: Make):  # noqa: F811
+    batches = laid_out("padded")
+    model = make_model()
+    optimization = Optimization(learning_rate=1e-2, total_steps=9)
+    with on_cpu(model.train()) as run:
+        whole = Trainer(run, optimization)
+        losses = [whole.outcome(whole.step([batch])).loss for batch in batches[:2]]
+        tensors, plain = whole.state()
+        kept = {name: value.clone() for name, value in tensors.items()}, plain
+        losses += [whole.outcome(whole.step([batch])).loss for batch in batches[2:]]
+    other = make_model()
+    with on_cpu(other.train()) as run:
+        resumed = Trainer(run, optimization)
+        resumed.record(Repeating(), batches)
+        resumed.restore(*kept)
+        found = [resumed.outcome(resumed.step([batch])).loss for batch in batches[2:]]
+    assert found == pytest.approx(losses[2:], rel=1e-5)
+
+
+def test_a_shape_is_recorded_once_and_another_runs_as_it_is(make_model: Make):  # noqa: F811
+    batches, recorder = laid_out("padded"), Repeating()
+    odd = layouts.padded(some_examples(5), LENGTH, 0, "completion")
+    with on_cpu(make_model().train()) as run:
+        trainer = Trainer(run, Optimization(learning_rate=1e-2, total_steps=9))
+        trainer.record(recorder, [batches[0]])
+        assert recorder.recorded == 2, "one pass and the move"
+        loss = trainer.outcome(trainer.step([odd, batches[0]])).loss
+    with on_cpu(make_model().train()) as run:
+        plain = Trainer(run, Optimization(learning_rate=1e-2, total_steps=9))
+        assert loss == pytest.approx(plain.outcome(plain.step([odd, batches[0]])).loss, rel=1e-6)
+
+
+# -- the check before anything is trusted ------------------------------------------------------------------------------
+
+
+def graphed() -> Execution:
+    return replace(decide(device=CPU, precision="fp32"), graphed=True)
+
+
+class Failing:
+    def record(self, work: Callable[[], T]) -> Callable[[], T]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+class Wrong(Repeating):
+    """A recording that reads what it should not: it adds the same gradients twice."""
+
+    def record(self, work: Callable[[], T]) -> Callable[[], T]:
+        return super().record(lambda: (work(), work())[0])
+
+
+def checked(model: Any, recorder: Any) -> tuple[Execution, tuple[str, ...]]:
+    return step_check.trusted(model.train(), graphed(), *laid_out("padded")[:2], lambda: recorder)
+
+
+def test_a_recording_that_is_right_and_pays_is_trusted(make_model: Make, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    monkeypatch.setattr(step_check, "_PAYS", 1e9)  # a stand-in saves no time
+    model = make_model()
+    before = {name: one.clone() for name, one in models.trainable(model).items()}
+    found, problems = checked(model, Repeating())
+    assert (found.graphed, problems) == (True, ())
+    for name, weight in models.trainable(model).items():
+        assert torch.equal(weight, before[name]), "the check leaves the weights as they were"
+        assert weight.grad is None
+
+
+@pytest.mark.parametrize(
+    ("recorder", "pays", "said"),
+    [
+        (Failing(), 1e9, "failed (RuntimeError: operation not permitted when stream is capturing)"),
+        (Wrong(), 1e9, "changes the gradients by 1 of their norm"),
+        (Repeating(), 0.0, "pays nothing"),
+    ],
+)
+def test_what_does_not_hold_is_left_out(
+    make_model: Make,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    recorder: Any,
+    pays: float,
+    said: str,
+):
+    monkeypatch.setattr(step_check, "_PAYS", pays)
+    found, (problem,) = checked(make_model(), recorder)
+    assert not found.graphed
+    assert said in problem
+
+
+def test_a_recording_that_keeps_something_of_its_own_batch_is_left_out(
+    make_model: Make,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """As on a CPU, where the blocks of a prefix tree are read on the host."""
+    monkeypatch.setattr(step_check, "_PAYS", 1e9)
+    first, second = laid_out("shared")[:2]
+    assert first.input_ids.shape == second.input_ids.shape
+    found, (problem,) = step_check.trusted(make_model().train(), graphed(), first, second, Repeating)
+    assert not found.graphed
+    assert "changes the gradients" in problem
+
+
+def test_compiling_that_fails_is_left_out(make_model: Make, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the compiler is not there")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+    execution = replace(decide(device=CPU, precision="fp32", compiles=True), graphed=True)
+    found, problems = step_check.trusted(make_model().train(), execution, *laid_out("padded")[:2], Repeating)
+    assert (found.graphed, found.compiled) == (False, False)
+    assert len(problems) == 2
+    assert all("the compiler is not there" in problem for problem in problems)
