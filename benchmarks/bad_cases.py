@@ -196,6 +196,7 @@ def of_models() -> Iterator[Case]:
         yield Case("config.json", name, changed_model("config.json", content))
     for name, changes in CONFIG_CHANGES.items():
         yield Case("config.json", name, changed_config(**changes))
+    yield Case("generation_config.json", "nested too deeply", changed_model("generation_config.json", "[" * 100_000))
     for name, found in GENERATION_CHANGES.items():
         yield Case("generation_config.json", name, changed_model("generation_config.json", json.dumps(found)))
     for name, content in SAFETENSORS.items():
@@ -215,6 +216,8 @@ def of_models() -> Iterator[Case]:
     yield Case("tokenizer", "only an empty tokenizer.model", only_tokenizer_model(b""))
     no_end = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>"})
     yield Case("tokenizer", "no end-of-sequence token", changed_model("tokenizer_config.json", no_end))
+    no_length = json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "model_max_length": {}})
+    yield Case("tokenizer", "a length that is an object", changed_model("tokenizer_config.json", no_length))
     yield Case("tokenizer", "config is a list", changed_model("tokenizer_config.json", "[]"))
     yield Case("tokenizer", "an unknown class", changed_model("tokenizer_config.json", '{"tokenizer_class": "X"}'))
     for name, content in TEMPLATES.items():

@@ -341,6 +341,13 @@ def test_a_folder_with_an_adapter_is_not_a_model(copied: Path):
     assert "without its model; give the model that it belongs to" in refusal(locate, str(copied))
 
 
+def test_a_tokenizer_that_cannot_read_a_text_is_refused_in_one_line(copied: Path):
+    written = json.loads((copied / "tokenizer_config.json").read_text())
+    (copied / "tokenizer_config.json").write_text(json.dumps(written | {"model_max_length": {}}))
+    message = refusal(models.load_tokenizer, locate(str(copied)), None, None, False)
+    assert message.startswith(f"tokenizer {copied}: its files cannot be loaded (")
+
+
 def test_an_eos_of_minus_one_is_none():
     from types import SimpleNamespace
 

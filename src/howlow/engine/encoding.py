@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from howlow.errors import UserError
 
@@ -33,6 +33,9 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int], **options: Any) -> str:
         """Text."""
+
+
+_T = TypeVar("_T", bound=Tokenizer)
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,12 @@ def leading_tokens(tokenizer: Tokenizer) -> tuple[int, ...]:
             if bare and framed[count : count + len(bare)] == bare:
                 return tuple(framed[:count])
     return ()  # a tokenizer of other letters than these: its prompts start with their text
+
+
+def tried(tokenizer: _T) -> _T:
+    """The tokenizer, once it has read a text: some damage shows only there, as an error of any type."""
+    leading_tokens(tokenizer)
+    return tokenizer
 
 
 # -- cutting --------------------------------------------------------------------------------------------------------

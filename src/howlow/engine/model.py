@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from howlow import hub
+from howlow.engine.encoding import tried
 from howlow.engine.kinds import refuse_other_kind
 from howlow.engine.reach import Unreached, run_on_tokens, runs_on_tokens, unreached
 from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate, locate_tokenizer
@@ -88,7 +89,7 @@ def load_tokenizer(
         reference = locate(PACKAGED)
     options = _source_options(reference, revision if tokenizer is None else None, trust_remote_code)
     load = partial(AutoTokenizer.from_pretrained, reference.location, **options)
-    loaded = from_hub("tokenizer", reference.name, load, reference.is_local)
+    loaded = from_hub("tokenizer", reference.name, lambda: tried(load()), reference.is_local)
     return loaded, reference.name, substituted
 
 

@@ -179,7 +179,7 @@ def _generation_config(reference: ModelReference) -> Any:
         found = GenerationConfig.from_pretrained(reference.location, local_files_only=reference.is_local)
     except OSError:  # there is none: the model takes what its config says
         return None
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise UserError(
             f"model {reference.name}: generation_config.json cannot be read ({reason(error)}); copy it again, or "
             "remove it"
