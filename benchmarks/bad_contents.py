@@ -335,6 +335,7 @@ GENERATION_CHANGES: dict[str, Any] = {
     "eos_token_id is a text": {"eos_token_id": "</s>"},
     "eos_token_id is a fraction": {"eos_token_id": 2.5},
     "eos_token_id is a list with a text": {"eos_token_id": [2, "</s>"]},
+    "eos_token_id is a list with null": {"eos_token_id": [None]},
     "a list": [],
 }
 SAFETENSORS: dict[str, Content | None] = {

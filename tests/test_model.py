@@ -474,7 +474,7 @@ def test_code_of_its_own_is_refused_unless_allowed(copied: Path):
     )
 
 
-@pytest.mark.parametrize("ends", ["</s>", 2.5, [2, "</s>"], True, {"id": 2}])
+@pytest.mark.parametrize("ends", ["</s>", 2.5, [2, "</s>"], [None], True, {"id": 2}])
 def test_an_eos_that_is_no_number_is_told_with_its_value(copied: Path, ends: Any):
     """In config.json transformers itself refuses it, with a message of several lines."""
     from howlow import load_settings

@@ -184,8 +184,9 @@ def _generation_config(reference: ModelReference) -> Any:
             f"model {reference.name}: generation_config.json cannot be read ({reason(error)}); copy it again, or "
             "remove it"
         ) from None
-    ends = found.eos_token_id if isinstance(found.eos_token_id, list) else [found.eos_token_id]
-    if not all(end is None or (isinstance(end, int) and not isinstance(end, bool)) for end in ends):
+    given = found.eos_token_id
+    ends = [] if given is None else given if isinstance(given, list) else [given]
+    if not all(isinstance(end, int) and not isinstance(end, bool) for end in ends):
         raise UserError(
             f"model {reference.name}: eos_token_id in generation_config.json is {found.eos_token_id!r}; a token's "
             "number or a list of such numbers is expected: correct it, or remove the file"
