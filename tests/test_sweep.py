@@ -387,4 +387,4 @@ def test_inference_peak_memory_does_not_depend_on_the_training_batch(
         assert generate is not None
         peaks[name] = (train.peak_memory_bytes or 0, generate.peak_memory_bytes or 0)
     assert peaks["large"][0] > peaks["small"][0] + 500e6
-    assert abs(peaks["large"][1] - peaks["small"][1]) < 4e6, "its process never trained"
+    assert abs(peaks["large"][1] - peaks["small"][1]) < 15e6, "its process never trained"
