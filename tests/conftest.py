@@ -121,6 +121,22 @@ def loaded(folder: Path, **changes: Any) -> Any:
     return models.load_model(reference, models.load_config(reference, None, False), **(options | changes))
 
 
+def search_that_found_nothing(probe: Any) -> Any:
+    """The record of a search for the largest batch in which not even this probe of one example fitted."""
+    from howlow.records import BatchSearch
+
+    return BatchSearch(
+        setting="training.batch_size",
+        batch=None,
+        largest=4,
+        limit_bytes=100,
+        budget_bytes=97,
+        limit="run.memory_limit_bytes",
+        memory="VmData",
+        probes=(probe,),
+    )
+
+
 def squad_document(paragraphs: int, questions: int = 3, name: str = "p") -> dict[str, Any]:
     """SQuAD v1.1 JSON with made-up short paragraphs."""
     found = []

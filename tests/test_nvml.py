@@ -1,6 +1,7 @@
 """NVIDIA readings through the real nvidia-ml-py, from a stand-in for the library that it loads."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def test_a_slow_counter_is_found_out_and_windows_shorter_than_its_period_have_no
     period_ms: int, ask: Ask
 ) -> None:
     found = ask(HOWLOW_NVML_MILLIWATTS="100000", HOWLOW_NVML_PERIOD_MS=str(period_ms))
-    assert found["period_s"] >= period_ms / 1000
+    assert found["period_s"] >= 0.99 * period_ms / 1000  # two moments are known to a reading's time each
     assert found["phase"].pauses == 1
     measured = found["phase"].window("measured")
     if period_ms == 400:
@@ -155,7 +156,8 @@ def test_a_slow_counter_is_found_out_and_windows_shorter_than_its_period_have_no
         return
     assert measured is None
     details = [detail for kind, detail in found["warnings"] if kind == "energy_window_too_short"]
-    assert any(detail.endswith("1 s would do") for detail in details), found["warnings"]
+    told = [re.search(r"; (\S+) s would do$", detail) for detail in details]
+    assert any(one and float(one[1]) == pytest.approx(1, rel=0.02) for one in told), found["warnings"]
 
 
 def test_a_device_that_is_named_twice_counts_once(library: Path, tmp_path: Path) -> None:

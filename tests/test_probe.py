@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import squad_document, tiny_config
+from conftest import search_that_found_nothing, squad_document, tiny_config
 
 import howlow
 from howlow import load_settings as load
@@ -268,7 +269,14 @@ def test_a_search_that_was_interrupted_goes_on_with_its_probes(
     (search,) = record.batch_search
     assert record.status == "done"
     assert [(probe.batch, probe.fits) for probe in search.probes] == probed
-    assert len(set(probed)) == len(probed) - 1  # the one found is confirmed, nothing else is probed twice
+    assert search.batch is not None
+    tried = Counter(batch for batch, _ in probed)
+    again = [
+        batch for batch, times in tried.items() if times > 1
+    ]  # to confirm it; it may fail, as peaks differ a little
+    assert max(tried.values()) == 2
+    assert all(batch >= search.batch and (batch, True) in probed for batch in again)
+    assert sum(fits and batch >= search.batch for batch, fits in probed) >= 2
     assert [path.name for path in (tmp_path / "out" / ".howlow").glob("probes-*")] == []
 
 
@@ -400,14 +408,5 @@ print([is_out_of_memory(error) for error in errors])
 
 def test_a_search_survives_the_record() -> None:
     one = BatchProbe(batch=1, computed_tokens=160, peak_memory_bytes=None, fits=False)
-    search = BatchSearch(
-        setting="training.batch_size",
-        batch=None,
-        largest=4,
-        limit_bytes=100,
-        budget_bytes=97,
-        limit="run.memory_limit_bytes",
-        memory="VmData",
-        probes=(one,),
-    )
+    search = search_that_found_nothing(one)
     assert BatchSearch.model_validate_json(search.model_dump_json()) == search

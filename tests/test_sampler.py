@@ -95,18 +95,18 @@ def test_a_reader_that_hangs_is_waited_for_once_and_catches_up(tmp_path: Path) -
 
     with reading(tmp_path, Scripted(counter_j=read)) as reader:
         time.sleep(0.1)
-        assert reader.counter_now() is not None
+        assert reader.ask(reader.read_counter) is not None
         hung.set()
         time.sleep(0.05)
         started = time.perf_counter()
-        answers = [reader.counter_now() for _ in range(20)]
+        answers = [reader.ask(reader.read_counter) for _ in range(20)]
         assert time.perf_counter() - started < 0.2  # one timeout, not twenty
         assert answers == [None] * 20
         assert reader.late >= 20
         hung.clear()
         release.set()
         time.sleep(0.1)
-        assert reader.counter_now() is not None
+        assert reader.ask(reader.read_counter) is not None
     times = [point.time_s for point in reader.points]
     assert max(b - a for a, b in pairwise(times)) > 0.05  # the gap stays a gap
 
@@ -191,7 +191,7 @@ def test_an_instrument_that_fails_costs_a_reading_and_not_the_thread(tmp_path: P
     with session_of(tmp_path, Scripted(counter_j), found=found) as session, session.phase("train") as phase:
         (reader,) = [one for one in session.sensors.readers if one.instrument.device == "scripted"]
         fails.set()
-        assert reader.counter_now() is None
+        assert reader.ask(reader.read_counter) is None
         time.sleep(0.3)
         fails.clear()
         with phase.step(measured=True, samples=1):

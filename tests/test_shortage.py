@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import search_that_found_nothing
 from hypothesis import given
 from hypothesis import strategies as st
 from test_resuming import Stopper, measure_job, run
@@ -15,7 +16,7 @@ from test_resuming import told_at_every_step as told_at_every_step
 
 from howlow.memory.limits import failed_allocation
 from howlow.outcomes import Unfinished, requested_bytes
-from howlow.records import BatchProbe, BatchSearch, MemoryShortage, Reading, read_record, write_record
+from howlow.records import BatchProbe, MemoryShortage, Reading, read_record, write_record
 from howlow.reporting.failure import failure_words
 from howlow.trial import method
 from howlow.worker.diagnosis import diagnose, record_instead, too_large
@@ -177,15 +178,6 @@ def test_a_process_that_died_of_something_else_has_no_shortage(table: dict[str, 
 
 def test_where_no_batch_fits_the_probe_says_what_one_example_took() -> None:
     probe = BatchProbe(batch=1, computed_tokens=160, peak_memory_bytes=120, fits=False)
-    search = BatchSearch(
-        setting="training.batch_size",
-        batch=None,
-        largest=4,
-        limit_bytes=100,
-        budget_bytes=97,
-        limit="run.memory_limit_bytes",
-        memory="VmData",
-        probes=(probe,),
-    )
+    search = search_that_found_nothing(probe)
     found = too_large(search, "nothing fits")
     assert found.shortage == MemoryShortage(source="probe", held_bytes=120, limit_bytes=97)

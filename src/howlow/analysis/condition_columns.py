@@ -1,14 +1,9 @@
 """The columns of the conditions of a stage, and of the energies that only some machines can measure."""
 
-from howlow.analysis.column import Column, TablePlace
-from howlow.analysis.cost_columns import of
+from howlow.analysis.column import Column
+from howlow.analysis.cost_columns import at, of
 
 _IN_WINDOW = "mean of the readings in the measured window"
-
-
-def _at(order: int) -> TablePlace:
-    return TablePlace("fine-tuning", order)
-
 
 CONDITIONS = (
     Column(
@@ -17,7 +12,7 @@ CONDITIONS = (
         "hertz",
         f"clock of the GPU's SMs, or of the CPU's cores: {_IN_WINDOW}",
         subjects=of("utilization"),
-        table=_at(30),
+        table=at(30),
         is_optional=True,
     ),
     Column(
@@ -37,7 +32,7 @@ CONDITIONS = (
         "did so the longest",
         "lower",
         subjects=of("utilization"),
-        table=_at(31),
+        table=at(31),
         is_relative=False,
         is_optional=True,
         shows_zero=False,
@@ -69,7 +64,7 @@ FURTHER_ENERGIES = (
         "the sum of energy/sample and CPU energy/sample: GPU, CPU and DRAM, where all three were measured",
         "lower",
         subjects=of("energy", "cpu_energy"),
-        table=_at(32),
+        table=at(32),
         is_optional=True,
         over_steps=("time", "samples"),
         energy_of=(("measured", None), ("measured", "cpu")),

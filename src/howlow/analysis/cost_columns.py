@@ -46,7 +46,8 @@ def _of_stage(stage: Stage, meaning: str, column: Column) -> Column:
     )
 
 
-def _at(order: int) -> TablePlace:
+def at(order: int) -> TablePlace:
+    """A place in the tables; `of_stage` puts it into the section of the stage."""
     return TablePlace("fine-tuning", order)
 
 
@@ -58,7 +59,7 @@ RATES = (
         f"samples / time, {_IN_WINDOW}",
         "higher",
         subjects=_SPEED,
-        table=_at(2),
+        table=at(2),
         heading="samples/s",
         panel=Panel(1, "Throughput", "samples/s"),
         phrase="the {stage} throughput",
@@ -81,7 +82,7 @@ NEW_TOKENS = Column(
     "new tokens",
     "number",
     "tokens written / samples of the measured generate steps",
-    table=_at(12),
+    table=at(12),
     is_optional=True,
 )
 MEASURED_COSTS = (
@@ -92,7 +93,7 @@ MEASURED_COSTS = (
         f"time / samples, {_IN_WINDOW}",
         "lower",
         subjects=_SPEED,
-        table=_at(3),
+        table=at(3),
         panel=Panel(3, "Time per sample"),
         over_steps=("time", "samples"),
         interval=("time_per_sample_low_s", "time_per_sample_high_s"),
@@ -104,7 +105,7 @@ MEASURED_COSTS = (
         "energy / samples, of the measured window",
         "lower",
         subjects=_ENERGY,
-        table=_at(4),
+        table=at(4),
         panel=Panel(2, "Energy per sample"),
         phrase="the energy per sample",
         error="energy_error_per_sample_j",
@@ -119,7 +120,7 @@ MEASURED_COSTS = (
         "the same for the CPU and its memory, where the trial runs on an accelerator",
         "lower",
         subjects=_CPU,
-        table=_at(7),
+        table=at(7),
         is_optional=True,
         over_steps=("time", "samples"),
         energy_of=(("measured", "cpu"),),
@@ -131,7 +132,7 @@ MEASURED_COSTS = (
         "energy / time, of the measured window",
         "lower",
         subjects=_ENERGY,
-        table=_at(9),
+        table=at(9),
         panel=Panel(4, "Average power"),
         energy_of=(("measured", None),),
         interval=("power_low_w", "power_high_w"),
@@ -143,7 +144,7 @@ MEASURED_COSTS = (
         "device memory in use on a GPU, resident memory on a CPU",
         "lower",
         subjects=_MEMORY,
-        table=_at(10),
+        table=at(10),
         panel=Panel(5, "Peak memory"),
         phrase="the peak memory",
     ),
@@ -156,7 +157,7 @@ MEASURED_COSTS = (
         f"mean {_IN_STEPS}",
         subjects=_USE,
         reading="utilization",
-        table=_at(11),
+        table=at(11),
         panel=Panel(6, "Utilisation"),
     ),
 )
@@ -167,7 +168,7 @@ METERED = (
         "joules",
         "how far energy/sample can be from what the sensor measured; of polled power only rounding, gaps at the edges "
         "and late readings: swings between two readings are not in it",
-        table=_at(5),
+        table=at(5),
         is_relative=False,
         is_optional=True,
     ),
@@ -178,7 +179,7 @@ METERED = (
         "energy/sample less the device's idle power x time/sample",
         "lower",
         subjects=of("energy", "energy_above_idle"),
-        table=_at(6),
+        table=at(6),
         error="energy_above_idle_error_per_sample_j",
         is_optional=True,
         over_steps=("time", "samples"),
@@ -198,7 +199,7 @@ METERED = (
         "CPU energy/sample less the CPU's idle power x time/sample",
         "lower",
         subjects=_CPU,
-        table=_at(8),
+        table=at(8),
         is_optional=True,
         over_steps=("time", "samples"),
         energy_of=(("measured", "cpu"),),
@@ -245,7 +246,7 @@ PROCESS_MEMORY = Column(
     "of the device memory in use on a GPU, that of the trial's own process, as the driver counts it",
     "lower",
     subjects=_MEMORY,
-    table=_at(22),
+    table=at(22),
     is_optional=True,
 )
 STEP_TIMES = (
@@ -257,7 +258,7 @@ STEP_TIMES = (
             f"{words} of the time of a measured step by itself",
             "lower",
             subjects=_SPEED,
-            table=_at(20) if percent == 50 else None,
+            table=at(20) if percent == 50 else None,
             is_optional=True,
         )
         for percent, label, words in (
@@ -273,7 +274,7 @@ STEP_TIMES = (
         "share of the measured window that lies between steps: waiting for batches and writing lines",
         "lower",
         subjects=_SPEED,
-        table=_at(21),
+        table=at(21),
         is_relative=False,
         is_optional=True,
     ),
@@ -283,7 +284,7 @@ _PER_TOKEN = f"energy / tokens, {_OVER_STEPS}; absent where the source is too sl
 
 
 def _of_generation(column: Column, order: int) -> Column:
-    return replace(column, table=_at(order), is_optional=True)
+    return replace(column, table=at(order), is_optional=True)
 
 
 GENERATION = tuple(

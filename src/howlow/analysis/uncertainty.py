@@ -160,8 +160,11 @@ _SUMS: Mapping[StepSum, Callable[[Step, float], float]] = {
 def work_of(steps: Sequence[Step]) -> str:
     """Equal for phases whose steps read equally many examples and tokens; what a generation wrote may differ."""
     written = {step.step: step.target_tokens if step.phase == "generate" else 0 for step in steps}
-    text = repr([(step.step, step.samples, step.tokens - written[step.step]) for step in steps])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _digest([(step.step, step.samples, step.tokens - written[step.step]) for step in steps])
+
+
+def _digest(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 # -- quality --------------------------------------------------------------------------------------------------------
@@ -212,7 +215,7 @@ def _of_texts(lines: Sequence[_Scored]) -> Sample | None:
 
 
 def _examples(lines: Iterable[_Scored]) -> str:
-    return hashlib.sha256(repr([line.id for line in lines]).encode()).hexdigest()[:16]
+    return _digest([line.id for line in lines])
 
 
 def _of_batches(steps: Sequence[Step]) -> Sample | None:

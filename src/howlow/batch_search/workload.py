@@ -122,9 +122,8 @@ class TrainingWork:
     def _targets(self, part: Sequence[TokenizedExample]) -> int:
         return sum(layouts.count_targets(example, self.state.settings.training.loss_on) for example in part)
 
-    def _heaviest(self, batch: int) -> list[list[TokenizedExample]]:
+    def _heaviest(self, parts: Sequence[list[TokenizedExample]]) -> list[list[TokenizedExample]]:
         """The micro-batch with the most computed tokens, and the one with the most targets if that is another."""
-        parts = self._micro_batches(batch)
         most = max(parts, key=lambda part: (self._computed(part), self._targets(part)))
         most_targets = max(parts, key=lambda part: (self._targets(part), self._computed(part)))
         return [most] if self._targets(most) == self._targets(most_targets) else [most, most_targets]
@@ -135,7 +134,7 @@ class TrainingWork:
         parts = self._micro_batches(batch)
         execution, filling, recorded = ready(self.state, bench.model, bench.execution, bench.pad_id, parts)
         times = 2 if (self.state.settings.training.effective_batch_size or 0) > batch else 1
-        steps = [[filling.batch(part)] * times for part in self._heaviest(batch)]
+        steps = [[filling.batch(part)] * times for part in self._heaviest(parts)]
         light = [] if execution.fills_shapes else list(_light_batches(bench))
         _train(bench, execution, light, recorded, steps)
 
@@ -149,13 +148,11 @@ def _train(
 ) -> None:
     """Run light steps, which make the optimizer's moments and the kernels, and then the given ones.
 
-    The weights' values do not matter for the memory. No gradient is left.
+    The model is in training mode. The weights' values do not matter for the memory. No gradient is left.
 
     recorded: a batch of each shape whose steps are recorded first (`howlow.trial.acceleration`).
     """
-    settings = bench.state.settings
-    set_to_training(settings, bench.model)
-    optimization = replace(optimization_of(settings, 1), learning_rate=0.0)
+    optimization = replace(optimization_of(bench.state.settings, 1), learning_rate=0.0)
     # What matters is the memory that a step takes, not whether its loss is finite.
     with running(bench.model, execution) as run, bench.session.phase("train"), suppress(DivergedError):
         trainer = new_trainer(run, optimization, recorded)
@@ -178,7 +175,7 @@ def _light_batches(bench: Bench) -> Iterator[Batch]:
     by_length = {example.length: example for example in bench.prepared.train}
     lightest = [by_length[length] for length in sorted(by_length)]
     layout, training = bench.state.choice.layout, bench.state.settings.training
-    is_varied = bench.device.type == "cpu" and (layout != "padded" or training.compile is not True)
+    is_varied = bench.device.type == "cpu" and (layout != "padded" or not bench.execution.compiled)
     for example in lightest[: _SHAPES if is_varied else 1]:
         length = example.length if is_varied else training.sequence_length
         yield layouts.lay_out([example], layout, length, bench.pad_id, training.loss_on)

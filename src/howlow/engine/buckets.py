@@ -9,13 +9,12 @@ The shapes come from the schedule itself (`choose_shapes`): as few lengths as ke
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from howlow.engine.layouts import ROWS_AT_ONCE, Batch, Chunk, Layout, LossOn, computed_tokens, count_targets
+from howlow.engine.layouts import Batch, Layout, LossOn, chunks_of, computed_tokens, count_targets
 from howlow.engine.prefix_tree import Block, PrefixTree
 from howlow.engine.tokens import TokenizedExample
 
@@ -38,13 +37,8 @@ class Size(NamedTuple):
     targets: int
 
 
-@dataclass(frozen=True)
-class Bucket:
-    """A shape: `rows` of `tokens` each, with `targets` pairs of a predictor and its target."""
-
-    rows: int
-    tokens: int
-    targets: int
+class Bucket(Size):
+    """A size up to which batches are filled, with exactly `targets` pairs of a predictor and its target."""
 
     def holds(self, size: Size) -> bool:
         """Whether a batch of this size can be filled up to this shape."""
@@ -69,6 +63,12 @@ def size_of(examples: Sequence[TokenizedExample], layout: Layout, sequence_lengt
     rows = len(examples) if layout == "padded" else 1
     tokens = computed_tokens(examples, layout, sequence_length)
     return Size(rows, tokens // rows, min(tokens, sum(count_targets(example, loss_on) for example in examples)))
+
+
+def size_of_batch(batch: Batch) -> Size:
+    """The size of a batch as it was laid out."""
+    rows, tokens = batch.input_ids.shape
+    return Size(rows, tokens, min(batch.computed_tokens, batch.target_tokens))
 
 
 def choose_shapes(sizes: Sequence[Size], *, fills_rows: bool) -> Buckets:
@@ -145,24 +145,19 @@ def fill(batch: Batch, bucket: Bucket, pad_id: int) -> Batch:
     )
     lacking = bucket.targets - pairs.shape[1]
     assert lacking >= 0, "the bucket was chosen for the batch"
-    weights = F.pad(counts.float(), (0, lacking))
+    weights, sources = F.pad(counts.float(), (0, lacking)), torch.arange(bucket.targets)
     return replace(
         batch,
         input_ids=F.pad(batch.input_ids, (0, missing), value=pad_id),
         predictors=F.pad(pairs[0], (0, lacking), value=rows * bucket.tokens - 1),
         targets=F.pad(pairs[1], (0, lacking)),
-        sources=torch.arange(bucket.targets),
+        sources=sources,
         targets_of=weights,
         weights=weights,
         counted=batch.target_tokens,
-        chunks=_chunks(bucket.targets),
+        chunks=chunks_of(sources, bucket.targets),
         tree=_filled(batch.tree, missing) if batch.tree is not None else None,
     )
-
-
-def _chunks(targets: int) -> tuple[Chunk, ...]:
-    edges = [*range(0, targets, ROWS_AT_ONCE), targets]
-    return tuple(Chunk(first, end, slice(first, end)) for first, end in pairwise(edges))
 
 
 def _filled(tree: PrefixTree, missing: int) -> PrefixTree:

@@ -179,14 +179,15 @@ def _batch(
         sources=sources,
         owners=torch.cat(owners)[order],
         targets_of=torch.bincount(sources, minlength=predictors.numel()),
-        chunks=_chunks(sources, predictors.numel()),
+        chunks=chunks_of(sources, predictors.numel()),
         samples=len(examples),
         tokens=sum(example.length for example in examples),
         tree=tree,
     )
 
 
-def _chunks(sources: Tensor, predictors: int) -> tuple[Chunk, ...]:
+def chunks_of(sources: Tensor, predictors: int) -> tuple[Chunk, ...]:
+    """The predictors in parts of `ROWS_AT_ONCE`; sources: as in `Batch`."""
     edges = [*range(0, predictors, ROWS_AT_ONCE), predictors]
     bounds = torch.searchsorted(sources, torch.tensor(edges)).tolist()
     return tuple(

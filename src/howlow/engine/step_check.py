@@ -17,7 +17,7 @@ from torch import Tensor
 from howlow.engine.execution import Execution, Precision, running
 from howlow.engine.layouts import Batch
 from howlow.engine.model import trainable
-from howlow.engine.step_graphs import Recorder
+from howlow.engine.step_graphs import Recorder, kept_weights
 from howlow.engine.training import Optimization, Trainer
 
 LARGEST_DIFFERENCE: Mapping[Precision, float] = {"fp32": 1e-3, "bf16": 0.05, "fp16-autocast": 0.02}
@@ -131,14 +131,9 @@ def _wait(device: torch.device) -> None:
 def _moved(model: Any) -> Iterator[None]:
     """Within this context every trained weight is moved a little."""
     parameters = list(trainable(model).values())
-    before = [parameter.detach().clone() for parameter in parameters]
     chance = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.add_(_MOVED_BY * torch.randn(parameter.shape, generator=chance).to(parameter))
-    try:
-        yield
-    finally:
+    with kept_weights(parameters):
         with torch.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
-                parameter.copy_(value)
+            for parameter in parameters:
+                parameter.add_(_MOVED_BY * torch.randn(parameter.shape, generator=chance).to(parameter))
+        yield

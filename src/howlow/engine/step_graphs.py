@@ -10,12 +10,13 @@ adds to the gradients; and the move of the optimizer, which ends with gradients 
 that several examples share need FlexAttention, which makes its mask on the device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from howlow.engine.layouts import Batch
 
@@ -35,6 +36,18 @@ class Recorder(Protocol):
 
         What the work returns is overwritten when anything recorded is repeated.
         """
+
+
+@contextmanager
+def kept_weights(parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """At the end of this context, in which steps are tried, the parameters have the values of its beginning."""
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
 
 
 def shape_of(batch: Batch) -> Shape:

@@ -28,7 +28,7 @@ from howlow.engine.execution import Running
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import target_losses
 from howlow.engine.model import trainable
-from howlow.engine.step_graphs import Recorder, StepGraphs
+from howlow.engine.step_graphs import Recorder, StepGraphs, kept_weights
 
 MAX_SKIPPED_STEPS = 20
 _TOO_LARGE = "without overflow"
@@ -191,19 +191,16 @@ class Trainer:
 
         To be called before the first step and before `restore`. Weights, moments and the scaler are as before.
         """
-        before = [parameter.detach().clone() for parameter in self.parameters.values()]
         scaler = self.scaler.state_dict()
         self._set_gradients(batches[0])
         for group in self.optimizer.param_groups:
             group["lr"] = torch.zeros((), device=self.device)
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         self._graphs = StepGraphs(recorder, self.device, self._pass, gradients)
-        for batch in batches:
-            self._graphs.record_pass(batch)
-        self._graphs.record_move(self._move)
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters.values(), before, strict=True):
-                parameter.copy_(value)
+        with kept_weights(self.parameters.values()):
+            for batch in batches:
+                self._graphs.record_pass(batch)
+            self._graphs.record_move(self._move)
         for kept in self.optimizer.state.values():
             torch._foreach_zero_(list(kept.values()))
         if self.scaler.is_enabled():

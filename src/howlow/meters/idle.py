@@ -8,7 +8,7 @@ from threading import Event
 from howlow.meters import clock
 from howlow.meters.energy import EnergyMeter, window_energy
 from howlow.meters.energy_bounds import Missing
-from howlow.meters.sampler import Reader, await_ticks
+from howlow.meters.sampler import Reader, await_sources, await_ticks
 from howlow.meters.timeline import Timeline
 from howlow.records import Idle
 
@@ -64,15 +64,12 @@ def _window(meter: EnergyMeter, readers: Sequence[Reader], origin_s: float, dura
     while not all(reader.has_energy for reader in readers) and clock.now_s() - origin_s < _FIRST_WITHIN_S:
         Event().wait(0.05)  # nvidia-smi needs seconds for its first line where the driver sleeps
     Event().wait(_SETTLING_S)
-    if meter.kind == "counter":
-        await_ticks(readers)
+    counters, polled = (readers, []) if meter.kind == "counter" else ([], readers)
+    await_ticks(counters)
     start_s = clock.now_s() - origin_s
     Event().wait(duration_s)
     end_s = clock.now_s() - origin_s
-    if meter.kind == "counter":
-        await_ticks(readers, end_s)
-    for reader in readers if meter.kind == "power" else ():
-        reader.settle_power(end_s)
+    await_sources(counters, polled, end_s)
     return start_s, end_s
 
 

@@ -124,13 +124,6 @@ class Reader:
             self.late += 1
         return job.result
 
-    def counter_now(self) -> Point | None:
-        """A fresh reading of the counter, waited for."""
-        asked_s = clock.now_s()
-        point: Point | None = self.ask(self.read_counter) if self.instrument.may_hang else self.read_counter()
-        self.waited_s += clock.now_s() - asked_s
-        return point
-
     def counter_soon(self, then: Callable[[Point | None], None]) -> None:
         """Have the counter read and go on; `then` is called with the reading, or with None where there will be none."""
         asked_s = clock.now_s()
@@ -370,6 +363,13 @@ def await_ticks(readers: Sequence[Reader], after_s: float = -math.inf) -> None:
     for reader, job in jobs:
         if job is not None:
             reader.answer(job, begun_s + reader.edge_timeout_s - clock.now_s())
+
+
+def await_sources(counters: Sequence[Reader], polled: Sequence[Reader], moment_s: float) -> None:
+    """Wait until every source has a reading that includes all that happened before a moment."""
+    await_ticks(counters, moment_s)
+    for reader in polled:
+        reader.settle_power(moment_s)
 
 
 def _reading(device: str, point: Point, look: Look, power_w: float | None, phase: PhaseName) -> Reading:

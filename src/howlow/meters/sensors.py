@@ -8,10 +8,10 @@ import torch
 
 from howlow.meters import clock
 from howlow.meters.conditions import conditions_between
-from howlow.meters.energy import EnergyMeter, MeterName
+from howlow.meters.energy import EnergyMeter, MeterKind, MeterName
 from howlow.meters.energy_bounds import Point
 from howlow.meters.instruments import Instrument, ProcessView
-from howlow.meters.sampler import ANSWER_TIMEOUT_S, STEP_SHARE, Reader, await_ticks
+from howlow.meters.sampler import ANSWER_TIMEOUT_S, STEP_SHARE, Reader, await_sources, await_ticks
 from howlow.meters.timeline import Timeline
 from howlow.records import CounterPace, DeviceConditions, PhaseName, Reading
 
@@ -133,18 +133,14 @@ class Sensors:
 
     def begin_window(self) -> None:
         """Wait for a tick of every counter, so that a window can begin."""
-        await_ticks(self._with_counters)
+        await_ticks(self._of_kind("counter"))
 
     def end_window(self, moment_s: float) -> None:
         """Wait until every source has a reading that includes all that happened before a moment."""
-        await_ticks(self._with_counters, moment_s)
-        for meter in self.meters.values():
-            for reader in self.of(meter) if meter.kind == "power" else ():
-                reader.settle_power(moment_s)
+        await_sources(self._of_kind("counter"), self._of_kind("power"), moment_s)
 
-    @property
-    def _with_counters(self) -> list[Reader]:
-        return [reader for meter in self.meters.values() if meter.kind == "counter" for reader in self.of(meter)]
+    def _of_kind(self, kind: MeterKind) -> list[Reader]:
+        return [reader for meter in self.meters.values() if meter.kind == kind for reader in self.of(meter)]
 
     def conditions(self, start_s: float, end_s: float) -> tuple[DeviceConditions, ...]:
         """Clocks, heat and throttling between two moments, of each device that reports any."""

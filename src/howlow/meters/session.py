@@ -50,6 +50,7 @@ class Session:
         self.memory = memory
         self.warn = warn
         self.peak_problem: str | None = None
+        self._problem: OSError | None = None
         self._before = machine_counters()
 
     def trial_time(self) -> float:
@@ -63,9 +64,13 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if isinstance(error, Exception):
             self.look_for_outside_work()  # which may be the reason
-        problem = self.sensors.stop()
-        if problem is not None and error is None:
-            raise problem
+        self._end_readings()
+        if self._problem is not None and error is None:
+            raise self._problem
+
+    def _end_readings(self) -> None:
+        if self.sensors.is_open:
+            self._problem = self.sensors.stop()
 
     @contextmanager
     def phase(self, name: PhaseName, totals: PhaseTotals | None = None) -> Iterator[PhaseMeter]:
@@ -83,9 +88,13 @@ class Session:
                 self.warn(RecordWarning(kind=kind, detail=detail))
 
     def report(self, idle: Idle | None) -> MeterRecord:
-        """How the meters did; warns of their problems and of the work of others. The session may have ended."""
+        """How the meters did; ends the readings, and warns of their problems and of the work of others.
+
+        The session may have ended.
+        """
         if self.sensors.is_open:
             self.look_for_outside_work()
+        self._end_readings()  # so that the record counts every reading that the timeline has
         after = machine_counters()
         record = self._meter_record(after, idle)
         for kind, detail in self._findings(after, record):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from howlow.engine import buckets, layouts
-from howlow.engine.buckets import Bucket, Buckets
+from howlow.engine.buckets import Bucket, Buckets, Size
 from howlow.engine.cuda.graphs import CudaGraphs
 from howlow.engine.execution import Execution, Running
 from howlow.engine.layouts import Batch
@@ -38,38 +38,8 @@ class Filling:
         batch = layouts.lay_out(
             examples, self.state.choice.layout, training.sequence_length, self.pad_id, training.loss_on
         )
-        bucket = self.shapes.of(_size_of(self.state, examples)) if self.shapes else None
+        bucket = self.shapes.of(buckets.size_of_batch(batch)) if self.shapes else None
         return batch if bucket is None else buckets.fill(batch, bucket, self.pad_id).pinned()
-
-
-def _size_of(state: TrialState, examples: Sequence[TokenizedExample]) -> buckets.Size:
-    """The size of the examples' batch in the trial's layout."""
-    training = state.settings.training
-    return buckets.size_of(examples, state.choice.layout, training.sequence_length, training.loss_on)
-
-
-def filling_of(
-    state: TrialState, execution: Execution, pad_id: int, micro_batches: Sequence[Sequence[TokenizedExample]]
-) -> Filling:
-    """How the batches of a schedule are laid out; the shapes go into the record."""
-    if not execution.fills_shapes:
-        return Filling(state, pad_id)
-    is_row = state.choice.layout != "padded"
-    shapes = buckets.choose_shapes([_size_of(state, part) for part in micro_batches], fills_rows=is_row)
-    state.resolve(row_lengths=tuple(shape.tokens for shape in shapes.shapes), row_padding=shapes.padding)
-    return Filling(state, pad_id, shapes)
-
-
-def representatives(filling: Filling, micro_batches: Sequence[Sequence[TokenizedExample]]) -> list[tuple[Batch, Batch]]:
-    """The first and the last batch of each shape, on the host, the largest shape first."""
-    assert filling.shapes is not None, "shapes are chosen for what is recorded"
-    found: dict[Bucket, list[Sequence[TokenizedExample]]] = {}
-    for part in micro_batches:
-        shape = filling.shapes.of(_size_of(filling.state, part))
-        if shape is not None:
-            found.setdefault(shape, []).append(part)
-    largest_first = sorted(found, key=lambda shape: (shape.rows * shape.tokens, shape.targets), reverse=True)
-    return [(filling.batch(found[shape][0]), filling.batch(found[shape][-1])) for shape in largest_first]
 
 
 def ready(
@@ -79,22 +49,38 @@ def ready(
     pad_id: int,
     micro_batches: Sequence[Sequence[TokenizedExample]],
 ) -> tuple[Execution, Filling, list[Batch]]:
-    """How a training runs whose schedule has these micro-batches, once it is checked.
+    """How a training runs whose schedule has these micro-batches, once it is checked; the shapes go into the record.
 
     Returns:
         The execution, or the next plainer one that computes what the plain step does; how batches are laid out; and a
         batch of each shape that is to be recorded, the largest first.
     """
-    filling = filling_of(state, execution, pad_id, micro_batches)
-    if filling.shapes is None:
-        return execution, filling, []
-    batches = representatives(filling, micro_batches)
+    if not execution.fills_shapes:
+        return execution, Filling(state, pad_id), []
+    layout, training = state.choice.layout, state.settings.training
+    sizes = [buckets.size_of(part, layout, training.sequence_length, training.loss_on) for part in micro_batches]
+    shapes = buckets.choose_shapes(sizes, fills_rows=layout != "padded")
+    state.resolve(row_lengths=tuple(shape.tokens for shape in shapes.shapes), row_padding=shapes.padding)
+    filling = Filling(state, pad_id, shapes)
+    batches = _first_and_last(filling, shapes, sizes, micro_batches)
     first, last = batches[0]
     found, problems = trusted(model, execution, first, last, lambda: CudaGraphs(execution.device))
     for problem in problems:
         state.warn(WarningKind.PLAINER_STEPS, problem, "train")
     state.resolve(compiled=found.compiled, graphed=found.graphed)
     return found, filling, [first for first, _ in batches] if found.graphed else []
+
+
+def _first_and_last(
+    filling: Filling, shapes: Buckets, sizes: Sequence[Size], micro_batches: Sequence[Sequence[TokenizedExample]]
+) -> list[tuple[Batch, Batch]]:
+    """The first and the last batch of each shape, on the host, the largest shape first."""
+    found: dict[Bucket, list[Sequence[TokenizedExample]]] = {}
+    for size, part in zip(sizes, micro_batches, strict=True):
+        if (shape := shapes.of(size)) is not None:
+            found.setdefault(shape, []).append(part)
+    largest_first = sorted(found, key=lambda shape: (shape.rows * shape.tokens, shape.targets), reverse=True)
+    return [(filling.batch(found[shape][0]), filling.batch(found[shape][-1])) for shape in largest_first]
 
 
 def new_trainer(run: Running, optimization: Optimization, recorded: Sequence[Batch]) -> Trainer:

@@ -62,8 +62,7 @@ def _run_schedule(
     totals = PhaseTotals(**saved.document["totals"]) if saved else None
 
     def laid_out(chosen: Sequence[int]) -> list[Batch]:
-        batches = split(chosen, state.training_batch_size)
-        return [filling.batch([examples[index] for index in batch]) for batch in batches]
+        return [filling.batch(part) for part in micro_batches_of(examples, [chosen], state.training_batch_size)]
 
     with (
         session.phase("train", totals) as meter,
