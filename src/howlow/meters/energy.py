@@ -5,11 +5,13 @@ readings (`howlow.meters.energy_bounds`), or polled power integrated over time (
 that the user gave are multiplied by time, and every place that shows the result calls it `assumed`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
-from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, standstill
+from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, standstill, suspect_s
 from howlow.meters.instruments import Instrument
 from howlow.meters.power_bounds import power_energy
 from howlow.records import CounterPace, ErrorCover, WarningKind
@@ -17,6 +19,7 @@ from howlow.records import CounterPace, ErrorCover, WarningKind
 LONGEST_STANDSTILL = 1.5  # update periods for which a counter may keep its value
 SHORTEST_STANDSTILL_S = 0.05  # less is no fault: the driver of a fast counter may be held up as long
 _CONTRADICTED = 1.1  # more than a power sensor and a counter may differ by
+_CONTRADICTED_IN_PART = 1.25  # the same where the power sensor measures for a part of the time
 _FEWEST_POWERS = 3
 
 _LEAST_FIRST: tuple[ErrorCover, ...] = ("edges", "all_but_lag", "everything")
@@ -127,7 +130,10 @@ def _counted(meter: EnergyMeter, trace: InstrumentReadings, start_s: float, end_
         detail = f"the counter was not updated twice in the {pace.watched_s:.3g} s before the first trial"
         return Missing(WarningKind.COUNTER_STOOD_STILL, detail)
     longest_s = max(SHORTEST_STANDSTILL_S, LONGEST_STANDSTILL * trace.update_period_s)
-    fault = standstill(trace.counters, start_s, end_s, trace.update_period_s, longest_s)
+    tolerance = _CONTRADICTED if meter.sampled_share is None else _CONTRADICTED_IN_PART
+    fault = standstill(
+        trace.counters, start_s, end_s, trace.update_period_s, longest_s, trace.powers, tolerance=tolerance
+    )
     if fault is not None:
         return fault
     lag_s = pace.lag_s if pace else None
@@ -144,7 +150,8 @@ def _counted(meter: EnergyMeter, trace: InstrumentReadings, start_s: float, end_
     if isinstance(found, Missing):
         return found
     covers: ErrorCover = "all_but_lag" if lag_s is None else "everything"
-    return _contradiction(meter, trace.powers, start_s, end_s, found) or replace(found, covers=covers)
+    fault = _contradiction(meter, trace.powers, start_s, end_s, found)
+    return fault or _against_power(trace, (start_s, end_s), replace(found, covers=covers), tolerance)
 
 
 def _contradiction(
@@ -152,9 +159,9 @@ def _contradiction(
 ) -> Missing | None:
     """Why a counter cannot be right: it rose by less than the lowest power that was read would make it rise.
 
-    A power sensor that measures for only a part of the time proves nothing: a load may have its period.
+    The lowest reading of a power sensor that measures for only a part of the time proves nothing.
     """
-    read = [point.power_w for point in powers if start_s <= point.time_s <= end_s and point.power_w is not None]
+    read = _powers_in(powers, start_s, end_s)
     if meter.sampled_share is not None or len(read) < _FEWEST_POWERS:
         return None
     least_j, highest_j = min(read) * (end_s - start_s), found.energy_j + (found.error_j or 0.0)
@@ -164,3 +171,38 @@ def _contradiction(
         f"the counter rose by {found.energy_j:.3g} J, but at least {min(read):.3g} W were drawn for {least_j:.3g} J"
     )
     return Missing(WarningKind.COUNTER_STOOD_STILL, detail)
+
+
+def _against_power(
+    trace: InstrumentReadings, window: tuple[float, float], found: BoundedEnergy, tolerance: float
+) -> BoundedEnergy | Missing:
+    """The counter's energy compared with integrated power: no energy, or the error that the power leaves possible.
+
+    A rise below the integrated power by more than both errors and the tolerance is a fault. What the tolerance lets
+    pass is added to the error, and so is what the counter may have lost unseen, up to what the power has room for.
+    """
+    inside = [point for point in trace.powers if window[0] <= point.time_s <= window[1]]
+    power = power_energy(inside, *window, trace.period_s, trace.update_period_s)
+    if isinstance(power, Missing):
+        return found
+    read, error_j = _powers_in(inside, *window), found.error_j or 0.0
+    unseen_j = max(read) * suspect_s(trace.counters, *window, trace.update_period_s)
+    power_error_j = max(power.statistical_error_j or 0.0, _between_j(inside, trace.update_period_s))
+    least_j, missing_j = power.energy_j - power_error_j, power.energy_j + power_error_j - found.energy_j
+    if least_j > tolerance * (found.energy_j + error_j):
+        detail = f"the counter rose by {found.energy_j:.3g} J, but the power read amounts to {power.energy_j:.3g} J"
+        return Missing(WarningKind.COUNTER_STOOD_STILL, detail)
+    is_short = least_j > found.energy_j + error_j
+    return replace(found, error_j=max(error_j, missing_j if is_short else min(error_j + unseen_j, missing_j)))
+
+
+def _between_j(powers: Sequence[Point], update_period_s: float) -> float:
+    """How far power between its readings, and readings that are a period late, may change the integrated energy."""
+    return math.fsum(
+        abs((later.power_w or 0.0) - (sooner.power_w or 0.0)) * (update_period_s + (later.time_s - sooner.time_s) / 2)
+        for sooner, later in pairwise(powers)
+    )
+
+
+def _powers_in(powers: Sequence[Point], start_s: float, end_s: float) -> list[float]:
+    return [point.power_w for point in powers if start_s <= point.time_s <= end_s and point.power_w is not None]

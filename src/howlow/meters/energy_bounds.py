@@ -36,7 +36,7 @@ _NEAR_S = 1.0  # readings of power within this time of an edge say what the devi
 _DENSE_S = 0.4  # provided that none is farther from the next
 _HIGHER = 2.0  # what a device may draw for less than an update period, over the most that was read
 _WAITING = 1.25  # the same where it only waits for a window to begin
-_CAUGHT_UP = 0.8  # of the expected rise after a standstill, where the counter lost nothing
+_SPARSE = 1.5  # update periods between two readings: a lost update shows only where readings are closer
 _POLLED = 0.25  # of an update period: a tick that is known as precisely was polled for
 
 
@@ -234,23 +234,22 @@ def _interpolated(seen: Sequence[_Tick], moment_s: float) -> float:
 
 
 def standstill(
-    points: Sequence[Point], start_s: float, end_s: float, update_period_s: float, longest_s: float
+    points: Sequence[Point],
+    start_s: float,
+    end_s: float,
+    update_period_s: float,
+    longest_s: float,
+    powers: Sequence[Point] = (),
+    tolerance: float = 1.1,
 ) -> Missing | None:
-    """Why a counter's window cannot be trusted: it kept a value for too long, and did not catch up at the next tick.
+    """Why a counter's window cannot be trusted: it kept a value for too long, and no power proves that it caught up.
 
-    longest_s: how long it may keep a value.
+    longest_s: how long it may keep a value. tolerance: the factor by which power and a sound counter may differ.
     """
-    first = max(0, bisect_right(points, start_s, key=_time_s) - 1)
-    last = min(len(points) - 1, bisect_left(points, end_s, key=_asked_s))
-    while first > 0 and _counter(points[first - 1]) == _counter(points[first]):
-        first -= 1
-    while last + 1 < len(points) and _counter(points[last]) == _counter(points[last - 1]):
-        last += 1
-    inside = [point for point in points[first : last + 1] if point.epoch == points[first].epoch]
-    seen = list(_ticks(inside, update_period_s))
+    seen = _seen_in(points, start_s, end_s, update_period_s)
     for index, tick in enumerate(seen):
         stood_s = tick.last_seen_s - tick.latest_s
-        if stood_s > longest_s and not _caught_up(seen, index, update_period_s):
+        if stood_s > longest_s and not _caught_up(seen, index, powers, tolerance):
             detail = (
                 f"the counter stood still for {stood_s:.3g} s from second {tick.latest_s:.3g} of the trial on, but it "
                 f"is updated every {update_period_s:.3g} s"
@@ -259,15 +258,50 @@ def standstill(
     return None
 
 
-def _caught_up(seen: Sequence[_Tick], index: int, update_period_s: float) -> bool:
-    """Whether the rise after a standstill is what the rest of the window leads to expect, so that nothing was lost."""
+def suspect_s(points: Sequence[Point], start_s: float, end_s: float, update_period_s: float) -> float:
+    """Seconds of a window whose energy a counter may have lost without a sign in its readings.
+
+    These are the standstills, less the one period that every value is kept, and one period more where a lost update is
+    invisible because readings are sparser than `_SPARSE` periods.
+    """
+    seen = _seen_in(points, start_s, end_s, update_period_s)
+    stood_s = sum(max(0.0, tick.last_seen_s - tick.latest_s - update_period_s) for tick in seen)
+    moments = [start_s, *(point.time_s for point in points if start_s < point.time_s < end_s), end_s]
+    widest_s = max(later - sooner for sooner, later in pairwise(moments))
+    return stood_s + (update_period_s if widest_s > _SPARSE * update_period_s else 0.0)
+
+
+def _seen_in(points: Sequence[Point], start_s: float, end_s: float, update_period_s: float) -> list[_Tick]:
+    """The ticks of a window, with all readings of the values that were shown at its edges."""
+    first = max(0, bisect_right(points, start_s, key=_time_s) - 1)
+    last = min(len(points) - 1, bisect_left(points, end_s, key=_asked_s))
+    while first > 0 and _counter(points[first - 1]) == _counter(points[first]):
+        first -= 1
+    while last + 1 < len(points) and _counter(points[last]) == _counter(points[last - 1]):
+        last += 1
+    inside = [point for point in points[first : last + 1] if point.epoch == points[first].epoch]
+    return list(_ticks(inside, update_period_s))
+
+
+def _caught_up(seen: Sequence[_Tick], index: int, powers: Sequence[Point], tolerance: float) -> bool:
+    """Whether the rise after a standstill is no less than the power that was read in it, within the tolerance."""
     if index + 1 == len(seen):
         return False
     stood, behind = seen[index], seen[index + 1]
-    rise_j, length_s = behind.value_j - stood.value_j, behind.latest_s - stood.latest_s
-    others_j = seen[-1].value_j - seen[0].value_j - rise_j
-    others_s = seen[-1].latest_s - seen[0].latest_s - length_s
-    return others_s > 0 and rise_j >= _CAUGHT_UP * (length_s - update_period_s) * others_j / others_s
+    least_j = _least_j(powers, stood.latest_s, stood.last_seen_s)
+    return least_j is not None and least_j <= tolerance * (behind.value_j - stood.value_j)
+
+
+def _least_j(powers: Sequence[Point], low_s: float, high_s: float) -> float | None:
+    """The energy of a slice, at the lower of the two readings of power around each moment; None without readings."""
+    near = powers[max(0, bisect_right(powers, low_s, key=_time_s) - 1) : bisect_left(powers, high_s, key=_time_s) + 1]
+    read = [(point.time_s, point.power_w) for point in near if point.power_w is not None]
+    if not _is_dense([time_s for time_s, _ in read], low_s, high_s):
+        return None
+    return math.fsum(
+        max(0.0, min(later_s, high_s) - max(sooner_s, low_s)) * min(sooner_w, later_w)
+        for (sooner_s, sooner_w), (later_s, later_w) in pairwise(read)
+    )
 
 
 def _counter(point: Point) -> float:
