@@ -181,12 +181,14 @@ def _against_power(
     A rise below the integrated power by more than both errors and the tolerance is a fault. What the tolerance lets
     pass is added to the error, and so is what the counter may have lost unseen, up to what the power has room for.
     """
-    inside = [point for point in trace.powers if window[0] <= point.time_s <= window[1]]
+    first_s = window[0] + trace.update_period_s  # an earlier reading may show what was drawn before the window
+    inside = [point for point in trace.powers if first_s < point.asked_s and point.time_s < window[1]]
     power = power_energy(inside, *window, trace.period_s, trace.update_period_s)
     if isinstance(power, Missing):
         return found
-    read, error_j = _powers_in(inside, *window), found.error_j or 0.0
-    unseen_j = max(read) * suspect_s(trace.counters, *window, trace.update_period_s)
+    error_j = found.error_j or 0.0
+    most_w = max(_powers_in(inside, *window))
+    unseen_j = most_w * suspect_s(trace.counters, *window, trace.update_period_s)
     power_error_j = max(power.statistical_error_j or 0.0, _between_j(inside, trace.update_period_s))
     least_j, missing_j = power.energy_j - power_error_j, power.energy_j + power_error_j - found.energy_j
     if least_j > tolerance * (found.energy_j + error_j):
