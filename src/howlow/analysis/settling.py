@@ -1,0 +1,95 @@
+"""How many more seeds or test examples would settle which rank is enough, by the variances found so far.
+
+If the differences found are the true ones, a candidate is shown to be non-inferior once every needed difference is
+above -margin by more than its half width. Differences of the next data vary again, so each has to be above by
+`_CHANCE` standard errors more: then it is shown in 80 of 100 repetitions. The smallest candidate that can pass is the
+goal. Examples are counted in clusters of the present size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from howlow.analysis.noninferiority import Pairs, needed
+
+_CHANCE = 0.8416  # the normal distribution's 80 % quantile
+_MOST_SEEDS = 50
+_MOST_TIMES = 1000.0
+"""More than this is no advice."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A number of seeds and of test examples that would settle it, in all."""
+
+    seeds: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What would settle the decision; a way that does not lead there, or not within reason, is None.
+
+    goal: the candidate that would then be recommended; None: by the differences found, none would.
+    """
+
+    goal: int | None
+    more_seeds: Plan | None = None
+    more_examples: Plan | None = None
+    both: Plan | None = None
+
+
+def settlement(pairs: Pairs, margin: float, confidence: float, seeds: int, examples: int) -> Settlement:
+    """What would settle the decision, from so many seeds (0: no candidate has several) and examples."""
+    goal = next((k for k in range(len(pairs)) if _can_pass(pairs, k, margin)), None)
+    if goal is None:
+        return Settlement(None)
+    several = seeds >= 2
+
+    def settles(number: int, times: float) -> bool:
+        return all(_passes(pairs, pair, margin, confidence, number, times) for pair in needed(goal, len(pairs)))
+
+    only_examples = _fewest_times(lambda times: settles(seeds, times))
+    more_seeds = next((n for n in range(seeds + 1, _MOST_SEEDS + 1) if settles(n, 1.0)), None) if several else None
+    both = _cheapest(settles, seeds) if several and only_examples is None and more_seeds is None else None
+    return Settlement(
+        goal,
+        None if more_seeds is None else Plan(more_seeds, examples),
+        None if only_examples is None else Plan(seeds, round(only_examples * examples)),
+        None if both is None else Plan(both[0], round(both[1] * examples)),
+    )
+
+
+def _can_pass(pairs: Pairs, candidate: int, margin: float) -> bool:
+    """Whether a candidate would be non-inferior if every difference were known to be as it was found."""
+    return all(
+        pairs.difference(*pair) is not None and pairs.value(*pair) > -margin for pair in needed(candidate, len(pairs))
+    )
+
+
+def _passes(pairs: Pairs, pair: tuple[int, int], margin: float, confidence: float, seeds: int, times: float) -> bool:
+    found = pairs.difference(*pair)
+    if found is None:
+        return False
+    width, error = found.expected_half_width(seeds, round(found.clusters * times), confidence)
+    return found.value + margin > width + _CHANCE * error
+
+
+def _fewest_times(settles: Callable[[float], bool]) -> float | None:
+    """How many times as many examples settle it, found to within 5 %; None where no reasonable number does."""
+    if not settles(_MOST_TIMES):
+        return None
+    low, high = 1.0, _MOST_TIMES
+    while high > 1.05 * low:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if settles(middle) else (middle, high)
+    return high
+
+
+def _cheapest(settles: Callable[[int, float], bool], seeds: int) -> tuple[int, float] | None:
+    """The seeds and the multiple of the examples whose product is the least."""
+    found: Sequence[tuple[int, float]] = [
+        (number, times)
+        for number in range(seeds + 1, _MOST_SEEDS + 1)
+        if (times := _fewest_times(lambda times, number=number: settles(number, times))) is not None  # type: ignore[misc]
+    ]
+    return min(found, key=lambda plan: plan[0] * plan[1], default=None)
