@@ -57,8 +57,8 @@ SHAPES: dict[str, list[float]] = {
     "slope of margins": [0.2, *(0.6 - MARGIN * (RANKS - 1 - index) for index in range(RANKS))],
 }
 SEEDS = (1, 2, 3, 5, 10)
-EXAMPLES = (200, 1000, 5000)
-NOISE = {"low": 0.1, "high": 0.4}
+EXAMPLES = (500, 2000, 10000)
+NOISE = {"low": 0.1, "high": 0.3}
 """The standard deviation of an example's score that a rank does not share with others."""
 CAUSES = {"examples": 0.1, "both": 1.0, "seeds": 4.0}
 """The standard deviation of a rank's mean by its seed, in units of that by its examples."""

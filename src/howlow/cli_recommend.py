@@ -34,11 +34,11 @@ def recommend_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
     """Say which rank is enough: the smallest that is shown to be no worse than the best by more than the margin."""
-    from howlow.analysis.constraints import Limits
+    from howlow.analysis.constraints import CostLimits
     from howlow.analysis.recommendation import recommend
     from howlow.reporting.recommendation import recommendation_json, recommendation_text
 
-    limits = Limits(
+    limits = CostLimits(
         max_memory_bytes=_limit("--max-memory", max_memory),
         max_energy_j=_limit("--max-energy", max_energy),
         max_time_s=_limit("--max-time", max_time),

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from howlow.analysis.column import Column
 from howlow.analysis.columns import ADAPTER_BYTES, TRAIN_BATCH_SIZE, column_named
 from howlow.analysis.comparison import Comparison, Group, Reference
-from howlow.analysis.constraints import ENERGY, MEMORY, TIME
+from howlow.analysis.constraints import PEAK_MEMORIES, TUNING_ENERGY, TUNING_TIME
 from howlow.analysis.ratios import Ratio
 
 _BILLED = (
-    TIME,
-    ENERGY,
-    MEMORY[0],
+    TUNING_TIME,
+    TUNING_ENERGY,
+    PEAK_MEMORIES[0],
     ADAPTER_BYTES,
     TRAIN_BATCH_SIZE,
     column_named("inference_time_per_sample_s"),
     column_named("inference_energy_per_sample_j"),
-    MEMORY[1],
+    PEAK_MEMORIES[1],
 )
 
 

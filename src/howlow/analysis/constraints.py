@@ -1,4 +1,4 @@
-"""Limits on what a rank may cost, and whether each rank is shown to keep them.
+"""CostLimits on what a rank may cost, and whether each rank is shown to keep them.
 
 A rank keeps a limit if the worse end of its cost's interval does. The time and the energy of a fine-tuning are those of
 a sample in the measured window times its samples. Memory is the larger peak of fine-tuning and inference. The base
@@ -13,14 +13,14 @@ from howlow.analysis.columns import column_named
 from howlow.analysis.comparison import Group
 from howlow.records import read_steps
 
-MEMORY = tuple(column_named(f"{stage}_peak_memory_bytes") for stage in ("train", "inference"))
-TIME = column_named("train_time_per_sample_s")
-ENERGY = column_named("train_energy_per_sample_j")
-THROUGHPUT = column_named("train_samples_per_s")
+PEAK_MEMORIES = tuple(column_named(f"{stage}_peak_memory_bytes") for stage in ("train", "inference"))
+TUNING_TIME = column_named("train_time_per_sample_s")
+TUNING_ENERGY = column_named("train_energy_per_sample_j")
+TUNING_THROUGHPUT = column_named("train_samples_per_s")
 
 
 @dataclass(frozen=True)
-class Limits:
+class CostLimits:
     """The most that a rank may cost, and the least throughput; None: no limit."""
 
     max_memory_bytes: float | None = None
@@ -32,10 +32,10 @@ class Limits:
     def given(self) -> tuple["Limit", ...]:
         """The limits that there are."""
         limits = (
-            Limit("max_memory", self.max_memory_bytes or 0.0, MEMORY, False, False),
-            Limit("max_energy", self.max_energy_j or 0.0, (ENERGY,), True, False),
-            Limit("max_time", self.max_time_s or 0.0, (TIME,), True, False),
-            Limit("min_throughput", self.min_throughput_per_s or 0.0, (THROUGHPUT,), False, True),
+            Limit("max_memory", self.max_memory_bytes or 0.0, PEAK_MEMORIES, False, False),
+            Limit("max_energy", self.max_energy_j or 0.0, (TUNING_ENERGY,), True, False),
+            Limit("max_time", self.max_time_s or 0.0, (TUNING_TIME,), True, False),
+            Limit("min_throughput", self.min_throughput_per_s or 0.0, (TUNING_THROUGHPUT,), False, True),
         )
         values = (self.max_memory_bytes, self.max_energy_j, self.max_time_s, self.min_throughput_per_s)
         return tuple(limit for limit, value in zip(limits, values, strict=True) if value is not None)
@@ -80,9 +80,11 @@ class Kept:
         return self.limit.value / self.end if self.limit.is_least else self.end / self.limit.value
 
 
-def kept(group: Group, limits: Limits) -> tuple[Kept, ...]:
+def kept(group: Group, limits: CostLimits) -> tuple[Kept, ...]:
     """How a group of trials stands to each of the limits."""
-    return tuple(_kept(group, limit) for limit in limits.given if group.kind != "base" or limit.columns == MEMORY)
+    return tuple(
+        _kept(group, limit) for limit in limits.given if group.kind != "base" or limit.columns == PEAK_MEMORIES
+    )
 
 
 def _kept(group: Group, limit: Limit) -> Kept:

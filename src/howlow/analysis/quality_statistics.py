@@ -18,16 +18,20 @@ Variance Components, chapter 4; Owen, Annals of Applied Statistics 1, 2007, on w
 V_seeds includes the rest, so the variance is counted once. It has only S - 1 degrees of freedom. A bootstrap ignores
 that, which is why it is too narrow for few seeds.
 
+Clusters of unequal weight count for fewer. A cluster with the share w of the weight pulls R towards itself, so its z is
+divided by sqrt((1 - w) C / (C - 1)) in these mean squares (Bell and McCaffrey, Survey Methodology 28, 2002, the CR2
+estimator), and the clusters have 1 / sum(w^2) - 1 degrees of freedom, which is C - 1 for equal weights.
+
 **The quantile.** Two ways are known to give a sum of such variances one quantile. Satterthwaite's degrees of freedom
-(Biometrics Bulletin 2, 1946) cover too little at 2 seeds (91.6 % of 95 where the seeds rule, but not alone), because an
-estimate that is small by chance also seems certain. The mean of both t quantiles, weighted by their variances (Cochran
-and Cox, Experimental Designs, section 4.14), covers too much. The quantile is their mean, with the weight 1 / S
-for the second. By numerical integration the coverage then lies between 93.6 and 96.4 % at 2 seeds and nearer to 95 %
-with more, whatever the seeds' share. `benchmarks/coverage.py` measures it.
+(Biometrics Bulletin 2, 1946) cover too little: at 2 seeds 91.6 % of 95 where the seeds rule but not alone, because an
+estimate that is small by chance then also seems certain. The mean of both t quantiles, weighted by their variances
+(Cochran and Cox, Experimental Designs, section 4.14), covers up to 97.1 %. The quantile is made of two fifths of the
+first and three fifths of the second. By numerical integration its coverage lies between 93.8 and 96.7 % at 2 seeds
+and nearer to 95 % with more, whatever the seeds' share. `benchmarks/coverage.py` measures it.
 
 **One seed** says nothing about seeds: the interval covers other examples only.
 
-**Few examples that differ.** Where the scores differ in fewer than 5 clusters, their spread says little about what
+**Few examples that differ.** Where the scores differ in fewer than 3 clusters, their spread says little about what
 other examples would show (if none differs it is 0). A score between 0 and 1 then gets at least the error that unseen
 differences allow: the upper Clopper-Pearson bound of the share of clusters that differ, less the share seen.
 """
@@ -40,7 +44,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Table = NDArray[np.float64]
-_FEW_DIFFER = 5
+_FEW_DIFFER = 3
+_COCHRAN = 0.6
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class PairedDifference:
     seeds_square: float | None
     clusters_square: float
     rest_square: float
+    clusters_degrees: float
+    """the degrees of freedom of the clusters' part: fewer than clusters - 1 where their weights differ"""
     differing: int
     """clusters in which any score differs"""
     is_bounded: bool
@@ -99,16 +106,17 @@ class PairedDifference:
         """How far the one-sided bounds are away."""
         cells = self.seeds * self.clusters
         if self.seeds_square is None:
-            error = _quantile(self.clusters - 1, confidence) * math.sqrt(self.clusters_square / cells)
+            error = _quantile(self.clusters_degrees, confidence) * math.sqrt(self.clusters_square / cells)
         else:
             variances = self.seeds_square / cells, max(0.0, self.clusters_square - self.rest_square) / cells
-            error = _error(*variances, self.seeds, self.clusters, self._degrees(sum(variances) * cells), confidence)
+            degrees = self.seeds - 1, self.clusters_degrees
+            error = _error(*variances, *degrees, self._degrees(sum(variances) * cells), confidence)
         return max(error, self._unseen(confidence))
 
     def _degrees(self, total: float) -> float:
         """Satterthwaite's degrees of freedom of the sum of the mean squares; at least those of the smaller part."""
         assert self.seeds_square is not None, "one seed has no part of its own"
-        of_seeds, of_clusters = self.seeds - 1, self.clusters - 1
+        of_seeds, of_clusters = self.seeds - 1, self.clusters_degrees
         weights = self.seeds_square**2 / of_seeds
         if self.clusters_square > self.rest_square:
             weights += self.clusters_square**2 / of_clusters + self.rest_square**2 / (of_seeds * of_clusters)
@@ -124,16 +132,17 @@ class PairedDifference:
 
         With one seed nothing is known about the seeds' part: it is left out, as it is from the interval.
         """
+        unseen = self._expected_unseen(clusters, confidence)
+        degrees = (self.clusters_degrees + 1) * clusters / self.clusters - 1
         if self.seeds_square is None:
             error = math.sqrt(self.clusters_square / clusters)
-            return max(_quantile(clusters - 1, confidence) * error, self._expected_unseen(clusters, confidence)), error
+            return max(_quantile(degrees, confidence) * error, unseen), error
         of_seed = max(0.0, self.seeds_square - self.rest_square) / self.clusters
         of_cluster = max(0.0, self.clusters_square - self.rest_square) / self.seeds
         own, other = of_seed / seeds + self.rest_square / (seeds * clusters), of_cluster / clusters
-        squares = own**2 / (seeds - 1) + other**2 / (clusters - 1)
-        degrees = (own + other) ** 2 / squares if squares else math.inf
-        width = _error(own, other, seeds, clusters, degrees, confidence)
-        return max(width, self._expected_unseen(clusters, confidence)), math.sqrt(own + other)
+        squares = own**2 / (seeds - 1) + other**2 / degrees
+        satterthwaite = (own + other) ** 2 / squares if squares else math.inf
+        return max(_error(own, other, seeds - 1, degrees, satterthwaite, confidence), unseen), math.sqrt(own + other)
 
     def _expected_unseen(self, clusters: int, confidence: float) -> float:
         differing = round(self.differing * clusters / self.clusters)
@@ -150,10 +159,11 @@ def paired(ours: ClusterScores, theirs: ClusterScores) -> PairedDifference | Non
     if rows < 1 or clusters < 2:
         return None
     value = float(sums.sum() / (rows * ours.weights.sum()))
+    shares = ours.weights / ours.weights.sum()
     moves = (sums - value * ours.weights) / ours.weights.mean()
-    return PairedDifference(
-        value, rows, clusters, *_squares(moves), int(np.any(sums != 0, axis=0).sum()), ours.is_bounded
-    )
+    degrees = max(1.0, float(1 / (shares**2).sum()) - 1)
+    differing = int(np.any(sums != 0, axis=0).sum())
+    return PairedDifference(value, rows, clusters, *_squares(moves, shares), degrees, differing, ours.is_bounded)
 
 
 def _common_seeds(ours: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -162,28 +172,37 @@ def _common_seeds(ours: tuple[int, ...], theirs: tuple[int, ...]) -> tuple[int, 
     return tuple(seed for seed in ours if seed in theirs) or None
 
 
-def _squares(moves: Table) -> tuple[float | None, float, float]:
-    """The mean squares of seeds, clusters and the rest, of a table of seeds x clusters whose mean is 0."""
+def _squares(moves: Table, shares: Table) -> tuple[float | None, float, float]:
+    """The mean squares of seeds, clusters and the rest, of a table of seeds x clusters whose mean is 0.
+
+    shares: of each cluster in the weight.
+    """
     rows, clusters = moves.shape
-    by_cluster = moves.mean(axis=0)
+    scaled = moves / np.sqrt((1 - shares) * clusters / (clusters - 1))
+    by_cluster = scaled.mean(axis=0)
     clusters_square = rows * float(by_cluster @ by_cluster) / (clusters - 1)
     if rows < 2:
         return None, clusters_square, 0.0
     by_seed = moves.mean(axis=1)
-    rest = moves - by_seed[:, None] - by_cluster
+    rest = scaled - scaled.mean(axis=1)[:, None] - by_cluster + scaled.mean()
     rest_square = float((rest * rest).sum()) / ((rows - 1) * (clusters - 1))
     return clusters * float(by_seed @ by_seed) / (rows - 1), clusters_square, rest_square
 
 
 def _error(
-    of_seeds: float, of_clusters: float, seeds: int, clusters: int, satterthwaite: float, confidence: float
+    of_seeds: float,
+    of_clusters: float,
+    seeds_degrees: float,
+    clusters_degrees: float,
+    satterthwaite: float,
+    confidence: float,
 ) -> float:
     """The quantile of the two parts' sum times its standard error."""
     total = of_seeds + of_clusters
     if not total:
         return 0.0
-    parts = of_seeds * _quantile(seeds - 1, confidence) + of_clusters * _quantile(clusters - 1, confidence)
-    quantile = (1 - 1 / seeds) * _quantile(satterthwaite, confidence) + parts / total / seeds
+    parts = of_seeds * _quantile(seeds_degrees, confidence) + of_clusters * _quantile(clusters_degrees, confidence)
+    quantile = (1 - _COCHRAN) * _quantile(satterthwaite, confidence) + _COCHRAN * parts / total
     return quantile * math.sqrt(total)
 
 

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from howlow.analysis.column import Column
 from howlow.analysis.comparison import Group
-from howlow.analysis.constraints import Kept, Limits, kept
+from howlow.analysis.constraints import CostLimits, Kept, kept
 from howlow.analysis.contest import Contest, contest_of, one_a_seed
 from howlow.analysis.example_scores import cluster_scores, names_clusters
 from howlow.analysis.margins import DEFAULT_CONFIDENCE, QualityScale, checked_confidence
-from howlow.analysis.noninferiority import Judged, Pairs, judged, worst_obstacle
+from howlow.analysis.noninferiority import Pairs, Standing, judged, worst_obstacle
 from howlow.analysis.rows import Results, rows
 from howlow.analysis.settling import Settlement, settlement
 from howlow.errors import UserError
@@ -26,13 +26,13 @@ Verdict = Literal["recommended", "no_adapter", "not_enough_evidence", "constrain
 
 
 @dataclass(frozen=True)
-class Question:
+class Terms:
     """What is asked: a metric, a margin (of the metric itself), how sure to be, and the limits."""
 
     metric: Column
     margin: float
     confidence: float
-    limits: Limits
+    limits: CostLimits
 
     @property
     def scale(self) -> QualityScale:
@@ -51,7 +51,7 @@ class Candidate:
 
     rank: int | None
     group: Group
-    judged: Judged | None
+    judged: Standing | None
 
     @property
     def is_non_inferior(self) -> bool:
@@ -75,7 +75,7 @@ class Recommendation:
     groups: the candidates' trials, the smallest candidate first. excluded: ranks that miss limits, with these limits.
     """
 
-    question: Question
+    terms: Terms
     contest: Contest
     groups: tuple[Group, ...]
     excluded: Mapping[int, tuple[Kept, ...]]
@@ -85,7 +85,7 @@ class Recommendation:
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
         """The candidates with their judgement, the smallest one first."""
-        found, asked = self.groups, self.question
+        found, asked = self.groups, self.terms
         lone = len(found) < 2
         return tuple(
             Candidate(group.rank, group, None if lone else judged(self.pairs, index, asked.gain, asked.confidence))
@@ -118,7 +118,7 @@ class Recommendation:
 
     def obstacle(self, candidate: Candidate) -> Obstacle | None:
         """Why a candidate is not shown to be non-inferior; None where it is."""
-        asked, index = self.question, self.candidates.index(candidate)
+        asked, index = self.terms, self.candidates.index(candidate)
         found = worst_obstacle(self.pairs, index, asked.gain, asked.confidence)
         if found is None:
             return None
@@ -132,7 +132,7 @@ class Recommendation:
             return None
         data = self.groups[-1].trials[0].record.data
         examples = data.test_examples if data is not None else 0
-        return settlement(self.pairs, self.question.gain, self.question.confidence, self.seeds, examples)
+        return settlement(self.pairs, self.terms.gain, self.terms.confidence, self.seeds, examples)
 
     @property
     def nearest(self) -> int | None:
@@ -146,7 +146,7 @@ def recommend_from(
     metric: str | None = None,
     margin: float | None = None,
     confidence: float = DEFAULT_CONFIDENCE,
-    limits: Limits | None = None,
+    limits: CostLimits | None = None,
     where: Mapping[str, Any] | None = None,
 ) -> Recommendation:
     """The recommendation that records support.
@@ -158,7 +158,7 @@ def recommend_from(
         UserError: there is nothing to compare, or an argument is wrong.
     """
     contest = contest_of(results, metric, where or {})
-    return _answered(contest, _question(contest.metric, margin, confidence, limits))
+    return _answered(contest, _terms_of(contest.metric, margin, confidence, limits))
 
 
 def recommend(
@@ -167,7 +167,7 @@ def recommend(
     metric: str | None = None,
     margin: float | None = None,
     confidence: float = DEFAULT_CONFIDENCE,
-    limits: Limits | None = None,
+    limits: CostLimits | None = None,
     where: Mapping[str, Any] | None = None,
     accept_different: Sequence[str] = (),
 ) -> Recommendation:
@@ -179,23 +179,23 @@ def recommend(
     return recommend_from(results, metric=metric, margin=margin, confidence=confidence, limits=limits, where=where)
 
 
-def _question(metric: Column, margin: float | None, confidence: float, limits: Limits | None) -> Question:
+def _terms_of(metric: Column, margin: float | None, confidence: float, limits: CostLimits | None) -> Terms:
     checked = QualityScale(metric).checked_margin(margin)
-    return Question(metric, checked, checked_confidence(confidence), limits or Limits())
+    return Terms(metric, checked, checked_confidence(confidence), limits or CostLimits())
 
 
-def _answered(contest: Contest, question: Question) -> Recommendation:
-    costs = {rank: kept(group, question.limits) for rank, group in contest.ranks.items()}
+def _answered(contest: Contest, terms: Terms) -> Recommendation:
+    costs = {rank: kept(group, terms.limits) for rank, group in contest.ranks.items()}
     _refuse_unmeasured(list(costs.values()), contest)
     excluded = {rank: missed for rank, all_ in costs.items() if (missed := _missed(all_))}
     base = contest.base
     fitting = [group for rank, group in contest.ranks.items() if rank not in excluded]
-    if base is not None and not _missed(kept(base, question.limits)):
+    if base is not None and not _missed(kept(base, terms.limits)):
         fitting.insert(0, base)
     pairs = Pairs(cluster_scores([one_a_seed(group) for group in fitting], contest.metric)) if fitting else Pairs(())
     first = contest.ranks[min(contest.ranks)].trials[0]
     has_clusters = "answers" not in contest.metric.subjects or names_clusters(first)
-    return Recommendation(question, contest, tuple(fitting), excluded, pairs, has_clusters)
+    return Recommendation(terms, contest, tuple(fitting), excluded, pairs, has_clusters)
 
 
 def _missed(all_: Sequence[Kept]) -> tuple[Kept, ...]:

@@ -4,10 +4,14 @@ If the differences found are the true ones, a candidate is shown to be non-infer
 above -margin by more than its half width. Differences of the next data vary again, so each has to be above by
 `_CHANCE` standard errors more: then it is shown in 80 of 100 repetitions. The smallest candidate that can pass is the
 goal. Examples are counted in clusters of the present size.
+
+Where no candidate can pass by the differences found, those that may be chance are taken for none: a difference whose
+one-sided upper bound is above 0 counts as 0.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from howlow.analysis.noninferiority import Pairs, needed
 
@@ -15,6 +19,7 @@ _CHANCE = 0.8416  # the normal distribution's 80 % quantile
 _MOST_SEEDS = 50
 _MOST_TIMES = 1000.0
 """More than this is no advice."""
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,14 @@ class Settlement:
 
 def settlement(pairs: Pairs, margin: float, confidence: float, seeds: int, examples: int) -> Settlement:
     """What would settle the decision, from so many seeds (0: no candidate has several) and examples."""
-    goal = next((k for k in range(len(pairs)) if _can_pass(pairs, k, margin)), None)
-    if goal is None:
+    found = _goal(pairs, margin, _value) or _goal(pairs, margin, partial(_value_or_chance, confidence=confidence))
+    if found is None:
         return Settlement(None)
+    goal, gaps = found
     several = seeds >= 2
 
     def settles(number: int, times: float) -> bool:
-        return all(_passes(pairs, pair, margin, confidence, number, times) for pair in needed(goal, len(pairs)))
+        return all(_passes(pairs, pair, gap, confidence, number, times) for pair, gap in gaps.items())
 
     only_examples = _fewest_times(lambda times: settles(seeds, times))
     more_seeds = next((n for n in range(seeds + 1, _MOST_SEEDS + 1) if settles(n, 1.0)), None) if several else None
@@ -59,19 +65,30 @@ def settlement(pairs: Pairs, margin: float, confidence: float, seeds: int, examp
     )
 
 
-def _can_pass(pairs: Pairs, candidate: int, margin: float) -> bool:
-    """Whether a candidate would be non-inferior if every difference were known to be as it was found."""
-    return all(
-        pairs.difference(*pair) is not None and pairs.value(*pair) > -margin for pair in needed(candidate, len(pairs))
-    )
+def _goal(pairs: Pairs, margin: float, value: Callable[[Pairs, Pair], float]) -> tuple[int, dict[Pair, float]] | None:
+    """The smallest candidate that would pass if these were the true differences, and how far each is above -margin."""
+    for candidate in range(len(pairs)):
+        gaps = {pair: value(pairs, pair) + margin for pair in needed(candidate, len(pairs))}
+        if all(gap > 0 for gap in gaps.values()):
+            return candidate, gaps
+    return None
 
 
-def _passes(pairs: Pairs, pair: tuple[int, int], margin: float, confidence: float, seeds: int, times: float) -> bool:
+def _value(pairs: Pairs, pair: Pair) -> float:
+    return float("-inf") if pairs.difference(*pair) is None else pairs.value(*pair)
+
+
+def _value_or_chance(pairs: Pairs, pair: Pair, confidence: float) -> float:
     found = pairs.difference(*pair)
-    if found is None:
-        return False
+    is_chance = found is not None and found.high(confidence) > 0
+    return max(0.0, _value(pairs, pair)) if is_chance else _value(pairs, pair)
+
+
+def _passes(pairs: Pairs, pair: Pair, gap: float, confidence: float, seeds: int, times: float) -> bool:
+    found = pairs.difference(*pair)
+    assert found is not None, "a goal's pairs have differences"
     width, error = found.expected_half_width(seeds, round(found.clusters * times), confidence)
-    return found.value + margin > width + _CHANCE * error
+    return gap > width + _CHANCE * error
 
 
 def _fewest_times(settles: Callable[[float], bool]) -> float | None:

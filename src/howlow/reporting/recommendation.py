@@ -11,7 +11,7 @@ from howlow.analysis.columns import TRAIN_BATCH_SIZE
 from howlow.analysis.comparison import Group, compare
 from howlow.analysis.constraints import Kept
 from howlow.analysis.contest import one_a_seed
-from howlow.analysis.recommendation import Candidate, Question, Recommendation, recommend_from
+from howlow.analysis.recommendation import Candidate, Recommendation, Terms, recommend_from
 from howlow.analysis.rows import rows
 from howlow.reporting import formatting
 from howlow.reporting.settling import settling_document, settling_sentences
@@ -23,7 +23,7 @@ _UNITS = {"nats": " nats", "number": ""}
 
 def headline(found: Recommendation) -> str:
     """The answer in one sentence."""
-    scope, chosen, label = ", for this seed" if found.seeds == 1 else "", found.chosen, found.question.metric.label
+    scope, chosen, label = ", for this seed" if found.seeds == 1 else "", found.chosen, found.terms.metric.label
     if found.verdict == "constraints_not_met":
         return f"No rank keeps the limits; rank {found.nearest} is the nearest."
     if chosen is None:
@@ -32,7 +32,7 @@ def headline(found: Recommendation) -> str:
     if chosen.judged is None:
         return f"{verdict}. It is the only candidate that keeps the limits."
     whose = "The base model" if chosen.rank is None else f"Rank {chosen.rank}"
-    least = _apart(found.question, chosen.judged.low)
+    least = _apart(found.terms, chosen.judged.low)
     return f"{verdict}. {whose} is at most {least} than the best rank in {label} ({_terms(found)})."
 
 
@@ -64,7 +64,7 @@ def reasons(found: Recommendation) -> list[str]:
 
 def recommendation_json(found: Recommendation) -> str:
     """The document that `howlow recommend --json` prints; absent is null."""
-    asked, scale = found.question, found.question.scale
+    asked, scale = found.terms, found.terms.scale
     document = {
         "metric": asked.metric.name,
         "margin": asked.margin,
@@ -93,7 +93,7 @@ def recommendation_json(found: Recommendation) -> str:
 
 
 def _of_candidates(found: Recommendation) -> Iterator[str]:
-    asked, chosen = found.question, found.chosen
+    asked, chosen = found.terms, found.chosen
     if found.verdict == "constraints_not_met" or len(found.candidates) < 2:
         return
     yield (
@@ -107,7 +107,7 @@ def _of_candidates(found: Recommendation) -> Iterator[str]:
 
 
 def _candidate_sentence(found: Recommendation, candidate: Candidate) -> str:
-    asked, judged = found.question, candidate.judged
+    asked, judged = found.terms, candidate.judged
     assert judged is not None, "only a lone candidate has no judgement"
     value = formatting.quantity(candidate.group.mean(asked.metric), asked.metric.unit)
     told = f"{_capital(_name(candidate.rank))} has {asked.metric.label} {value}"
@@ -118,12 +118,13 @@ def _candidate_sentence(found: Recommendation, candidate: Candidate) -> str:
         return f"{told}; it is at least {_apart(asked, judged.high)}, so it is too low."
     obstacle = found.obstacle(candidate)
     assert obstacle is not None, "a candidate that is not enough has an obstacle"
-    could = f"{_name(obstacle.rank)} could be {_apart(asked, obstacle.low)} than {_name(obstacle.best)}"
+    whose = "it" if obstacle.rank == candidate.rank else f"{_name(obstacle.rank)}, which lies between,"
+    could = f"{whose} could be {_apart(asked, obstacle.low)} than {_name(obstacle.best)}"
     return f"{told}; {could}, so it is not shown to be enough."
 
 
 def _candidate_document(found: Recommendation, candidate: Candidate) -> dict[str, Any]:
-    scale, judged = found.question.scale, candidate.judged
+    scale, judged = found.terms.scale, candidate.judged
     low, high = scale.ends(judged.low, judged.high) if judged else (None, None)
     return {
         "rank": candidate.rank,
@@ -131,7 +132,7 @@ def _candidate_document(found: Recommendation, candidate: Candidate) -> dict[str
         "low": low,
         "high": high,
         "non_inferior": candidate.is_non_inferior,
-        "value": candidate.group.mean(found.question.metric),
+        "value": candidate.group.mean(found.terms.metric),
         "seeds": len(one_a_seed(candidate.group)) if candidate.rank is not None else None,
     }
 
@@ -243,24 +244,24 @@ def _capital(words: str) -> str:
 
 
 def _terms(found: Recommendation) -> str:
-    asked = found.question
+    asked = found.terms
     sure = f"{formatting.significant(asked.confidence * 100)} % confidence"
     tested = formatting.counted(_test_examples(found) or 0, "test example")
     return f"margin {_margin(asked)}, {sure}, {formatting.counted(found.seeds, 'seed')}, {tested}"
 
 
-def _margin(asked: Question) -> str:
+def _margin(asked: Terms) -> str:
     return _size(asked, asked.margin)
 
 
-def _apart(asked: Question, gain: float) -> str:
+def _apart(asked: Terms, gain: float) -> str:
     """`1.2 points worse`: how far a candidate is below another one; a difference that nothing bounds has no size."""
     if not math.isfinite(gain):
         return "any amount worse"
     return f"{_size(asked, abs(asked.scale.of_gain(gain)))} worse"
 
 
-def _size(asked: Question, value: float) -> str:
+def _size(asked: Terms, value: float) -> str:
     if asked.metric.unit == "fraction":
         return f"{formatting.significant(value * 100, 2)} points"
     if asked.scale.is_relative:
