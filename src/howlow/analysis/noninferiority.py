@@ -73,7 +73,7 @@ def is_non_inferior(pairs: Pairs, candidate: int, margin: float, confidence: flo
 def worst_obstacle(pairs: Pairs, candidate: int, margin: float, confidence: float) -> tuple[int, int] | None:
     """The needed pair whose lower bound is farthest below -margin; None where all are above."""
     failing = [pair for pair in needed(candidate, len(pairs)) if pairs.low(*pair, confidence) <= -margin]
-    return min(failing, key=lambda pair: pairs.low(*pair, confidence), default=None)
+    return min(failing, key=lambda pair: pairs.low(pair[0], pair[1], confidence), default=None)
 
 
 @dataclass(frozen=True)
