@@ -117,7 +117,7 @@ def test_noise_is_not_enough_evidence_and_the_command_that_settles_it_is_given(t
     assert plans
     for plan in plans:
         assert plan["seeds"] > 3 or plan["test_examples"] > EXAMPLES
-        command = shlex.split(plan["command"].strip("`"))
+        command = shlex.split(plan["command"])
         assert command[:3] == ["howlow", "sweep", f"{folder}/sweep.toml"]
         assert plan["seeds"] == 3 or f"{plan['seeds'] - 1}" in command[command.index("--seeds") + 1].split(",")
     assert any("chance of 80 %" in reason for reason in found["reasons"])
@@ -295,7 +295,7 @@ def test_other_data_or_other_examples_are_refused(tmp_path: Path, howlow: Comman
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))
     refused(howlow("recommend", folder), "r0008-s1", "397 examples that are not those of r0001-s0 (400)")
     path.unlink()
-    refused(howlow("recommend", folder), "predictions.jsonl", "holds no example's f1")
+    refused(howlow("recommend", folder), "predictions.jsonl", "hold no example's f1")
 
 
 def test_random_weights_have_no_quality(tmp_path: Path, howlow: Command) -> None:

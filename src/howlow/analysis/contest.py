@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from howlow.analysis.column import Column
-from howlow.analysis.columns import COLUMNS
+from howlow.analysis.columns import KIND, column_named
 from howlow.analysis.comparison import Comparison, Group, Reference, compare, metrics_of
+from howlow.analysis.example_scores import TEXT_WEIGHTS
 from howlow.analysis.rows import Results, Trial
 from howlow.errors import UserError
 
@@ -114,10 +115,10 @@ def _refuse_unfinished(results: Results) -> None:
 
 
 def metrics_there(results: Results) -> list[Column]:
-    """The columns of quality that adapters have values of, those of the task first."""
+    """The columns of quality that adapters have values of and that are known by example, those of the task first."""
     own = metrics_of(results.trials[0].record)
-    further = [column for column in COLUMNS if column.is_quality and column not in own]
-    rows = [row for row in results.rows if row["kind"] == "lora"]
+    further = [column for column in map(column_named, TEXT_WEIGHTS) if column not in own]
+    rows = [row for row in results.rows if row[KIND.name] == "lora"]
     return [column for column in [*own, *further] if any(row[column.name] is not None for row in rows)]
 
 

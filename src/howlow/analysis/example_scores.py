@@ -5,7 +5,8 @@ all texts are windows of one document, each window is a cluster. The loss of ans
 there a batch is one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ from howlow.analysis.rows import Trial
 from howlow.errors import UserError
 from howlow.records import read_lines, read_steps
 from howlow.tasks import task_named
-
-_LN_2 = 0.6931471805599453
 
 
 @dataclass(frozen=True)
@@ -45,9 +44,9 @@ def example_scores(trial: Trial, metric: Column) -> list[ExampleScore]:
     else:
         found = _of_texts(trial.folder, metric.name)
     if not found:
-        path = trial.folder / ("predictions.jsonl" if "answers" in metric.subjects else "steps.jsonl")
         raise UserError(
-            f"{path}: holds no example's {metric.name}; remove {trial.folder} and run the sweep again to have them"
+            f"{trial.folder}: its predictions.jsonl and steps.jsonl hold no example's {metric.name}; remove the folder "
+            "and run the sweep again to have them"
         )
     return found
 
@@ -60,20 +59,21 @@ def _of_answers(folder: Path, name: str) -> list[ExampleScore]:
     ]
 
 
-_WEIGHTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
-    "loss": lambda line: line["tokens"],
-    "perplexity": lambda line: line["tokens"],
-    "word_perplexity": lambda line: line["words"],
-    "bits_per_byte": lambda line: line["bytes"] * _LN_2,
+TEXT_WEIGHTS: Mapping[str, tuple[str, float]] = {
+    "loss": ("tokens", 1.0),
+    "perplexity": ("tokens", 1.0),
+    "word_perplexity": ("words", 1.0),
+    "bits_per_byte": ("bytes", math.log(2)),
 }
-"""What the summed log-likelihood of a text is divided by."""
+"""What a metric divides the summed log-likelihood of texts by: a number of each line, times a factor."""
 
 
 def _of_texts(folder: Path, name: str) -> list[ExampleScore]:
+    field, factor = TEXT_WEIGHTS[name]
     found = [
-        ExampleScore(str(line["id"]), _cluster(line), float(line["log_likelihood"]), float(_WEIGHTS[name](line)))
-        for line in read_lines(folder / "predictions.jsonl", {"id": str, "tokens": int})
-        if isinstance(line.get("log_likelihood"), int | float)
+        ExampleScore(str(line["id"]), _cluster(line), float(line["log_likelihood"]), factor * line[field])
+        for line in read_lines(folder / "predictions.jsonl", {"id": str})
+        if isinstance(line.get("log_likelihood"), int | float) and isinstance(line.get(field), int)
     ]
     is_one_document = len({score.cluster for score in found}) == 1
     return [replace(score, cluster=score.id) for score in found] if is_one_document else found

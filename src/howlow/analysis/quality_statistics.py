@@ -130,8 +130,10 @@ class PairedDifference:
     def expected_half_width(self, seeds: int, clusters: int, confidence: float) -> tuple[float, float]:
         """The half width and the standard error to expect with so many seeds and clusters, by the variances found.
 
-        With one seed nothing is known about the seeds' part: it is left out, as it is from the interval.
+        No seed is taken away. With one seed nothing is known about the seeds' part: it is left out, as it is from the
+        interval.
         """
+        seeds = max(seeds, self.seeds)
         unseen = self._expected_unseen(clusters, confidence)
         degrees = (self.clusters_degrees + 1) * clusters / self.clusters - 1
         if self.seeds_square is None:

@@ -25,11 +25,11 @@ def settling_sentences(found: Recommendation) -> Iterator[str]:
     goal = _goal_words(found, settled.goal)
     plans = [plan for plan in (settled.more_seeds, settled.more_examples, settled.both) if plan is not None]
     for plan in plans:
-        yield f"{_plan_words(found, plan)} would show with a chance of 80 % that {goal}: {_command(found, plan)}"
+        yield f"{_plan_words(found, plan)} would show with a chance of 80 % that {goal}: `{_command(found, plan)}`"
     if not plans:
         yield f"No number of seeds up to 50 or of test examples within reason is expected to show that {goal}."
     if found.seeds == 1:
-        yield f"Several seeds say how far the choice depends on the seed: {_seeds_command(found, _seeds(found, 3))}"
+        yield f"Several seeds say how far the choice depends on the seed: `{_seeds_command(found, _seeds(found, 3))}`"
 
 
 def settling_document(found: Recommendation) -> dict[str, Any] | None:
@@ -75,17 +75,13 @@ def _command(found: Recommendation, plan: Plan) -> str:
     seeds = ["--seeds", ",".join(map(str, _seeds(found, plan.seeds)))] if plan.seeds > found.seeds else []
     limit = ["--set", f"task.test_examples={plan.examples}"]
     out = folder.with_name(f"{folder.name}-{plan.examples}-test-examples")
-    return _shown(["howlow", "sweep", str(folder / "sweep.toml"), *seeds, *limit, "--out", str(out)])
+    return shlex.join(["howlow", "sweep", str(folder / "sweep.toml"), *seeds, *limit, "--out", str(out)])
 
 
 def _seeds_command(found: Recommendation, seeds: Sequence[int]) -> str:
     folder = _folder(found)
     listed = ",".join(map(str, seeds))
-    return _shown(["howlow", "sweep", str(folder / "sweep.toml"), "--seeds", listed, "--out", str(folder)])
-
-
-def _shown(command: Sequence[str]) -> str:
-    return f"`{shlex.join(command)}`"
+    return shlex.join(["howlow", "sweep", str(folder / "sweep.toml"), "--seeds", listed, "--out", str(folder)])
 
 
 def _folder(found: Recommendation) -> Path:
