@@ -105,7 +105,7 @@ def _end(group: Group, column: Column, limit: Limit) -> float | None:
     values = [trial.row[column.name] for trial in group.trials if trial.row[column.name] is not None]
     if end is None or not column.is_exact:
         return end
-    return max(end, *values)
+    return float(max(end, *values))
 
 
 def _samples(group: Group) -> float:

@@ -67,13 +67,17 @@ def _examples(found: Recommendation) -> int:
 
 
 def _command(found: Recommendation, plan: Plan) -> str:
-    """The command that runs it; more test examples need a folder of their own, as every trial is scored anew."""
+    """The command that runs it; more test examples need a folder of their own, as every trial is scored anew.
+
+    Where the sweep tests on all that the test data hold, more examples need larger test data.
+    """
     examples = _examples(found)
     if plan.examples <= examples:
         return _seeds_command(found, _seeds(found, plan.seeds))
     folder = _folder(found)
     seeds = ["--seeds", ",".join(map(str, _seeds(found, plan.seeds)))] if plan.seeds > found.seeds else []
-    limit = ["--set", f"task.test_examples={plan.examples}"]
+    is_all = found.groups[-1].trials[0].record.settings.task.test_examples is None
+    limit = ["--test", "LARGER_TEST_DATA"] if is_all else ["--set", f"task.test_examples={plan.examples}"]
     out = folder.with_name(f"{folder.name}-{plan.examples}-test-examples")
     return shlex.join(["howlow", "sweep", str(folder / "sweep.toml"), *seeds, *limit, "--out", str(out)])
 
