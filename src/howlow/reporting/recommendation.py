@@ -226,7 +226,7 @@ def _item_words(item: BillItem) -> str:
 
 def _bill_document(item: BillItem) -> dict[str, Any]:
     ratio = item.ratio
-    ends = {"ratio": None, "low": None, "high": None, "significant": False}
+    ends: dict[str, float | bool | None] = {"ratio": None, "low": None, "high": None, "significant": False}
     if ratio is not None:
         ends = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "significant": ratio.is_significant}
     return {"column": item.column.name, "value": item.value, "reference": item.reference, **ends}
