@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from howlow.analysis.noninferiority import Pairs, is_non_inferior, judged, needed, worst_obstacle
+from howlow.analysis.noninferiority import Pairs, is_non_inferior, needed, standing_of, worst_obstacle
 from howlow.analysis.quality_statistics import ClusterScores, paired
 from howlow.analysis.settling import settlement
 
@@ -184,7 +184,7 @@ def test_a_wider_margin_never_takes_a_claim_back(seed: int, one: float, other: f
 @given(st.integers(0, 2**32 - 1))
 def test_bounds_hold_the_difference_to_the_best(seed: int) -> None:
     pairs = sweep_of(np.random.default_rng(seed), [0.3, 0.5, 0.55, 0.56], 0.2)
-    found = [judged(pairs, candidate, 0.02, 0.95) for candidate in range(4)]
+    found = [standing_of(pairs, candidate, 0.02, 0.95) for candidate in range(4)]
     assert [one.difference for one in found].count(0) == 1  # the best one's
     for one in found:
         assert one.low <= one.difference <= one.high <= 0

@@ -90,7 +90,7 @@ class Standing:
     is_non_inferior: bool
 
 
-def judged(pairs: Pairs, candidate: int, margin: float, confidence: float) -> Standing:
+def standing_of(pairs: Pairs, candidate: int, margin: float, confidence: float) -> Standing:
     """How a candidate stands to the best one.
 
     The lower bound holds for any best one. The upper bound is the smallest over all others, each at a level that is

@@ -17,7 +17,7 @@ from howlow.analysis.constraints import CostLimits, Kept, kept
 from howlow.analysis.contest import Contest, contest_of, one_a_seed
 from howlow.analysis.example_scores import cluster_scores, names_clusters
 from howlow.analysis.margins import DEFAULT_CONFIDENCE, QualityScale, checked_confidence
-from howlow.analysis.noninferiority import Pairs, Standing, judged, worst_obstacle
+from howlow.analysis.noninferiority import Pairs, Standing, standing_of, worst_obstacle
 from howlow.analysis.rows import Results, rows
 from howlow.analysis.settling import Settlement, settlement
 from howlow.errors import UserError
@@ -88,7 +88,7 @@ class Recommendation:
         found, asked = self.groups, self.terms
         lone = len(found) < 2
         return tuple(
-            Candidate(group.rank, group, None if lone else judged(self.pairs, index, asked.gain, asked.confidence))
+            Candidate(group.rank, group, None if lone else standing_of(self.pairs, index, asked.gain, asked.confidence))
             for index, group in enumerate(found)
         )
 
