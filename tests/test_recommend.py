@@ -324,3 +324,24 @@ def test_files_are_documents_and_one_text_without_headings_is_cut_into_blocks() 
     found = with_documents([_paragraph(f"a.txt:{line}") for line in range(1, 501)])
     assert len({paragraph.document for paragraph in found}) == 50
     assert len({paragraph.document for paragraph in found[:10]}) == 1
+
+
+# -- a sweep --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_ends_with_the_answer_and_names_clusters(
+    tiny_table: dict[str, Any], tmp_path: Path, howlow: Command
+) -> None:
+    from howlow import load_settings as load
+    from howlow.settings import to_toml
+
+    settings = tmp_path / "settings.toml"
+    settings.write_text(to_toml(load(None, [tiny_table])), encoding="utf-8")
+    code, out, err = howlow("sweep", settings, "--out", tmp_path / "out")
+    assert code == 0
+    assert "for this seed" in out or "Not enough evidence" in out
+    assert f"howlow recommend {tmp_path / 'out'}" in err
+    paths = sorted((tmp_path / "out").glob("trials/*/predictions.jsonl"))
+    clusters = [[json.loads(line)["cluster"] for line in path.read_text().splitlines()] for path in paths]
+    assert clusters[0] == clusters[1] == clusters[2]
+    assert len(set(clusters[0])) < len(clusters[0])
