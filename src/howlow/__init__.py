@@ -4,6 +4,7 @@
     howlow.sweep(settings, "runs/demo")
     results = howlow.load("runs/demo")    # results.rows, results.records, results.warnings
     howlow.report(["runs/demo"])
+    howlow.recommend("runs/demo", metric="f1", margin=0.03).rank
 
 Each name is imported when it is first used, so that nobody waits for what is not needed.
 """
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from howlow.analysis import load_results as load
+    from howlow.analysis.recommendation import recommend
     from howlow.errors import UserError
     from howlow.reporting import write_report as report
     from howlow.settings import Settings
     from howlow.sweeping import dry_run, sweep
 
-__all__ = ["Settings", "UserError", "dry_run", "load", "load_settings", "report", "sweep"]
+__all__ = ["Settings", "UserError", "dry_run", "load", "load_settings", "recommend", "report", "sweep"]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -27,6 +29,7 @@ _HOMES = {
     "UserError": ("howlow.errors", "UserError"),
     "dry_run": ("howlow.sweeping", "dry_run"),
     "load": ("howlow.analysis", "load_results"),
+    "recommend": ("howlow.analysis.recommendation", "recommend"),
     "report": ("howlow.reporting", "write_report"),
     "sweep": ("howlow.sweeping", "sweep"),
 }

@@ -26,6 +26,7 @@ import typer
 from typer.core import TyperCommand
 
 import howlow
+from howlow.cli_recommend import recommend_command
 from howlow.console import make_safe
 from howlow.errors import OURS, SYSTEM, UserError, lacks_access, raised_by, reason
 from howlow.outcomes import DiskFullError, is_disk_full
@@ -39,6 +40,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("recommend")(recommend_command)
 
 
 class _Described(TyperCommand):
@@ -127,6 +129,7 @@ def sweep_command(
 
     result = _watched(lambda tell: sweep(settings, out, retry=statuses, accept_different=accepted, on_event=tell), out)
     _print_report([Path(out)], accepted)
+    _print_recommendations(Path(out), accepted)
     _say_failed(result.failed, out)
 
 
@@ -259,6 +262,18 @@ def _print_report(folders: list[Path], accept_different: list[str], as_json: boo
     report = report.written(folders[0])  # the table is there even if the files cannot be written
     places = dict.fromkeys(str(path if path.parent.name != "figures" else path.parent) for path in report.files)
     _say(f"written: {', '.join(places)}")
+
+
+def _print_recommendations(folder: Path, accept_different: list[str]) -> None:
+    """The answer of a sweep that just ended, one sentence for each of its settings."""
+    from howlow.reporting.recommendation import headlines
+
+    try:
+        for line in headlines(folder, accept_different):
+            print(line)
+        _say(f"why, and what it costs: howlow recommend {folder}")
+    except UserError as error:
+        _say(f"howlow: no recommendation: {error}")
 
 
 @app.command("env")

@@ -166,7 +166,7 @@ def windows(tokenizer: Tokenizer, document: Example, sequence_length: int) -> li
         name = f"{document.id}@{first}"
         # A window leaks test data if one of its longer lines occurs there; repeated headings do no harm.
         lines = tuple(line.strip() for line in text.splitlines() if len(line.split()) > 5)
-        window = Example(name, name, "", "", "", text, overlap_keys=lines or (text,))
+        window = Example(name, name, "", "", "", text, overlap_keys=lines or (text,), document=document.id)
         found.append((window, _text(tokenizer, window, part, text, words)))
         first, start = first + len(part), end
     return found

@@ -32,6 +32,8 @@ class Example:
     """
     overlap_keys: tuple[str, ...] = ()
     """texts that must not occur in both the training data and the test data"""
+    document: str | None = None
+    """equal for examples that are parts of one document (an article), and so not independent; None: as the group"""
 
     @property
     def prompt(self) -> str:

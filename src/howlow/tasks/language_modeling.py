@@ -8,6 +8,7 @@ whose lines are the rows.
 
 from howlow.errors import UserError
 from howlow.settings import TaskRules, TaskSettings
+from howlow.tasks.documents import with_documents
 from howlow.tasks.examples import Example, Purpose
 from howlow.tasks.sources import files_of, read_rows, read_texts
 from howlow.tasks.task import Task
@@ -24,12 +25,13 @@ def _load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example
     texts = read_texts(found) if is_plain else [_text_of_rows(source, purpose)]
     if settings.unit == "window":
         return [_example(name, text) for name, text in texts]
-    return [
+    paragraphs = [
         _example(f"{name}:{number}", line.strip())
         for name, text in texts
         for number, line in enumerate(text.split("\n"), start=1)
         if line.strip()
     ]
+    return with_documents(paragraphs)
 
 
 def _example(identity: str, text: str) -> Example:

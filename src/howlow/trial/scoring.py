@@ -1,5 +1,6 @@
 """The inference phases: the loss of the test's targets, and greedy generation for tasks with answers."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -179,7 +180,7 @@ class Scorer:
         def work(run: Running, _: Callable[[int], None]) -> BatchResult:
             sums = evaluation.evaluate(run, batch)
             loss = _finite(math.fsum(sums) / batch.target_tokens) if batch.target_tokens else None
-            lines = list[str] if self.task.generates else partial(_text_lines, chosen, sums)
+            lines = list[str] if self.task.generates else partial(self._text_lines, chosen, sums)
             return BatchResult(batch.tokens, batch.target_tokens, batch.computed_tokens, loss, lines)
 
         return work
@@ -237,6 +238,25 @@ class Scorer:
     def _answer_lines(self, chosen: list[TokenizedExample], rows: list[Generated]) -> list[str]:
         return [self._answer_line(*pair) for pair in zip(chosen, rows, strict=True)]
 
+    def _text_lines(self, chosen: list[TokenizedExample], sums: list[float]) -> list[str]:
+        return [
+            _line(
+                id=example.id,
+                cluster=self._cluster(example),
+                log_likelihood=_finite(0.0 - nll),
+                tokens=len(example.completion),
+                words=example.words,
+                bytes=example.bytes,
+            )
+            for example, nll in zip(chosen, sums, strict=True)
+        ]
+
+    def _cluster(self, tokenized: TokenizedExample) -> str:
+        """Equal for examples that go together: the questions on one paragraph, the paragraphs of one document."""
+        example = self._examples.get(tokenized.id)
+        name = example.document if example is not None and example.document is not None else tokenized.group
+        return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
     @cached_property
     def _examples(self) -> dict[str, Example]:
         return {example.id: example for example in self.prepared.test_examples}
@@ -246,6 +266,7 @@ class Scorer:
         scores = self.task.score([example], {example.id: prediction}).per_example[example.id]
         return _line(
             id=tokenized.id,
+            cluster=self._cluster(tokenized),
             prompt=self.tokenizer.decode(tokenized.prompt),
             generated=row.text,
             prediction=prediction,
@@ -276,20 +297,6 @@ def _with_attached(attached: dict[str, Any], result: BatchResult) -> Iterator[st
 
 def _line(**fields: Any) -> str:
     return json.dumps(fields, ensure_ascii=False)
-
-
-def _text_lines(examples: list[TokenizedExample], sums: list[float]) -> list[str]:
-    return [_text_line(example, nll) for example, nll in zip(examples, sums, strict=True)]
-
-
-def _text_line(example: TokenizedExample, nll: float) -> str:
-    return _line(
-        id=example.id,
-        log_likelihood=_finite(0.0 - nll),
-        tokens=len(example.completion),
-        words=example.words,
-        bytes=example.bytes,
-    )
 
 
 def _finite(value: float) -> float | None:

@@ -1,0 +1,39 @@
+"""The bill: what the recommended rank costs, and what the reference rank costs."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from howlow.analysis.column import Column
+from howlow.analysis.columns import ADAPTER_BYTES, TRAIN_BATCH_SIZE, column_named
+from howlow.analysis.comparison import Comparison, Group, Reference
+from howlow.analysis.constraints import PEAK_MEMORIES, TUNING_ENERGY, TUNING_TIME
+from howlow.analysis.ratios import Ratio
+
+_BILLED = (
+    TUNING_TIME,
+    TUNING_ENERGY,
+    PEAK_MEMORIES[0],
+    ADAPTER_BYTES,
+    TRAIN_BATCH_SIZE,
+    column_named("inference_time_per_sample_s"),
+    column_named("inference_energy_per_sample_j"),
+    PEAK_MEMORIES[1],
+)
+
+
+@dataclass(frozen=True)
+class BillItem:
+    """A cost of the recommended candidate and of the reference rank, and their ratio where it can be given."""
+
+    column: Column
+    value: float
+    reference: float
+    ratio: Ratio | None
+
+
+def bill_of(comparison: Comparison, group: Group, reference: Reference) -> Iterator[BillItem]:
+    """The items that both have."""
+    for column in _BILLED:
+        value, theirs = group.mean(column), reference.group.mean(column)
+        if value is not None and theirs is not None:
+            yield BillItem(column, value, theirs, comparison.ratio(group, column))

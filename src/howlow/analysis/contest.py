@@ -1,0 +1,159 @@
+"""Who takes part in a recommendation: the ranks and the base model whose trials are done, at one setting.
+
+A rank of which a seed diverged takes no part: the seeds that did not diverge would flatter it. Repeats of a seed give
+the same scores, so the first stands for all of them.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from howlow.analysis.column import Column
+from howlow.analysis.columns import KIND, column_named
+from howlow.analysis.comparison import Comparison, Group, Reference, compare, metrics_of
+from howlow.analysis.example_scores import TEXT_WEIGHTS
+from howlow.analysis.rows import Results, Trial
+from howlow.errors import UserError
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The groups of trials that take part, by rank, each of trials that are done.
+
+    not_done: ranks that take no part, with how their trials ended.
+    unfinished: ranks that take part with the seeds that are done, and how the others ended.
+    """
+
+    comparison: Comparison
+    reference: Reference
+    metric: Column
+    base: Group | None
+    ranks: Mapping[int, Group]
+    not_done: Mapping[int, str]
+    unfinished: Mapping[int, str]
+
+
+def contest_of(results: Results, metric: str | None, where: Mapping[str, Any]) -> Contest:
+    """Who takes part.
+
+    metric: a column of quality; None: the task's main one. where: values of further grid axes.
+
+    Raises:
+        UserError: there are fewer than two ranks to compare, several settings to choose from, or no such metric.
+    """
+    _refuse_unfinished(results)
+    comparison = compare(results)
+    reference, column = _reference(comparison, where), _metric(results, metric)
+    groups = [group for group in comparison.groups if group.rank is not None and group.axes == reference.axes]
+    there = {group.rank: _done(group, column) for group in groups if group.rank is not None}
+    ended = {group.rank: _ended(group) for group in groups if group.rank is not None}
+    ranks = {rank: group for rank, group in sorted(there.items()) if group and "diverged" not in ended[rank]}
+    if len(ranks) < 2:
+        raise UserError(_too_few(results, sorted(ranks), ended, column))
+    missing = {rank: "not run yet" for rank in results.asked_ranks if rank not in ended}
+    return Contest(
+        comparison,
+        reference,
+        column,
+        _base(comparison, reference, column),
+        ranks,
+        {rank: words for rank, words in sorted((ended | missing).items()) if rank not in ranks},
+        {rank: ended[rank] for rank in ranks if ended[rank]},
+    )
+
+
+def one_a_seed(group: Group) -> list[Trial]:
+    """The first repeat of each seed, in the order of the seeds."""
+    found: dict[int, Trial] = {}
+    for trial in sorted(group.trials, key=lambda trial: (trial.record.seed, trial.record.repeat)):
+        found.setdefault(trial.record.seed, trial)
+    return list(found.values())
+
+
+def _done(group: Group, metric: Column) -> Group | None:
+    done = tuple(t for t in group.trials if t.record.status == "done" and t.row[metric.name] is not None)
+    return replace(group, trials=done) if done else None
+
+
+def _ended(group: Group) -> str:
+    """How trials that are not done ended: `2 diverged, 1 failed`; empty where all are done."""
+    counts = Counter(trial.record.status for trial in group.trials if trial.record.status != "done")
+    return ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+
+
+def _base(comparison: Comparison, reference: Reference, metric: Column) -> Group | None:
+    """The base model with the same values on the axes that can change it, one trial of it."""
+    for group in comparison.groups:
+        fits = all(value is None or value == reference.axes[axis] for axis, value in group.axes.items())
+        if group.kind == "base" and fits and (done := _done(group, metric)) is not None:
+            return replace(done, trials=done.trials[:1])
+    return None
+
+
+def _too_few(results: Results, ranks: Sequence[int], ended: Mapping[int, str], metric: Column) -> str:
+    folder = results.folders[0]
+    if not ranks:
+        return f"{folder}: no rank has a value of {metric.name} without a diverged seed; nothing can be recommended"
+    others = "; ".join(f"rank {rank}: {words}" for rank, words in sorted(ended.items()) if words)
+    told = f" ({others})" if others else ""
+    return f"{folder}: rank {ranks[0]} is the only one that is done{told}; a recommendation compares at least two ranks"
+
+
+def _refuse_unfinished(results: Results) -> None:
+    adapters = [record for record in results.records if record.kind == "lora"]
+    folder = results.folders[0]
+    if not adapters:
+        raise UserError(f"{folder}: no adapter has been trained yet; a recommendation compares at least two ranks")
+    if all(record.status != "done" for record in adapters):
+        counts = Counter(record.status for record in adapters)
+        told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+        raise UserError(f"{folder}: no adapter's trial is done ({told}); howlow sweep --retry runs them again")
+
+
+# -- the metric -----------------------------------------------------------------------------------------------------
+
+
+def metrics_there(results: Results) -> list[Column]:
+    """The columns of quality that adapters have values of and that are known by example, those of the task first."""
+    own = metrics_of(results.trials[0].record)
+    further = [column for column in map(column_named, TEXT_WEIGHTS) if column not in own]
+    rows = [row for row in results.rows if row[KIND.name] == "lora"]
+    return [column for column in [*own, *further] if any(row[column.name] is not None for row in rows)]
+
+
+def _metric(results: Results, name: str | None) -> Column:
+    there = metrics_there(results)
+    folder, names = results.folders[0], ", ".join(column.name for column in there)
+    if not there:
+        raise UserError(
+            f"{folder}: no trial has a score (random weights have none), so no rank can be recommended; "
+            "run a sweep of a pretrained model"
+        )
+    found = next((column for column in there if name in (None, column.name)), None)
+    if found is None:
+        task = results.trials[0].record.settings.task.name
+        raise UserError(f"--metric {name}: {folder} has no such score; those of its task {task} are: {names}")
+    return found
+
+
+# -- the setting ----------------------------------------------------------------------------------------------------
+
+
+def _reference(comparison: Comparison, where: Mapping[str, Any]) -> Reference:
+    folder, axes = comparison.results.folders[0], comparison.results.axes
+    for axis in where:
+        if axis not in axes:
+            told = f"its further axes are: {', '.join(axes)}" if axes else "it has no further axis"
+            raise UserError(f"--where {axis}: {folder} has no such grid axis; {told}")
+    found = [
+        one for one in comparison.references if all(str(one.axes[axis]) == str(value) for axis, value in where.items())
+    ]
+    if len(found) == 1:
+        return found[0]
+    differing = [axis for axis in axes if len({repr(one.axes[axis]) for one in comparison.references}) > 1]
+    values = {axis: list(dict.fromkeys(str(one.axes[axis]) for one in comparison.references)) for axis in differing}
+    told = "; ".join(f"{axis} is {' or '.join(there)}" for axis, there in values.items())
+    example = " ".join(f"--where {axis}={there[0]}" for axis, there in values.items())
+    problem = "holds several settings" if found else "has no rank that is done at this setting"
+    raise UserError(f"{folder}: {problem} ({told}); choose one, such as {example}")

@@ -1,0 +1,214 @@
+"""Which rank is enough: the smallest one that is shown to be non-inferior to the best, and keeps the limits.
+
+`noninferiority` has the rule, `quality_statistics` the errors, `constraints` the limits, and `settling` says what more
+data would decide. The base model without an adapter is the smallest candidate where it was scored. Ranks that miss a
+limit are no candidates, so the best one is the best of those that may be used.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from howlow.analysis.column import Column
+from howlow.analysis.comparison import Group
+from howlow.analysis.constraints import CostLimits, Kept, kept
+from howlow.analysis.contest import Contest, contest_of, one_a_seed
+from howlow.analysis.example_scores import cluster_scores, names_clusters
+from howlow.analysis.margins import DEFAULT_CONFIDENCE, QualityScale, checked_confidence
+from howlow.analysis.noninferiority import Pairs, Standing, standing_of, worst_obstacle
+from howlow.analysis.rows import Results, rows
+from howlow.analysis.settling import Settlement, settlement
+from howlow.errors import UserError
+
+Verdict = Literal["recommended", "no_adapter", "not_enough_evidence", "constraints_not_met"]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is asked: a metric, a margin (of the metric itself), how sure to be, and the limits."""
+
+    metric: Column
+    margin: float
+    confidence: float
+    limits: CostLimits
+
+    @property
+    def scale(self) -> QualityScale:
+        """How differences of the metric are counted."""
+        return QualityScale(self.metric)
+
+    @property
+    def gain(self) -> float:
+        """The margin on the scale on which differences are compared."""
+        return self.scale.as_gain(self.margin)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The base model (rank None) or a rank, and how it stands to the best one (None: it is the only candidate)."""
+
+    rank: int | None
+    group: Group
+    judged: Standing | None
+
+    @property
+    def is_non_inferior(self) -> bool:
+        """Whether it is shown to be non-inferior; a lone candidate is."""
+        return self.judged is None or self.judged.is_non_inferior
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a candidate is not shown to be non-inferior: one rank may be worse than another by `low` (a gain)."""
+
+    rank: int | None
+    best: int | None
+    low: float
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The verdict, and everything that it rests on.
+
+    groups: the candidates' trials, the smallest candidate first. excluded: ranks that miss limits, with these limits.
+    """
+
+    terms: Terms
+    contest: Contest
+    groups: tuple[Group, ...]
+    excluded: Mapping[int, tuple[Kept, ...]]
+    pairs: Pairs
+    has_clusters: bool
+
+    @cached_property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The candidates with their judgement, the smallest one first."""
+        found, asked = self.groups, self.terms
+        lone = len(found) < 2
+        return tuple(
+            Candidate(group.rank, group, None if lone else standing_of(self.pairs, index, asked.gain, asked.confidence))
+            for index, group in enumerate(found)
+        )
+
+    @cached_property
+    def chosen(self) -> Candidate | None:
+        """The smallest candidate that is shown to be non-inferior."""
+        return next((candidate for candidate in self.candidates if candidate.is_non_inferior), None)
+
+    @property
+    def verdict(self) -> Verdict:
+        """What can be said."""
+        if all(group.rank is None for group in self.groups):
+            return "constraints_not_met"
+        if self.chosen is None:
+            return "not_enough_evidence"
+        return "no_adapter" if self.chosen.rank is None else "recommended"
+
+    @property
+    def rank(self) -> int | None:
+        """The recommended rank; None with any other verdict."""
+        return self.chosen.rank if self.chosen is not None and self.verdict == "recommended" else None
+
+    @property
+    def seeds(self) -> int:
+        """The seeds of the candidate that has the fewest; with one, the verdict holds for this seed alone."""
+        return min((len(one_a_seed(group)) for group in self.groups if group.rank is not None), default=0)
+
+    def obstacle(self, candidate: Candidate) -> Obstacle | None:
+        """Why a candidate is not shown to be non-inferior; None where it is."""
+        asked, index = self.terms, self.candidates.index(candidate)
+        found = worst_obstacle(self.pairs, index, asked.gain, asked.confidence)
+        if found is None:
+            return None
+        rank, best = (self.groups[one].rank for one in found)
+        return Obstacle(rank, best, self.pairs.low(*found, asked.confidence))
+
+    @cached_property
+    def settlement(self) -> Settlement | None:
+        """What more data would settle the decision; None where there is evidence enough, or nothing to decide."""
+        if self.verdict != "not_enough_evidence":
+            return None
+        data = self.groups[-1].trials[0].record.data
+        examples = data.test_examples if data is not None else 0
+        return settlement(self.pairs, self.terms.gain, self.terms.confidence, self.seeds, examples)
+
+    @property
+    def nearest(self) -> int | None:
+        """Of the ranks that miss a limit, the one that misses it by the least."""
+        return min(self.excluded, key=lambda rank: max(one.excess for one in self.excluded[rank]), default=None)
+
+
+def recommend_from(
+    results: Results,
+    *,
+    metric: str | None = None,
+    margin: float | None = None,
+    confidence: float = DEFAULT_CONFIDENCE,
+    limits: CostLimits | None = None,
+    where: Mapping[str, Any] | None = None,
+) -> Recommendation:
+    """The recommendation that records support.
+
+    metric: a column of quality; None: the task's main one. margin: None: the metric's default. where: values of further
+    grid axes, where the sweep has several settings.
+
+    Raises:
+        UserError: there is nothing to compare, or an argument is wrong.
+    """
+    contest = contest_of(results, metric, where or {})
+    return _answered(contest, _terms_of(contest.metric, margin, confidence, limits))
+
+
+def recommend(
+    folder: Path | str,
+    *,
+    metric: str | None = None,
+    margin: float | None = None,
+    confidence: float = DEFAULT_CONFIDENCE,
+    limits: CostLimits | None = None,
+    where: Mapping[str, Any] | None = None,
+    accept_different: Sequence[str] = (),
+) -> Recommendation:
+    """The recommendation that a run directory's records support; arguments and errors as in `recommend_from`.
+
+    accept_different: keys that may differ between records (`howlow.records.comparability`).
+    """
+    results = rows([Path(folder)], accept_different)
+    return recommend_from(results, metric=metric, margin=margin, confidence=confidence, limits=limits, where=where)
+
+
+def _terms_of(metric: Column, margin: float | None, confidence: float, limits: CostLimits | None) -> Terms:
+    checked = QualityScale(metric).checked_margin(margin)
+    return Terms(metric, checked, checked_confidence(confidence), limits or CostLimits())
+
+
+def _answered(contest: Contest, terms: Terms) -> Recommendation:
+    costs = {rank: kept(group, terms.limits) for rank, group in contest.ranks.items()}
+    _refuse_unmeasured(list(costs.values()), contest)
+    excluded = {rank: missed for rank, all_ in costs.items() if (missed := _missed(all_))}
+    base = contest.base
+    fitting = [group for rank, group in contest.ranks.items() if rank not in excluded]
+    if base is not None and not _missed(kept(base, terms.limits)):
+        fitting.insert(0, base)
+    pairs = Pairs(cluster_scores([one_a_seed(group) for group in fitting], contest.metric)) if fitting else Pairs(())
+    first = contest.ranks[min(contest.ranks)].trials[0]
+    has_clusters = "answers" not in contest.metric.subjects or names_clusters(first)
+    return Recommendation(terms, contest, tuple(fitting), excluded, pairs, has_clusters)
+
+
+def _missed(all_: Sequence[Kept]) -> tuple[Kept, ...]:
+    return tuple(one for one in all_ if not one.is_kept)
+
+
+def _refuse_unmeasured(costs: Sequence[Sequence[Kept]], contest: Contest) -> None:
+    """Refuse a limit on a cost that no rank has."""
+    for of_limit in zip(*costs, strict=True):
+        if all(one.cost is None for one in of_limit):
+            limit = of_limit[0].limit
+            folder, option = contest.comparison.results.folders[0], f"--{limit.name.replace('_', '-')}"
+            raise UserError(
+                f"{option} {limit.value:g}: no trial of {folder} has {limit.columns[0].name}, so nothing can be held "
+                "against it; howlow env says what this machine can measure"
+            )

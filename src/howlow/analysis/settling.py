@@ -1,0 +1,112 @@
+"""How many more seeds or test examples would settle which rank is enough, by the variances found so far.
+
+If the differences found are the true ones, a candidate is shown to be non-inferior once every needed difference is
+above -margin by more than its half width. Differences of the next data vary again, so each has to be above by
+`_CHANCE` standard errors more: then it is shown in 80 of 100 repetitions. The smallest candidate that can pass is the
+goal. Examples are counted in clusters of the present size.
+
+Where no candidate can pass by the differences found, those that may be chance are taken for none: a difference whose
+one-sided upper bound is above 0 counts as 0.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from howlow.analysis.noninferiority import Pairs, needed
+
+_CHANCE = 0.8416  # the normal distribution's 80 % quantile
+_MOST_SEEDS = 50
+_MOST_TIMES = 1000.0
+"""More than this is no advice."""
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A number of seeds and of test examples that would settle it, in all."""
+
+    seeds: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """What would settle the decision; a way that does not lead there, or not within reason, is None.
+
+    goal: the candidate that would then be recommended; None: by the differences found, none would.
+    """
+
+    goal: int | None
+    more_seeds: Plan | None = None
+    more_examples: Plan | None = None
+    both: Plan | None = None
+
+
+def settlement(pairs: Pairs, margin: float, confidence: float, seeds: int, examples: int) -> Settlement:
+    """What would settle the decision, from so many seeds (0: no candidate has several) and examples."""
+    found = _goal(pairs, margin, _value) or _goal(pairs, margin, partial(_value_or_chance, confidence=confidence))
+    if found is None:
+        return Settlement(None)
+    goal, gaps = found
+    several = seeds >= 2
+
+    def settles(number: int, times: float) -> bool:
+        return all(_passes(pairs, pair, gap, confidence, number, times) for pair, gap in gaps.items())
+
+    only_examples = _fewest_times(lambda times: settles(seeds, times))
+    more_seeds = next((n for n in range(seeds + 1, _MOST_SEEDS + 1) if settles(n, 1.0)), None) if several else None
+    both = _cheapest(settles, seeds) if several and only_examples is None and more_seeds is None else None
+    return Settlement(
+        goal,
+        None if more_seeds is None else Plan(more_seeds, examples),
+        None if only_examples is None else Plan(seeds, round(only_examples * examples)),
+        None if both is None else Plan(both[0], round(both[1] * examples)),
+    )
+
+
+def _goal(pairs: Pairs, margin: float, value: Callable[[Pairs, Pair], float]) -> tuple[int, dict[Pair, float]] | None:
+    """The smallest candidate that would pass if these were the true differences, and how far each is above -margin."""
+    for candidate in range(len(pairs)):
+        gaps = {pair: value(pairs, pair) + margin for pair in needed(candidate, len(pairs))}
+        if all(gap > 0 for gap in gaps.values()):
+            return candidate, gaps
+    return None
+
+
+def _value(pairs: Pairs, pair: Pair) -> float:
+    return float("-inf") if pairs.difference(*pair) is None else pairs.value(*pair)
+
+
+def _value_or_chance(pairs: Pairs, pair: Pair, confidence: float) -> float:
+    found = pairs.difference(*pair)
+    is_chance = found is not None and found.high(confidence) > 0
+    return max(0.0, _value(pairs, pair)) if is_chance else _value(pairs, pair)
+
+
+def _passes(pairs: Pairs, pair: Pair, gap: float, confidence: float, seeds: int, times: float) -> bool:
+    found = pairs.difference(*pair)
+    assert found is not None, "a goal's pairs have differences"
+    width, error = found.expected_half_width(seeds, round(found.clusters * times), confidence)
+    return gap > width + _CHANCE * error
+
+
+def _fewest_times(settles: Callable[[float], bool]) -> float | None:
+    """How many times as many examples settle it, found to within 5 %; None where no reasonable number does."""
+    if not settles(_MOST_TIMES):
+        return None
+    low, high = 1.0, _MOST_TIMES
+    while high > 1.05 * low:
+        middle = (low * high) ** 0.5
+        low, high = (low, middle) if settles(middle) else (middle, high)
+    return high
+
+
+def _cheapest(settles: Callable[[int, float], bool], seeds: int) -> tuple[int, float] | None:
+    """The seeds and the multiple of the examples whose product is the least."""
+    found: Sequence[tuple[int, float]] = [
+        (number, times)
+        for number in range(seeds + 1, _MOST_SEEDS + 1)
+        if (times := _fewest_times(lambda times, number=number: settles(number, times))) is not None  # type: ignore[misc]
+    ]
+    return min(found, key=lambda plan: plan[0] * plan[1], default=None)

@@ -1,0 +1,275 @@
+"""The recommendation for people and as a JSON document: the verdict, its reasons in plain sentences, the bill."""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from howlow.analysis.bill import BillItem, bill_of
+from howlow.analysis.columns import TRAIN_BATCH_SIZE
+from howlow.analysis.comparison import Group, compare
+from howlow.analysis.constraints import Kept
+from howlow.analysis.contest import one_a_seed
+from howlow.analysis.recommendation import Candidate, Recommendation, Terms, recommend_from
+from howlow.analysis.rows import rows
+from howlow.reporting import formatting
+from howlow.reporting.settling import settling_document, settling_sentences
+from howlow.reporting.summary import axes_words
+
+_MOST_SETTINGS = 6
+_UNITS = {"nats": " nats", "number": ""}
+
+
+def headline(found: Recommendation) -> str:
+    """The answer in one sentence."""
+    scope, chosen, label = ", for this seed" if found.seeds == 1 else "", found.chosen, found.terms.metric.label
+    if found.verdict == "constraints_not_met":
+        return f"No rank keeps the limits; rank {found.nearest} is the nearest."
+    if chosen is None:
+        return f"Not enough evidence: no rank is shown to be as good as the best one in {label} ({_terms(found)})."
+    verdict = f"No adapter is needed{scope}" if chosen.rank is None else f"Recommended{scope}: rank {chosen.rank}"
+    if chosen.judged is None:
+        return f"{verdict}. It is the only candidate that keeps the limits."
+    whose = "The base model" if chosen.rank is None else f"Rank {chosen.rank}"
+    least = _apart(found.terms, chosen.judged.low)
+    return f"{verdict}. {whose} is at most {least} than the best rank in {label} ({_terms(found)})."
+
+
+def headlines(folder: Path, accept_different: Sequence[str] = ()) -> list[str]:
+    """The answer for each of a sweep's settings, each in one sentence.
+
+    Raises:
+        UserError: there is nothing to compare.
+    """
+    results = rows([folder], accept_different)
+    references = compare(results).references
+    if len(references) < 2:
+        return [headline(recommend_from(results))]
+    return [
+        f"With {axes_words(one.axes)}: {headline(recommend_from(results, where=one.axes))}"
+        for one in references[:_MOST_SETTINGS]
+    ]
+
+
+def recommendation_text(found: Recommendation) -> str:
+    """What `howlow recommend` prints."""
+    return "\n".join([headline(found), *(f"* {reason}" for reason in reasons(found))])
+
+
+def reasons(found: Recommendation) -> list[str]:
+    """Why, in plain sentences: the candidates, what takes no part, what it costs, and what would settle it."""
+    return [*_of_candidates(found), *_of_others(found), *_of_scope(found), *_of_bill(found), *settling_sentences(found)]
+
+
+def recommendation_json(found: Recommendation) -> str:
+    """The document that `howlow recommend --json` prints; absent is null."""
+    asked, scale = found.terms, found.terms.scale
+    document = {
+        "metric": asked.metric.name,
+        "margin": asked.margin,
+        "confidence": asked.confidence,
+        "verdict": found.verdict,
+        "rank": found.rank,
+        "reasons": reasons(found),
+        "candidates": [_candidate_document(found, candidate) for candidate in found.candidates],
+        "headline": headline(found),
+        "better": asked.metric.better,
+        "margin_is_relative": scale.is_relative,
+        "for_this_seed_only": found.seeds == 1,
+        "seeds": found.seeds,
+        "test_examples": _test_examples(found),
+        "reference_rank": found.contest.reference.rank,
+        "bill": [_bill_document(item) for item in _bill(found)],
+        "excluded": [_excluded_document(rank, missed) for rank, missed in found.excluded.items()],
+        "nearest": found.nearest,
+        "not_done": [{"rank": rank, "trials": words} for rank, words in found.contest.not_done.items()],
+        "settle": settling_document(found),
+    }
+    return json.dumps(document, indent=1, allow_nan=False)
+
+
+# -- candidates -----------------------------------------------------------------------------------------------------
+
+
+def _of_candidates(found: Recommendation) -> Iterator[str]:
+    asked, chosen = found.terms, found.chosen
+    if found.verdict == "constraints_not_met" or len(found.candidates) < 2:
+        return
+    yield (
+        f"A rank is enough if its {asked.metric.label} is shown to be less than {_margin(asked)} worse than that of "
+        "every other candidate. Each candidate is taken for the best one in turn, so that picking the best is paid for."
+    )
+    for candidate in found.candidates:
+        yield _candidate_sentence(found, candidate)
+        if candidate is chosen:
+            return
+
+
+def _candidate_sentence(found: Recommendation, candidate: Candidate) -> str:
+    asked, judged = found.terms, candidate.judged
+    assert judged is not None, "only a lone candidate has no judgement"
+    value = formatting.quantity(candidate.group.mean(asked.metric), asked.metric.unit)
+    told = f"{_capital(_name(candidate.rank))} has {asked.metric.label} {value}"
+    told += f", {_apart(asked, judged.difference)} than the best" if judged.difference < 0 else ", the best"
+    if candidate.is_non_inferior:
+        return f"{told}; it is at most {_apart(asked, judged.low)} than any other candidate, so it is enough."
+    if judged.high <= -asked.gain:
+        return f"{told}; it is at least {_apart(asked, judged.high)}, so it is too low."
+    obstacle = found.obstacle(candidate)
+    assert obstacle is not None, "a candidate that is not enough has an obstacle"
+    whose = "it" if obstacle.rank == candidate.rank else f"{_name(obstacle.rank)}, which lies between,"
+    could = f"{whose} could be {_apart(asked, obstacle.low)} than {_name(obstacle.best)}"
+    return f"{told}; {could}, so it is not shown to be enough."
+
+
+def _candidate_document(found: Recommendation, candidate: Candidate) -> dict[str, Any]:
+    scale, judged = found.terms.scale, candidate.judged
+    low, high = scale.ends(judged.low, judged.high) if judged else (None, None)
+    return {
+        "rank": candidate.rank,
+        "difference": scale.of_gain(judged.difference) if judged else 0.0,
+        "low": low,
+        "high": high,
+        "non_inferior": candidate.is_non_inferior,
+        "value": candidate.group.mean(found.terms.metric),
+        "seeds": len(one_a_seed(candidate.group)) if candidate.rank is not None else None,
+    }
+
+
+# -- what takes no part, and how far it goes ------------------------------------------------------------------------
+
+
+def _of_others(found: Recommendation) -> Iterator[str]:
+    contest = found.contest
+    for rank, missed in found.excluded.items():
+        yield f"Rank {rank} is left out: {formatting.enumerated([_missed_words(one) for one in missed])}."
+    for rank, words in contest.not_done.items():
+        yield f"Rank {rank} is no candidate: {words}."
+    for rank, words in contest.unfinished.items():
+        yield f"Rank {rank} is judged by the seeds that are done: {words}."
+    if contest.base is None:
+        yield "The base model was not scored (`baselines`), so nobody knows whether an adapter is needed at all."
+    if found.verdict == "constraints_not_met" and any(group.rank is None for group in found.groups):
+        yield "Without an adapter there is nothing to train, so the base model keeps the limits; it was not compared."
+
+
+def _missed_words(one: Kept) -> str:
+    limit, unit = one.limit, one.limit.columns[0].unit
+    option, bound = f"--{limit.name.replace('_', '-')}", formatting.quantity(limit.value, unit)
+    what = _COSTS[limit.name]
+    if one.end is None:
+        known = "was not measured" if one.cost is None else f"of {formatting.quantity(one.cost, unit)} has no interval"
+        return f"{what} {known}, so it is not shown to keep {option} {bound}"
+    side = "less" if limit.is_least else "more"
+    return f"{what} may be {formatting.quantity(one.end, unit)}, {side} than {option} {bound}"
+
+
+_COSTS = {
+    "max_memory": "its peak memory",
+    "max_energy": "the energy of its fine-tuning",
+    "max_time": "the time of its fine-tuning",
+    "min_throughput": "its training throughput",
+}
+
+
+def _excluded_document(rank: int, missed: tuple[Kept, ...]) -> dict[str, Any]:
+    limits = [
+        {"limit": one.limit.name, "limit_value": one.limit.value, "value": one.cost, "end": one.end} for one in missed
+    ]
+    return {"rank": rank, "limits": limits}
+
+
+def _of_scope(found: Recommendation) -> Iterator[str]:
+    if found.seeds == 1:
+        yield (
+            "The ranks were trained with one seed, so the intervals cover other test examples and leave out other "
+            "seeds: what is said holds for this seed."
+        )
+    if not found.has_clusters:
+        yield (
+            "The records are of an older version and do not say which test examples go together, so each counts as "
+            "independent and the intervals may be too short."
+        )
+
+
+# -- the bill -------------------------------------------------------------------------------------------------------
+
+
+def _bill(found: Recommendation) -> list[BillItem]:
+    reference = found.contest.reference
+    if found.chosen is None or found.verdict == "constraints_not_met" or found.chosen.rank == reference.rank:
+        return []
+    return list(bill_of(found.contest.comparison, found.chosen.group, reference))
+
+
+def _of_bill(found: Recommendation) -> Iterator[str]:
+    items, reference, chosen = _bill(found), found.contest.reference, found.chosen
+    if chosen is None or not items:
+        return
+    told = [_item_words(item) for item in items if item.column is not TRAIN_BATCH_SIZE]
+    saved = " It saves the fine-tuning." if chosen.rank is None else ""
+    yield f"Against rank {reference.rank}, the reference, {_name(chosen.rank)} has: {'; '.join(told)}.{saved}"
+    batch = next((item for item in items if item.column is TRAIN_BATCH_SIZE), None)
+    if batch is not None and batch.value != batch.reference:
+        sizes = [formatting.quantity(size, "count") for size in (batch.value, batch.reference)]
+        yield f"It trains with a batch of {sizes[0]} instead of {sizes[1]}, and its costs are those of that batch."
+
+
+def _item_words(item: BillItem) -> str:
+    column = item.column
+    stage = {"train": "training ", "inference": "inference "}.get(column.stage or "", "")
+    values = [formatting.quantity(value, column.unit) for value in (item.value, item.reference)]
+    ratio = formatting.NOT_SIGNIFICANT if item.ratio is None else formatting.relative(item.ratio, with_ends=True)
+    return f"{stage}{column.label} {values[0]} instead of {values[1]} ({ratio})"
+
+
+def _bill_document(item: BillItem) -> dict[str, Any]:
+    ratio = item.ratio
+    ends: dict[str, float | bool | None] = {"ratio": None, "low": None, "high": None, "significant": False}
+    if ratio is not None:
+        ends = {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "significant": ratio.is_significant}
+    return {"column": item.column.name, "value": item.value, "reference": item.reference, **ends}
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+
+
+def _name(rank: int | None) -> str:
+    return "the base model" if rank is None else f"rank {rank}"
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def _terms(found: Recommendation) -> str:
+    asked = found.terms
+    sure = f"{formatting.significant(asked.confidence * 100)} % confidence"
+    tested = formatting.counted(_test_examples(found) or 0, "test example")
+    return f"margin {_margin(asked)}, {sure}, {formatting.counted(found.seeds, 'seed')}, {tested}"
+
+
+def _margin(asked: Terms) -> str:
+    return _size(asked, asked.margin)
+
+
+def _apart(asked: Terms, gain: float) -> str:
+    """`1.2 points worse`: how far a candidate is below another one; a difference that nothing bounds has no size."""
+    if not math.isfinite(gain):
+        return "any amount worse"
+    return f"{_size(asked, abs(asked.scale.of_gain(gain)))} worse"
+
+
+def _size(asked: Terms, value: float) -> str:
+    if asked.metric.unit == "fraction":
+        return f"{formatting.significant(value * 100, 2)} points"
+    if asked.scale.is_relative:
+        return f"{formatting.significant(value * 100, 2)} %"
+    return f"{formatting.significant(value, 2)}{_UNITS.get(asked.metric.unit, '')}"
+
+
+def _test_examples(found: Recommendation) -> int | None:
+    trials: Group = next(iter(found.contest.ranks.values()))
+    data = trials.trials[0].record.data
+    return None if data is None else data.test_examples

@@ -1,0 +1,99 @@
+"""What would settle a decision for which there is not enough evidence, with the command that runs it."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from howlow.analysis.contest import one_a_seed
+from howlow.analysis.recommendation import Recommendation
+from howlow.analysis.settling import Plan
+from howlow.reporting import formatting
+
+
+def settling_sentences(found: Recommendation) -> Iterator[str]:
+    """What would settle it, by the differences and variances found so far; nothing where it is settled."""
+    settled = found.settlement
+    if settled is None:
+        return
+    if settled.goal is None:
+        yield (
+            "More data alone is not expected to settle it: by the differences found, ranks between the best one and a "
+            "smaller one are worse by more than the margin. A larger margin may."
+        )
+        return
+    goal = _goal_words(found, settled.goal)
+    plans = [plan for plan in (settled.more_seeds, settled.more_examples, settled.both) if plan is not None]
+    for plan in plans:
+        yield f"{_plan_words(found, plan)} would show with a chance of 80 % that {goal}: `{_command(found, plan)}`"
+    if not plans:
+        yield f"No number of seeds up to 50 or of test examples within reason is expected to show that {goal}."
+    if found.seeds == 1:
+        yield f"Several seeds say how far the choice depends on the seed: `{_seeds_command(found, _seeds(found, 3))}`"
+
+
+def settling_document(found: Recommendation) -> dict[str, Any] | None:
+    """The same for the JSON document; None where there is nothing to settle."""
+    settled = found.settlement
+    if settled is None:
+        return None
+    plans = {"more_seeds": settled.more_seeds, "more_examples": settled.more_examples, "both": settled.both}
+    return {
+        "rank": None if settled.goal is None else found.groups[settled.goal].rank,
+        "no_adapter": settled.goal is not None and found.groups[settled.goal].rank is None,
+        **{name: None if plan is None else _plan_document(found, plan) for name, plan in plans.items()},
+    }
+
+
+def _plan_document(found: Recommendation, plan: Plan) -> dict[str, Any]:
+    return {"seeds": plan.seeds, "test_examples": plan.examples, "command": _command(found, plan)}
+
+
+def _goal_words(found: Recommendation, goal: int) -> str:
+    rank = found.groups[goal].rank
+    return "no adapter is needed" if rank is None else f"rank {rank} is enough"
+
+
+def _plan_words(found: Recommendation, plan: Plan) -> str:
+    seeds, examples = plan.seeds - found.seeds, plan.examples - _examples(found)
+    more = [f"{formatting.counted(seeds, 'more seed')} (in all {plan.seeds})"] if seeds else []
+    more += [f"{formatting.counted(examples, 'more test example')} (in all {plan.examples:,})"] if examples else []
+    return formatting.enumerated(more)
+
+
+def _examples(found: Recommendation) -> int:
+    data = found.groups[-1].trials[0].record.data
+    return 0 if data is None else data.test_examples
+
+
+def _command(found: Recommendation, plan: Plan) -> str:
+    """The command that runs it; more test examples need a folder of their own, as every trial is scored anew.
+
+    Where the sweep tests on all that the test data hold, more examples need larger test data.
+    """
+    examples = _examples(found)
+    if plan.examples <= examples:
+        return _seeds_command(found, _seeds(found, plan.seeds))
+    folder = _folder(found)
+    seeds = ["--seeds", ",".join(map(str, _seeds(found, plan.seeds)))] if plan.seeds > found.seeds else []
+    is_all = found.groups[-1].trials[0].record.settings.task.test_examples is None
+    limit = ["--test", "LARGER_TEST_DATA"] if is_all else ["--set", f"task.test_examples={plan.examples}"]
+    out = folder.with_name(f"{folder.name}-{plan.examples}-test-examples")
+    return shlex.join(["howlow", "sweep", str(folder / "sweep.toml"), *seeds, *limit, "--out", str(out)])
+
+
+def _seeds_command(found: Recommendation, seeds: Sequence[int]) -> str:
+    folder = _folder(found)
+    listed = ",".join(map(str, seeds))
+    return shlex.join(["howlow", "sweep", str(folder / "sweep.toml"), "--seeds", listed, "--out", str(folder)])
+
+
+def _folder(found: Recommendation) -> Path:
+    return found.contest.comparison.results.folders[0]
+
+
+def _seeds(found: Recommendation, number: int) -> list[int]:
+    """The seeds that were run, and the next ones up to this number."""
+    run = sorted({trial.record.seed for group in found.contest.ranks.values() for trial in one_a_seed(group)})
+    further = (seed for seed in range(len(run) + number) if seed not in run)
+    return [*run, *(next(further) for _ in range(max(0, number - len(run))))]
