@@ -57,7 +57,8 @@ class CastAdapters:
     def __init__(self, groups: Sequence["AdapterGroup"]) -> None:
         self.groups = tuple(groups)
         parts = [(master, copied.detach()[place]) for group in groups for copied, master, place in group.copies()]
-        self._masters, self._copies = [master for master, _ in parts], [copied for _, copied in parts]
+        self._masters: list[Tensor] = [master for master, _ in parts]
+        self._copies = [copied for _, copied in parts]
         factors = {group.below: group.folded for group in groups if group.folded != 1.0}
         self._folded, self._factors = [below.detach() for below in factors], list(factors.values())
         self._versions: list[int] = []
@@ -120,7 +121,7 @@ class AdapterGroup:
         for copied, factor in [(self.below, self.folded), *((above, 1.0) for above in self.above)]:
             parts = [(master, place) for one, master, place in self.copies() if one is copied and master.requires_grad]
             if parts:
-                copied.register_post_accumulate_grad_hook(_handing_on(parts, factor))
+                copied.register_post_accumulate_grad_hook(_handing_on(parts, factor))  # type: ignore[no-untyped-call]
 
     def computes(self, x: Tensor) -> bool:
         """Whether the products with this x are to be in the dtype of the copies."""
@@ -136,7 +137,7 @@ class AdapterGroup:
         if self._is_apart:
             return self._product(x, self.below[self._firsts[place] :][: self._widths[place]])
         if self._x is None:
-            self._x, self._kept = x, list(self._product(x, self.below).split(self._widths, -1))
+            self._x, self._kept = x, list(torch.split(self._product(x, self.below), self._widths, -1))
         found = self._kept[place]
         assert found is not None, "it was kept"
         self._kept[place] = None
@@ -149,7 +150,7 @@ class AdapterGroup:
         return product if self.factor == 1.0 else product * self.factor
 
 
-class JoinedLayer(LoraLayer):
+class JoinedLayer(LoraLayer):  # type: ignore[misc]
     """What a layer with an adapter is while it runs joined."""
 
     group: AdapterGroup | None
@@ -159,7 +160,8 @@ class JoinedLayer(LoraLayer):
         """W x + s B A x; by PEFT's own code where it is asked for anything else."""
         group = self.group
         if group is None or further or named or not group.computes(x):
-            return super().forward(x, *further, **named)
+            own: Tensor = super().forward(x, *further, **named)
+            return own
         reduced = group.reduced(self.place, x)
         found: Tensor = self.base_layer(x) + F.linear(reduced, group.above[self.place])
         return found
