@@ -57,8 +57,10 @@ class CastAdapters:
     def __init__(self, groups: Sequence["AdapterGroup"]) -> None:
         self.groups = tuple(groups)
         parts = [(master, copied.detach()[place]) for group in groups for copied, master, place in group.copies()]
-        self._masters: list[Tensor] = [master for master, _ in parts]
-        self._copies = [copied for _, copied in parts]
+        self._masters = [master for master, _ in parts]
+        # One kernel casts many tensors, if all of them are contiguous.
+        dense, strided = ([part for part in parts if part[1].is_contiguous() is kind] for kind in (True, False))
+        self._lists = [_columns(some) for some in (dense, strided) if some]
         factors = {group.below: group.folded for group in groups if group.folded != 1.0}
         self._folded, self._factors = [below.detach() for below in factors], list(factors.values())
         self._versions: list[int] = []
@@ -71,7 +73,8 @@ class CastAdapters:
         if versions == self._versions:
             return
         self._versions = versions
-        torch._foreach_copy_(self._copies, self._masters)
+        for masters, copies in self._lists:
+            torch._foreach_copy_(copies, masters)
         if self._folded:
             torch._foreach_mul_(self._folded, self._factors)
 
@@ -185,6 +188,10 @@ def _is_exact(factor: float, dtype: torch.dtype) -> bool:
     """Whether multiplying by a factor rounds nothing: by a power of two, in a dtype with the exponents of fp32."""
     mantissa, exponent = math.frexp(factor)
     return dtype != torch.float16 and mantissa == 0.5 and abs(exponent) <= _LARGEST_EXPONENT
+
+
+def _columns(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    return [master for master, _ in parts], [copied for _, copied in parts]
 
 
 def _weights(layers: Sequence[Any], part: str) -> list[nn.Parameter]:
