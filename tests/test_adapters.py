@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import howlow
 from howlow.engine import layouts, step_check
 from howlow.engine import model as models
-from howlow.engine.cuda.adapters import AdapterGroup, CastAdapters, JoinedLayer, with_joined_adapters
+from howlow.engine.cuda.adapters import AdapterGroup, CastAdapters, JoinedLayer, joined_adapters
 from howlow.engine.evaluation import evaluation_step
 from howlow.engine.execution import decide
 from howlow.engine.layouts import Batch
@@ -134,13 +134,13 @@ COPIED = adapted()
     ],
 )
 def test_only_a_factor_that_rounds_nothing_is_folded(alpha: float, dtype: torch.dtype, folded: float):
-    with with_joined_adapters(adapted(alpha=alpha), dtype) as found:
+    with joined_adapters(adapted(alpha=alpha), dtype) as found:
         assert {group.folded for group in found.groups} == {folded}
         assert {group.factor * group.folded for group in found.groups} == {alpha / 4}
 
 
 def test_layers_that_are_given_the_same_share_one_copy_of_as():
-    with with_joined_adapters(adapted(rank=3), torch.bfloat16) as found:
+    with joined_adapters(adapted(rank=3), torch.bfloat16) as found:
         shapes = [(len(group.layers), tuple(group.below.shape)) for group in found.groups]
     assert sorted(shapes[:4]) == [(2, (16, 32)), (2, (16, 32)), (3, (24, 32)), (3, (24, 32))]
     assert [count for count, _ in shapes[4:]] == [1] * 4, "o and down"
@@ -155,7 +155,7 @@ def by_peft_and_joined(
     found = []
     for wanted in (False, True):
         model = make()
-        with with_joined_adapters(model, dtype) if wanted else nullcontext():
+        with joined_adapters(model, dtype) if wanted else nullcontext():
             logits = model(input_ids=ids).logits
             (logits * torch.linspace(-1, 1, logits.numel()).view_as(logits)).sum().backward()
         found.append((logits.detach(), gradients(model)))
@@ -226,7 +226,7 @@ def test_layers_that_are_given_other_tensors_run_separately():
 def test_what_is_not_plain_runs_pefts_own_code(variant: dict[str, Any]):
     base = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]())
     model: Any = get_peft_model(base, LoraConfig(r=2, target_modules=ALL, **variant))
-    with with_joined_adapters(model, torch.bfloat16) as found:
+    with joined_adapters(model, torch.bfloat16) as found:
         assert found.groups == ()
         assert not any(isinstance(module, JoinedLayer) for module in model.modules())
 
@@ -236,7 +236,7 @@ def test_without_the_autocast_that_it_was_made_for_a_layer_runs_pefts_own_code()
     x = torch.randn((1, 4, 32), generator=torch.Generator().manual_seed(0))
     layer = base_of(model).model.layers[0].self_attn.q_proj
     expected = layer(x)
-    with with_joined_adapters(model, torch.bfloat16):
+    with joined_adapters(model, torch.bfloat16):
         assert torch.equal(layer(x), expected)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
@@ -247,10 +247,10 @@ def test_the_model_is_as_it_was_afterwards():
     model = adapted()
     before = {name: list(vars(module)) for name, module in model.named_modules()}
     state = list(model.state_dict())
-    with with_joined_adapters(model, torch.bfloat16):
+    with joined_adapters(model, torch.bfloat16):
         assert any(isinstance(module, JoinedLayer) for module in model.modules())
         assert list(model.state_dict()) == state
-    with pytest.raises(ZeroDivisionError), with_joined_adapters(model, torch.bfloat16):
+    with pytest.raises(ZeroDivisionError), joined_adapters(model, torch.bfloat16):
         raise ZeroDivisionError
     assert {name: list(vars(module)) for name, module in model.named_modules()} == before
     assert {type(module) for module in model.modules() if hasattr(module, "lora_A")} == {LoraLayer}

@@ -33,7 +33,7 @@ from howlow.engine.attention_context import (
 )
 from howlow.engine.cpu.attention import FEWEST_KEPT
 from howlow.engine.cpu.patches import fused
-from howlow.engine.cuda.adapters import CastAdapters, with_joined_adapters
+from howlow.engine.cuda.adapters import CastAdapters, joined_adapters
 from howlow.engine.last_layer import modules_by_token, only_rows
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import Head
@@ -222,7 +222,7 @@ def running(model: Any, execution: Execution) -> Iterator[Running]:
     """Within this context the model, which is on the execution's device, runs as it says."""
     with ExitStack() as stack:
         wants_copies, dynamic = execution.joined_adapters, True if execution.attention == "flex" else None
-        adapters = stack.enter_context(with_joined_adapters(model, execution.compute)) if wants_copies else None
+        adapters = stack.enter_context(joined_adapters(model, execution.compute)) if wants_copies else None
         stack.enter_context(_compiled_layers(model, execution.compiled, dynamic))
         if execution.fused:
             stack.enter_context(fused(model))

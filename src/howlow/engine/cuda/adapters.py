@@ -36,7 +36,7 @@ _Part = tuple[nn.Parameter, tuple[slice, slice]]
 
 
 @contextmanager
-def with_joined_adapters(model: Any, dtype: torch.dtype) -> Iterator["CastAdapters"]:
+def joined_adapters(model: Any, dtype: torch.dtype) -> Iterator["CastAdapters"]:
     """Within this context the plain adapters of a model's decoder compute in this dtype, from copies."""
     groups = [AdapterGroup(layers, dtype) for layers in _groups(model)]
     for group in groups:
