@@ -206,7 +206,8 @@ def _groups(model: Any) -> list[list[Any]]:
     for parent in modules:
         for names in GIVEN_THE_SAME:
             alike: dict[tuple[float, int], list[Any]] = {}
-            for layer in [getattr(parent, name, None) for name in names]:
+            named: list[Any] = [getattr(parent, name, None) for name in names]
+            for layer in named:
                 if layer in alone:
                     del alone[layer]
                     alike.setdefault((layer.scaling[ADAPTER], layer.in_features), []).append(layer)
