@@ -45,6 +45,23 @@ def test_fp32_on_a_cpu_runs_fused_unless_it_trains_compiled():
     assert not decided(device=CUDA).fused
 
 
+def test_adapters_run_joined_where_it_is_asked_for_and_in_no_inference():
+    joined = decided("bf16", joins_adapters=True)
+    assert joined.joined_adapters
+    assert not joined.for_evaluation().joined_adapters
+    assert not joined.for_generation().joined_adapters
+    fp32 = decided(joins_adapters=True)
+    assert (fp32.fused, fp32.for_evaluation().fused) == (False, True), "one code for each adapter"
+
+
+def test_the_next_plainer_way_leaves_out_graphs_then_compiling_then_joined_adapters():
+    found, ways = decided("bf16", device=CUDA, compiles=True, graphs=True, joins_adapters=True), []
+    while found is not None:
+        ways.append((found.graphed, found.compiled, found.joined_adapters))
+        found = found.plainer()
+    assert ways == [(True, True, True), (False, True, True), (False, False, True), (False, False, False)]
+
+
 def test_products_are_for_fp32_on_a_cpu_that_keeps_many_kernels():
     assert decided(kernels_kept=256).attention == "products"
     assert decided(kernels_kept=32).attention == "sdpa"
@@ -72,6 +89,7 @@ def test_the_facts_are_plain_values():
         "kernels_kept": 256,
         "head": "targets",
         "fused": False,
+        "joined_adapters": False,
         "compiled": False,
         "graphed": False,
         "quantization": "none",

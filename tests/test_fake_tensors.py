@@ -112,14 +112,25 @@ def test_a_training_step_reads_nothing(name: str, layout: Layout):
             trainer.outcome(moved[1])
 
 
-@pytest.mark.parametrize("options", [{"precision": "bf16"}, {"head": "all"}, {"attention": "sdpa", "full_row": 32}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16"},
+        {"precision": "bf16", "joins_adapters": True},
+        {"joins_adapters": True},
+        {"head": "all"},
+        {"attention": "sdpa", "full_row": 32},
+    ],
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_form_of_a_step_reads(layout: Layout, options: dict[str, Any]):
     batch = layouts.lay_out(EXAMPLES, layout, 32, 0, "completion")
     with on_fake_tensors("llama", **options) as (run, mode):
         given = fake(mode, batch)
         with mode:
-            Trainer(run, Optimization(learning_rate=1e-3)).step([given])
+            trainer = Trainer(run, Optimization(learning_rate=1e-3))
+            trainer.step([given, given])
+            trainer.step([given])
 
 
 @pytest.mark.parametrize("name", CONFIGS)

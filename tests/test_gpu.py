@@ -98,7 +98,8 @@ def test_compiled_and_recorded_steps_are_the_plain_ones(tiny_table: dict[str, An
         (record,) = howlow.sweep(load(None, [merge(tiny_table, changes)]), out).records
         assert record.status == "done", record.error
         assert WarningKind.PLAINER_STEPS not in [warning.kind for warning in record.warnings], record.warnings
-        assert (record.resolved.compiled, record.resolved.graphed) == (bool(compiled), bool(compiled))
+        resolved = record.resolved
+        assert (resolved.joined_adapters, resolved.compiled, resolved.graphed) == (bool(compiled),) * 3
         steps = read_lines(out / "trials/r0004-s0/steps.jsonl")
         found[compiled] = [step["loss"] for step in steps if step["phase"] == "train"]
     assert found["auto"] == pytest.approx(found[False], rel=1e-2)

@@ -1,10 +1,10 @@
 """How a model runs: decided once, held as one value, and the one context in which everything runs it.
 
 `decide` makes an `Execution` from plain arguments: the dtype in which the base is stored, the dtype in which it
-computes, whether the loss is scaled, which attention kernel runs, which parts run fused or compiled. A model enters it
-through `running`, once for a training, a phase of inference, a probe or a check. Whatever has to be learned from the
-model's weights (`howlow.engine.last_layer`, `howlow.engine.cpu.patches`) is learned there, so that no step reads the
-device. Within it `Running.batch` is the context of one batch.
+computes, whether the loss is scaled, which attention kernel runs, which parts run fused, joined or compiled. A model
+enters it through `running`, once for a training, a phase of inference, a probe or a check. Whatever has to be learned
+from the model's weights (`howlow.engine.last_layer`, `howlow.engine.cpu.patches`) is learned there, so that no step
+reads the device. Within it `Running.batch` is the context of one batch.
 
     precision       base stored in   computes in        loss scaling   fused on a CPU
     fp32            fp32             fp32               no             yes, unless compiled
@@ -33,6 +33,7 @@ from howlow.engine.attention_context import (
 )
 from howlow.engine.cpu.attention import FEWEST_KEPT
 from howlow.engine.cpu.patches import fused
+from howlow.engine.cuda.adapters import CastAdapters, joined_adapters
 from howlow.engine.last_layer import modules_by_token, only_rows
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import Head
@@ -54,6 +55,7 @@ class Execution:
     kernels_kept: how many compiled kernels oneDNN keeps in this process.
     head: where the vocabulary head is computed: for the hidden states that predict a target, or for all.
     fused: whether frozen parts run fused (`howlow.engine.cpu.patches`).
+    joined_adapters: whether plain adapters run joined, from copies in `compute` (`howlow.engine.cuda.adapters`).
     compiled: whether the decoder's layers run compiled by torch.
     graphed: whether a training step is replayed as CUDA graphs (`howlow.engine.step_graphs`).
     full_row: the sequence length whose rotary frequencies hold in every layout; None leaves them to the batch's length.
@@ -68,6 +70,7 @@ class Execution:
     kernels_kept: int
     head: Head
     fused: bool
+    joined_adapters: bool
     compiled: bool
     graphed: bool
     full_row: int | None
@@ -81,11 +84,14 @@ class Execution:
         """The next plainer way in which the same is computed; None where this is the plainest."""
         if self.graphed:
             return replace(self, graphed=False)
-        return replace(self, compiled=False) if self.compiled else None
+        if self.compiled:
+            return replace(self, compiled=False)
+        return replace(self, joined_adapters=False) if self.joined_adapters else None
 
     def for_evaluation(self) -> "Execution":
-        """The same without compiled layers: inference compiles nothing, and so runs fused wherever fp32 allows it."""
-        return replace(self, compiled=False, graphed=False, fused=_can_fuse(self.device, self.precision))
+        """The same without compiled layers and joined adapters; it runs fused wherever fp32 allows it."""
+        is_fused = _can_fuse(self.device, self.precision)
+        return replace(self, compiled=False, graphed=False, joined_adapters=False, fused=is_fused)
 
     def for_generation(self) -> "Execution":
         """As evaluation, with rotary frequencies that follow the tokens so far, as in transformers' `generate`."""
@@ -109,6 +115,7 @@ class Execution:
             "kernels_kept": self.kernels_kept,
             "head": self.head,
             "fused": self.fused,
+            "joined_adapters": self.joined_adapters,
             "compiled": self.compiled,
             "graphed": self.graphed,
             "quantization": "none",
@@ -122,6 +129,7 @@ def decide(
     attention: Literal["own", "sdpa", "flex"] = "sdpa",
     kernels_kept: int = 0,
     head: Head = "targets",
+    joins_adapters: bool = False,
     compiles: bool = False,
     graphs: bool = False,
     trains_base: bool = False,
@@ -131,6 +139,7 @@ def decide(
 
     attention: the kernel that the check of the model found (`howlow.engine.layout_check`), or the model's `own`.
     kernels_kept: see `Execution`; attention runs as products only where many are kept.
+    joins_adapters: whether training runs plain adapters joined and without casts.
     compiles: whether training compiles the decoder's layers.
     graphs: whether training replays its steps as CUDA graphs.
     trains_base: whether the base's own weights train.
@@ -146,7 +155,9 @@ def decide(
         attention="products" if takes_products else attention,
         kernels_kept=kernels_kept,
         head=head,
-        fused=can_fuse and not compiles,  # torch's compiler fuses by itself, and cannot look into our functions
+        # torch's compiler fuses by itself, and cannot look into our functions; joined adapters replace fused ones
+        fused=can_fuse and not compiles and not joins_adapters,
+        joined_adapters=joins_adapters,
         compiled=compiles,
         graphed=graphs and device.type == "cuda",
         full_row=full_row,
@@ -166,9 +177,10 @@ def _name(dtype: torch.dtype) -> str:
 class Running:
     """A model within its execution; made by `running` and valid within that context."""
 
-    def __init__(self, model: Any, execution: Execution) -> None:
+    def __init__(self, model: Any, execution: Execution, adapters: CastAdapters | None = None) -> None:
         self.model = model
         self.execution = execution
+        self._adapters = adapters
         self._configs = configs_of(model)
         self._kinds = note_kinds(model) if execution.attention == "flex" else set()
         self._by_token = modules_by_token(model) if execution.attention != "own" else []
@@ -177,11 +189,17 @@ class Running:
         """The context of a forward pass."""
         return self.execution.autocast()
 
+    def cast_adapters(self) -> None:
+        """Cast the adapters' weights, if the execution has copies of them and they have moved."""
+        if self._adapters is not None:
+            self._adapters.cast_if_moved()
+
     def batch(self, batch: Batch) -> AbstractContextManager[None]:
         """The context of a batch that is on the device, forward and backward: who sees whom, and what is computed.
 
         Examples in rows of their own run the model's own attention and every hidden state, as the paper does.
         """
+        self.cast_adapters()
         if batch.tree is None:
             return one_sequence_a_row()
         used = batch.predictors if self.execution.head == "targets" and batch.weights is None else None
@@ -203,13 +221,14 @@ class Running:
 def running(model: Any, execution: Execution) -> Iterator[Running]:
     """Within this context the model, which is on the execution's device, runs as it says."""
     with ExitStack() as stack:
-        dynamic = True if execution.attention == "flex" else None
+        wants_copies, dynamic = execution.joined_adapters, True if execution.attention == "flex" else None
+        adapters = stack.enter_context(joined_adapters(model, execution.compute)) if wants_copies else None
         stack.enter_context(_compiled_layers(model, execution.compiled, dynamic))
         if execution.fused:
             stack.enter_context(fused(model))
         if execution.full_row is not None:
             stack.enter_context(as_in_a_full_row(model, execution.full_row))
-        yield Running(model, execution)
+        yield Running(model, execution, adapters)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Is a compiled or recorded training step right on this device? It is held against the plain step, on a real batch.
+"""Is a training step that is compiled, recorded or has joined adapters right on this device?
 
-The loss, and the gradients of all trained weights, are compared in the trial's own precision. An adapter's B starts at
-zero, where A has no gradient, so the weights are moved a little for the check and put back.
+It is held against the plain step, on a real batch. The loss, and the gradients of all trained weights, are compared in
+the trial's own precision. An adapter's B starts at zero, where A has no gradient, so the weights are moved a little for
+the check and put back.
 """
 
 import statistics
@@ -55,12 +56,16 @@ def trusted(
     with _moved(model):
         expected = _passed(model, plain, batch)
         problems: list[str] = []
+        joined = replace(plain, joined_adapters=execution.joined_adapters)
+        if joined != plain and (problem := _problem(model, joined, (recorded, batch), expected, recorder)) is not None:
+            problems.append(problem)
+            execution, joined = replace(execution, joined_adapters=False), plain
         while (
-            execution != plain
+            execution != joined
             and (problem := _problem(model, execution, (recorded, batch), expected, recorder)) is not None
         ):
             problems.append(problem)
-            execution = execution.plainer() or plain
+            execution = execution.plainer() or joined
     return execution, tuple(problems)
 
 
@@ -72,7 +77,7 @@ def _problem(
     recorder: Callable[[], Recorder],
 ) -> str | None:
     """Why this form cannot be used."""
-    what = "replaying steps as CUDA graphs" if execution.graphed else "compiling the layers"
+    what = _in_words(execution)
     try:
         recorded, batch = batches
         if execution.graphed:
@@ -91,6 +96,12 @@ def _problem(
     if direct is not None and found.seconds > _PAYS * direct.seconds:
         return f"{what} pays nothing: {1e3 * found.seconds:.3g} ms a pass, {1e3 * direct.seconds:.3g} ms without"
     return None
+
+
+def _in_words(execution: Execution) -> str:
+    if execution.graphed:
+        return "replaying steps as CUDA graphs"
+    return "compiling the layers" if execution.compiled else "running adapters without casts"
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

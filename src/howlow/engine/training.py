@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from howlow.engine.execution import Running
 from howlow.engine.layouts import Batch
@@ -134,11 +135,13 @@ class Trainer:
 
     def _step(self, micro_batches: Sequence[Batch]) -> StepTensors:
         target_tokens = sum(batch.target_tokens for batch in micro_batches)
+        self.running.cast_adapters()
         scale, sums = self._loss_scale() / target_tokens, []
         for batch in micro_batches:
             sums.append(self.accumulate(batch, scale))
         self._set_learning_rate()
         norm, overflowed = self._move() if self._graphs is None else self._graphs.move()
+        increment_version(self.parameters.values())  # a replay writes weights behind the back of autograd
         self.steps_done += 1
         return StepTensors(self.steps_done - 1, target_tokens, torch.stack(sums), norm, overflowed)
 

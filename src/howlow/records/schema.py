@@ -261,6 +261,9 @@ class Resolved(Frozen):
     heap: HeapMode | None = Field(None, description="kept: freed memory is reused; bounded: it is given back at once")
     kernels_kept: int | None = Field(None, description="compiled kernels that oneDNN keeps")
     fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
+    joined_adapters: bool | None = Field(
+        None, description="whether adapters run joined, from copies cast once a step, in fine-tuning"
+    )
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
     graphed: bool | None = Field(None, description="whether steps are replayed as CUDA graphs")
     row_lengths: tuple[int, ...] | None = Field(

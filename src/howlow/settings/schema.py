@@ -198,8 +198,9 @@ class TrainingSettings(Section):
     )
     compile: bool | Literal["auto"] = Field(
         False,
-        description="compile the decoder's layers with torch.compile; auto: on CUDA. There steps are then replayed as "
-        "CUDA graphs, too, and both are checked against the plain step first. Compiling is burn-in",
+        description="compile the decoder's layers with torch.compile; auto: on CUDA. There adapters then run without "
+        "casts and steps are replayed as CUDA graphs, too, and all three are checked against the plain step first. "
+        "Compiling is burn-in",
         json_schema_extra=affects("execution", "memory", "cost"),
     )
     checkpoint_every_s: float = Field(

@@ -1,7 +1,8 @@
 """How a trial's steps run on a GPU: the few shapes of its batches, and what is checked before it trusts them.
 
-Compiled layers and recorded steps (CUDA graphs) are checked on the loaded model and the device itself, against the
-plain step on the longest batch of the trial's own schedule. What does not hold is left out, with a warning.
+Adapters without casts, compiled layers and recorded steps (CUDA graphs) are checked on the loaded model and the device
+itself, against the plain step on the longest batch of the trial's own schedule. What does not hold is left out, with a
+warning.
 """
 
 from collections.abc import Sequence
@@ -67,7 +68,7 @@ def ready(
     found, problems = trusted(model, execution, first, last, lambda: CudaGraphs(execution.device))
     for problem in problems:
         state.warn(WarningKind.PLAINER_STEPS, problem, "train")
-    state.resolve(compiled=found.compiled, graphed=found.graphed)
+    state.resolve(joined_adapters=found.joined_adapters, compiled=found.compiled, graphed=found.graphed)
     return found, filling, [first for first, _ in batches] if found.graphed else []
 
 

@@ -30,18 +30,21 @@ def decide_execution(
     *,
     attention: Literal["own", "sdpa", "flex"],
     trains_base: bool = False,
+    has_adapter: bool = False,
 ) -> Execution:
     """How a model with these settings runs while it trains; inference follows from it (`Execution.for_evaluation`)."""
     training = settings.training
-    compiles = device.type == "cuda" if training.compile == "auto" else training.compile
+    is_cuda, is_plain = device.type == "cuda", settings.lora.dropout == 0
+    compiles = is_cuda if training.compile == "auto" else training.compile
     return decide(
         device=device,
         precision=choose_precision(settings, device),
         attention=attention,
         kernels_kept=kernels_kept,
         head=training.head,
+        joins_adapters=compiles and is_cuda and has_adapter and is_plain,
         compiles=compiles,
-        graphs=compiles and settings.lora.dropout == 0,  # a recorded step draws no random numbers
+        graphs=compiles and is_plain,  # a recorded step draws no random numbers
         trains_base=trains_base,
         full_row=training.sequence_length,
     )
@@ -52,14 +55,21 @@ def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> 
     attention: Literal["own", "sdpa", "flex"] = state.choice.kernel or "sdpa"
     if state.choice.layout == "padded":
         attention = "own"
-    trains_base = state.kind == "full"
-    return decide_execution(state.settings, device, kernels_kept, attention=attention, trains_base=trains_base)
+    return decide_execution(
+        state.settings,
+        device,
+        kernels_kept,
+        attention=attention,
+        trains_base=state.kind == "full",
+        has_adapter=state.kind == "lora",
+    )
 
 
 def with_execution(decided: Resolved, execution: Execution) -> Resolved:
     """What is decided for a trial, once its heap is set up and it is known how its model runs."""
     facts = execution.facts()
-    named = {key: facts[key] for key in ("precision", "kernels_kept", "fused", "compiled", "graphed", "quantization")}
+    same = ("precision", "kernels_kept", "fused", "joined_adapters", "compiled", "graphed", "quantization")
+    named = {key: facts[key] for key in same}
     return decided.model_copy(
         update={**named, "attention_kernel": facts["attention"], "threads": torch.get_num_threads()}
     )

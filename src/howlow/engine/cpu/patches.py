@@ -20,7 +20,7 @@ from transformers.activations import SiLUActivation
 from howlow.engine.cpu import linear, pointwise
 from howlow.engine.model import REFUSALS, with_values
 
-_GIVEN_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+GIVEN_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of a module that probably get the same tensor; `linear.Siblings` finds out when they run."""
 
 
@@ -56,7 +56,7 @@ def _linear_forwards(model: nn.Module) -> dict[nn.Module, Callable[..., Any]]:
     alone = {layer: linear.Siblings([layer]).forward_of(layer) for layer in adapted}
     found |= alone
     for parent in model.modules():
-        for names in _GIVEN_THE_SAME:
+        for names in GIVEN_THE_SAME:
             named: list[Any] = [getattr(parent, name, None) for name in names]
             together = [layer for layer in named if layer in alone]
             if len(together) > 1:

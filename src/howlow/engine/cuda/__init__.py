@@ -1,1 +1,1 @@
-"""What is special to CUDA: attention through FlexAttention."""
+"""What is special to CUDA: attention through FlexAttention, adapters without casts, recorded work."""
