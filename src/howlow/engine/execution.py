@@ -55,7 +55,8 @@ class Execution:
     head: where the vocabulary head is computed: for the hidden states that predict a target, or for all.
     fused: whether frozen parts run fused (`howlow.engine.cpu.patches`).
     compiled: whether the decoder's layers run compiled by torch.
-    graphed: whether a training step is replayed as CUDA graphs (`howlow.engine.step_graphs`).
+    graphed: whether a training step is replayed as CUDA graphs (`howlow.engine.step_graphs`), in generation a token
+        step (`howlow.engine.decode_graphs`).
     full_row: the sequence length whose rotary frequencies hold in every layout; None leaves them to the batch's length.
     """
 
@@ -88,8 +89,12 @@ class Execution:
         return replace(self, compiled=False, graphed=False, fused=_can_fuse(self.device, self.precision))
 
     def for_generation(self) -> "Execution":
-        """As evaluation, with rotary frequencies that follow the tokens so far, as in transformers' `generate`."""
-        return replace(self.for_evaluation(), full_row=None)
+        """As evaluation, with rotary frequencies that follow the tokens so far, as in transformers' `generate`.
+
+        Its token steps draw no random numbers, so they are graphed wherever training compiles.
+        """
+        graphed = self.compiled and self.device.type == "cuda"
+        return replace(self.for_evaluation(), full_row=None, graphed=graphed)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""

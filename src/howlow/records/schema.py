@@ -262,7 +262,10 @@ class Resolved(Frozen):
     kernels_kept: int | None = Field(None, description="compiled kernels that oneDNN keeps")
     fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
-    graphed: bool | None = Field(None, description="whether steps are replayed as CUDA graphs")
+    graphed: bool | None = Field(None, description="whether fine-tuning's steps are replayed as CUDA graphs")
+    generation_graphed: bool | None = Field(
+        None, description="whether generation's token steps are replayed as CUDA graphs; None: nothing was generated"
+    )
     row_lengths: tuple[int, ...] | None = Field(
         None, description="the lengths up to which fine-tuning's rows are filled; None: each as it is"
     )

@@ -199,7 +199,9 @@ class TrainingSettings(Section):
     compile: bool | Literal["auto"] = Field(
         False,
         description="compile the decoder's layers with torch.compile; auto: on CUDA. There steps are then replayed as "
-        "CUDA graphs, too, and both are checked against the plain step first. Compiling is burn-in",
+        "CUDA graphs, too, and both are checked against the plain step first. Compiling is burn-in. Generation is not "
+        "compiled, but its token steps are replayed and checked in the same way; they have no setting of their own, so "
+        "that with false everything runs plain",
         json_schema_extra=affects("execution", "memory", "cost"),
     )
     checkpoint_every_s: float = Field(
