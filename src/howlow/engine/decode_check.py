@@ -26,7 +26,7 @@ _PAYS = 0.97  # recorded steps take memory for their slots, and must take less o
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BesidePlain:
     """Recorded steps beside plain ones.
 
     apart: the largest distance of a step's logits, relative to the plain ones' norm. chose_other: whether a token was
@@ -67,7 +67,7 @@ def trusted_graphs(
     return (graphs, None) if problem is None else (None, f"{what} {problem}")
 
 
-def _problem(found: Sequence[Comparison], precision: Precision) -> str | None:
+def _problem(found: Sequence[BesidePlain], precision: Precision) -> str | None:
     apart, bound = max(one.apart for one in found), LARGEST_DIFFERENCE[precision]
     if apart > bound:
         return f"changes the logits by {apart:.2g} of their norm, more than rounding ({bound:g})"
@@ -79,7 +79,7 @@ def _problem(found: Sequence[Comparison], precision: Precision) -> str | None:
     return None
 
 
-def _compared(running: Running, graphs: DecodeGraphs, row: PromptRow, max_new_tokens: int) -> Comparison:
+def _compared(running: Running, graphs: DecodeGraphs, row: PromptRow, max_new_tokens: int) -> BesidePlain:
     """Continue prompts, on the device, in both ways."""
     plain, count = Continuation(running, row), len(row.order)
     expected, found = plain.read_prompts(), graphs.read_prompts(row)
@@ -93,7 +93,7 @@ def _compared(running: Running, graphs: DecodeGraphs, row: PromptRow, max_new_to
         times.append((recorded_s, plain_s))
     wrote = [tokens[:count] for tokens, _ in graphs.written(0, len(chosen)).read()]
     seconds, plain_seconds = (statistics.median(one) for one in zip(*times, strict=True))
-    return Comparison(max(apart), wrote != chosen, seconds, plain_seconds)
+    return BesidePlain(max(apart), wrote != chosen, seconds, plain_seconds)
 
 
 def _read_step(plain: Continuation, prompts: Sequence[int], tokens: Tensor) -> Tensor:
