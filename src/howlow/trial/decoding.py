@@ -4,14 +4,13 @@ Recorded steps (CUDA graphs) are checked on the loaded model and the device itse
 prompts of the trial's own test. What does not hold is left out, with a warning.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from howlow.engine.cuda.graphs import CudaGraphs
 from howlow.engine.decode_check import trusted_graphs
 from howlow.engine.decode_graphs import DecodeGraphs, decode_shapes
 from howlow.engine.execution import Running
-from howlow.engine.step_graphs import Recorder
 from howlow.engine.tree_generation import lay_out_prompts
 from howlow.records import WarningKind
 from howlow.trial.state import TrialState
@@ -20,12 +19,10 @@ Prompts = Sequence[Sequence[int]]
 
 
 @contextmanager
-def recorded_steps(
-    state: TrialState, run: Running, batches: Sequence[Prompts], recorder: Callable[[], Recorder] | None = None
-) -> Iterator[DecodeGraphs | None]:
+def recorded_steps(state: TrialState, run: Running, batches: Sequence[Prompts]) -> Iterator[DecodeGraphs | None]:
     """Within this context there are recorded steps for these batches of prompts; None where steps run as they are.
 
-    What was decided goes into the record. recorder: what records; by default CUDA's graphs.
+    What was decided goes into the record.
     """
     new, layout = state.settings.inference.max_new_tokens, state.choice.generation or state.choice.layout
     if not run.execution.graphed or layout not in ("packed", "shared") or new < 2:
@@ -38,8 +35,8 @@ def recorded_steps(
             lay_out_prompts(prompts, share=share, max_new_tokens=new, keeps_paths=True)
             for prompts in _first_and_last_of_longest(batches)
         ]
-        make = recorder or (lambda: CudaGraphs(run.execution.device))
-        graphs, problem = trusted_graphs(run, shapes, rows, max_new_tokens=new, recorder=make)
+        device = run.execution.device
+        graphs, problem = trusted_graphs(run, shapes, rows, max_new_tokens=new, recorder=lambda: CudaGraphs(device))
         if problem is not None:
             state.warn(WarningKind.PLAINER_STEPS, problem, "generate")
         state.resolve(generation_graphed=graphs is not None)
