@@ -8,6 +8,9 @@ In this order:
     machine   `howlow env`
     engine    steps of LLaMA-3.2-1B's and 3.1-8B's architecture in `shared`, 40 and 160 questions: plain, with compiled
               layers, and as CUDA graphs; what compiling and recording take once
+    generation  64 prompts with 32 new tokens each, on both architectures: transformers' `generate` in two batch sizes,
+              ours in `shared` with plain token steps and with steps replayed as CUDA graphs: samples/s, the time of a
+              token step, and how many times that is the time to read the weights once (at 3.0 TB/s)
     tests     pytest -m gpu: losses and gradients of the layouts with FlexAttention's kernels, the allocator's cap, the
               device found by its UUID, the energy counter against the integrated power (within 3 %)
     meters    meter_overhead.py at 4 and 20 Hz: what questions to NVML take, and the meters' share of the steps' time
@@ -39,10 +42,20 @@ from peers import BATCH_SIZE, LENGTH, STEP_SIZE, Reply
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LIMITS_S = {"machine": 30, "engine": 240, "tests": 140, "meters": 60, "layouts": 90, "systems": 130, "batch": 85}
+LIMITS_S = {
+    "machine": 30,
+    "engine": 240,
+    "generation": 90,
+    "tests": 140,
+    "meters": 60,
+    "layouts": 90,
+    "systems": 130,
+    "batch": 85,
+}
 TOKENIZER = "HOWLOW_BENCHMARK_TOKENIZER"
 SMALL, LARGE = "llama-3.2-1b", "llama-3.1-8b"
 LAYOUTS = ("padded", "packed", "shared")
+READS_BYTES_PER_S = 3.0e12  # an H100's memory
 STEP_SHARE, CORE_SHARE = 0.005, 0.01  # what the meters may take at 4 Hz
 
 
@@ -439,6 +452,148 @@ def timed_trainer(model: Any, examples: Any, work: Path) -> Reply:
     return {"samples_per_s": round(STEP_SIZE / time_s, 3), "step_s": [round(one, 4) for one in times]}
 
 
+def generation(work: Path, is_dry: bool, keep: Any) -> Reply:
+    """Time the continuation of the same prompts. Weights are random, so no text ends before its last token."""
+    found: Reply = {"data": questions(work)[2]}
+    for name in (SMALL, LARGE):
+        found[name] = {}
+        continuations(work, model_name(name, work, is_dry), found[name], 8 if is_dry else 64, lambda: keep(found))
+    return found
+
+
+def continuations(work: Path, name: str, found: Reply, count: int, keep: Any) -> None:
+    """Fill in each way of continuing `count` prompts; the model stays on the device."""
+    import torch
+
+    from howlow import load_settings
+    from howlow.engine import model as models
+    from howlow.engine.references import locate
+    from howlow.trial import preparation
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    train, test, _ = questions(work)
+    task = {"name": "question_answering", "train": train, "test": test, "train_examples": 8, "test_examples": count}
+    asked = load_settings(None, [{"model": name, "random_weights": True, "task": task, **tokenizer()}])
+    reference = locate(name, True)
+    config = models.load_config(reference, None, False)
+    tokens, _, _ = models.load_tokenizer(reference, os.environ.get(TOKENIZER), None, False)
+    prompts = [example.prompt for example in preparation.tokenized(asked, reference, config).test]
+    options: Reply = {"random_weights": True, "dtype": torch.bfloat16, "device": device}
+    base = models.load_model(reference, config, revision=None, trust_remote_code=False, **options)
+    model = peers.adapted(base.requires_grad_(False)).to(device).eval()
+    size = sum(one.numel() * one.element_size() for one in model.parameters())
+    found |= {"prompts": len(prompts), "weights_bytes": size}
+    for batch_size in sorted({8, count}):
+        found[f"generate {batch_size}"] = timed_generate(model, prompts, batch_size)
+        keep()
+    best, texts = max(found[f"generate {batch_size}"]["samples_per_s"] for batch_size in {8, count}), {}
+    for form in ("plain", "graphed"):
+        try:
+            timed, texts[form] = timed_continuation(model, tokens, prompts, form, device)
+        except Exception as error:
+            timed = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        else:
+            timed["of_reading_weights"] = round(timed["step_s"] * READS_BYTES_PER_S / size, 3)
+            timed["of_generate"] = round(timed["samples_per_s"] / best, 2)
+        found[form] = timed
+        print(name, form, timed, flush=True)
+        keep()
+    if len(texts) == 2:  # in bf16 many tokens nearly tie
+        pairs = zip(texts["plain"], texts["graphed"], strict=True)
+        found["texts_that_differ"] = sum(one != other for one, other in pairs)
+
+
+def timed_generate(model: Any, prompts: Any, batch_size: int) -> Reply:
+    """Samples a second of transformers' `generate` on left-padded prompts; one batch is a warm-up."""
+    import torch
+
+    from howlow.engine import layouts
+
+    options: Reply = {"max_new_tokens": peers.NEW_TOKENS, "min_new_tokens": peers.NEW_TOKENS}
+    options |= {"do_sample": False, "pad_token_id": 0}
+    parts = [prompts[start : start + batch_size] for start in range(0, len(prompts), batch_size)]
+
+    def run(part: Any) -> None:
+        ids, mask = (one.to(model.device) for one in layouts.left_padded(part, max(map(len, part)), 0))
+        with torch.inference_mode():
+            model.generate(input_ids=ids, attention_mask=mask, **options)
+
+    run(parts[0])
+    synchronize()
+    started_s = time.perf_counter()
+    for part in parts:
+        run(part)
+    synchronize()
+    return {"samples_per_s": round(len(prompts) / (time.perf_counter() - started_s), 2)}
+
+
+class Afresh:
+    """Stands for a recorder where there are no graphs: the work is run again."""
+
+    def record(self, work: Any) -> Any:
+        """The work itself."""
+        return work
+
+
+def timed_continuation(model: Any, tokens: Any, prompts: Any, form: str, device: Any) -> tuple[Reply, list[str]]:
+    """Samples a second of our generation, all prompts in one row, the time of a token step, and the texts."""
+    import torch
+
+    from howlow.engine import generation as writing
+    from howlow.engine.cuda.graphs import CudaGraphs
+    from howlow.engine.decode_check import trusted_graphs
+    from howlow.engine.decode_graphs import decode_shapes
+    from howlow.engine.execution import decide, running
+    from howlow.engine.tree_generation import lay_out_prompts
+
+    new, recorded, read_s = peers.NEW_TOKENS, None, [0.0]
+
+    def on_prompts_read(_: int) -> None:
+        synchronize()
+        read_s[0] = time.perf_counter()
+
+    attention: Any = "flex" if device.type == "cuda" else "sdpa"
+    execution = decide(device=device, precision="bf16", attention=attention).for_generation()
+    with running(model, execution) as run, run.autocast():
+        row = lay_out_prompts(prompts, share=True, max_new_tokens=new, keeps_paths=True)
+        started_s = time.perf_counter()
+        if form == "graphed":
+            recorder: Any = (lambda: CudaGraphs(device)) if device.type == "cuda" else Afresh
+            given: Reply = {"max_new_tokens": new, "recorder": recorder}
+            recorded, problem = trusted_graphs(run, decode_shapes([prompts], new), [row, row], **given)
+            if recorded is None:
+                raise RuntimeError(problem)
+        once_s, times = time.perf_counter() - started_s, []
+        for _ in range(4):  # the first is a warm-up
+            synchronize()
+            started_s = time.perf_counter()
+            rows, _ = writing.generate(
+                run,
+                tokens,
+                prompts,
+                layout="shared",
+                prompt_length=LENGTH - new,
+                pad_id=0,
+                max_new_tokens=new,
+                stop=None,
+                eos=frozenset(),
+                laid_out=row,
+                recorded=recorded,
+                on_prompts_read=on_prompts_read,
+            )
+            synchronize()
+            ended_s = time.perf_counter()
+            times.append((ended_s - started_s, ended_s - read_s[0]))
+    whole_s, decode_s = (sorted(one)[1] for one in zip(*times[1:], strict=True))
+    return {
+        "samples_per_s": round(len(prompts) / whole_s, 2),
+        "pass_s": round(whole_s, 5),
+        "step_s": round(decode_s / (new - 1), 6),
+        "once_s": round(once_s, 2),
+        "peak_reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2) if device.type == "cuda" else None,
+    }, [one.text for one in rows]
+
+
 def batch(work: Path, is_dry: bool, _: Any) -> Reply:
     """Search until a probe really runs out of memory (dry run: under a limit, on any device)."""
     limit: Reply = {"run__memory_limit_bytes": 1_500_000_000} if is_dry else {}
@@ -484,6 +639,7 @@ def systems(work: Path, is_dry: bool, keep: Any) -> Reply:
 CHECKS = {
     "machine": machine,
     "engine": engine,
+    "generation": generation,
     "tests": tests,
     "meters": meters,
     "layouts": layouts,

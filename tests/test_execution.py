@@ -78,6 +78,15 @@ def test_generation_follows_the_tokens_so_far_and_is_else_an_evaluation():
     assert (generation.attention, generation.head, generation.fused) == ("products", "all", True)
 
 
+@pytest.mark.parametrize("graphs", [True, False])
+def test_token_steps_are_graphed_on_cuda_where_training_compiles(graphs: bool):
+    """With dropout a training step is not graphed; generation drops nothing."""
+    assert decided(device=CUDA, compiles=True, graphs=graphs).for_generation().graphed
+    assert not decided(device=CUDA, compiles=True, graphs=graphs).for_evaluation().graphed
+    assert not decided(device=CUDA, graphs=graphs).for_generation().graphed
+    assert not decided(compiles=True, graphs=graphs).for_generation().graphed
+
+
 def test_the_facts_are_plain_values():
     assert decided("bf16", attention="flex", device=CUDA, kernels_kept=256).facts() == {
         "device": "cuda",

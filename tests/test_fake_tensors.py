@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from test_step_graphs import Repeating
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from howlow.engine import layouts
 from howlow.engine import model as models
+from howlow.engine.decode_graphs import DecodeGraphs, DecodeShape
 from howlow.engine.evaluation import evaluation_step
 from howlow.engine.execution import Running, decide, running
-from howlow.engine.generation import most_likely
 from howlow.engine.layouts import Layout
+from howlow.engine.sampling import most_likely
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
 from howlow.engine.tree_generation import Continuation, lay_out_prompts
@@ -49,6 +51,7 @@ CONFIGS = {
 }
 PREFIX = tuple(range(3, 20))
 EXAMPLES = [TokenizedExample(str(n), "g", (*PREFIX, 30 + n), (*range(40, 44 + n), 2)) for n in range(3)]
+PROMPTS = [(*PREFIX, 30), (*PREFIX, 31, 32), (50, 51)]
 LAYOUTS: tuple[Layout, ...] = ("padded", "packed", "shared")
 
 
@@ -148,8 +151,7 @@ def test_an_evaluation_step_reads_nothing(name: str, layout: Layout):
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("share", [True, False])
 def test_a_decode_step_reads_nothing(name: str, share: bool):
-    prompts = [(*PREFIX, 30), (*PREFIX, 31, 32), (50, 51)]
-    row = lay_out_prompts(prompts, share=share, max_new_tokens=4)
+    row = lay_out_prompts(PROMPTS, share=share, max_new_tokens=4)
     with on_fake_tensors(name, kernels_kept=1024) as (run, mode):
         run.model.eval()
         given = fake(mode, row)
@@ -161,6 +163,22 @@ def test_a_decode_step_reads_nothing(name: str, share: bool):
             kept = [0, 2]  # one prompt has ended
             tokens, _ = most_likely(continuation.step([row.order[index] for index in kept], tokens[kept]))
     assert tokens.shape == (2,)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_recorded_decode_step_reads_nothing_until_the_host_looks(name: str):
+    row = lay_out_prompts(PROMPTS, share=True, max_new_tokens=4, keeps_paths=True)
+    with on_fake_tensors(name, kernels_kept=1024) as (run, mode):
+        run.model.eval()
+        given = fake(mode, row)
+        with mode, torch.inference_mode():
+            graphs = DecodeGraphs(run, [DecodeShape(4, 32)], 4)
+            graphs.record(Repeating())
+            assert graphs.read_prompts(given).shape == (3, SMALL["vocab_size"])
+            assert graphs.step().shape == (4, SMALL["vocab_size"])
+            written = graphs.written(0, 2)
+            with pytest.raises(DataDependentOutputException):
+                written.read()
 
 
 class Reads(TorchDispatchMode):
@@ -193,6 +211,20 @@ def test_real_tensors_are_not_read_either(name: str, layout: Layout):
             evaluation_step(run, batch)
     assert evaluation.count == 0
     assert training.count == len(trainer.parameters)  # AdamW's step counters, which are on the host
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_recorded_decode_step_reads_no_real_tensors_either(name: str):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).requires_grad_(False).eval()
+    row = lay_out_prompts(PROMPTS, share=True, max_new_tokens=4, keeps_paths=True)
+    with torch.inference_mode(), running(model, decide(device=CPU, precision="fp32")) as run:
+        graphs = DecodeGraphs(run, [DecodeShape(4, 32)], 4)
+        with Reads() as reads:
+            graphs.record(Repeating())
+            graphs.read_prompts(row)
+            graphs.step()
+    assert reads.count == 0
 
 
 def test_a_model_without_values_is_found_to_run_as_one_with_values():

@@ -100,9 +100,59 @@ def test_compiled_and_recorded_steps_are_the_plain_ones(tiny_table: dict[str, An
         assert WarningKind.PLAINER_STEPS not in [warning.kind for warning in record.warnings], record.warnings
         resolved = record.resolved
         assert (resolved.joined_adapters, resolved.compiled, resolved.graphed) == (bool(compiled),) * 3
+        assert resolved.generation_graphed is bool(compiled)
         steps = read_lines(out / "trials/r0004-s0/steps.jsonl")
         found[compiled] = [step["loss"] for step in steps if step["phase"] == "train"]
     assert found["auto"] == pytest.approx(found[False], rel=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recorded_token_steps_write_what_plain_ones_do(tiny_model: Path, tiny_tokenizer: Any, precision: Any) -> None:
+    """In bf16 the many near ties of random weights write other texts; there the logits are compared alone."""
+    import torch
+    from conftest import loaded
+
+    from howlow.engine import generation
+    from howlow.engine import model as models
+    from howlow.engine.cuda.graphs import CudaGraphs
+    from howlow.engine.decode_check import trusted_graphs
+    from howlow.engine.decode_graphs import decode_shapes
+    from howlow.engine.execution import decide, running
+    from howlow.engine.tree_generation import lay_out_prompts
+
+    device, new = torch.device("cuda"), 12
+    execution = decide(device=device, precision=precision, attention="flex", compiles=True).for_generation()
+    base = loaded(tiny_model, dtype=execution.storage, device=device).requires_grad_(False)
+    chosen: dict[str, Any] = {"rank": 2, "alpha": 4, "scaling": "standard", "dropout": 0.0, "seed": 0}
+    model = models.attach_lora(base, target_modules=["q_proj", "v_proj"], **chosen).eval()
+    for name, parameter in models.trainable(model).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    batches = [[(*range(40, 60 + start), 65 + end) for end in range(9)] for start in (0, 150)]
+    rows = [lay_out_prompts(one, share=True, max_new_tokens=new, keeps_paths=True) for one in batches]
+    limits: dict[str, Any] = {"max_new_tokens": new, "stop": None, "eos": frozenset({257}), "pad_id": 0}
+    with running(model, execution) as run, run.autocast():
+        shapes = decode_shapes(batches, new)
+        assert len(shapes) == 2
+        given: dict[str, Any] = {"max_new_tokens": new, "recorder": lambda: CudaGraphs(device)}
+        graphs, problem = trusted_graphs(run, shapes, rows, **given)
+        assert problem is None
+        for prompts, row in zip(batches, rows, strict=True):
+            plain, recorded = (
+                generation.generate(
+                    run,
+                    tiny_tokenizer,
+                    prompts,
+                    layout="shared",
+                    prompt_length=256,
+                    laid_out=row,
+                    recorded=one,
+                    **limits,
+                )[0]
+                for one in (None, graphs)
+            )
+            assert len(recorded) == len(plain)
+            assert precision == "bf16" or recorded == plain
 
 
 def test_the_counter_agrees_with_the_integrated_power(tmp_path: Path) -> None:

@@ -244,6 +244,11 @@ class InferenceWork:
         heap.release(bench.device)
 
     def _run_heaviest(self, scorer: Scorer, parts: Sequence[list[TokenizedExample]]) -> None:
-        for phase, prepare in scorer.phases.items():
-            with scorer.running(phase) as run, scorer.session.phase(phase):
+        for phase in scorer.phases:
+            with (
+                scorer.running(phase) as run,
+                scorer.recording(phase, run, parts) as recorded,
+                scorer.session.phase(phase),
+            ):
+                prepare = replace(scorer, recorded=recorded).phases[phase]
                 prepare(max(parts, key=self._written if phase == "generate" else self._read))(run, lambda _: None)

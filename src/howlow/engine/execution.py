@@ -57,7 +57,8 @@ class Execution:
     fused: whether frozen parts run fused (`howlow.engine.cpu.patches`).
     joined_adapters: whether plain adapters run joined, from copies in `compute` (`howlow.engine.cuda.adapters`).
     compiled: whether the decoder's layers run compiled by torch.
-    graphed: whether a training step is replayed as CUDA graphs (`howlow.engine.step_graphs`).
+    graphed: whether a training step is replayed as CUDA graphs (`howlow.engine.step_graphs`), in generation a token
+        step (`howlow.engine.decode_graphs`).
     full_row: the sequence length whose rotary frequencies hold in every layout; None leaves them to the batch's length.
     """
 
@@ -94,8 +95,12 @@ class Execution:
         return replace(self, compiled=False, graphed=False, joined_adapters=False, fused=is_fused)
 
     def for_generation(self) -> "Execution":
-        """As evaluation, with rotary frequencies that follow the tokens so far, as in transformers' `generate`."""
-        return replace(self.for_evaluation(), full_row=None)
+        """As evaluation, with rotary frequencies that follow the tokens so far, as in transformers' `generate`.
+
+        Its token steps draw no random numbers, so they are graphed wherever training compiles.
+        """
+        graphed = self.compiled and self.device.type == "cuda"
+        return replace(self.for_evaluation(), full_row=None, graphed=graphed)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context of a forward pass."""

@@ -8,7 +8,8 @@ for the others. In the other layouts common prefixes are computed once, and rows
 time (`howlow.engine.single_generation`).
 
 A step reads the device once: its tokens and their margins. In `padded` the model is given a mask, at which some of
-transformers' own code looks once more.
+transformers' own code looks once more. Where token steps are recorded (`howlow.engine.decode_graphs`), the host looks
+at what was written every few tokens.
 """
 
 import inspect
@@ -22,8 +23,10 @@ from torch import Tensor
 
 from howlow.engine import layouts
 from howlow.engine.answers import before_stop, decoded
+from howlow.engine.decode_graphs import DecodeGraphs, continue_recorded
 from howlow.engine.execution import Running
 from howlow.engine.model import base_of
+from howlow.engine.sampling import most_likely
 from howlow.engine.single_generation import write_one_by_one
 from howlow.engine.tree_generation import Continuation, PromptRow, Writer, lay_out_prompts
 from howlow.errors import UserError
@@ -34,7 +37,6 @@ LaidOut = PromptRow | tuple[Tensor, Tensor] | None
 """Prompts on the host as a way of writing takes them: in one row, or padded with their mask; None: one at a time."""
 _STATE = "cache_params"
 _CACHES = ("past_key_values", _STATE)  # the names under which models take what they keep of earlier tokens
-_LARGEST_VOCABULARY = 1 << 24  # up to which fp32 holds every token id exactly
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,13 @@ def generate(
     repeated: Sequence[str] = (),
     laid_out: LaidOut = None,
     on_prompts_read: Callable[[int], None] = lambda _: None,
+    recorded: DecodeGraphs | None = None,
 ) -> tuple[list[Generated], int]:
     """Continue prompts greedily; see `write`.
 
     repeated: the end of each prompt's text that its first new token repeats (`howlow.engine.tokens`), which is not part
-    of the row's text; absent, none does.
+        of the row's text; absent, none does.
+    recorded: continues the prompts that are laid out, where it has slots for them.
 
     Returns:
         The rows, and the number of tokens that the model ran on.
@@ -77,29 +81,42 @@ def generate(
     assert len(repeated) in (0, len(prompts)), "every prompt has its own"
     rows = _Rows(tokenizer, len(prompts), stop, eos, repeated)
     with running.autocast():
-        computed = write(
-            running,
-            rows,
-            prompts,
-            layout=layout,
-            prompt_length=prompt_length,
-            pad_id=pad_id,
-            max_new_tokens=max_new_tokens,
-            laid_out=laid_out,
-            on_prompts_read=on_prompts_read,
-        )
+        if recorded is not None and isinstance(laid_out, PromptRow) and recorded.holds(laid_out):
+            computed = continue_recorded(recorded, laid_out, rows, max_new_tokens, on_prompts_read)
+        else:
+            computed = write(
+                running,
+                rows,
+                prompts,
+                layout=layout,
+                prompt_length=prompt_length,
+                pad_id=pad_id,
+                max_new_tokens=max_new_tokens,
+                laid_out=laid_out,
+                on_prompts_read=on_prompts_read,
+            )
     return rows.results(), computed
 
 
 def lay_out_ahead(
-    prompts: Sequence[Sequence[int]], *, layout: Way, prompt_length: int, pad_id: int, max_new_tokens: int
+    prompts: Sequence[Sequence[int]],
+    *,
+    layout: Way,
+    prompt_length: int,
+    pad_id: int,
+    max_new_tokens: int,
+    keeps_paths: bool = False,
 ) -> LaidOut:
-    """What `write` does first with prompts, on the host; its parameters are those of `write`."""
+    """What `write` does first with prompts, on the host; its parameters are those of `write`.
+
+    keeps_paths: whether recorded steps will continue them.
+    """
     if layout == "single":
         return None
     if layout == "padded":
         return layouts.left_padded(prompts, prompt_length, pad_id)
-    return lay_out_prompts(prompts, share=layout == "shared", max_new_tokens=max_new_tokens)
+    share = layout == "shared"
+    return lay_out_prompts(prompts, share=share, max_new_tokens=max_new_tokens, keeps_paths=keeps_paths)
 
 
 def write(
@@ -129,18 +146,6 @@ def write(
     if isinstance(laid_out, PromptRow):
         return _continue_trees(running, laid_out, writer, max_new_tokens, on_prompts_read)
     return _continue_padded(running.model, *laid_out, writer, max_new_tokens, on_prompts_read)
-
-
-def most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The most likely token of each row, and how far its logit stands above the second's; logits: (rows, vocabulary).
-
-    Of equal logits the first one is chosen.
-    """
-    assert logits.shape[1] <= _LARGEST_VOCABULARY, "token ids are read as fp32"
-    logits = logits.float()
-    best, chosen = logits.max(dim=-1)
-    second = logits.scatter(1, chosen[:, None], -math.inf).amax(dim=-1)
-    return chosen, best - second
 
 
 def _continue_trees(
@@ -213,13 +218,16 @@ class _Rows:
     def write(self, rows: Sequence[int], logits: Tensor) -> Tensor:
         """The next token of each of these rows, from logits (rows, vocabulary); ended rows keep their text."""
         chosen, margins = most_likely(logits)
-        read = torch.stack([chosen.to(margins), margins]).tolist()
-        for row, token, margin in zip(rows, map(int, read[0]), read[1], strict=True):
+        self.take(rows, *torch.stack([chosen.to(margins), margins]).tolist())
+        return chosen
+
+    def take(self, rows: Sequence[int], tokens: Sequence[float], margins: Sequence[float]) -> None:
+        """Add a token to each of these rows, with its margin; ended rows keep their text."""
+        for row, token, margin in zip(rows, map(int, tokens), margins, strict=True):
             if not self._done[row]:
                 self._margins[row] = min(self._margins[row], margin)
                 self._written[row].append(token)
                 self._done[row] = token in self._eos or bool(self._stop and self._stop in self._text(row))
-        return chosen
 
     def _text(self, row: int) -> str:
         return decoded(self._tokenizer, self._written[row], self._eos, self._repeated[row])

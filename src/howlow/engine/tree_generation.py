@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from howlow.engine.attention import sdpa, tree_attention
@@ -65,6 +66,8 @@ class PromptRow:
 
     ids: (length,) int64. slots: (length,) int64, the slot of each token. order: the prompts, region by region.
     last: (prompts,) int64, the place of each one's last token, in that order. ends: the same places, each once.
+    paths: (prompts, longest) int64, the places of each one's tokens, in that order, filled up with anything; None where
+        they are not kept.
     """
 
     tree: PrefixTree
@@ -73,6 +76,7 @@ class PromptRow:
     last: Tensor
     ends: Tensor
     regions: tuple[Region, ...]
+    paths: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -85,6 +89,11 @@ class PromptRow:
         return tuple(prompt for region in self.regions for prompt in region.prompts)
 
     @property
+    def lengths(self) -> Tensor:
+        """(prompts,) int64, each one's tokens, in the row's order."""
+        return torch.cat([region.lengths for region in self.regions])
+
+    @property
     def slot_count(self) -> int:
         """Slots of all regions."""
         return self.regions[-1].first_slot + self.regions[-1].seen.shape[1]
@@ -92,18 +101,25 @@ class PromptRow:
     def to(self, device: torch.device) -> "PromptRow":
         """The same row on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("tree", "ids", "slots", "last", "ends")}
-        return replace(self, **moved, regions=tuple(region.to(device) for region in self.regions))
+        paths = None if self.paths is None else self.paths.to(device)
+        return replace(self, **moved, regions=tuple(region.to(device) for region in self.regions), paths=paths)
 
 
-def lay_out_prompts(prompts: Sequence[Sequence[int]], *, share: bool, max_new_tokens: int) -> PromptRow:
-    """Lay out prompts, on the host; share: whether a common prefix is computed once."""
+def lay_out_prompts(
+    prompts: Sequence[Sequence[int]], *, share: bool, max_new_tokens: int, keeps_paths: bool = False
+) -> PromptRow:
+    """Lay out prompts, on the host.
+
+    share: whether a common prefix is computed once. keeps_paths: whether `PromptRow.paths` is wanted.
+    """
     assert all(prompts), "a prompt has a token at least"
     tree, ids, places = build_prefix_tree(prompts, share=share)
     regions = _regions(tree, places, max_new_tokens)
     order = [prompt for region in regions for prompt in region.prompts]
     last = torch.stack([places[prompt][-1] for prompt in order])
     slots = [torch.arange(one.first_slot, one.first_slot + one.end - one.start) for one in regions]
-    return PromptRow(tree, ids, torch.cat(slots), last, torch.unique(last), tuple(regions))
+    paths = pad_sequence([places[prompt] for prompt in order], batch_first=True) if keeps_paths else None
+    return PromptRow(tree, ids, torch.cat(slots), last, torch.unique(last), tuple(regions), paths)
 
 
 def _regions(tree: PrefixTree, places: Sequence[Tensor], max_new_tokens: int) -> list[Region]:
@@ -150,6 +166,29 @@ def _region(
 # -- on the device ------------------------------------------------------------------------------------------------
 
 
+def read_row(running: Running, row: PromptRow, cache: Cache) -> Tensor:
+    """Logits behind every prompt of a row on the device, in its order: (prompts, vocabulary)."""
+    context = tree_attention(row.tree, running.execution.attention, running.execution.kernels_kept)
+    hidden = hidden_states(running, cache, row.ids, row.tree.positions, context, row.ends)
+    return head_logits(running.model, hidden[row.last])
+
+
+def hidden_states(
+    running: Running,
+    cache: Cache,
+    ids: Tensor,
+    positions: Tensor,
+    context: AttentionContext,
+    used: Tensor | None = None,
+) -> Tensor:
+    """The decoder's hidden states for the tokens of one row, (tokens, width); used: see `Running.row`."""
+    inputs: dict[str, Any] = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": True}
+    with running.row(context, used):
+        output = decoder_of(running.model)(**inputs, past_key_values=cache)
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden
+
+
 class Continuation:
     """Prompts on the device: read once, then continued a token at a time. Nothing here reads the device."""
 
@@ -160,11 +199,9 @@ class Continuation:
 
     def read_prompts(self) -> Tensor:
         """Logits behind every prompt, in the row's order: (prompts, vocabulary)."""
-        row, execution = self._row, self._running.execution
-        context = tree_attention(row.tree, execution.attention, execution.kernels_kept)
-        hidden = self._hidden(row.ids, row.tree.positions, context, row.ends)
+        logits = read_row(self._running, self._row, self._cache)
         self._slots.is_reading_prompts = False
-        return head_logits(self._running.model, hidden[row.last])
+        return logits
 
     def step(self, prompts: Sequence[int], tokens: Tensor) -> Tensor:
         """Logits behind the prompts that go on, (prompts, vocabulary), when each one's newest token is given.
@@ -175,14 +212,8 @@ class Continuation:
         active = self._active(set(prompts), step)
         self._slots.where = torch.cat([one.region.new_slots(one.rows, step) for one in active])
         positions = torch.cat([one.region.lengths[one.rows] for one in active]) + step
-        return head_logits(self._running.model, self._hidden(tokens, positions, _StepAttention(active, step)))
-
-    def _hidden(self, ids: Tensor, positions: Tensor, context: AttentionContext, used: Tensor | None = None) -> Tensor:
-        inputs: dict[str, Any] = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": True}
-        with self._running.row(context, used):
-            output = decoder_of(self._running.model)(**inputs, past_key_values=self._cache)
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
+        hidden = hidden_states(self._running, self._cache, tokens, positions, _StepAttention(active, step))
+        return head_logits(self._running.model, hidden)
 
     def _active(self, going: set[int], step: int) -> list["_ActiveRegion"]:
         found = []

@@ -265,7 +265,10 @@ class Resolved(Frozen):
         None, description="whether adapters run joined, from copies cast once a step, in fine-tuning"
     )
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
-    graphed: bool | None = Field(None, description="whether steps are replayed as CUDA graphs")
+    graphed: bool | None = Field(None, description="whether fine-tuning's steps are replayed as CUDA graphs")
+    generation_graphed: bool | None = Field(
+        None, description="whether generation's token steps are replayed as CUDA graphs; None: nothing was generated"
+    )
     row_lengths: tuple[int, ...] | None = Field(
         None, description="the lengths up to which fine-tuning's rows are filled; None: each as it is"
     )

@@ -43,6 +43,8 @@ from howlow.tasks import task_named
 from howlow.trial.state import ProcessMeters, TrialState
 
 _INFERENCE = "inference.json"
+_DECIDED_IN_TRAINING = ("compiled", "graphed", "row_lengths", "row_padding")
+"""Of `Resolved`; the process that runs inference decides none of it."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def _so_far(state: TrialState, session: Session) -> dict[str, Any]:
         "preparation_s": found.preparation_s,
         "second_load": found.second_load.model_dump() if found.second_load else None,
         "handover_s": found.handover_s,
+        "generation_graphed": found.resolved.generation_graphed,
         "adapter_bytes": found.model.adapter_bytes if found.model else None,
         "warnings": [warning.model_dump(mode="json") for warning in found.warnings],
         "observed": [[kind.value, detail] for kind, detail in session.observed()],
@@ -153,7 +156,7 @@ def resume(state: TrialState) -> Saved | None:
     """The last checkpoint, with the trial's files cut back to it; without one the trial starts afresh."""
     clear_temporaries(state.folder)
     loaded = checkpoint.read(state.folder / "checkpoint")
-    if loaded is not None and not _has_same_batches(state, loaded[1]["identity"]):
+    if loaded is not None and not _has_same_batches(state, loaded[1]):
         checkpoint.remove(state.folder / "checkpoint")
         loaded = None
     if loaded is None:
@@ -192,6 +195,10 @@ def _restore_draft(state: TrialState, document: dict[str, Any]) -> None:
     found.handover_s = document["handover_s"]
     found.phases = [PhaseRecord(**phase) for phase in document["phases"]]
     found.warnings = [RecordWarning(**warning) for warning in document["warnings"]]
+    if document["position"] == "inference":
+        kept = _identity(document).resolved
+        state.resolve(**{name: getattr(kept, name) for name in _DECIDED_IN_TRAINING})
+        state.resolve(generation_graphed=document["generation_graphed"])
     if meters:
         found.fine_tuning = ProcessMeters(**meters | {"record": MeterRecord(**meters["record"])})
 
@@ -221,16 +228,18 @@ def _interrupted(state: TrialState, document: dict[str, Any]) -> float:
     return time_s
 
 
-def _has_same_batches(state: TrialState, identity: dict[str, Any]) -> bool:
+def _identity(document: dict[str, Any]) -> Provenance:
+    """The provenance of a checkpoint."""
+    return Provenance.model_validate_json(json.dumps(document["identity"]))
+
+
+def _has_same_batches(state: TrialState, document: dict[str, Any]) -> bool:
     """Whether a checkpoint was made with the batch sizes and the heap of this start.
 
     A search for the largest batch that is made again may find another one. Another heap would be refused before, unless
     the user accepted it.
     """
-    kept, heap = (
-        Provenance.model_validate_json(json.dumps(identity)).resolved,
-        "bounded" if state.is_bounded else "kept",
-    )
+    kept, heap = _identity(document).resolved, "bounded" if state.is_bounded else "kept"
     train = None if state.kind == "base" else state.training_batch_size
     return (kept.train_batch_size, kept.inference_batch_size, kept.heap) == (train, state.inference_batch_size, heap)
 

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 from howlow.engine import evaluation, generation, layouts
+from howlow.engine.decode_graphs import DecodeGraphs
 from howlow.engine.execution import Execution, Precision, Running, running
 from howlow.engine.generation import Generated, Way
 from howlow.engine.tokens import TokenizedExample
@@ -20,6 +21,7 @@ from howlow.meters.totals import PhaseTotals
 from howlow.records import Part, PhaseName, Scores, WarningKind, read_lines
 from howlow.tasks import Example, Task, task_named
 from howlow.trial.checkpointing import Saved, save_inference
+from howlow.trial.decoding import recorded_steps
 from howlow.trial.lines import PredictionLines, StepLines
 from howlow.trial.merged_check import Attached, agreement, summed_loss, with_merged
 from howlow.trial.prefetch import prefetched, steps_ahead
@@ -51,7 +53,10 @@ RunBatch = Callable[[Running, Callable[[int], None]], BatchResult]
 
 @dataclass(frozen=True)
 class Scorer:
-    """A loaded model, how it runs, and the data on which it is scored."""
+    """A loaded model, how it runs, and the data on which it is scored.
+
+    recorded: the token steps of generation, within the context of `recording`.
+    """
 
     state: TrialState
     session: Session
@@ -63,6 +68,7 @@ class Scorer:
     eos: frozenset[int]
     saved: Saved | None = None
     attached: Attached | None = None
+    recorded: DecodeGraphs | None = None
 
     @property
     def task(self) -> Task:
@@ -96,10 +102,12 @@ class Scorer:
     def save_attached(self, attached: Attached) -> None:
         """Run the test unmeasured, before the adapter is merged; batches that are in `attached` are not run again."""
         attached.cut()
-        for phase, prepare in self.phases.items():
-            with self.running(phase) as run:
-                for batch in self._batches()[len(attached.batches(phase)) :]:
-                    result = prepare([self.prepared.test[row] for row in batch])(run, lambda _: None)
+        parts = self._parts()
+        for phase in self.phases:
+            with self.running(phase) as run, self.recording(phase, run, parts) as recorded:
+                prepare = replace(self, recorded=recorded).phases[phase]
+                for part in parts[len(attached.batches(phase)) :]:
+                    result = prepare(part)(run, lambda _: None)
                     attached.add(phase, result.loss, result.target_tokens, result.lines())
                     self.state.stop_if_asked()
 
@@ -109,8 +117,17 @@ class Scorer:
         execution = self.execution.for_generation() if is_generation else self.execution.for_evaluation()
         return running(self.model, execution)
 
-    def _batches(self) -> list[list[int]]:
-        return list(split(range(len(self.prepared.test)), self.state.inference_batch_size))
+    def recording(
+        self, phase: PhaseName, run: Running, parts: Sequence[Sequence[TokenizedExample]]
+    ) -> AbstractContextManager[DecodeGraphs | None]:
+        """The context in which a phase of these batches has recorded steps, if it generates and the trial records."""
+        if phase != "generate":
+            return nullcontext()
+        return recorded_steps(self.state, run, [[example.prompt for example in part] for part in parts])
+
+    def _parts(self) -> list[list[TokenizedExample]]:
+        test = self.prepared.test
+        return [[test[row] for row in batch] for batch in split(range(len(test)), self.state.inference_batch_size)]
 
     def _warn_of_near_ties(self, lines: list[dict[str, Any]]) -> None:
         near = sum(line.get("smallest_margin", math.inf) < NEAR_TIE[self.execution.precision] for line in lines)
@@ -129,11 +146,12 @@ class Scorer:
             first, totals = interrupted["batches"], PhaseTotals(**interrupted["totals"])
         with (
             self.running(phase) as run,
+            self.recording(phase, run, self._parts()) as recorded,
             self.session.phase(phase, totals) as meter,
             StepLines(state.steps_path) as steps,
             PredictionLines(state.predictions_path) as predictions,
         ):
-            self._run_batches(phase, first, run, meter, steps, predictions)
+            replace(self, recorded=recorded)._run_batches(phase, first, run, meter, steps, predictions)
             state.found.phases.append(meter.end())
         save_inference(state, self.session)
 
@@ -146,12 +164,12 @@ class Scorer:
         steps: StepLines,
         predictions: PredictionLines,
     ) -> None:
-        state, test, prepare = self.state, self.prepared.test, self.phases[phase]
-        batches, saved_at_s = self._batches(), now_s()
+        state, prepare = self.state, self.phases[phase]
+        batches, saved_at_s = self._parts(), now_s()
         parts = state.burn_in(phase, [len(batch) for batch in batches[first:]])
         attached = self.attached.batches(phase) if self.attached else None
         ahead = steps_ahead(state.inference_batch_size, state.settings.training.sequence_length)
-        with prefetched(lambda batch: prepare([test[row] for row in batch]), batches[first:], ahead) as laid_out_ahead:
+        with prefetched(prepare, batches[first:], ahead) as laid_out_ahead:
             for index, work in enumerate(laid_out_ahead, first):
                 state.note_first_step()
                 part, samples = parts.of_next, len(batches[index])
@@ -211,7 +229,12 @@ class Scorer:
         length, choice = settings.training.sequence_length - new, self.state.choice
         way: Way = choice.generation or choice.layout
         laid_out = generation.lay_out_ahead(
-            prompts, layout=way, prompt_length=length, pad_id=self.pad_id, max_new_tokens=new
+            prompts,
+            layout=way,
+            prompt_length=length,
+            pad_id=self.pad_id,
+            max_new_tokens=new,
+            keeps_paths=self.recorded is not None,
         )
 
         def work(run: Running, on_prompts_read: Callable[[int], None]) -> BatchResult:
@@ -228,6 +251,7 @@ class Scorer:
                 eos=self.eos,
                 repeated=[example.repeated for example in chosen],
                 laid_out=laid_out,
+                recorded=self.recorded,
             )
             written = sum(row.new_tokens for row in rows)
             lines = partial(self._answer_lines, chosen, rows)

@@ -1,0 +1,112 @@
+"""Are recorded token steps right on this device? They are held against plain ones, on real prompts.
+
+Both are given the same tokens, those that the recorded steps choose, and the logits of each step are compared in the
+trial's own precision. So texts differ only where two tokens tie up to rounding.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from howlow.engine.alone import distance
+from howlow.engine.decode_graphs import DecodeGraphs, DecodeShape
+from howlow.engine.execution import Precision, Running
+from howlow.engine.sampling import most_likely
+from howlow.engine.step_check import LARGEST_DIFFERENCE
+from howlow.engine.step_graphs import Recorder
+from howlow.engine.tree_generation import Continuation, PromptRow
+
+_CHECKED_STEPS = 16
+_PAYS = 0.97  # recorded steps take memory for their slots, and must take less of the time than this
+
+
+@dataclass(frozen=True)
+class BesidePlain:
+    """Recorded steps beside plain ones.
+
+    apart: the largest distance of a step's logits, relative to the plain ones' norm. chose_other: whether a token was
+    written that is not its logits' most likely. seconds, plain_seconds: the median of a step's time; a plain one
+    includes the host's reading of its tokens, without which the next one cannot start.
+    """
+
+    apart: float
+    chose_other: bool
+    seconds: float
+    plain_seconds: float
+
+
+@torch.inference_mode()
+def trusted_graphs(
+    running: Running,
+    shapes: Sequence[DecodeShape],
+    rows: Sequence[PromptRow],
+    *,
+    max_new_tokens: int,
+    recorder: Callable[[], Recorder],
+) -> tuple[DecodeGraphs | None, str | None]:
+    """Recorded token steps where they write what plain steps do, or why they are not used.
+
+    rows: batches of prompts, on the host, that are continued one after the other for the check: with two, a recording
+        that keeps anything of an earlier batch is found.
+    max_new_tokens: two at least; the first comes from reading the prompts.
+    """
+    what = "replaying token steps as CUDA graphs"
+    try:
+        graphs = DecodeGraphs(running, shapes, max_new_tokens)
+        graphs.record(recorder())
+        found = [_compared(running, graphs, row.to(graphs.device), max_new_tokens) for row in rows]
+    except Exception as error:  # whatever a driver raises, plain steps still run
+        said = " ".join(str(error).split())[:300]
+        return None, f"{what} failed ({type(error).__name__}: {said})"
+    problem = _problem(found, running.execution.precision)
+    return (graphs, None) if problem is None else (None, f"{what} {problem}")
+
+
+def _problem(found: Sequence[BesidePlain], precision: Precision) -> str | None:
+    apart, bound = max(one.apart for one in found), LARGEST_DIFFERENCE[precision]
+    if apart > bound:
+        return f"changes the logits by {apart:.2g} of their norm, more than rounding ({bound:g})"
+    if any(one.chose_other for one in found):
+        return "writes a token that is not the most likely one"
+    seconds, plain = (min(times) for times in zip(*((one.seconds, one.plain_seconds) for one in found), strict=True))
+    if seconds > _PAYS * plain:
+        return f"pays nothing: {1e3 * seconds:.3g} ms a step, {1e3 * plain:.3g} ms without"
+    return None
+
+
+def _compared(running: Running, graphs: DecodeGraphs, row: PromptRow, max_new_tokens: int) -> BesidePlain:
+    """Continue prompts, on the device, in both ways."""
+    plain, count = Continuation(running, row), len(row.order)
+    expected, found = plain.read_prompts(), graphs.read_prompts(row)
+    apart, chosen, times = [distance(found, expected)], [most_likely(found)[0].tolist()], []
+    for _ in range(min(max_new_tokens - 1, _CHECKED_STEPS)):
+        plain_step = partial(_read_step, plain, row.order, graphs.newest[:count].clone())
+        expected, plain_s = _timed(plain_step, graphs.device)
+        logits, recorded_s = _timed(graphs.step, graphs.device)
+        apart.append(distance(logits[:count], expected))
+        chosen.append(most_likely(logits[:count])[0].tolist())
+        times.append((recorded_s, plain_s))
+    wrote = [tokens[:count] for tokens, _ in graphs.written(0, len(chosen)).read()]
+    seconds, plain_seconds = (statistics.median(one) for one in zip(*times, strict=True))
+    return BesidePlain(max(apart), wrote != chosen, seconds, plain_seconds)
+
+
+def _read_step(plain: Continuation, prompts: Sequence[int], tokens: Tensor) -> Tensor:
+    """The logits of a plain step, whose tokens the host reads before it starts the next one."""
+    logits = plain.step(prompts, tokens)
+    chosen, margins = most_likely(logits)
+    torch.stack([chosen.to(margins), margins]).tolist()
+    return logits
+
+
+def _timed(step: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
+    started_s = perf_counter()
+    logits = step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return logits, perf_counter() - started_s

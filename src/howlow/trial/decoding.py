@@ -1,0 +1,49 @@
+"""How a trial's token steps run on a GPU: recorded for the few shapes of its batches of prompts, once they are checked.
+
+Recorded steps (CUDA graphs) are checked on the loaded model and the device itself, against plain steps on the longest
+prompts of the trial's own test. What does not hold is left out, with a warning.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from howlow.engine.cuda.graphs import CudaGraphs
+from howlow.engine.decode_check import trusted_graphs
+from howlow.engine.decode_graphs import DecodeGraphs, decode_shapes
+from howlow.engine.execution import Running
+from howlow.engine.tree_generation import lay_out_prompts
+from howlow.records import WarningKind
+from howlow.trial.state import TrialState
+
+Prompts = Sequence[Sequence[int]]
+
+
+@contextmanager
+def recorded_steps(state: TrialState, run: Running, batches: Sequence[Prompts]) -> Iterator[DecodeGraphs | None]:
+    """Within this context there are recorded steps for these batches of prompts; None where steps run as they are.
+
+    What was decided goes into the record.
+    """
+    new, layout = state.settings.inference.max_new_tokens, state.choice.generation or state.choice.layout
+    if not run.execution.graphed or layout not in ("packed", "shared") or new < 2:
+        state.resolve(generation_graphed=False)
+        yield None
+        return
+    with run.autocast():  # a recording reads what autocast keeps of the adapter's weights
+        shapes, share = decode_shapes(batches, new), layout == "shared"
+        rows = [
+            lay_out_prompts(prompts, share=share, max_new_tokens=new, keeps_paths=True)
+            for prompts in _first_and_last_of_longest(batches)
+        ]
+        device = run.execution.device
+        graphs, problem = trusted_graphs(run, shapes, rows, max_new_tokens=new, recorder=lambda: CudaGraphs(device))
+        if problem is not None:
+            state.warn(WarningKind.PLAINER_STEPS, problem, "generate")
+        state.resolve(generation_graphed=graphs is not None)
+        yield graphs
+
+
+def _first_and_last_of_longest(batches: Sequence[Prompts]) -> tuple[Prompts, Prompts]:
+    """The batch of the longest prompt, and another one: the last, or the first where it is the last."""
+    longest = max(range(len(batches)), key=lambda index: max(map(len, batches[index])))
+    return batches[longest], batches[-1 if longest + 1 < len(batches) else 0]
