@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from howlow.analysis.column import Column
-from howlow.analysis.columns import ADAPTER_BYTES, TRAIN_BATCH_SIZE, column_named
+from howlow.analysis.columns import ADAPTER_BYTES, TRAIN_BATCH_SIZE
 from howlow.analysis.comparison import Comparison, Group, Reference
-from howlow.analysis.constraints import PEAK_MEMORIES, TUNING_ENERGY, TUNING_TIME
+from howlow.analysis.constraints import INFERENCE_ENERGY, INFERENCE_TIME, PEAK_MEMORIES, TUNING_ENERGY, TUNING_TIME
 from howlow.analysis.ratios import Ratio
 
 _BILLED = (
@@ -15,8 +15,8 @@ _BILLED = (
     PEAK_MEMORIES[0],
     ADAPTER_BYTES,
     TRAIN_BATCH_SIZE,
-    column_named("inference_time_per_sample_s"),
-    column_named("inference_energy_per_sample_j"),
+    INFERENCE_TIME,
+    INFERENCE_ENERGY,
     PEAK_MEMORIES[1],
 )
 

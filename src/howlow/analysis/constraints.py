@@ -13,9 +13,10 @@ from howlow.analysis.columns import column_named
 from howlow.analysis.comparison import Group
 from howlow.records import read_steps
 
-PEAK_MEMORIES = tuple(column_named(f"{stage}_peak_memory_bytes") for stage in ("train", "inference"))
-TUNING_TIME = column_named("train_time_per_sample_s")
-TUNING_ENERGY = column_named("train_energy_per_sample_j")
+_STAGES = ("train", "inference")
+PEAK_MEMORIES = tuple(column_named(f"{stage}_peak_memory_bytes") for stage in _STAGES)
+TUNING_TIME, INFERENCE_TIME = (column_named(f"{stage}_time_per_sample_s") for stage in _STAGES)
+TUNING_ENERGY, INFERENCE_ENERGY = (column_named(f"{stage}_energy_per_sample_j") for stage in _STAGES)
 TUNING_THROUGHPUT = column_named("train_samples_per_s")
 
 
