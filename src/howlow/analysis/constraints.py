@@ -17,7 +17,7 @@ _STAGES = ("train", "inference")
 PEAK_MEMORIES = tuple(column_named(f"{stage}_peak_memory_bytes") for stage in _STAGES)
 TUNING_TIME, INFERENCE_TIME = (column_named(f"{stage}_time_per_sample_s") for stage in _STAGES)
 TUNING_ENERGY, INFERENCE_ENERGY = (column_named(f"{stage}_energy_per_sample_j") for stage in _STAGES)
-TUNING_THROUGHPUT = column_named("train_samples_per_s")
+TUNING_THROUGHPUT = column_named(f"{_STAGES[0]}_samples_per_s")
 
 
 @dataclass(frozen=True)
