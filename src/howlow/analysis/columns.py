@@ -5,7 +5,8 @@ of a grid follow them under their dotted names. Other modules refer to a column 
 choose columns by their fields; none of them spells a name. `cost_columns` lists what fine-tuning and inference cost.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import get_args
 
@@ -271,3 +272,12 @@ def drawn_quality() -> list[Column]:
 def _by_panel(columns: Iterable[Column]) -> list[Column]:
     with_panel = [(column.panel.order, column) for column in columns if column.panel is not None]
     return [column for _, column in sorted(with_panel, key=lambda pair: pair[0])]
+
+
+TEXT_WEIGHTS: Mapping[str, tuple[str, float]] = {
+    "loss": ("tokens", 1.0),
+    "perplexity": ("tokens", 1.0),
+    "word_perplexity": ("words", 1.0),
+    "bits_per_byte": ("bytes", math.log(2)),
+}
+"""What a metric divides the summed log-likelihood of texts by: a number of each line, times a factor."""

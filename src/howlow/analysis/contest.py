@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from howlow.analysis.column import Column
-from howlow.analysis.columns import KIND, column_named
+from howlow.analysis.columns import KIND, TEXT_WEIGHTS, column_named
 from howlow.analysis.comparison import Comparison, Group, Reference, compare, metrics_of
-from howlow.analysis.example_scores import TEXT_WEIGHTS
 from howlow.analysis.rows import Results, Trial
 from howlow.errors import UserError
 

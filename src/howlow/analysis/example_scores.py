@@ -5,7 +5,6 @@ all texts are windows of one document, each window is a cluster. The loss of ans
 there a batch is one.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from howlow.analysis.column import Column
+from howlow.analysis.columns import TEXT_WEIGHTS
 from howlow.analysis.quality_statistics import ClusterScores
 from howlow.analysis.rows import Trial
 from howlow.errors import UserError
@@ -57,15 +57,6 @@ def _of_answers(folder: Path, name: str) -> list[ExampleScore]:
         for line in read_lines(folder / "predictions.jsonl", {"id": str})
         if isinstance(line.get("scores"), dict) and isinstance(line["scores"].get(name), int | float)
     ]
-
-
-TEXT_WEIGHTS: Mapping[str, tuple[str, float]] = {
-    "loss": ("tokens", 1.0),
-    "perplexity": ("tokens", 1.0),
-    "word_perplexity": ("words", 1.0),
-    "bits_per_byte": ("bytes", math.log(2)),
-}
-"""What a metric divides the summed log-likelihood of texts by: a number of each line, times a factor."""
 
 
 def _of_texts(folder: Path, name: str) -> list[ExampleScore]:
