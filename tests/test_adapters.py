@@ -339,7 +339,7 @@ def test_weights_that_a_replay_moved_unseen_are_cast(make_model: Make, monkeypat
 
 
 def checked(model: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(step_check, "_PAYS", 1e9)  # a stand-in saves no time
+    monkeypatch.setattr(step_check, "PAYS", 1e9)  # a stand-in saves no time
     execution = replace(decide(device=CPU, precision="bf16", joins_adapters=True), graphed=True)
     return step_check.trusted(model.train(), execution, *laid_out("padded")[:2], Repeating)
 

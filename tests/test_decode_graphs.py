@@ -195,7 +195,7 @@ def checked(model: Any, recorder: Any, precision: str = "fp32") -> tuple[DecodeG
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_recording_that_is_right_and_pays_is_trusted(model: Any, monkeypatch: pytest.MonkeyPatch, precision: str):
-    monkeypatch.setattr(decode_check, "_PAYS", 1e9)  # a stand-in saves no time
+    monkeypatch.setattr(decode_check, "PAYS", 1e9)  # a stand-in saves no time
     graphs, problem = checked(model, Repeating(), precision)
     assert problem is None
     assert graphs is not None
@@ -213,7 +213,7 @@ def test_a_recording_that_is_right_and_pays_is_trusted(model: Any, monkeypatch: 
 def test_what_does_not_hold_is_left_out(
     model: Any, monkeypatch: pytest.MonkeyPatch, recorder: Any, pays: float, said: str
 ):
-    monkeypatch.setattr(decode_check, "_PAYS", pays)
+    monkeypatch.setattr(decode_check, "PAYS", pays)
     graphs, problem = checked(model, recorder)
     assert graphs is None
     assert problem is not None
@@ -222,7 +222,7 @@ def test_what_does_not_hold_is_left_out(
 
 
 def test_a_token_that_is_not_the_most_likely_is_found(model: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decode_check, "_PAYS", 1e9)
+    monkeypatch.setattr(decode_check, "PAYS", 1e9)
     monkeypatch.setattr(decode_graphs, "most_likely", lambda logits: (logits.argmin(-1), logits.amax(-1)))
     graphs, problem = checked(model, Repeating())
     assert graphs is None
@@ -237,7 +237,7 @@ def test_a_trial_says_what_ran_and_its_answers_are_the_same(
 ) -> None:
     inference = {"batch_size": 5, "max_new_tokens": 12, "adapter": "merged"}  # both adapters write all answers
     table = merge(tiny_table, {"inference": inference, "grid": {"lora.rank": [1]}})
-    monkeypatch.setattr(decode_check, "_PAYS", 1e9)
+    monkeypatch.setattr(decode_check, "PAYS", 1e9)
     found, plain = [], Execution.for_generation
     for recorder in (None, Repeating, Failing):
         graphed = recorder is not None
@@ -267,14 +267,14 @@ def test_what_ran_is_known_after_an_interruption_too(
         raise KilledError
 
     def ready(state: Any, *given: Any) -> Any:
-        state.resolve(row_lengths=(128, 256), row_padding=0.25, compiled=True, graphed=False)
+        state.resolve(row_lengths=(128, 256), row_padding=0.25, joined_adapters=True, compiled=True, graphed=False)
         return plainly(state, *given)
 
     plainly, plain = fine_tuning.ready, Execution.for_generation
     monkeypatch.setattr(fine_tuning, "ready", ready)
     monkeypatch.setattr(Execution, "for_generation", lambda self: replace(plain(self), graphed=True))
     monkeypatch.setattr(decoding, "CudaGraphs", lambda _: Repeating())
-    monkeypatch.setattr(decode_check, "_PAYS", 1e9)
+    monkeypatch.setattr(decode_check, "PAYS", 1e9)
     write = "howlow.trial.run.write_record"
     table = merge(tiny_table, {"grid": {"lora.rank": [1]}})
     with pytest.MonkeyPatch.context() as patch:
@@ -284,4 +284,5 @@ def test_what_ran_is_known_after_an_interruption_too(
     assert record is not None
     resolved = record.resolved
     assert (resolved.row_lengths, resolved.row_padding) == ((128, 256), 0.25)
+    assert resolved.joined_adapters is True
     assert (resolved.compiled, resolved.graphed, resolved.generation_graphed) == (True, False, True)

@@ -153,7 +153,7 @@ def checked(model: Any, recorder: Any) -> tuple[Execution, tuple[str, ...]]:
 
 
 def test_a_recording_that_is_right_and_pays_is_trusted(make_model: Make, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
-    monkeypatch.setattr(step_check, "_PAYS", 1e9)  # a stand-in saves no time
+    monkeypatch.setattr(step_check, "PAYS", 1e9)  # a stand-in saves no time
     model = make_model()
     before = {name: one.clone() for name, one in models.trainable(model).items()}
     found, problems = checked(model, Repeating())
@@ -178,7 +178,7 @@ def test_what_does_not_hold_is_left_out(
     pays: float,
     said: str,
 ):
-    monkeypatch.setattr(step_check, "_PAYS", pays)
+    monkeypatch.setattr(step_check, "PAYS", pays)
     found, (problem,) = checked(make_model(), recorder)
     assert not found.graphed
     assert said in problem
@@ -189,7 +189,7 @@ def test_a_recording_that_keeps_something_of_its_own_batch_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """As on a CPU, where the blocks of a prefix tree are read on the host."""
-    monkeypatch.setattr(step_check, "_PAYS", 1e9)
+    monkeypatch.setattr(step_check, "PAYS", 1e9)
     first, second = laid_out("shared")[:2]
     assert first.input_ids.shape == second.input_ids.shape
     found, (problem,) = step_check.trusted(make_model().train(), graphed(), first, second, Repeating)

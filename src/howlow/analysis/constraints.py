@@ -1,11 +1,10 @@
-"""CostLimits on what a rank may cost, and whether each rank is shown to keep them.
+"""Limits on what a rank may cost, and whether each rank is shown to keep them.
 
 A rank keeps a limit if the worse end of its cost's interval does. The time and the energy of a fine-tuning are those of
 a sample in the measured window times its samples. Memory is the larger peak of fine-tuning and inference. The base
 model is not fine-tuned, so only memory limits it.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from howlow.analysis.column import Column
@@ -56,6 +55,11 @@ class Limit:
     columns: tuple[Column, ...]
     is_of_all_samples: bool
     is_least: bool
+
+    @property
+    def option(self) -> str:
+        """Its name on the command line."""
+        return f"--{self.name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,5 @@ def _end(group: Group, column: Column, limit: Limit) -> float | None:
 
 def _samples(group: Group) -> float:
     """The samples of a fine-tuning, burn-in included."""
-    done: Sequence[int] = [
-        sum(step.samples for step in read_steps(trial.folder) if step.phase == "train") for trial in group.trials[:1]
-    ]
-    return float(done[0])
+    steps = read_steps(group.trials[0].folder)
+    return float(sum(step.samples for step in steps if step.phase == "train"))

@@ -130,9 +130,14 @@ class Recommendation:
         """What more data would settle the decision; None where there is evidence enough, or nothing to decide."""
         if self.verdict != "not_enough_evidence":
             return None
-        data = self.groups[-1].trials[0].record.data
-        examples = data.test_examples if data is not None else 0
+        examples = self.test_examples or 0
         return settlement(self.pairs, self.terms.gain, self.terms.confidence, self.seeds, examples)
+
+    @property
+    def test_examples(self) -> int | None:
+        """How many examples every candidate was scored on; None: an older record does not say."""
+        data = next(iter(self.contest.ranks.values())).trials[0].record.data
+        return None if data is None else data.test_examples
 
     @property
     def nearest(self) -> int | None:
@@ -207,8 +212,8 @@ def _refuse_unmeasured(costs: Sequence[Sequence[Kept]], contest: Contest) -> Non
     for of_limit in zip(*costs, strict=True):
         if all(one.cost is None for one in of_limit):
             limit = of_limit[0].limit
-            folder, option = contest.comparison.results.folders[0], f"--{limit.name.replace('_', '-')}"
+            folder = contest.comparison.results.folders[0]
             raise UserError(
-                f"{option} {limit.value:g}: no trial of {folder} has {limit.columns[0].name}, so nothing can be held "
-                "against it; howlow env says what this machine can measure"
+                f"{limit.option} {limit.value:g}: no trial of {folder} has {limit.columns[0].name}, so nothing can be "
+                "held against it; howlow env says what this machine can measure"
             )

@@ -17,12 +17,11 @@ from howlow.engine.alone import distance
 from howlow.engine.decode_graphs import DecodeGraphs, DecodeShape
 from howlow.engine.execution import Precision, Running
 from howlow.engine.sampling import most_likely
-from howlow.engine.step_check import LARGEST_DIFFERENCE
+from howlow.engine.step_check import LARGEST_DIFFERENCE, PAYS, await_device, failed
 from howlow.engine.step_graphs import Recorder
 from howlow.engine.tree_generation import Continuation, PromptRow
 
 _CHECKED_STEPS = 16
-_PAYS = 0.97  # recorded steps take memory for their slots, and must take less of the time than this
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,7 @@ def trusted_graphs(
         graphs.record(recorder())
         found = [_compared(running, graphs, row.to(graphs.device), max_new_tokens) for row in rows]
     except Exception as error:  # whatever a driver raises, plain steps still run
-        said = " ".join(str(error).split())[:300]
-        return None, f"{what} failed ({type(error).__name__}: {said})"
+        return None, failed(what, error)
     problem = _problem(found, running.execution.precision)
     return (graphs, None) if problem is None else (None, f"{what} {problem}")
 
@@ -74,7 +72,7 @@ def _problem(found: Sequence[BesidePlain], precision: Precision) -> str | None:
     if any(one.chose_other for one in found):
         return "writes a token that is not the most likely one"
     seconds, plain = (min(times) for times in zip(*((one.seconds, one.plain_seconds) for one in found), strict=True))
-    if seconds > _PAYS * plain:
+    if seconds > PAYS * plain:
         return f"pays nothing: {1e3 * seconds:.3g} ms a step, {1e3 * plain:.3g} ms without"
     return None
 
@@ -107,6 +105,5 @@ def _read_step(plain: Continuation, prompts: Sequence[int], tokens: Tensor) -> T
 def _timed(step: Callable[[], Tensor], device: torch.device) -> tuple[Tensor, float]:
     started_s = perf_counter()
     logits = step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    await_device(device)
     return logits, perf_counter() - started_s

@@ -20,16 +20,17 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from howlow.engine import buckets
 from howlow.engine.attention import sdpa
 from howlow.engine.attention_context import Kind, Limits
 from howlow.engine.execution import Running
 from howlow.engine.loss import head_logits
+from howlow.engine.prefix_tree import added_mask, within_limits
 from howlow.engine.sampling import most_likely
 from howlow.engine.step_graphs import Recorder
-from howlow.engine.tree_generation import PromptRow, hidden_states, read_row
+from howlow.engine.tree_generation import PromptRow, UnmaskedLayer, hidden_states, read_row
 
 LOOK_EVERY = 4
 """Steps whose tokens the host reads together."""
@@ -227,7 +228,7 @@ class _Slots:
         self.where: Tensor | None = None
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class _Layer(UnmaskedLayer):
     """One layer's keys and values: (slots, key heads, dimension)."""
 
     def __init__(self, slots: _Slots) -> None:
@@ -259,18 +260,6 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         rows, length = slots.shape
         return whole[: rows * length].view(rows, length, *whole.shape[1:]).transpose(1, 2)
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Not used: no mask is made for our attention."""
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Not used: positions are always given."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """The cache has no limit of its own."""
-        return -1
-
 
 class _OwnSlots:
     """The newest token of every row, attending to its row's slots up to its position: an `AttentionContext`."""
@@ -294,11 +283,6 @@ class _OwnSlots:
         kind = (limits.window, limits.chunk)
         if kind not in self._masks:
             here, there = self._positions[:, None], torch.arange(self._length, device=self._positions.device)
-            seen = there <= here
-            if limits.window is not None:
-                seen = seen & (here - there < limits.window)
-            if limits.chunk is not None:
-                seen = seen & (here // limits.chunk == there // limits.chunk)
-            blank = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._masks[kind] = blank.masked_fill_(~seen, -torch.inf)[:, None, None]
+            seen = within_limits(there <= here, here, there, limits.window, limits.chunk)
+            self._masks[kind] = added_mask(seen, dtype)[:, None, None]
         return self._masks[kind]

@@ -82,8 +82,7 @@ class PrefixTree:
             return None
         key = (index, dtype, window, chunk)
         if key not in self._masks:
-            seen = self._seen(block, window, chunk)
-            self._masks[key] = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+            self._masks[key] = added_mask(self._seen(block, window, chunk), dtype)
         return self._masks[key]
 
     def _seen(self, block: Block, window: int | None, chunk: int | None) -> Tensor:
@@ -92,12 +91,21 @@ class PrefixTree:
         keys = torch.cat([torch.arange(part.start, part.end, device=device) for part in parts])
         queries = torch.arange(block.start, block.end, device=device)[:, None]
         seen = (keys <= queries) & (queries < self.visible_until[keys])
-        here, there = self.positions[queries], self.positions[keys]
-        if window is not None:
-            seen &= here - there < window
-        if chunk is not None:
-            seen &= here // chunk == there // chunk
-        return seen
+        return within_limits(seen, self.positions[queries], self.positions[keys], window, chunk)
+
+
+def within_limits(seen: Tensor, here: Tensor, there: Tensor, window: int | None, chunk: int | None) -> Tensor:
+    """Of what is seen, what a layer's window and chunk leave; here, there: positions of the queries and of the keys."""
+    if window is not None:
+        seen = seen & (here - there < window)
+    if chunk is not None:
+        seen = seen & (here // chunk == there // chunk)
+    return seen
+
+
+def added_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores: 0 where a key is seen, -inf elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
 def build_prefix_tree(sequences: Sequence[Sequence[int]], *, share: bool) -> tuple[PrefixTree, Tensor, list[Tensor]]:

@@ -27,7 +27,8 @@ _OF_LOSS = 0.1  # of that, relative: a loss is a mean over many tokens
 _MOVED_BY = 0.02
 _LOSS_SCALE = 1024.0
 _TIMED = 5
-_PAYS = 0.97  # a graph takes memory, and must take less of the time than this
+PAYS = 0.97
+"""A recording takes memory, and must take less of the time than this."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +87,20 @@ def _problem(
         else:
             found, direct = _passed(model, execution, batch), None
     except Exception as error:  # whatever a compiler or a driver raises, the plain step still runs
-        said = " ".join(str(error).split())[:300]
-        return f"{what} failed ({type(error).__name__}: {said})"
+        return failed(what, error)
     bound = LARGEST_DIFFERENCE[execution.precision]
     if (wrong := difference(found.gradients, expected.gradients)) > bound:
         return f"{what} changes the gradients by {wrong:.2g} of their norm, more than rounding ({bound:g})"
     if abs(found.loss - expected.loss) > _OF_LOSS * bound * abs(expected.loss):
         return f"{what} changes the loss from {expected.loss:.6g} to {found.loss:.6g}"
-    if direct is not None and found.seconds > _PAYS * direct.seconds:
+    if direct is not None and found.seconds > PAYS * direct.seconds:
         return f"{what} pays nothing: {1e3 * found.seconds:.3g} ms a pass, {1e3 * direct.seconds:.3g} ms without"
     return None
+
+
+def failed(what: str, error: Exception) -> str:
+    """Why something cannot be used that raised an error when it was tried."""
+    return f"{what} failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
 
 
 def _in_words(execution: Execution) -> str:
@@ -123,17 +128,18 @@ def _passed(model: Any, execution: Execution, batch: Batch, recording: tuple[Rec
         scale, times = scale.to(execution.device), []
         for _ in range(_TIMED):
             trainer.clear()
-            _wait(execution.device)
+            await_device(execution.device)
             started_s = perf_counter()
             loss = trainer.accumulate(batch, scale)
-            _wait(execution.device)
+            await_device(execution.device)
             times.append(perf_counter() - started_s)
         gradients = [one.grad.detach().clone() for one in trainer.parameters.values() if one.grad is not None]
         model.zero_grad(set_to_none=True)
     return Passed(float(loss), gradients, statistics.median(times))
 
 
-def _wait(device: torch.device) -> None:
+def await_device(device: torch.device) -> None:
+    """Wait until a device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -21,7 +21,7 @@ from howlow.engine.attention_context import AttentionContext, Limits
 from howlow.engine.execution import Running
 from howlow.engine.loss import head_logits
 from howlow.engine.model import decoder_of
-from howlow.engine.prefix_tree import PrefixTree, build_prefix_tree
+from howlow.engine.prefix_tree import PrefixTree, added_mask, build_prefix_tree, within_limits
 
 
 class Writer(Protocol):
@@ -232,7 +232,23 @@ class _Slots:
         self.size, self.where, self.is_reading_prompts = size, where, True
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class UnmaskedLayer(CacheLayerMixin):  # type: ignore[misc]
+    """A layer of a cache for our attention, which is given positions and makes its masks itself."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Not used: no mask is made for our attention."""
+        return query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Not used: positions are always given."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """The cache has no limit of its own."""
+        return -1
+
+
+class _Layer(UnmaskedLayer):
     """One layer's keys and values: (1, key heads, slots, dimension)."""
 
     def __init__(self, cache: _Slots) -> None:
@@ -255,18 +271,6 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         self.keys.index_copy_(2, self._cache.where, key_states)
         self.values.index_copy_(2, self._cache.where, value_states)
         return (key_states, value_states) if self._cache.is_reading_prompts else (self.keys, self.values)
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Not used: no mask is made for our attention."""
-        return query_length, 0
-
-    def get_seq_length(self) -> int:
-        """Not used: positions are always given."""
-        return 0
-
-    def get_max_length(self) -> int:
-        """The cache has no limit of its own."""
-        return -1
 
 
 @dataclass(frozen=True)
@@ -308,10 +312,5 @@ class _StepAttention:
             region, rows, used = active.region, active.rows, active.used
             seen, there = region.seen[rows, :used], region.positions[rows, :used]
             here = region.lengths[rows, None] + self._step
-            if limits.window is not None:
-                seen = seen & (here - there < limits.window)
-            if limits.chunk is not None:
-                seen = seen & (here // limits.chunk == there // limits.chunk)
-            blank = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._masks[key] = blank.masked_fill_(~seen, -torch.inf)
+            self._masks[key] = added_mask(within_limits(seen, here, there, limits.window, limits.chunk), dtype)
         return self._masks[key]

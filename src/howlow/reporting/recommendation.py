@@ -8,7 +8,7 @@ from typing import Any
 
 from howlow.analysis.bill import BillItem, bill_of
 from howlow.analysis.columns import TRAIN_BATCH_SIZE
-from howlow.analysis.comparison import Group, compare
+from howlow.analysis.comparison import compare
 from howlow.analysis.constraints import Kept
 from howlow.analysis.contest import one_a_seed
 from howlow.analysis.recommendation import Candidate, Recommendation, Terms, recommend_from
@@ -78,7 +78,7 @@ def recommendation_json(found: Recommendation) -> str:
         "margin_is_relative": scale.is_relative,
         "for_this_seed_only": found.seeds == 1,
         "seeds": found.seeds,
-        "test_examples": _test_examples(found),
+        "test_examples": found.test_examples,
         "reference_rank": found.contest.reference.rank,
         "bill": [_bill_document(item) for item in _bill(found)],
         "excluded": [_excluded_document(rank, missed) for rank, missed in found.excluded.items()],
@@ -156,13 +156,12 @@ def _of_others(found: Recommendation) -> Iterator[str]:
 
 def _missed_words(one: Kept) -> str:
     limit, unit = one.limit, one.limit.columns[0].unit
-    option, bound = f"--{limit.name.replace('_', '-')}", formatting.quantity(limit.value, unit)
-    what = _COSTS[limit.name]
+    bound, what = formatting.quantity(limit.value, unit), _COSTS[limit.name]
     if one.end is None:
         known = "was not measured" if one.cost is None else f"of {formatting.quantity(one.cost, unit)} has no interval"
-        return f"{what} {known}, so it is not shown to keep {option} {bound}"
+        return f"{what} {known}, so it is not shown to keep {limit.option} {bound}"
     side = "less" if limit.is_least else "more"
-    return f"{what} may be {formatting.quantity(one.end, unit)}, {side} than {option} {bound}"
+    return f"{what} may be {formatting.quantity(one.end, unit)}, {side} than {limit.option} {bound}"
 
 
 _COSTS = {
@@ -246,7 +245,7 @@ def _capital(words: str) -> str:
 def _terms(found: Recommendation) -> str:
     asked = found.terms
     sure = f"{formatting.significant(asked.confidence * 100)} % confidence"
-    tested = formatting.counted(_test_examples(found) or 0, "test example")
+    tested = formatting.counted(found.test_examples or 0, "test example")
     return f"margin {_margin(asked)}, {sure}, {formatting.counted(found.seeds, 'seed')}, {tested}"
 
 
@@ -267,9 +266,3 @@ def _size(asked: Terms, value: float) -> str:
     if asked.scale.is_relative:
         return f"{formatting.significant(value * 100, 2)} %"
     return f"{formatting.significant(value, 2)}{_UNITS.get(asked.metric.unit, '')}"
-
-
-def _test_examples(found: Recommendation) -> int | None:
-    trials: Group = next(iter(found.contest.ranks.values()))
-    data = trials.trials[0].record.data
-    return None if data is None else data.test_examples

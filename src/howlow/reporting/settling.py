@@ -55,15 +55,10 @@ def _goal_words(found: Recommendation, goal: int) -> str:
 
 
 def _plan_words(found: Recommendation, plan: Plan) -> str:
-    seeds, examples = plan.seeds - found.seeds, plan.examples - _examples(found)
+    seeds, examples = plan.seeds - found.seeds, plan.examples - (found.test_examples or 0)
     more = [f"{formatting.counted(seeds, 'more seed')} (in all {plan.seeds})"] if seeds else []
     more += [f"{formatting.counted(examples, 'more test example')} (in all {plan.examples:,})"] if examples else []
     return formatting.enumerated(more)
-
-
-def _examples(found: Recommendation) -> int:
-    data = found.groups[-1].trials[0].record.data
-    return 0 if data is None else data.test_examples
 
 
 def _command(found: Recommendation, plan: Plan) -> str:
@@ -71,7 +66,7 @@ def _command(found: Recommendation, plan: Plan) -> str:
 
     Where the sweep tests on all that the test data hold, more examples need larger test data.
     """
-    examples = _examples(found)
+    examples = found.test_examples or 0
     if plan.examples <= examples:
         return _seeds_command(found, _seeds(found, plan.seeds))
     folder = _folder(found)

@@ -43,7 +43,7 @@ from howlow.tasks import task_named
 from howlow.trial.state import ProcessMeters, TrialState
 
 _INFERENCE = "inference.json"
-_DECIDED_IN_TRAINING = ("compiled", "graphed", "row_lengths", "row_padding")
+_DECIDED_IN_TRAINING = ("joined_adapters", "compiled", "graphed", "row_lengths", "row_padding")
 """Of `Resolved`; the process that runs inference decides none of it."""
 
 

@@ -8,7 +8,6 @@ first step, and the thread goes on only when half of them are used, with many at
 It takes the items in their order and draws no random numbers, so every result is what it would be without a thread.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -79,16 +78,13 @@ class _Ahead(Generic[ItemT, ResultT]):
         return lambda: result
 
     def __iter__(self) -> Iterator[ResultT]:
-        ready = deque(self._made.get() for _ in range(self._waiting))
-        self._waiting = 0
-        while ready or self._waiting:
-            if not ready:
-                ready.append(self._made.get())
-                self._waiting -= 1
-            result = ready.popleft()
-            left = len(ready) + self._waiting
-            if left <= self._most // 2:
-                self._ask(self._most - left)
+        for result in [self._made.get() for _ in range(self._waiting)]:  # once all are made, they come first as before
+            self._made.put(result)
+        while self._waiting:
+            result = self._made.get()
+            self._waiting -= 1
+            if self._waiting <= self._most // 2:
+                self._ask(self._most - self._waiting)
             yield result()
 
     def stop(self) -> None:

@@ -144,28 +144,29 @@ class Scorer:
         first, totals = 0, None
         if interrupted.get("phase") == phase:
             first, totals = interrupted["batches"], PhaseTotals(**interrupted["totals"])
+        parts = self._parts()
         with (
             self.running(phase) as run,
-            self.recording(phase, run, self._parts()) as recorded,
+            self.recording(phase, run, parts) as recorded,
             self.session.phase(phase, totals) as meter,
             StepLines(state.steps_path) as steps,
             PredictionLines(state.predictions_path) as predictions,
         ):
-            replace(self, recorded=recorded)._run_batches(phase, first, run, meter, steps, predictions)
+            replace(self, recorded=recorded)._run_batches(phase, parts, first, run, meter, steps, predictions)
             state.found.phases.append(meter.end())
         save_inference(state, self.session)
 
     def _run_batches(
         self,
         phase: PhaseName,
+        batches: Sequence[list[TokenizedExample]],
         first: int,
         run: Running,
         meter: PhaseMeter,
         steps: StepLines,
         predictions: PredictionLines,
     ) -> None:
-        state, prepare = self.state, self.phases[phase]
-        batches, saved_at_s = self._parts(), now_s()
+        state, prepare, saved_at_s = self.state, self.phases[phase], now_s()
         parts = state.burn_in(phase, [len(batch) for batch in batches[first:]])
         attached = self.attached.batches(phase) if self.attached else None
         ahead = steps_ahead(state.inference_batch_size, state.settings.training.sequence_length)
