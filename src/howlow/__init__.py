@@ -16,12 +16,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from howlow.analysis import load_results as load
     from howlow.analysis.recommendation import recommend
+    from howlow.deciding import sweep_until_decided
     from howlow.errors import UserError
     from howlow.reporting import write_report as report
     from howlow.settings import Settings
     from howlow.sweeping import dry_run, sweep
 
-__all__ = ["Settings", "UserError", "dry_run", "load", "load_settings", "recommend", "report", "sweep"]
+__all__ = [
+    "Settings",
+    "UserError",
+    "dry_run",
+    "load",
+    "load_settings",
+    "recommend",
+    "report",
+    "sweep",
+    "sweep_until_decided",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -32,6 +43,7 @@ _HOMES = {
     "recommend": ("howlow.analysis.recommendation", "recommend"),
     "report": ("howlow.reporting", "write_report"),
     "sweep": ("howlow.sweeping", "sweep"),
+    "sweep_until_decided": ("howlow.deciding", "sweep_until_decided"),
 }
 
 

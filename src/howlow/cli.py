@@ -19,6 +19,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -26,7 +27,9 @@ import typer
 from typer.core import TyperCommand
 
 import howlow
+from howlow.cli_dry_run import print_dry_run
 from howlow.cli_recommend import recommend_command
+from howlow.cli_until import UntilDecided
 from howlow.console import make_safe
 from howlow.errors import OURS, SYSTEM, UserError, lacks_access, raised_by, reason
 from howlow.outcomes import DiskFullError, is_disk_full
@@ -92,6 +95,12 @@ def sweep_command(
     ] = None,
     accept_different: AcceptDifferent = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and run nothing")] = False,
+    until_decided: Annotated[bool, typer.Option("--until-decided", help="end when the recommendation holds")] = False,
+    max_time: Annotated[float | None, typer.Option("--max-time", metavar="S", help="then end undecided")] = None,
+    max_trials: Annotated[int | None, typer.Option("--max-trials", metavar="N", help="then end undecided")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="to decide by, as for recommend")] = None,
+    margin: Annotated[float | None, typer.Option("--margin", help="to decide by, as for recommend")] = None,
+    confidence: Annotated[float | None, typer.Option("--confidence", metavar="P", help="as for recommend")] = None,
 ) -> None:
     """Run or resume a sweep: one fine-tuning per rank, measured and scored; ends with the report."""
     from howlow import settings as asked
@@ -118,15 +127,22 @@ def sweep_command(
     overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
     settings = howlow.load_settings(source, overrides)
     statuses = _statuses(retry)
-    accepted = accept_different or []
+    accepted, until = accept_different or [], UntilDecided(metric, margin, confidence, max_time, max_trials)
+    if not until_decided:
+        until.refuse_alone()
     if dry_run:
-        _print_dry_run(settings, out, statuses, accepted)
+        settings = until.planned(settings) if until_decided else settings
+        print_dry_run(settings, out, statuses, accepted)
         return
     if out is None:
         raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
 
     from howlow.sweeping.sweep import sweep
 
+    if until_decided:
+        failed = until.run(settings, out, statuses, accepted, partial(_watched, out=out), _print_report)
+        _say_failed(failed, out)
+        return
     result = _watched(lambda tell: sweep(settings, out, retry=statuses, accept_different=accepted, on_event=tell), out)
     _print_report([Path(out)], accepted)
     _print_recommendations(Path(out), accepted)
@@ -208,38 +224,6 @@ def _statuses(text: str | None) -> list[Any]:
         if status not in RETRYABLE:
             raise UserError(f"--retry {status}: one or more of {','.join(RETRYABLE)} are expected")
     return asked
-
-
-def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_different: list[str]) -> None:
-    from howlow.sweeping.sweep import dry_run
-
-    plan = dry_run(settings, out, retry=retry, accept_different=accept_different)
-    finished = sum(status == "done" for status in plan.ended.values())
-    print(f"{len(plan.plans)} trials, {finished} of them finished; to run, in this order:")
-    for name in plan.to_run:
-        print(f"  {name}")
-    for setting in plan.searched:
-        share = f"less {settings.run.memory_margin:.3g} of it"
-        limit = settings.run.memory_limit_bytes
-        held = f"run.memory_limit_bytes = {limit}" if limit else "the memory then free"
-        print(f'{setting} = "max": each of these trials first searches for the batch that fits into {held}, {share}')
-    for name, status in plan.ended.items():
-        if status != "done":
-            print(f"not run again: {name} ended as {status}; --retry {status} runs it again")
-    for preparation in plan.preparations:
-        report, data = preparation.report, preparation.report.data
-        for side in ("train", "test"):
-            examples, groups, tokens = (getattr(data, f"{side}_{what}") for what in ("examples", "groups", "tokens"))
-            read = [one.files_read for one in data.sources if (one.side, one.format) == (side, "folder")]
-            files = f", from {read[0]} files" if read else ""
-            print(f"{side}: {examples} examples in {groups} groups, {tokens} tokens{files}")
-        print(f"longest training example: {data.longest_tokens} tokens")
-        print(f"left out for overlap with the test data: {data.overlap_left_out} training examples")
-        print(f"left out for having no tokens: {data.without_tokens} training examples")
-        print(f"dropped as too long: {data.dropped} training examples; cut: {data.cut} examples")
-        print(f"model: {report.architecture}, {report.total_parameters} parameters")
-        for warning in report.warnings:
-            print(f"{warning.kind}: {warning.detail}; {warning.remedy}")
 
 
 @app.command("report")

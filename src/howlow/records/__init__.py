@@ -25,6 +25,7 @@ from howlow.records.files import (
     write_record,
 )
 from howlow.records.identity import Provenance
+from howlow.records.looks import LookRecord, LooksEnd, LooksRecord, StoppedRank, read_looks, write_looks
 from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
 from howlow.records.schema import (
     SCHEMA_VERSION,
@@ -74,6 +75,9 @@ __all__ = [
     "MemoryShortage",
     "MergedRecord",
     "MeterRecord",
+    "LookRecord",
+    "LooksEnd",
+    "LooksRecord",
     "ModelRecord",
     "Part",
     "PhaseName",
@@ -89,6 +93,7 @@ __all__ = [
     "Spread",
     "Status",
     "Step",
+    "StoppedRank",
     "WarningKind",
     "clear_temporaries",
     "cut_lines",
@@ -97,6 +102,7 @@ __all__ = [
     "measured_steps",
     "other_cards",
     "read_lines",
+    "read_looks",
     "read_record",
     "read_records",
     "read_steps",
@@ -104,6 +110,7 @@ __all__ = [
     "refuse_other_machine",
     "refuse_to_mix",
     "write_atomically",
+    "write_looks",
     "write_record",
     "window_times_s",
 ]
