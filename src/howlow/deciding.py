@@ -190,20 +190,29 @@ class _Course:
             yield names
 
     def _next(self, plans: Sequence[TrialPlan], records: dict[str, Record]) -> list[str]:
+        """The trials to run now; none: the looking has ended."""
+        asked = {plan.name for plan in plans}
+        if left := [name for name in self.looks.round if name in asked - records.keys()]:
+            return self._affordable(left, records)
         first, second = self.looks.seeds[:2]
         names = [plan.name for plan in plans if plan.rank is None or plan.seed == first]
         if left := [name for name in names if name not in records]:
-            return self._affordable(left, records)
+            return self._begun(left, records)
         try:
             if self.looks.stopped is None:
                 self._stop_hopeless_ranks()
             going = self._going(records)
             names = [plan.name for plan in plans if plan.rank in going and plan.seed == second]
             if left := [name for name in names if name not in records]:
-                return self._affordable(left, records)
+                return self._begun(left, records)
             return self._look(plans, records)
         except _NothingToCompareError:
             return self._end("nothing_to_compare")
+
+    def _begun(self, names: list[str], records: dict[str, Record]) -> list[str]:
+        """Begin a round; no look is taken before it is complete, even if the sweep is killed or its budget ends."""
+        self.looks = self.looks.model_copy(update={"round": tuple(names)})
+        return self._affordable(names, records)
 
     def _going(self, records: dict[str, Record]) -> set[int]:
         """The ranks that may get further seeds: none that was stopped, and none with a trial that is not done."""
@@ -213,7 +222,7 @@ class _Course:
         return ranks - ended - stopped
 
     def _affordable(self, names: list[str], records: dict[str, Record]) -> list[str]:
-        """Those of the trials that the budget has room for now."""
+        """Those of the trials that the budget has room for now; none: it is spent."""
         if self.budget.max_trials is not None:
             names = names[: max(0, self.budget.max_trials - len(records))]
             if not names:
@@ -267,7 +276,7 @@ class _Course:
         ranks = {found.groups[one].rank for one in need.candidates} & self._going(records)
         names = [name for rank in ranks for name in self._next_seed(plans, records, rank)]
         ordered = [plan.name for plan in plans if plan.name in names]
-        return self._tell(self._affordable(ordered, records) if ordered else self._end("all_seeds"))
+        return self._tell(self._begun(ordered, records) if ordered else self._end("all_seeds"))
 
     def _next_seed(self, plans: Sequence[TrialPlan], records: dict[str, Record], rank: int | None) -> list[str]:
         """The trials of the first planned seed that a rank has not run."""

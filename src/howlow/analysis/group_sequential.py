@@ -38,8 +38,7 @@ from howlow.analysis.quality_statistics import PairedDifference
 FIRST_LOOK = 2
 """With one seed nothing is known about other seeds."""
 _FARTHEST = 8.0
-_POINTS = 801
-_SMALLEST_STEP = 0.01
+_POINTS = 241
 _LEAST_LEVEL = 1e-12
 _SURE_OF_SEEDS = 0.8
 
@@ -157,8 +156,8 @@ def _share(of_seed: float, of_clusters: float, seeds: int, planned: int) -> floa
 
 
 def _spaced(shares: Sequence[float]) -> tuple[float, ...]:
-    """The shares, each lower than the next one by enough to integrate between them."""
-    found = [1.0]
+    """The shares in hundredths, rounded down, each lower than the next one: enough to integrate between them."""
+    found = [100]
     for share in reversed(shares[:-1]):
-        found.append(min(share, found[-1] - _SMALLEST_STEP))
-    return tuple(reversed(found))
+        found.append(min(int(100 * share + 1e-9), found[-1] - 1))
+    return tuple(share / 100 for share in reversed(found))

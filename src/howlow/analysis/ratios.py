@@ -78,7 +78,8 @@ def product_of(column: Column, value: float, pairs: Sequence[tuple[Sequence[Tria
     bounds = [bound for one in found for bound in one.bounds if bound is not None]
     if len(spreads) < len(found) or len(bounds) < 2 * len(found):
         return Ratio(value, None, None, "unknown")
-    spread, basis = summed(spreads), next((one.basis for one in found if one.basis != "exact"), "exact")
+    inexact: list[Basis] = [one.basis for one in found if one.basis != "exact"]
+    spread, basis = summed(spreads), inexact[0] if inexact else found[0].basis
     if not spread.variance and not any(bounds):
         return Ratio(value, value, value, basis)
     if value <= 0:

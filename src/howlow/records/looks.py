@@ -51,6 +51,8 @@ class LooksRecord(Frozen):
     information: tuple[float, ...] | None = None
     stopped: tuple[StoppedRank, ...] | None = None
     looks: tuple[LookRecord, ...] = ()
+    round: tuple[str, ...] = ()
+    """the trials that have to be run before the next look"""
     ended: LooksEnd | None = None
 
     @property
