@@ -113,20 +113,28 @@ def test_more_budget_goes_on_where_it_ended(monkeypatch: Any, tmp_path: Path) ->
     assert decide(monkeypatch, tmp_path).looks == decide(monkeypatch, tmp_path / "at once").looks
 
 
-@pytest.mark.parametrize("most", range(0, 12))
-def test_killed_anywhere_it_ends_as_if_never_killed(monkeypatch: Any, tmp_path: Path, most: int) -> None:
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> DecidedSweep:
+    """A sweep of two looks that was never killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        return decide(patch, tmp_path_factory.mktemp("unbroken"), noise=0.06)
+
+
+@pytest.mark.parametrize("most", [0, 3, 5, 6, 8, 9, 10])
+def test_killed_anywhere_it_ends_as_if_never_killed(
+    monkeypatch: Any, tmp_path: Path, unbroken: DecidedSweep, most: int
+) -> None:
     simulated = SimulatedSweep(CURVE, 0.06)
     simulated.most = most
-    try:
-        decide(monkeypatch, tmp_path / "killed", simulated=simulated, noise=0.06)
-    except KeyboardInterrupt:
-        looks = read_looks(tmp_path / "killed")
-        assert looks is not None
-        assert looks.ended is None
-    whole = decide(monkeypatch, tmp_path / "whole", noise=0.06)
-    again = decide(monkeypatch, tmp_path / "killed", noise=0.06)
-    assert again.looks == whole.looks
-    assert {r.trial for r in again.result.records} == {r.trial for r in whole.result.records}
+    with pytest.raises(KeyboardInterrupt):
+        decide(monkeypatch, tmp_path, simulated=simulated)
+    looks = read_looks(tmp_path)
+    assert looks is not None
+    assert looks.ended is None
+    again = decide(monkeypatch, tmp_path, noise=0.06)
+    assert again.looks == unbroken.looks
+    assert len(again.looks.looks) == 2
+    assert {r.trial for r in again.result.records} == {r.trial for r in unbroken.result.records}
 
 
 def test_a_finished_sweep_is_not_looked_at_twice(monkeypatch: Any, tmp_path: Path) -> None:

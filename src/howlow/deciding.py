@@ -10,7 +10,7 @@ was killed at any instant goes on with the same plan, looks and spent error.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -265,7 +265,7 @@ class _Course:
             neighbours = [found.pairs.difference(*pair) for pair in pairwise(trained)]
             plan = plan_of([one for one in neighbours if one is not None], planned)
             self.looks = self.looks.model_copy(update={"information": plan.information})
-            found = self._recommended()
+            found = replace(found, pairs=replace(found.pairs, plan=plan), looks=self.looks)
         need = next_seeds(found.pairs, found.terms.gain, sure, planned)
         self._note(found, len(records))
         if need.is_settled:
