@@ -90,10 +90,8 @@ def test_all_linear_is_one_value_however_it_is_written() -> None:
         (
             {"task": {"name": "language_modeling", "stop": "x"}},
             [
-                [
-                    "task.stop belongs to the task completion, question_answering and summarization, not to "
-                    "language_modeling"
-                ],
+                "task.stop belongs to the task completion, question_answering and summarization, not to "
+                "language_modeling"
             ],
         ),
         ({"task": {"name": ""}}, ["task.name"]),
