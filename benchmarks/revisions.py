@@ -4,12 +4,13 @@
 
 A case is a short sweep through the command line. Two sweeps, one of each revision, hand a token to each other: a step
 begins when the other's has ended, so that the machine's drift hits both (`turns/sitecustomize.py`). A pair is the same
-step of both. Printed are the ratios this checkout / REV of the pairs of each phase, without the first two and the last
-(beside which the other sweep goes on with what is no step): their median, the quartiles, and a 95 % interval of the
-median by the bootstrap over pairs; over 1 means slower. The losses of every step must be equal. The last line is one
-JSON document.
+step of both; the revision that begins changes from round to round. Printed are the ratios this checkout / REV of the
+pairs of each phase, without the first two and the last (beside which the other sweep goes on with what is no step):
+their median, the quartiles, a 95 % interval of the median by the bootstrap over pairs, and the median of each round;
+over 1 means slower. The losses of every step must be equal. The last line is one JSON document.
 
     shared     SmolLM2-135M, SQuAD, layout `shared`, 40 questions a step
+    few        the same with 8 questions a step: many pairs in little time
     demo       the preset `demo` at rank 16, its generation included
     llama-1b   LLaMA-3.2-1B's shape with random weights, SQuAD, `shared`, 40 questions a step: for a GPU; takes
                `--tokenizer FOLDER`
@@ -40,10 +41,12 @@ def cases(tokenizer: str | None) -> dict[str, tuple[str, ...]]:
     """The arguments of each case."""
     short = ("task.train_examples=360", "task.test_examples=40", "inference.batch_size=8", "inference.max_new_tokens=4")
     steps = (*sets(*short, "training.max_steps=9"), "--batch-size", "40")
+    few = (*sets(*short, "training.max_steps=30"), "--batch-size", "8")
     large = sets("random_weights=true", *([f"tokenizer={json.dumps(tokenizer)}"] if tokenizer else []))
     many = sets("task.train_examples=1000", "training.max_steps=24", "task.test_examples=64")
     return {
         "shared": ("--model", "smollm2-135m", *SHARED, *steps),
+        "few": ("--model", "smollm2-135m", *SHARED, *few),
         "demo": ("demo", "--ranks", "16", "--baselines", "none", *sets("inference.batch_size=2")),
         "llama-1b": ("--model", "llama-3.2-1b", *SHARED, *steps, *large, *many),
     }
@@ -53,7 +56,7 @@ def sets(*assignments: str) -> tuple[str, ...]:
     return tuple(part for one in assignments for part in ("--set", one))
 
 
-def both(case: tuple[str, ...], old: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
+def both(case: tuple[str, ...], old: Path, folder: Path, begins: str) -> dict[str, list[dict[str, Any]]]:
     """Run a sweep with the code of both, step by step in turns: the lines of their steps."""
     shutil.rmtree(folder, ignore_errors=True)
     trees = {"before": old, "after": ROOT}
@@ -61,7 +64,7 @@ def both(case: tuple[str, ...], old: Path, folder: Path) -> dict[str, list[dict[
     folder.mkdir(parents=True)
     for pipe in pipes.values():
         os.mkfifo(pipe)
-    token = os.open(pipes["before"], os.O_RDWR)
+    token = os.open(pipes[begins], os.O_RDWR)
     os.write(token, b".")  # the first turn
     sweeps = {}
     for name, tree in trees.items():
@@ -81,23 +84,26 @@ def both(case: tuple[str, ...], old: Path, folder: Path) -> dict[str, list[dict[
 def compared(case: str, arguments: tuple[str, ...], old: Path, folder: Path, rounds: int) -> dict[str, Any]:
     """The ratio of each pair of steps, by phase."""
     ratios: dict[str, list[float]] = {}
+    medians: dict[str, list[float]] = {}
     is_equal = True
     for number in range(rounds):
-        lines = both(arguments, old, folder / case)
+        lines = both(arguments, old, folder / case, ("before", "after")[number % 2])
         is_equal &= [line.get("loss") for line in lines["before"]] == [line.get("loss") for line in lines["after"]]
         found: dict[str, list[float]] = {}
         for before, after in zip(lines["before"], lines["after"], strict=True):
             found.setdefault(after["phase"], []).append(after["duration_s"] / before["duration_s"])
         for phase, values in found.items():
-            ratios.setdefault(phase, []).extend(values[FIRST:-LAST])
+            ratios.setdefault(phase, []).extend(kept := values[FIRST:-LAST])
+            medians.setdefault(phase, []).extend([statistics.median(kept)] if kept else [])
         print(f"{case} round {number}: {len(lines['after'])} pairs of steps", flush=True)
     for phase, values in ((phase, values) for phase, values in ratios.items() if values):
         low, high = interval(values)
         quartiles = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
         spread = f"95 % {low:.3f}..{high:.3f}, quartiles {quartiles[0]:.3f}..{quartiles[2]:.3f}, {len(values)} pairs"
+        spread += f"; rounds {', '.join(format(one, '.3f') for one in medians[phase])}"
         print(f"{case} {phase}: {statistics.median(values):.3f} of the time before ({spread})")
     print(f"{case}: losses {'equal bit for bit' if is_equal else 'DIFFER'}", flush=True)
-    return {"ratios": ratios, "losses_equal": is_equal}
+    return {"ratios": ratios, "medians": medians, "losses_equal": is_equal}
 
 
 def interval(values: list[float]) -> tuple[float, float]:
