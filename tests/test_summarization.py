@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from tokenizer_kinds import KINDS
@@ -22,6 +23,7 @@ from howlow.trial import preparation
 from howlow.trial.prepared import Prepared, read_prepared
 
 TASK = task_named("summarization")
+few = hypothesis_settings(max_examples=15)
 
 
 def settings(**values: Any) -> TaskSettings:
@@ -156,6 +158,7 @@ def long_example(words: int, completion: str = " short") -> Example:
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
+@few
 @given(words=st.integers(1, 60), length=st.integers(8, 90), completion=st.sampled_from([" short", " a bit longer one"]))
 def test_a_training_example_is_cut_to_fit_or_left_as_it_is(kind: str, words: int, length: int, completion: str) -> None:
     tokenizer, example = KINDS[kind](), long_example(words, completion)
