@@ -4,14 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_rows import write_trial
+import test_rows
 
 from howlow import load_settings as load
 from howlow.analysis.rows import load_results
+from howlow.records import Scores
 from howlow.settings import merge
 from howlow.sweeping.sweep import sweep
 
 RATES = "training.learning_rate"
+
+
+def write_trial(folder: Path, rank: int | None, **fields: Any) -> None:
+    test_rows.write_trial(folder, rank, **({"scores": Scores(f1=0.5, loss=1.0)} | fields))
 
 
 def told(folder: Path) -> dict[tuple[str, str], str]:
@@ -24,7 +29,8 @@ def told(folder: Path) -> dict[tuple[str, str], str]:
 def test_one_scaling_and_one_rate_for_all_ranks_are_told(tmp_path: Path) -> None:
     for rank in (1, 8):
         write_trial(tmp_path, rank)
-    write_trial(tmp_path, kind="base", rank=None)
+    write_trial(tmp_path, None, kind="base")
+    write_trial(tmp_path, 64, status="out_of_memory", error="no memory", scores=Scores())
     found = told(tmp_path)
     kinds = {"alpha_grows_with_rank", "other_settings_untried"}
     assert set(found) == {(trial, kind) for trial in ("r0001-s0", "r0008-s0") for kind in kinds}
@@ -43,9 +49,9 @@ def test_one_rank_is_compared_with_nothing(tmp_path: Path) -> None:
     assert not told(tmp_path)
 
 
-def test_random_weights_have_no_quality_to_be_fair_about(tmp_path: Path) -> None:
+def test_trials_without_quality_have_nothing_to_be_fair_about(tmp_path: Path) -> None:
     for rank in (1, 8):
-        write_trial(tmp_path, rank, settings={"random_weights": True})
+        write_trial(tmp_path, rank, settings={"random_weights": True}, scores=Scores())
     assert not told(tmp_path)
 
 

@@ -8,16 +8,16 @@ not in the records; `howlow.analysis.one_table` adds them where records are read
 
 from collections.abc import Sequence
 
-from howlow.records import Record, RecordWarning, WarningKind
+from howlow.records import Record, RecordWarning, Scores, WarningKind
 
 
-def fairness_warnings(records: Sequence[Record]) -> list[RecordWarning]:
-    """What was not tried with the adapters among these trials; nothing where they have one rank or no quality."""
-    adapters = [record for record in records if record.kind == "lora" and not record.settings.random_weights]
+def fairness_warnings(records: Sequence[Record]) -> dict[str, list[RecordWarning]]:
+    """What was not tried, for each adapter whose quality is compared with that of another rank, by trial."""
+    adapters = [record for record in records if record.kind == "lora" and record.scores != Scores()]
     if len({record.rank for record in adapters}) < 2:
-        return []
-    found = [_growing_alpha(adapters), _untried(adapters)]
-    return [warning for warning in found if warning is not None]
+        return {}
+    found = [warning for warning in (_growing_alpha(adapters), _untried(adapters)) if warning is not None]
+    return {record.trial: found for record in adapters}
 
 
 def _growing_alpha(adapters: Sequence[Record]) -> RecordWarning | None:

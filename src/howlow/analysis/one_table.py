@@ -33,7 +33,7 @@ def records_for_one_table(folders: Sequence[Path], accept_different: Sequence[st
 
 def _with_what_was_not_tried(found: Sequence[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
     warnings = fairness_warnings([record for _, record in found])
-    return [(folder, _with(record, warnings if record.kind == "lora" else [])) for folder, record in found]
+    return [(folder, _with(record, warnings.get(record.trial, []))) for folder, record in found]
 
 
 def _with(record: Record, warnings: Sequence[RecordWarning]) -> Record:
