@@ -44,6 +44,7 @@ OTHER: dict[str, Any] = {
     "task.template": "chat",
     "task.stop": "END",
     "task.answerable_only": False,
+    "task.general_text": "e/f",
     "lora.alpha": 3.0,
     "lora.scaling": "rank_stabilized",
     "lora.target_modules": ("v_proj",),
@@ -136,7 +137,7 @@ def test_a_search_depends_on_data_and_memory_but_not_on_rank_seed_and_batch(sett
 
 @given(KEYS, st.sampled_from(["lora", "full", "base"]))
 def test_the_identity_changes_with_what_quality_and_costs_depend_on(key: str, kind: Any) -> None:
-    told = {"task.train", "task.test", "run.device"}  # by hashes and the environment
+    told = {"task.train", "task.test", "task.general_text", "run.device"}  # by hashes and the environment
     before, after = (
         identity(Provenance(trial="t", kind=kind, axes={}, settings=settings))
         for settings in (BEFORE, changed(BEFORE, key))

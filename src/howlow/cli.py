@@ -211,6 +211,7 @@ def _statuses(text: str | None) -> list[Any]:
 
 
 def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_different: list[str]) -> None:
+    from howlow.progress import size_lines
     from howlow.sweeping.sweep import dry_run
 
     plan = dry_run(settings, out, retry=retry, accept_different=accept_different)
@@ -237,7 +238,11 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_diff
         print(f"left out for overlap with the test data: {data.overlap_left_out} training examples")
         print(f"left out for having no tokens: {data.without_tokens} training examples")
         print(f"dropped as too long: {data.dropped} training examples; cut: {data.cut} examples")
+        if data.general_windows is not None:
+            print(f"general text: {data.general_windows} windows, {data.general_tokens} tokens")
         print(f"model: {report.architecture}, {report.total_parameters} parameters")
+        for line in size_lines(preparation.sizes) if preparation.sizes is not None else ():
+            print(line)
         for warning in report.warnings:
             print(f"{warning.kind}: {warning.detail}; {warning.remedy}")
 

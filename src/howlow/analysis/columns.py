@@ -169,7 +169,7 @@ _SCORES = (
         "rouge1",
         "ROUGE-1",
         "fraction",
-        "overlap of words with the reference",
+        "F-measure of the words shared with the reference, stemmed (rouge-score)",
         "higher",
         subjects=_ANSWERS,
         table=_at(4),
@@ -179,7 +179,7 @@ _SCORES = (
         "rouge2",
         "ROUGE-2",
         "fraction",
-        "overlap of pairs of words with the reference",
+        "F-measure of the pairs of words shared with the reference, stemmed (rouge-score)",
         "higher",
         subjects=_ANSWERS,
         table=_at(5),
@@ -189,11 +189,71 @@ _SCORES = (
         "rougeL",
         "ROUGE-L",
         "fraction",
-        "longest common subsequence with the reference",
+        "F-measure of the longest common subsequence with the reference, stemmed (rouge-score's rougeL)",
         "higher",
         subjects=_ANSWERS,
         table=_at(6),
         panel=Panel(5),
+    ),
+)
+
+_OF_PARTS = (
+    Column(
+        "has_answer_exact_match",
+        "exact match, with answer",
+        "fraction",
+        "exact_match of the questions that have an answer; absent where all have one",
+        "higher",
+        subjects=_ANSWERS,
+        table=TablePlace("quality", 12),
+    ),
+    Column(
+        "has_answer_f1",
+        "F1, with answer",
+        "fraction",
+        "f1 of the questions that have an answer; absent where all have one",
+        "higher",
+        subjects=_ANSWERS,
+        table=_at(11),
+    ),
+    Column(
+        "no_answer_exact_match",
+        "exact match, no answer",
+        "fraction",
+        "share of the questions without an answer to which none was given; absent where all have one",
+        "higher",
+        subjects=_ANSWERS,
+        table=TablePlace("quality", 14),
+    ),
+    Column(
+        "no_answer_f1",
+        "F1, no answer",
+        "fraction",
+        "f1 of the questions without an answer, which is their exact_match; absent where all have one",
+        "higher",
+        subjects=_ANSWERS,
+        table=_at(13),
+    ),
+)
+_GENERAL = (
+    Column(
+        "general_loss_before",
+        "general loss before",
+        "nats",
+        "negative log-likelihood per token of task.general_text, of the model before training",
+        table=_at(15),
+        is_relative=False,
+        is_optional=True,
+    ),
+    Column(
+        "general_loss_after",
+        "general loss after",
+        "nats",
+        "the same after training; what it is above the loss before was forgotten",
+        "lower",
+        subjects=of("quality", "forgetting"),
+        table=_at(16),
+        panel=Panel(8),
     ),
 )
 
@@ -233,6 +293,8 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("train", "fine-tuning", *INTERVALS),
     *of_stage("inference", "inference", *INTERVALS),
     REPEAT,
+    *_OF_PARTS,
+    *_GENERAL,
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from howlow.analysis.fairness import fairness_warnings
 from howlow.errors import UserError
 from howlow.records import (
     Provenance,
@@ -27,7 +28,12 @@ def records_for_one_table(folders: Sequence[Path], accept_different: Sequence[st
             raise UserError(f"{folder}: no trial has ended yet; let `howlow sweep` finish at least one")
         differing = repeats_that_differ(records)
         found.extend((folder, _with(record, differing.get(record.trial, []))) for record in records)
-    return _without_repeated_baselines(_marked(found, accept_different))
+    return _with_what_was_not_tried(_without_repeated_baselines(_marked(found, accept_different)))
+
+
+def _with_what_was_not_tried(found: Sequence[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
+    warnings = fairness_warnings([record for _, record in found])
+    return [(folder, _with(record, warnings.get(record.trial, []))) for folder, record in found]
 
 
 def _with(record: Record, warnings: Sequence[RecordWarning]) -> Record:

@@ -144,12 +144,16 @@ def _follows_from(key: str) -> tuple[str, ...]:
 
 def differing_settings(then: Settings, now: Settings, except_for: Iterable[str] = ()) -> list[Difference]:
     """The settings in which what is asked for now differs from what was asked for; those that affect nothing may."""
-    free = {*except_for, *TOLD_BY_FACTS}
     return [
         Difference(key, "now", now.get(key), "then", then.get(key), _figures_of(key))
         for key in setting_keys()
-        if effects()[key] and key not in free and then.get(key) != now.get(key)
+        if effects()[key] and then.get(key) != now.get(key) and key not in except_for and not _is_told(key, then, now)
     ]
+
+
+def _is_told(key: str, then: Settings, now: Settings) -> bool:
+    """Whether facts stand for a setting: they can where both sides have a value."""
+    return key in TOLD_BY_FACTS and None not in (then.get(key), now.get(key))
 
 
 def _figures_of(key: str) -> frozenset[Figures]:

@@ -159,7 +159,7 @@ class ModelRecord(Frozen):
 class DataSource(Frozen):
     """What the examples of one side were read from."""
 
-    side: Literal["train", "test"]
+    side: Literal["train", "test", "general_text"]
     source: str = Field(description="as the settings name it")
     format: str = Field(description="text, json, jsonl, csv, table, saved data set, folder or hub data")
     files_read: int = Field(description="0: hub data")
@@ -191,6 +191,10 @@ class DataRecord(Frozen):
     overlap_left_out: int = Field(description="training examples left out because their group occurs in the test data")
     dropped: int = Field(description="training examples too long for the sequence length")
     cut: int = Field(description="examples whose text or context was cut")
+    cut_in_training: int | None = Field(None, description="of these, training examples; None in older records")
+    train_completion_tokens: int | None = Field(
+        None, description="tokens of the training examples' completions; None in older records"
+    )
     without_tokens: int | None = Field(
         None,
         description="training examples left out because the tokenizer makes no token of their text; None in older "
@@ -202,6 +206,9 @@ class DataRecord(Frozen):
         "answer's end; None in older records",
     )
     sources: tuple[DataSource, ...] = Field((), description="what was read and left out; empty in older records")
+    general_sha256: str | None = Field(None, description="of the general text's tokens; None: there is no such text")
+    general_windows: int | None = Field(None, description="windows of the general text; None: there is no such text")
+    general_tokens: int | None = Field(None, description="its tokens with a loss; None: there is no such text")
     references: int | None = Field(
         None,
         description="accepted answers of the test, equal ones of an example once; None: the task has none",
@@ -275,6 +282,7 @@ class Resolved(Frozen):
     row_padding: float | None = Field(None, description="the share of the computed tokens that fills rows, 0..1")
     quantization: Literal["none"] | None = Field(None, description="how the frozen base is stored")
     threads: int | None = Field(None, description="torch's intra-op threads")
+    target_modules: tuple[str, ...] | None = Field(None, description="what the names of the adapted layers end in")
 
 
 class MergedRecord(Frozen):
@@ -299,6 +307,12 @@ class Scores(Frozen):
     rouge1: float | None = None
     rouge2: float | None = None
     rougeL: float | None = None  # noqa: N815  (the score's own name, and the column's)
+    has_answer_exact_match: float | None = None
+    has_answer_f1: float | None = None
+    no_answer_exact_match: float | None = None
+    no_answer_f1: float | None = None
+    general_loss_before: float | None = None
+    general_loss_after: float | None = None
     target_tokens: int | None = None
     words: int | None = None
     bytes: int | None = None

@@ -26,7 +26,7 @@ _SECTIONS: Mapping[TableSection, str] = {
 _GAP = 2
 _MOST = 10
 _MOST_TRIALS = 4
-_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂ†‡§¶*#@%&+=~^¹²³⁴⁵⁶⁷⁸⁹"
+_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂᵝᵞᵟᶿᵠᵡ†‡§¶*#@%&+=~^¹²³⁴⁵⁶⁷⁸⁹"
 """One character a kind of warning, because one number may carry several; digits, which look like powers, come last."""
 
 

@@ -15,7 +15,7 @@ from howlow.errors import UserError
 from howlow.settings.checking import RANK_AXIS, SEED_AXIS, check_axis, flat, located, located_model, validated
 from howlow.settings.keys import TrialKind, concerns, setting_keys
 from howlow.settings.schema import Settings
-from howlow.settings.task_rules import TaskRules, check_task, completed
+from howlow.settings.task_rules import TaskRules, check_task, completed, with_other_defaults
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def resolve(table: Mapping[str, Any], tasks: Mapping[str, TaskRules] | None) -> 
     Raises:
         UserError: one line naming the first setting that is wrong, its value and its rule.
     """
-    table = dict(table)
+    table = dict(table) if tasks is None else with_other_defaults(table, tasks)
     grid = dict(flat(table.get("grid", {}))) if isinstance(table.get("grid", {}), Mapping) else table["grid"]
     if not isinstance(grid, dict):
         raise UserError(f"grid = {grid!r}: a table of setting -> list of values is expected")
@@ -61,7 +61,8 @@ def resolve(table: Mapping[str, Any], tasks: Mapping[str, TaskRules] | None) -> 
     grid = {axis: _distinct(values) for axis, values in grid.items()}
     plain = {axis: grid[axis] for axis in (RANK_AXIS, SEED_AXIS, *sorted(set(grid) - {RANK_AXIS, SEED_AXIS}))}
     task = settings.task if tasks is None else completed(settings.task, tasks[settings.task.name])
-    places = {"train": located(task.train), "test": located(task.test)}
+    named = {key: getattr(task, key) for key in ("train", "test", "general_text")}
+    places = {key: located(source) for key, source in named.items() if source is not None}
     resolved = settings.model_copy(
         update={"grid": plain, "task": task.model_copy(update=places), "model": located_model(settings.model)}
     )

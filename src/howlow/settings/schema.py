@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from howlow.settings.fields import BatchSize, Names, NonNegative, Positive, Section, Seed, Text, affects
+from howlow.settings.fields import BatchSize, Names, NonNegative, Positive, Section, Seed, Targets, Text, affects
 
 
 class TaskSettings(Section):
@@ -66,6 +66,17 @@ class TaskSettings(Section):
         description="leave unanswerable questions out of training and test",
         json_schema_extra=affects("data"),
     )
+    general_text: Text | None = Field(
+        None,
+        description="a text that has nothing to do with the task, in the forms of plain text: its loss before and "
+        "after training says what training made the model forget; absent: not looked at",
+        json_schema_extra=affects("data"),
+    )
+    general_windows: Positive | None = Field(
+        None,
+        description="at most this many windows of sequence_length tokens of the general text; absent: all",
+        json_schema_extra=affects("data"),
+    )
 
 
 class LoraSettings(Section):
@@ -84,9 +95,9 @@ class LoraSettings(Section):
         description="s = alpha / r (standard) or alpha / sqrt(r) (rank_stabilized)",
         json_schema_extra=affects("quality"),
     )
-    target_modules: Names = Field(
+    target_modules: Targets = Field(
         ("q_proj", "k_proj", "v_proj", "o_proj"),
-        description="the ends of the names of the linear layers to adapt",
+        description='the ends of the names of the linear layers to adapt, or "all-linear": all but the vocabulary head',
         json_schema_extra=affects("memory", "quality", "cost"),
     )
     dropout: float = Field(

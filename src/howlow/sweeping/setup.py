@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from howlow.errors import UserError, reason
-from howlow.jobs import Job, JobRunner, LayoutJob, PreparationReport, PrepareJob, value_of
+from howlow.jobs import AdapterSize, Job, JobRunner, LayoutJob, PreparationReport, PrepareJob, Sizes, value_of
 from howlow.outcomes import DiskFullError, StoppedError, is_disk_full
 from howlow.records import HeapMode, LayoutChoice, Provenance, write_atomically
 from howlow.records.run_directory import Conditions, refuse_changed_conditions
@@ -28,6 +28,18 @@ class Preparation:
 
     folder: Path
     report: PreparationReport
+    adapters: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """rank and target modules of each adapter, in the report's order"""
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """The sizes of adapters and data; None where no adapter trains."""
+        tokens, parameters = self.report.data.train_completion_tokens, self.report.adapter_parameters
+        if tokens is None or not self.adapters:
+            return None
+        pairs = zip(self.adapters, parameters, strict=True)
+        sizes = [AdapterSize(rank=rank, target_modules=names, parameters=count) for (rank, names), count in pairs]
+        return Sizes(completion_tokens=tokens, adapters=tuple(sizes))
 
 
 def prepare_all(
@@ -52,7 +64,7 @@ def prepare_all(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(folder.parent, error) from None
-        prepared[key] = Preparation(job.folder, _value(runner, job, folder))
+        prepared[key] = Preparation(job.folder, _value(runner, job, folder), job.adapters)
     return prepared
 
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Purpose = Literal["train", "test"]
+Purpose = Literal["train", "test", "general_text"]
+"""What data is for, by the name of the setting in `[task]` that names it."""
 
 
 @dataclass(frozen=True)

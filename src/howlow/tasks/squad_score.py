@@ -21,7 +21,7 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from howlow.tasks.examples import PredictionScores
+from howlow.tasks.examples import PredictionScores, mean_scores
 from howlow.tasks.predictions import predictions_for
 from howlow.tasks.squad_document import SquadDocument, SquadQuestion, read_squad
 
@@ -76,17 +76,29 @@ def score_squad_file(data: str, predictions: str) -> PredictionScores:
     document = read_squad(data)
     found = predictions_for(data, predictions, [question.id for question in document.questions])
     scores = {question.id: _question_scores(question, document, found.texts) for question in document.questions}
-    parts = {
-        "": document.questions,
-        "has_answer_": [question for question in document.questions if question.answers],
-        "no_answer_": [question for question in document.questions if not question.answers],
+    has_answer = {question.id: bool(question.answers) for question in document.questions}
+    counts = {
+        "examples": len(has_answer),
+        "has_answer_examples": sum(has_answer.values()),
+        "no_answer_examples": len(has_answer) - sum(has_answer.values()),
     }
-    figures: dict[str, int | float | None] = {f"{part}examples": len(questions) for part, questions in parts.items()}
-    for part, questions in parts.items():
-        for name in WRONG:
-            values = [scores[question.id][name] for question in questions]
-            figures[f"{part}{name}"] = sum(values) / len(values) if values else None
+    figures = counts | mean_scores(scores).overall | means_of_parts(scores, has_answer)
     return PredictionScores({**figures, **found.counts}, found.warnings)
+
+
+def means_of_parts(
+    scores: Mapping[str, Mapping[str, float]], has_answer: Mapping[str, bool]
+) -> dict[str, float | None]:
+    """The mean scores of the questions with and without an answer, by the names of their columns.
+
+    scores: question id -> score's name -> value. None where there is no such question.
+    """
+    means: dict[str, float | None] = {}
+    for part, wanted in (("has_answer", True), ("no_answer", False)):
+        for name in WRONG:
+            values = [scores[identity][name] for identity, has in has_answer.items() if has is wanted]
+            means[f"{part}_{name}"] = sum(values) / len(values) if values else None
+    return means
 
 
 def _question_scores(question: SquadQuestion, document: SquadDocument, given: Mapping[str, str]) -> dict[str, float]:

@@ -23,6 +23,8 @@ from howlow.trial.prefetch import prefetched, steps_ahead
 from howlow.trial.prepared import Prepared
 from howlow.trial.state import TrialState, split, step_line
 
+_LARGE_BATCH = 32
+
 
 def fine_tune(
     state: TrialState,
@@ -36,6 +38,7 @@ def fine_tune(
 ) -> None:
     """Train on the whole schedule, or on the part of it that a checkpoint left."""
     set_to_training(state.settings, model)
+    _warn_about_batch(state)
     schedule = schedule_of(state.settings, prepared.train, state.training_batch_size)
     parts = micro_batches_of(prepared.train, schedule, state.training_batch_size)
     execution, filling, recorded = ready(state, model, execution, pad_id, parts)
@@ -90,6 +93,13 @@ def _run_schedule(
     _warn_about_idle(state, trainer)
     if skipped:
         state.warn(WarningKind.STEPS_SKIPPED, f"{skipped} of {len(schedule)} steps skipped")
+
+
+def _warn_about_batch(state: TrialState) -> None:
+    """A warning where an adapter trains in large steps (LoRA Without Regret, Schulman et al., 2025)."""
+    examples = state.settings.training.effective_batch_size or state.training_batch_size
+    if state.kind == "lora" and examples > _LARGE_BATCH:
+        state.warn(WarningKind.LARGE_EFFECTIVE_BATCH, f"{examples} examples in an optimizer step", "train")
 
 
 def _warn_about_idle(state: TrialState, trainer: Trainer) -> None:

@@ -1,6 +1,6 @@
 """What a trial loads: the model with the parameters that train, and its tokenizer; and how the model will run."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -136,7 +136,9 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
             seed=settings.seed,
             unreached_layers=structure.unreached_layers,
         )
-        _warn_about_layers(state, structure, models.adapters_of(model))
+        adapters = models.adapters_of(model)
+        state.resolve(target_modules=_ends(adapters))
+        _warn_about_layers(state, structure, adapters)
     if state.kind == "full":
         idle = _structure_of_base(settings, commit).unreached_parameters
         for name, parameter in model.named_parameters():
@@ -176,6 +178,16 @@ def turn_ends(settings: Settings, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in (end, stop) if token is not None)
 
 
+def _is_attention(layer: str) -> bool:
+    """Whether a layer is part of attention, by the names that models give to it (`self_attn`, `attention`, ...)."""
+    return "attn" in layer.lower() or "attention" in layer.lower()
+
+
+def _ends(layers: Iterable[str]) -> tuple[str, ...]:
+    """What layers' names end in, each once."""
+    return tuple(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+
+
 def _warn_about_layers(state: TrialState, structure: models.Structure, adapters: Mapping[str, tuple[int, int]]) -> None:
     """adapters: rank and smaller side of each adapted layer (`howlow.engine.model.adapters_of`)."""
     lora, shapes, idle = state.settings.lora, structure.linear_shapes, structure.unreached_layers
@@ -188,6 +200,10 @@ def _warn_about_layers(state: TrialState, structure: models.Structure, adapters:
     if moved:
         detail = f"PEFT puts the adapter into fused experts, and none into {len(moved)} layers of these names: "
         state.warn(WarningKind.ADAPTER_IN_EXPERTS, detail + ", ".join(moved[:3]))
+    without = [name for name in shapes if name not in adapters and not _is_attention(name)]
+    if without and all(map(_is_attention, adapters)):
+        detail = f"the adapter is in attention alone; linear layers without one end in: {' '.join(_ends(without))}"
+        state.warn(WarningKind.ATTENTION_ALONE_ADAPTED, detail)
     left = [name for target in lora.target_modules for name in models.matching(sorted(idle), target)]
     if left:
         detail = f"no adapter in {len(left)} layers that no text reaches: {', '.join(left[:3])}"

@@ -8,6 +8,7 @@ trial is in `howlow.trial.checkpointing`. The zero-shot `base` does not train, a
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from howlow.engine import model as models
@@ -17,6 +18,7 @@ from howlow.meters.session import Session
 from howlow.records import Scores, WarningKind
 from howlow.trial.checkpointing import save_trained, save_untrained
 from howlow.trial.fine_tuning import fine_tune
+from howlow.trial.forgetting import general_losses
 from howlow.trial.loading import load_trial_model
 from howlow.trial.merged_check import Attached
 from howlow.trial.metering import conclude_fine_tuning, energy_source, measured, meter_report
@@ -104,11 +106,15 @@ def _infer(state: TrialState, setup: Setup, session: Session, loaded: Loaded) ->
         loaded.eos,
         setup.saved,
     )
+    of_general = partial(general_losses, state, loaded.model, setup.execution, setup.prepared.general, loaded.pad_id)
+    general: Scores | None = None
     if state.settings.inference.adapter == "merged" and state.kind == "lora":
         attached = Attached(state.folder / "attached.jsonl")
         scorer.save_attached(attached)
+        general = of_general()  # it is the attached adapter's, as all scores are
         scorer = replace(scorer, model=models.merged(loaded.model), attached=attached)
     scores = scorer.score()
     if state.kind != "base" and scores.loss is None:
         raise DivergedError("after the training the loss of the test data is not finite")
-    return scores
+    general = general or of_general()
+    return scores.model_copy(update=general.model_dump(exclude_none=True))

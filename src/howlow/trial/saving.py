@@ -1,5 +1,6 @@
 """What a trial saves after its training for others to use: the adapter with its card."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from howlow.engine import model as models
@@ -23,6 +24,12 @@ def with_adapter_bytes(model: ModelRecord | None, size: int | None) -> ModelReco
     return model.model_copy(update={"adapter_bytes": size})
 
 
+def _targets(asked: Sequence[str], ends: Sequence[str]) -> str:
+    """The target modules as asked for, and the ends of the adapted layers' names where these are others."""
+    adapted = "" if set(asked) == set(ends) else f" ({', '.join(ends)})"
+    return ", ".join(asked) + adapted
+
+
 def _card(state: TrialState) -> str:
     lora, training, found = state.settings.lora, state.settings.training, state.found
     assert found.data is not None, "the data is read before training"
@@ -31,7 +38,7 @@ def _card(state: TrialState) -> str:
         "rank": lora.rank,
         "alpha": lora.alpha_value,
         "scaling": f"{lora.scaling}, factor {lora.scaling_factor:g}",
-        "target modules": ", ".join(lora.target_modules),
+        "target modules": _targets(lora.target_modules, found.resolved.target_modules or ()),
         "task": state.settings.task.name,
         "training examples": f"{found.data.train_examples}, {training.epochs} epoch(s)",
         "learning rate": training.learning_rate,
