@@ -28,7 +28,12 @@ from howlow.analysis.cost_columns import (
 
 TRIAL = Column("trial", "trial", "text", "the trial's name, and its folder's")
 SEED = Column("seed", "seed", "count", "governs initialisation, order and dropout")
-KIND = Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)")
+KIND = Column(
+    "kind",
+    "kind",
+    "text",
+    "lora, shrunk (a trained adapter cut to this rank), base (zero-shot, no adapter) or full (every weight trained)",
+)
 RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter")
 STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
 REPEAT = Column("repeat", "repeat", "count", "which measurement of the same trial this is, counted from 1")
@@ -207,6 +212,37 @@ UNMATCHABLE_REFERENCES = Column(
     shows_zero=False,
 )
 
+# -- shrunk adapters ------------------------------------------------------------------------------------------------
+
+START_RANK = Column(
+    "start_rank",
+    "cut from rank",
+    "count",
+    "rank of the trained adapter that a shrunk one was cut from",
+    table=TablePlace("adapter", 3),
+    is_relative=False,
+    is_optional=True,
+)
+UPDATE_KEPT = Column(
+    "update_kept",
+    "update kept",
+    "fraction",
+    "share of the trained update's squared singular values that the cut kept",
+    "higher",
+    table=TablePlace("adapter", 4, in_terminal=True),
+    is_relative=False,
+    is_optional=True,
+)
+CONTINUED_STEPS = Column(
+    "continued_steps",
+    "steps after the cut",
+    "count",
+    "optimizer steps of further training after the cut",
+    table=TablePlace("adapter", 5),
+    is_relative=False,
+    is_optional=True,
+)
+
 # -- all of them ----------------------------------------------------------------------------------------------------
 
 COLUMNS: tuple[Column, ...] = (
@@ -232,6 +268,9 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("train", "fine-tuning", *INTERVALS),
     *of_stage("inference", "inference", *INTERVALS),
     REPEAT,
+    START_RANK,
+    UPDATE_KEPT,
+    CONTINUED_STEPS,
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

@@ -20,6 +20,7 @@ from howlow.analysis.ratios import Ratio, mean_interval, relative_to
 from howlow.analysis.rows import Results, Row, Trial
 from howlow.analysis.statistics import Interval, Statistic, statistic
 from howlow.records import Record
+from howlow.settings import adapts
 from howlow.tasks import task_named
 
 
@@ -78,6 +79,10 @@ class Reference:
     group: Group
     requested_rank_missing: tuple[tuple[int, str], ...]
 
+    def is_beside(self, group: Group) -> bool:
+        """Whether a group differs from the reference in rank alone: shrunk adapters are not beside trained ones."""
+        return group.kind == self.group.kind and _key(group.axes) == _key(self.axes)
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -98,7 +103,7 @@ class Comparison:
 
     def reference_for(self, row: Row) -> Reference | None:
         """The reference with a row's own axes; a baseline has one where only one reference fits its axes."""
-        if row[KIND.name] == "lora":
+        if adapts(row[KIND.name]):
             return self._by_axes.get(_key({axis: row[axis] for axis in self.results.axes}))
         fitting = [
             reference
@@ -170,11 +175,7 @@ def compare(results: Results) -> Comparison:
 
 
 def _references(results: Results, groups: Iterable[Group]) -> Iterable[Reference]:
-    by_axes: dict[str, dict[int, Group]] = {}
-    for group in groups:
-        if group.rank is not None:
-            by_axes.setdefault(_key(group.axes), {})[group.rank] = group
-    for ranks in by_axes.values():
+    for ranks in _by_rank(groups):
         done = [rank for rank, group in ranks.items() if group.is_done]
         if not done:
             continue
@@ -185,6 +186,15 @@ def _references(results: Results, groups: Iterable[Group]) -> Iterable[Reference
             if rank > largest
         )
         yield Reference(ranks[largest].axes, largest, ranks[largest], missing)
+
+
+def _by_rank(groups: Iterable[Group]) -> list[dict[int, Group]]:
+    """For each set of further axes the trained adapters by rank; where none was trained, the shrunk ones."""
+    found: dict[tuple[str, str], dict[int, Group]] = {}
+    for group in groups:
+        if group.rank is not None:
+            found.setdefault((group.kind, _key(group.axes)), {})[group.rank] = group
+    return [ranks for (kind, axes), ranks in found.items() if kind == "lora" or ("lora", axes) not in found]
 
 
 def _key(axes: Mapping[str, Any]) -> str:
@@ -223,7 +233,7 @@ def metrics_of(record: Record) -> list[Column]:
 
 def quality_metric(results: Results) -> Column | None:
     """The first of the task's metrics that any adapter has a value of."""
-    adapters = [row for row in results.rows if row[KIND.name] == "lora"]
+    adapters = [row for row in results.rows if adapts(row[KIND.name])]
     for metric in metrics_of(results.trials[0].record):
         if any(row[metric.name] is not None for row in adapters):
             return metric
@@ -273,7 +283,7 @@ def _groups_by_rank(comparison: Comparison, reference: Reference, metric: Column
     return {
         group.rank: group
         for group in comparison.groups
-        if group.rank is not None and _key(group.axes) == _key(reference.axes) and group.mean(metric) is not None
+        if group.rank is not None and reference.is_beside(group) and group.mean(metric) is not None
     }
 
 

@@ -48,6 +48,8 @@ from howlow.records.schema import (
     Status,
     Step,
 )
+from howlow.records.shrunk import ShrunkRecord
+from howlow.records.spectra import ModuleSpectrum, Spectra, read_spectra, write_spectra
 from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, WarningKind
 from howlow.records.window import measured_steps, window_times_s
 
@@ -75,6 +77,7 @@ __all__ = [
     "MergedRecord",
     "MeterRecord",
     "ModelRecord",
+    "ModuleSpectrum",
     "Part",
     "PhaseName",
     "PhaseRecord",
@@ -86,6 +89,8 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "ShrunkRecord",
+    "Spectra",
     "Spread",
     "Status",
     "Step",
@@ -99,11 +104,13 @@ __all__ = [
     "read_lines",
     "read_record",
     "read_records",
+    "read_spectra",
     "read_steps",
     "read_timeline",
     "refuse_other_machine",
     "refuse_to_mix",
     "write_atomically",
     "write_record",
+    "write_spectra",
     "window_times_s",
 ]

@@ -18,7 +18,7 @@ OF_QUALITY: frozenset[Effect] = frozenset({"data", "quality"})
 OF_COSTS: frozenset[Effect] = frozenset({"data", "layout", "execution", "cost"})
 STANDS_FOR_AUTO = ("training.layout", "training.precision", "meters.energy", "run.device")
 """Of these settings "auto" says nothing: what was decided is compared. "auto" of any other is a value."""
-TOLD_BY_FACTS = ("task.train", "task.test", "run.device")
+TOLD_BY_FACTS = ("task.train", "task.test", "run.device", "lora.start")
 """Facts stand for these settings: hashes for paths, the environment for a device's name."""
 
 
@@ -58,7 +58,7 @@ class Identity:
 def identity(trial: Identified) -> Identity:
     """What must be equal between this trial and another one."""
     both = _facts_of_both(trial)
-    quality = both | (_known("data", trial.data, "answers_sha256") if trial.data else {})
+    quality = both | (_known("data", trial.data, "answers_sha256", "start_sha256") if trial.data else {})
     costs = both | _facts_of_costs(trial)
     told = (*TOLD_BY_FACTS, *(_TOLD_BY_HASHES if _is_hashed(trial) else ()))
     for key in setting_keys():

@@ -7,6 +7,7 @@ from pydantic import Field
 from howlow.records.conditions import DeviceConditions
 from howlow.records.energy import EnergyPart, EnergySource, EnergyWindow
 from howlow.records.memory import BatchSearch, MemoryShortage
+from howlow.records.shrunk import ShrunkRecord
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
@@ -181,6 +182,7 @@ class DataRecord(Frozen):
     )
     model_sha256: str | None = Field(None, description="of a local model's config and weights")
     model_commit: str | None = Field(None, description="the commit of a hub model that was loaded")
+    start_sha256: str | None = Field(None, description="of the adapter's weights that trials are cut from (lora.start)")
     train_examples: int
     train_groups: int
     test_examples: int
@@ -359,6 +361,7 @@ class Record(Frozen):
     energy: EnergySource | None = None
     layout: LayoutRecord | None = None
     merged: MergedRecord | None = None
+    shrunk: ShrunkRecord | None = Field(None, description="where the kind is shrunk: what the adapter was cut from")
     batch_search: tuple[BatchSearch, ...] = Field((), description="how a batch size of max was found")
     meters: MeterRecord | None = None
     scores: Scores = Scores()

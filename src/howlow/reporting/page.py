@@ -14,6 +14,7 @@ from howlow.records import CounterPace, DataRecord, Record
 from howlow.reporting import formatting
 from howlow.reporting.conditions import condition_facts, condition_lines
 from howlow.reporting.figure import Figure, vega_lite_version
+from howlow.reporting.spectra import spectra_summary
 from howlow.reporting.summary import axes_words, label_of, summarize
 from howlow.reporting.words import sentences
 from howlow.settings import Settings, to_toml
@@ -49,6 +50,7 @@ def page(comparison: Comparison, figures: Sequence[tuple[Figure, str]]) -> str:
         environment=_environment(comparison),
         settings=_settings(comparison),
         columns=comparison.results.columns,
+        spectra=spectra_summary(comparison),
         figures=[{"figure": figure, "image": _image(svg)} for figure, svg in figures],
         specs={figure.name: figure.spec for figure, _ in figures},
         script=_script() if figures else "",

@@ -172,8 +172,9 @@ def _status(counts: Mapping[str, int]) -> str:
 
 
 def label_of(group: Group) -> str:
-    """`base`, `full` or the rank."""
-    return group.kind if group.rank is None else str(group.rank)
+    """`base`, `full` or the rank, of an adapter that was cut to it with the word."""
+    shrunk = " shrunk" if group.kind == "shrunk" else ""
+    return group.kind if group.rank is None else f"{group.rank}{shrunk}"
 
 
 def _cell(

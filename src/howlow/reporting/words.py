@@ -40,8 +40,16 @@ def _paragraph(comparison: Comparison, reference: Reference, found: Sequence[Dis
     where = axes_words(reference.axes)
     own = next((one for one in found if one.axes == reference.axes), None)
     quality = quality_words(own) if own else ["Quality was not measured."]
-    text = " ".join([*quality, *cost_words(comparison, reference)])
+    text = " ".join([*_cut_words(reference), *quality, *cost_words(comparison, reference)])
     return f"With {where}: {text}" if where else text
+
+
+def _cut_words(reference: Reference) -> list[str]:
+    """That none of the adapters was trained at its rank, where all were cut from a larger one."""
+    if reference.group.kind != "shrunk":
+        return []
+    starts = sorted({trial.record.shrunk.start_rank for trial in reference.group.trials if trial.record.shrunk})
+    return [f"Every adapter here was cut from a trained one of rank {formatting.listed(list(map(str, starts)))}."]
 
 
 # -- quality --------------------------------------------------------------------------------------------------------
@@ -96,7 +104,7 @@ def _difference(metric: Column, gain: float) -> str:
 
 def cost_words(comparison: Comparison, reference: Reference) -> list[str]:
     """What the smallest rank costs, compared with the reference rank."""
-    groups = [g for g in comparison.groups if g.rank is not None and g.axes == reference.axes and g.is_done]
+    groups = [g for g in comparison.groups if reference.is_beside(g) and g.is_done]
     smallest = min(groups, key=lambda group: group.rank or 0)
     if smallest.rank == reference.rank:
         return []

@@ -16,7 +16,7 @@ from howlow.jobs import Job, JobRunner, LayoutJob, PreparationReport, PrepareJob
 from howlow.outcomes import DiskFullError, StoppedError, is_disk_full
 from howlow.records import HeapMode, LayoutChoice, Provenance, write_atomically
 from howlow.records.run_directory import Conditions, refuse_changed_conditions
-from howlow.settings import TrialPlan, layout_key, preparation_key
+from howlow.settings import TrialPlan, adapts, layout_key, preparation_key
 
 T = TypeVar("T")
 _SMALLEST_FREE_BYTES = 4 << 20
@@ -40,7 +40,7 @@ def prepare_all(
         if key in prepared:
             continue
         alike = [other for other in plans if preparation_key(other.settings) == key]
-        adapters = {(one.settings.lora.rank, one.settings.lora.target_modules) for one in alike if one.kind == "lora"}
+        adapters = {(one.settings.lora.rank, one.settings.lora.target_modules) for one in alike if adapts(one.kind)}
         job = PrepareJob(
             settings=plan.settings,
             adapters=tuple(sorted(adapters)),

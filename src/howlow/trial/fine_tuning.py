@@ -1,5 +1,6 @@
 """The fine-tuning phase: the schedule of steps, each timed and written down, with checkpoints between them."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -117,15 +118,17 @@ def _line(timed: Timed, part: Part, step: int, micro_batches: Sequence[Batch], o
 
 
 def schedule_of(settings: Settings, examples: Sequence[TokenizedExample], batch_size: int) -> list[list[int]]:
-    """The examples of every optimizer step."""
-    training = settings.training
+    """The examples of every optimizer step: of a shrunk adapter's further training, as many steps as were asked for."""
+    training, continued = settings.training, settings.lora.continue_steps
+    step = training.effective_batch_size or batch_size
+    epochs = math.ceil(continued / math.ceil(len(examples) / step)) if continued else training.epochs
     return order.steps(
         [example.group for example in examples],
         training.shuffle,
         settings.seed,
-        training.epochs,
-        training.effective_batch_size or batch_size,
-        training.max_steps,
+        epochs,
+        step,
+        continued or training.max_steps,
     )
 
 
