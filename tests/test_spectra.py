@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from howlow.analysis.spectra import UpdateSpectra, effective_rank, place_of
-from howlow.engine.spectra import Factors, cut, singular_values
+from howlow.engine.spectra import Factors, singular_values, truncated
 from howlow.errors import UserError
 from howlow.records import ModuleSpectrum, Spectra, read_spectra, write_spectra
 from howlow.records.spectra import energy_kept
@@ -43,7 +43,7 @@ def test_singular_values_are_those_of_the_full_matrix(pair: Factors) -> None:
 
 @given(some_factors, st.integers(1, 12))
 def test_a_cut_is_the_best_approximation_of_its_rank(pair: Factors, rank: int) -> None:
-    found = cut(pair, rank)
+    found = truncated(pair, rank)
     assert found.b.shape == (pair.b.shape[0], rank)
     assert found.a.shape == (rank, pair.a.shape[1])
     u, values, vh = torch.linalg.svd(product(pair), full_matrices=False)
@@ -53,13 +53,13 @@ def test_a_cut_is_the_best_approximation_of_its_rank(pair: Factors, rank: int) -
 
 
 def test_a_cut_shares_the_singular_values_between_its_factors() -> None:
-    found = cut(factors(9, 5, 7, 0), 3)
+    found = truncated(factors(9, 5, 7, 0), 3)
     assert torch.allclose(found.b.T @ found.b, found.a @ found.a.T, atol=1e-4)
 
 
 def test_a_zero_update_stays_zero() -> None:
     zero = Factors(torch.zeros(4, 2), torch.randn(2, 3))
-    assert not product(cut(zero, 1)).any()
+    assert not product(truncated(zero, 1)).any()
     assert energy_kept([singular_values(zero).tolist()], 1) is None
     assert effective_rank(singular_values(zero).tolist()) is None
 

@@ -34,7 +34,7 @@ def singular_values(factors: Factors) -> Tensor:
     return torch.linalg.svdvals(left @ right.T)
 
 
-def cut(factors: Factors, rank: int) -> Factors:
+def truncated(factors: Factors, rank: int) -> Factors:
     """The factors of the best approximation of B A of this rank, in fp32; each holds the roots of the singular values.
 
     Where the update has fewer singular values than the rank, the rest of the factors is zero.

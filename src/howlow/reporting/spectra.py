@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
+from howlow.analysis.columns import RANK
 from howlow.analysis.comparison import Comparison
 from howlow.analysis.spectra import UpdateSpectra, effective_rank, place_of, spectra_of
 from howlow.records.spectra import energy_kept
@@ -65,7 +66,7 @@ def _trials(found: Sequence[UpdateSpectra]) -> SpectraTable:
     """A row a trained adapter: how its modules' effective ranks lie, and what smaller ranks keep of it."""
     ranks = evenly(sorted({rank for one in found for rank in one.smaller_ranks}), _MOST_RANKS)
     shares = [f"rank for {share:.0%}" for share in _SHARES]
-    header = ("adapter", "rank", "effective rank", "least", "most", *shares, *(f"kept by {rank}" for rank in ranks))
+    header = ("adapter", RANK.label, "effective rank", "least", "most", *shares, *(f"kept by {rank}" for rank in ranks))
     return SpectraTable(header, tuple(_trial(one, ranks) for one in found))
 
 
@@ -174,7 +175,7 @@ def _kept_map(data: Datasets, one: UpdateSpectra, name: str) -> Any:
         for module in own
         for rank in ranks
     )
-    values = _means(found, ("layer", "rank", "value"))
+    values = _means(found, ("layer", RANK.name, "value"))
     legend = alt.Legend(title="kept", format=".0%", gradientLength=120)
     encoded = {
         "x": alt.X("rank:O", title="rank kept", axis=alt.Axis(labelAngle=0)),

@@ -6,7 +6,7 @@ from typing import Any
 
 from howlow.engine import model as models
 from howlow.engine.saved_factors import WEIGHTS, check_factors, read_factors
-from howlow.engine.spectra import adapted_layers, cut, scaled_singular_values, set_factors, singular_values
+from howlow.engine.spectra import adapted_layers, scaled_singular_values, set_factors, singular_values, truncated
 from howlow.engine.weights import file_sha256
 from howlow.errors import UserError
 from howlow.records import ModuleSpectrum, ShrunkRecord, Spectra, write_spectra
@@ -51,7 +51,7 @@ def start_from_saved(state: TrialState, model: Any) -> None:
     assert lora.start_rank is not None, "settings give both"
     folder = Path(lora.start)
     factors = read_factors(folder)
-    set_factors(model, {name: cut(pair, lora.rank) for name, pair in factors.items()})
+    set_factors(model, {name: truncated(pair, lora.rank) for name, pair in factors.items()})
     values = {name: (singular_values(pair) * lora.scaling_factor).tolist() for name, pair in factors.items()}
     write_spectra(state.folder, Spectra(modules=_rounded(values)), START)
     state.found.shrunk = ShrunkRecord(
