@@ -126,5 +126,5 @@ def refuse_existing(out: Path | str, settings: Settings) -> None:
 def run_beside(settings: Settings) -> Path | None:
     """The run directory whose sweep trained the adapter; None where it came from elsewhere."""
     assert settings.lora.start is not None, "these settings were made from an adapter"
-    run = Path(settings.lora.start).parents[2]
-    return run if (run / "sweep.toml").is_file() else None
+    run = Path(settings.lora.start) / ".." / ".." / ".."
+    return run.resolve() if (run / "sweep.toml").is_file() else None

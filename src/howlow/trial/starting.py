@@ -27,9 +27,8 @@ def check_start(settings: Settings, structure: models.Structure) -> str | None:
     lora = settings.lora
     if lora.start is None or lora.start_rank is None:
         return None
-    folder = Path(lora.start)
-    there = read_saved_adapter(folder)
-    asked = settings.lora.model_copy(update={"rank": lora.start_rank})
+    there = read_saved_adapter(Path(lora.start))
+    folder, asked = there.folder, lora.model_copy(update={"rank": lora.start_rank})
     told = {
         "lora.start_rank": (lora.start_rank, there.rank),
         "lora.alpha": (asked.alpha_value, there.alpha),
@@ -49,7 +48,7 @@ def start_from_saved(state: TrialState, model: Any) -> None:
     lora = state.settings.lora
     assert lora.start is not None, "a shrunk trial has a start"
     assert lora.start_rank is not None, "settings give both"
-    folder = Path(lora.start)
+    folder = read_saved_adapter(Path(lora.start)).folder
     factors = read_factors(folder)
     set_factors(model, {name: truncated(pair, lora.rank) for name, pair in factors.items()})
     values = {name: (singular_values(pair) * lora.scaling_factor).tolist() for name, pair in factors.items()}
