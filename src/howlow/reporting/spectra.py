@@ -1,5 +1,6 @@
 """The singular values of trained updates: a table of trials, a table of modules, and heat maps over the layers."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from howlow.reporting import formatting
 from howlow.reporting.figure import FIGURE_NAMES, Datasets, Datum, Figure, context_lines, finished, panel_title
 from howlow.reporting.points import evenly
 
-_MOST_TRIALS, _MOST_MODULES, _MOST_MAPS, _MOST_RANKS = 40, 300, 8, 8
+_MOST_TRIALS, _MOST_MODULES, _MOST_MAPS, _MOST_RANKS, _MOST_TICKS = 40, 300, 8, 8, 16
 _SHARES = (0.9, 0.99)
 
 
@@ -124,7 +125,7 @@ def spectra_figure(comparison: Comparison) -> Figure | None:
     chart: Any = _effective_map(data, one)
     if maps:
         rows = alt.concat(*maps, columns=4, spacing={"row": 60, "column": 50})
-        chart = alt.vconcat(chart, rows, spacing=60)
+        chart = alt.vconcat(chart, rows, spacing=60).resolve_scale(color="independent")
     title = "Why a rank is enough"
     subtitle = [*context_lines(comparison)[:1], f"singular values of the update of {one.trial}, rank {one.rank}"]
     about = f"Heat maps of effective rank and energy kept by layer and module. {' '.join(subtitle)}"
@@ -196,4 +197,4 @@ def _layer_axis(values: Sequence[Datum]) -> Any:
     import altair as alt
 
     layers = sorted({value["layer"] for value in values})
-    return alt.Axis(values=evenly(layers, 16), labelAngle=0)
+    return alt.Axis(values=layers[:: math.ceil(len(layers) / _MOST_TICKS)], labelAngle=0)
