@@ -10,6 +10,7 @@ Absent is `None`, never 0, -1 or NaN.
 
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
+from howlow.records.data import DataRecord, DataSource
 from howlow.records.energy import CounterPace, EnergyPart, EnergySource, EnergyWindow, ErrorCover
 from howlow.records.files import (
     LineWriter,
@@ -29,8 +30,6 @@ from howlow.records.looks import LookRecord, LooksEnd, LooksRecord, StoppedRank,
 from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
 from howlow.records.schema import (
     SCHEMA_VERSION,
-    DataRecord,
-    DataSource,
     Environment,
     HeapMode,
     Idle,
@@ -49,6 +48,8 @@ from howlow.records.schema import (
     Status,
     Step,
 )
+from howlow.records.shrunk import ShrunkRecord
+from howlow.records.spectra import ModuleSpectrum, Spectra, read_spectra, write_spectra
 from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, WarningKind
 from howlow.records.window import measured_steps, window_times_s
 
@@ -79,6 +80,7 @@ __all__ = [
     "LooksEnd",
     "LooksRecord",
     "ModelRecord",
+    "ModuleSpectrum",
     "Part",
     "PhaseName",
     "PhaseRecord",
@@ -90,6 +92,8 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "ShrunkRecord",
+    "Spectra",
     "Spread",
     "Status",
     "Step",
@@ -105,6 +109,7 @@ __all__ = [
     "read_looks",
     "read_record",
     "read_records",
+    "read_spectra",
     "read_steps",
     "read_timeline",
     "refuse_other_machine",
@@ -112,5 +117,6 @@ __all__ = [
     "write_atomically",
     "write_looks",
     "write_record",
+    "write_spectra",
     "window_times_s",
 ]

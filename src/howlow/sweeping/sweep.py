@@ -134,7 +134,8 @@ def sweep(
         for name in again:
             set_aside(folder / "trials" / name)
         jobs = _jobs(pending, prepared, layouts, heap, shared_by)
-        tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending)))
+        sizes = tuple(one.sizes for one in prepared.values() if one.sizes is not None)
+        tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending), sizes=sizes))
         for names in [[plan.name for plan in plans]] if rounds is None else rounds(plans):
             chosen = tuple(job for job in jobs if job.name in names and job.name not in existing)
             write_board(folder, chosen)
