@@ -257,6 +257,25 @@ _GENERAL = (
     ),
 )
 
+
+def _on_validation(column: Column) -> Column:
+    meaning = f"{column.meaning}; of the validation examples, by which the settings of a rank are chosen"
+    label, subjects = f"validation {column.label.removeprefix('test ')}", column.subjects
+    return Column(
+        f"validation_{column.name}",
+        label,
+        column.unit,
+        meaning.replace(" of the test;", ";"),
+        column.better,
+        subjects=subjects,
+        is_relative=False,
+        is_optional=True,
+    )
+
+
+VALIDATION: Mapping[str, Column] = {column.name: _on_validation(column) for column in _SCORES}
+"""A score of the test -> the column of the same score of the validation examples."""
+
 UNMATCHABLE_REFERENCES = Column(
     "unmatchable_references",
     "unmatchable answers",
@@ -295,6 +314,7 @@ COLUMNS: tuple[Column, ...] = (
     REPEAT,
     *_OF_PARTS,
     *_GENERAL,
+    *VALIDATION.values(),
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

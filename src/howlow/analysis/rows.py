@@ -13,7 +13,7 @@ from typing import Any
 
 from howlow.analysis.caveats import qualified
 from howlow.analysis.column import Column
-from howlow.analysis.columns import COLUMNS, UNMATCHABLE_REFERENCES, columns_of
+from howlow.analysis.columns import COLUMNS, UNMATCHABLE_REFERENCES, VALIDATION, columns_of
 from howlow.analysis.energy import Seen, meter_figures, read_seen
 from howlow.analysis.one_table import asked_ranks, records_for_one_table
 from howlow.analysis.phase_figures import generation_figures, phase_figures
@@ -221,6 +221,8 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
             found |= generation_figures(record, steps)
         row.update({f"inference_{name}": value for name, value in found.items()})
     row.update({name: _finite(getattr(record.scores, name)) for name in Scores.model_fields if name in row})
+    aside = record.validation or Scores()
+    row.update({column.name: _finite(getattr(aside, name)) for name, column in VALIDATION.items()})
     row[UNMATCHABLE_REFERENCES.name] = record.data.unmatchable_references if record.data else None
     row.update(meter_figures(record))
     row.update({axis: axis_value(record, axis) for axis in axes})

@@ -58,7 +58,9 @@ class Identity:
 def identity(trial: Identified) -> Identity:
     """What must be equal between this trial and another one."""
     both = _facts_of_both(trial)
-    quality = both | (_known("data", trial.data, "answers_sha256", "general_sha256") if trial.data else {})
+    quality = both | (
+        _known("data", trial.data, "answers_sha256", "general_sha256", "validation_sha256") if trial.data else {}
+    )
     costs = both | _facts_of_costs(trial)
     told = (*TOLD_BY_FACTS, *(_TOLD_BY_HASHES if _is_hashed(trial) else ()))
     for key in setting_keys():

@@ -206,6 +206,12 @@ class DataRecord(Frozen):
         "answer's end; None in older records",
     )
     sources: tuple[DataSource, ...] = Field((), description="what was read and left out; empty in older records")
+    validation_sha256: str | None = Field(
+        None, description="of the validation examples' tokens and accepted answers; None: none were set aside"
+    )
+    validation_examples: int | None = Field(
+        None, description="examples set aside from training to choose between settings; None: none"
+    )
     general_sha256: str | None = Field(None, description="of the general text's tokens; None: there is no such text")
     general_windows: int | None = Field(None, description="windows of the general text; None: there is no such text")
     general_tokens: int | None = Field(None, description="its tokens with a loss; None: there is no such text")
@@ -382,6 +388,9 @@ class Record(Frozen):
     batch_search: tuple[BatchSearch, ...] = Field((), description="how a batch size of max was found")
     meters: MeterRecord | None = None
     scores: Scores = Scores()
+    validation: Scores | None = Field(
+        None, description="of the examples set aside to choose between settings; None: there are none"
+    )
     warnings: tuple[RecordWarning, ...] = ()
     started_at: str | None = Field(None, description="UTC, ISO 8601")
     ended_at: str | None = None

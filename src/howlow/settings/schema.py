@@ -32,6 +32,12 @@ class TaskSettings(Section):
     test_examples: Positive | None = Field(
         None, description="at most this many test examples; absent: all", json_schema_extra=affects("data")
     )
+    validation_examples: Positive | None = Field(
+        None,
+        description="training examples set aside, by whole groups, to choose between settings of a rank without the "
+        "test; scored as the test is, and not measured; absent: none",
+        json_schema_extra=affects("data"),
+    )
     seed: Seed = Field(
         0,
         description="seed of the order of the groups, from which the limits take the first; equal for all trials",

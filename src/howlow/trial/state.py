@@ -31,6 +31,7 @@ from howlow.records import (
     PhaseRecord,
     RecordWarning,
     Resolved,
+    Scores,
     Step,
     WarningKind,
     measured_steps,
@@ -55,6 +56,7 @@ class RecordDraft:
     meters: MeterRecord | None = None
     model: ModelRecord | None = None
     merged: MergedRecord | None = None
+    validation: Scores | None = None
     phases: list[PhaseRecord] = field(default_factory=list)
     warnings: list[RecordWarning] = field(default_factory=list)
     resumed: int = 0
