@@ -126,3 +126,36 @@ def test_overlap_can_be_kept():
 def test_an_empty_side_is_refused(train, test, values, message):
     with pytest.raises(UserError, match=re.escape(message)):
         select(examples(train), examples(test), settings(**values))
+
+
+@given(groups, groups, limits, st.integers(1, 15), st.integers(0, 5))
+def test_validation_is_set_aside_from_training_by_whole_groups(train_groups, test_groups, train_limit, number, seed):
+    train, test = examples(train_groups, "a"), examples(test_groups, "b")
+    try:
+        everything = select(train, test, settings(seed=seed)).train
+    except UserError:
+        assume(False)
+    task = settings(train_examples=train_limit, validation_examples=number, seed=seed)
+    try:
+        selection = select(train, test, task)
+    except UserError as refused:
+        assert f"task.validation_examples = {number}" in str(refused)
+        groups_left = len({one.group for one in everything})
+        assert number > len(everything) - len([one for one in everything if one.group == everything[0].group]) or (
+            groups_left == 1
+        )
+        return
+    assert len(selection.validation) == number
+    assert set(selection.validation) <= set(everything)
+    assert not keys(selection.validation) & (keys(selection.train) | keys(test))
+    assert selection.test == select(train, test, settings(seed=seed)).test
+    aside = {one.group for one in selection.validation}
+    others = [one for one in everything if one.group not in aside]  # in the order that they have without validation
+    assert list(selection.train) == others[:train_limit]
+
+
+def test_what_shares_a_text_with_validation_is_not_trained_on():
+    train = [example("a", "1", key="same"), example("b", "2"), example("c", "3", key="same")]
+    selection = select(train, [example("t", "9")], settings(validation_examples=1))
+    assert len(selection.validation) == 1
+    assert not keys(selection.validation) & keys(selection.train)
