@@ -8,6 +8,7 @@ import torch
 from conftest import loaded
 
 from howlow import load_settings as load
+from howlow import shrink_settings
 from howlow.errors import UserError
 from howlow.records import Record
 from howlow.settings import merge
@@ -116,6 +117,24 @@ def test_before_is_the_base_model_and_after_the_trained_one(
     trained = PeftModel.from_pretrained(loaded(tiny_model), adapter).eval()
     assert found["lora"].scores.general_loss_after == pytest.approx(loss_of(trained, windows), rel=1e-6)
     assert found["full"].scores.general_loss_after not in (None, found["full"].scores.general_loss_before)
+
+
+@pytest.mark.slow
+def test_a_shrunk_adapter_is_looked_at_as_it_is_tested(table: dict[str, Any], tiny_model: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    trained = run(table, tmp_path / "run", baselines=[])["lora"]
+    adapter = tmp_path / "run" / "trials" / "r0002-s0" / "adapter"
+    axis = {"grid": {"lora.continue_steps": [0, 2]}}
+    result = sweep(shrink_settings(adapter, [1], [axis]), tmp_path / "shrunk")
+    windows = read_prepared(next((tmp_path / "run" / ".howlow").glob("prepared-*"))).general
+    for record in result.records:
+        assert record.status == "done"
+        assert record.scores.general_loss_before == trained.scores.general_loss_before
+        own = PeftModel.from_pretrained(
+            loaded(tiny_model), tmp_path / "shrunk/trials" / record.trial / "adapter"
+        ).eval()
+        assert record.scores.general_loss_after == pytest.approx(loss_of(own, windows), rel=1e-6)
 
 
 @pytest.mark.slow

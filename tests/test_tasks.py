@@ -87,6 +87,9 @@ def test_unanswerable_questions_come_on_request(tmp_path):
     assert question_answering.score(both, given_answers).overall == dict.fromkeys(names, 1.0)
     assert question_answering.score(both, {}).overall == dict.fromkeys(names, 0.0)
     assert question_answering.score(both[:1], given_answers).overall == {"exact_match": 1.0, "f1": 1.0}
+    of_parts = question_answering.score(both, given_answers).per_example
+    assert set(of_parts["q1"]) == {"exact_match", "f1", "has_answer_exact_match", "has_answer_f1"}
+    assert set(of_parts["q2"]) == {"exact_match", "f1", "no_answer_exact_match", "no_answer_f1"}
     half = question_answering.score(both, {"q1": "", "q2": ""}).overall
     assert [half[name] for name in names] == [0.5, 0.5, 0.0, 0.0, 1.0, 1.0]
 

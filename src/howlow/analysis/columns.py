@@ -29,7 +29,12 @@ from howlow.analysis.cost_columns import (
 
 TRIAL = Column("trial", "trial", "text", "the trial's name, and its folder's")
 SEED = Column("seed", "seed", "count", "governs initialisation, order and dropout")
-KIND = Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)")
+KIND = Column(
+    "kind",
+    "kind",
+    "text",
+    "lora, shrunk (a trained adapter cut to this rank), base (zero-shot, no adapter) or full (every weight trained)",
+)
 RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter")
 STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
 REPEAT = Column("repeat", "repeat", "count", "which measurement of the same trial this is, counted from 1")
@@ -240,7 +245,7 @@ _GENERAL = (
         "general_loss_before",
         "general loss before",
         "nats",
-        "negative log-likelihood per token of task.general_text, of the model before training",
+        "negative log-likelihood per token of task.general_text, of the base model",
         table=_at(15),
         is_relative=False,
         is_optional=True,
@@ -249,7 +254,7 @@ _GENERAL = (
         "general_loss_after",
         "general loss after",
         "nats",
-        "the same after training; what it is above the loss before was forgotten",
+        "the same of the model that was trained (or cut); what it is above the loss before was forgotten",
         "lower",
         subjects=of("quality", "forgetting"),
         table=_at(16),
@@ -287,6 +292,37 @@ UNMATCHABLE_REFERENCES = Column(
     shows_zero=False,
 )
 
+# -- shrunk adapters ------------------------------------------------------------------------------------------------
+
+START_RANK = Column(
+    "start_rank",
+    "cut from rank",
+    "count",
+    "rank of the trained adapter that a shrunk one was cut from",
+    table=TablePlace("adapter", 3),
+    is_relative=False,
+    is_optional=True,
+)
+UPDATE_KEPT = Column(
+    "update_kept",
+    "update kept",
+    "fraction",
+    "share of the trained update's squared singular values that the cut kept",
+    "higher",
+    table=TablePlace("adapter", 4, in_terminal=True),
+    is_relative=False,
+    is_optional=True,
+)
+CONTINUED_STEPS = Column(
+    "continued_steps",
+    "steps after the cut",
+    "count",
+    "optimizer steps of further training after the cut",
+    table=TablePlace("adapter", 5),
+    is_relative=False,
+    is_optional=True,
+)
+
 # -- all of them ----------------------------------------------------------------------------------------------------
 
 COLUMNS: tuple[Column, ...] = (
@@ -314,6 +350,9 @@ COLUMNS: tuple[Column, ...] = (
     REPEAT,
     *_OF_PARTS,
     *_GENERAL,
+    START_RANK,
+    UPDATE_KEPT,
+    CONTINUED_STEPS,
     *VALIDATION.values(),
 )
 _BY_NAME = {column.name: column for column in COLUMNS}

@@ -17,6 +17,7 @@ from howlow.records import (
     refuse_to_mix,
 )
 from howlow.records.comparability import repeats_that_differ
+from howlow.settings import adapts
 
 
 def records_for_one_table(folders: Sequence[Path], accept_different: Sequence[str]) -> list[tuple[Path, Record]]:
@@ -66,7 +67,7 @@ def _without_repeated_baselines(found: Iterable[tuple[Path, Record]]) -> list[tu
         home, first = kept.setdefault(record.trial, (folder, record))
         if home == folder:
             continue
-        if record.kind == "lora" or differences([first, record]):
+        if adapts(record.kind) or differences([first, record]):
             raise UserError(
                 f"trial {record.trial} is in {home} and in {folder}; report them one at a time, or give "
                 "run directories whose trials differ in rank, seed or a grid axis"

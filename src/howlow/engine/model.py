@@ -45,7 +45,7 @@ REFUSALS = (
 """What a model's own code raises when it is given something that it was not written for."""
 _ALL_LINEAR = "all-linear"  # every linear layer but the vocabulary head, as in PEFT
 _T = TypeVar("_T")
-_IN_PEFT = "base_model.model."
+IN_PEFT = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -311,7 +311,7 @@ def attach_lora(
 def adapters_of(model: Any) -> dict[str, tuple[int, int]]:
     """Of each adapted layer, by its name in the base model: its adapter's rank, and the smaller side of its matrix."""
     return {
-        name.removeprefix(_IN_PEFT): (module.r["default"], min(module.in_features, module.out_features))
+        name.removeprefix(IN_PEFT): (module.r["default"], min(module.in_features, module.out_features))
         for name, module in model.named_modules()
         if hasattr(module, "get_delta_weight")
     }

@@ -26,8 +26,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from howlow.errors import UserError
+from howlow.records.data import DataRecord
 from howlow.records.identity import OF_QUALITY, TOLD_BY_FACTS, Identified, facts_of_environment, identity
-from howlow.records.schema import DataRecord, Environment, ModelRecord, Record, Resolved
+from howlow.records.schema import Environment, ModelRecord, Record, Resolved
 from howlow.records.warnings import Frozen, RecordWarning, WarningKind
 from howlow.settings import Settings, effects, keys_affecting, setting_keys
 
@@ -35,9 +36,9 @@ Figures = Literal["quality", "costs"]
 COSTS = "costs"
 """Accepts every difference that matters to costs alone."""
 
-_MAY_DIFFER_IN_A_TABLE = ("seed", "lora.rank", "training.batch_size")
-"""A trial's place in the grid, and the batch: the largest that fits depends on the rank (the paper, section IV.B), and
-every table and figure shows where it changes."""
+_MAY_DIFFER_IN_A_TABLE = ("seed", "lora.rank", "training.batch_size", "data.start_sha256")
+"""A trial's place in the grid; the batch: the largest that fits depends on the rank (the paper, section IV.B), and
+every table and figure shows where it changes; and the adapter that a shrunk one was cut from: each seed has its own."""
 _CARD = "environment.device_uuid"
 _TABLES = ("environment.versions", "environment.variables", "environment.switches")
 """Keys whose value is a table: each entry is a key of its own, and an entry that is not there is unset."""
@@ -247,7 +248,12 @@ def _what(key: str) -> str:
     """What a key is about, in a word."""
     if key.startswith(("model.", "data.model_")):
         return "the model"
-    named = {"data.": "the data", "environment.code": "howlow's code", "environment.": "the machine"}
+    named = {
+        "data.start_": "the adapter in lora.start",
+        "data.": "the data",
+        "environment.code": "howlow's code",
+        "environment.": "the machine",
+    }
     return next((what for prefix, what in named.items() if key.startswith(prefix)), "what is measured")
 
 

@@ -18,7 +18,7 @@ from howlow.errors import UserError
 from howlow.settings import TaskRules, TaskSettings
 from howlow.tasks.examples import Example, Purpose, TaskScores, mean_scores
 from howlow.tasks.squad_document import SquadQuestion, read_squad
-from howlow.tasks.squad_score import WRONG, answer_scores, counted_references, means_of_parts, score_squad_file
+from howlow.tasks.squad_score import WRONG, answer_scores, counted_references, score_squad_file, with_part
 from howlow.tasks.task import Task
 
 _DEFAULT_TEMPLATE = "{context}\n\nQuestion: {question}\nAnswer:"
@@ -68,19 +68,22 @@ def _score(examples: Sequence[Example], predictions: Mapping[str, str]) -> TaskS
 
     An example without a prediction counts as wrong.
     """
-    scored = mean_scores(
-        {
-            example.id: answer_scores(predictions[example.id], example.references)
-            if example.id in predictions
-            else WRONG
-            for example in examples
-        }
-    )
-    has_answer = {example.id: bool(example.references) or example.completion != _NO_ANSWER for example in examples}
-    parts = {} if all(has_answer.values()) else means_of_parts(scored.per_example, has_answer)
-    return TaskScores(
-        scored.per_example, scored.overall | {name: mean for name, mean in parts.items() if mean is not None}
-    )
+    scored = mean_scores({example.id: _question_scores(example, predictions) for example in examples})
+    if not all(map(_has_answer, examples)):
+        return scored
+    return TaskScores(scored.per_example, {name: scored.overall[name] for name in WRONG if name in scored.overall})
+
+
+def _question_scores(example: Example, predictions: Mapping[str, str]) -> dict[str, float]:
+    scores = WRONG
+    if example.id in predictions:
+        scores = answer_scores(predictions[example.id], example.references)
+    return with_part(scores, _has_answer(example))
+
+
+def _has_answer(example: Example) -> bool:
+    """Whether the data hold an answer, even one that normalises to nothing."""
+    return bool(example.references) or example.completion != _NO_ANSWER
 
 
 def _example(question: SquadQuestion, template: str, version: int) -> Example:

@@ -2,8 +2,9 @@
 
 The text is cut into windows of the sequence length, without overlap, as in language modelling. Its loss is the mean
 negative log-likelihood of their tokens. "Before" is the loss of the base model itself, with the adapter switched off;
-"after" is that of the model that was trained. Neither is measured: they are taken when the figures of inference have
-been, one window at a time, so that they need no more memory than a single row.
+"after" is that of the model which was trained, and of a shrunk adapter that of the adapter as the trial tests it: cut,
+and continued where that was asked for. Neither is measured: they are taken when the figures of inference have been,
+one window at a time. A fully trained model has no adapter to switch off, so the base is loaded beside it once more.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError, about
 from howlow.memory.heap import release
 from howlow.records import RecordWarning, Scores, WarningKind
-from howlow.settings import Settings
+from howlow.settings import Settings, adapts
 from howlow.tasks import Example, whole_texts
 from howlow.trial.loading import load_base
 from howlow.trial.state import TrialState
@@ -62,7 +63,7 @@ def warning_of_leak(general: Sequence[Example], train: Sequence[Example]) -> Rec
 def general_losses(
     state: TrialState, model: Any, execution: Execution, windows: Sequence[TokenizedExample], pad_id: int
 ) -> Scores:
-    """The general text's loss before training and, where the trial trains, after it.
+    """The general text's loss of the base model and, where the trial has another one, of the model that it tests.
 
     Nothing without a general text, or where random weights have nothing to forget.
     """
@@ -72,7 +73,7 @@ def general_losses(
     own = _loss(state, model, execution, windows, pad_id)
     if state.kind == "base":
         return Scores(general_loss_before=own)
-    if state.kind == "lora":
+    if adapts(state.kind):
         with model.disable_adapter():
             before = _loss(state, model, execution, windows, pad_id)
     else:

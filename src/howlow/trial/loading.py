@@ -11,7 +11,7 @@ from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
 from howlow.engine.rotary import depends_on_length
 from howlow.records import ModelRecord, Resolved, WarningKind
-from howlow.settings import Settings
+from howlow.settings import Settings, adapts
 from howlow.trial.state import TrialState
 
 
@@ -61,7 +61,7 @@ def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> 
         kernels_kept,
         attention=attention,
         trains_base=state.kind == "full",
-        has_adapter=state.kind == "lora",
+        has_adapter=adapts(state.kind),
     )
 
 
@@ -124,7 +124,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
         detail = f"rotary frequencies are those of a row of {length} tokens, for shorter texts as well"
         state.warn(WarningKind.FREQUENCIES_OF_FULL_ROW, detail)
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
-    if state.kind == "lora":
+    if adapts(state.kind):
         structure = _structure_of_base(settings, commit)
         model = models.attach_lora(
             model,
@@ -144,14 +144,14 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in idle)
     torch.manual_seed(settings.seed)
-    is_lora = state.kind == "lora"
+    has_adapter = adapts(state.kind)
     state.found.model = ModelRecord(
         reference=settings.model,
         architecture=architecture,
         total_parameters=total,
         trainable_parameters=sum(parameter.numel() for parameter in models.trainable(model).values()),
-        scaling_factor=lora.scaling_factor if is_lora else None,
-        alpha=lora.alpha_value if is_lora else None,
+        scaling_factor=lora.scaling_factor if has_adapter else None,
+        alpha=lora.alpha_value if has_adapter else None,
         tokenizer=tokenizer_name,
         weights="random" if settings.random_weights else "pretrained",
     )

@@ -29,6 +29,7 @@ from howlow.trial.data_sources import left_out_of, source_read, told_of
 from howlow.trial.forgetting import general_windows, warning_of_leak
 from howlow.trial.loading import parameters_a_rank
 from howlow.trial.prepared import Prepared, stored, write_prepared
+from howlow.trial.starting import check_start
 
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.jinja", "*.model", "*.tiktoken")
 # Found anew at each start: the stored tokens may have been prepared for another model.
@@ -50,15 +51,15 @@ def prepare(
     Raises:
         UserError: anything wrong with the data, the model, the tokenizer or the target modules.
     """
-    reference = locate(settings.model, settings.random_weights)
-    config = models.load_config(reference, settings.revision, settings.trust_remote_code)
+    reference, config = _base(settings)
     structure = models.structure(config, settings.trust_remote_code)
     warnings = _weights(settings, reference, config)
     sizes = parameters_a_rank(settings, config, structure, {targets for _, targets in adapters})
     content = _content(settings, reference, config)
     earlier = stored(folder, content)
     prepared = earlier or tokenized(settings, reference, config)
-    prepared = replace(prepared, data=prepared.data.model_copy(update=_model(reference, config)))
+    facts = _model(reference, config) | {"start_sha256": check_start(settings, structure)}
+    prepared = replace(prepared, data=prepared.data.model_copy(update=facts))
     _check_against_model(settings, structure, prepared)
     if "targets" in heads and not structure.names_decoder:
         raise UserError(f'training.head = "targets": {settings.model} does not name its decoder; set it to "all"')
@@ -80,6 +81,17 @@ def prepare(
         "adapter_parameters": [rank * sizes[targets] for rank, targets in adapters],
         "environment": environment(choose_device(settings.run.device)).model_dump(),
     }
+
+
+def _base(settings: Settings) -> tuple[ModelReference, Any]:
+    """The model and its config."""
+    try:
+        reference = locate(settings.model, settings.random_weights)
+        return reference, models.load_config(reference, settings.revision, settings.trust_remote_code)
+    except UserError as error:
+        if settings.lora.start is None:
+            raise
+        raise UserError(f"{error}; it is the base of the adapter {settings.lora.start}: give it with --model") from None
 
 
 def _weights(settings: Settings, reference: ModelReference, config: Any) -> list[RecordWarning]:

@@ -32,6 +32,7 @@ from howlow.records import (
     RecordWarning,
     Resolved,
     Scores,
+    ShrunkRecord,
     Step,
     WarningKind,
     measured_steps,
@@ -40,7 +41,7 @@ from howlow.records import (
     window_times_s,
 )
 from howlow.records.resolved import batch_of, resolved_before
-from howlow.settings import Settings, TrialKind
+from howlow.settings import Settings, TrialKind, trains
 
 _SECONDS_BETWEEN_REPORTS = 0.25
 
@@ -57,6 +58,7 @@ class RecordDraft:
     model: ModelRecord | None = None
     merged: MergedRecord | None = None
     validation: Scores | None = None
+    shrunk: ShrunkRecord | None = None
     phases: list[PhaseRecord] = field(default_factory=list)
     warnings: list[RecordWarning] = field(default_factory=list)
     resumed: int = 0
@@ -120,6 +122,11 @@ class TrialState:
     def predictions_path(self) -> Path:
         """The answers, or the texts' log-likelihoods."""
         return self.folder / "predictions.jsonl"
+
+    @property
+    def trains(self) -> bool:
+        """Whether the trial has optimizer steps."""
+        return trains(self.kind, self.settings)
 
     @property
     def training_batch_size(self) -> int:
