@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from howlow.analysis.column import Column
-from howlow.analysis.columns import KIND, TEXT_WEIGHTS, column_named
+from howlow.analysis.columns import KIND, column_named
 from howlow.analysis.comparison import Comparison, Group, Reference, compare, metrics_of
+from howlow.analysis.quality_columns import TEXT_WEIGHTS
 from howlow.analysis.rows import Results, Trial
 from howlow.analysis.setting_choice import SettingChoice, best_setting, differing_axes, is_validated, may_be_chosen
 from howlow.errors import UserError

@@ -17,14 +17,13 @@ from howlow.analysis.columns import (
     COLUMNS,
     CONTINUED_STEPS,
     START_RANK,
-    UNMATCHABLE_REFERENCES,
     UPDATE_KEPT,
-    VALIDATION,
     columns_of,
 )
 from howlow.analysis.energy import Seen, meter_figures, read_seen
 from howlow.analysis.one_table import asked_ranks, records_for_one_table
 from howlow.analysis.phase_figures import generation_figures, phase_figures
+from howlow.analysis.quality_columns import UNMATCHABLE_REFERENCES, VALIDATION
 from howlow.analysis.uncertainty import Evidence, evidence_of, interval_figures
 from howlow.records import (
     PhaseName,

@@ -26,7 +26,7 @@ from howlow.settings import Settings, preparation_key
 from howlow.tasks import DataFiles, Example, Purpose, Selection, files_of, select, task_named
 from howlow.trial.accepted_answers import accepted_answers, not_loaded
 from howlow.trial.data_sources import left_out_of, source_read, told_of
-from howlow.trial.forgetting import general_windows, warning_of_leak
+from howlow.trial.forgetting import general_facts, general_windows, warning_of_leak
 from howlow.trial.loading import parameters_a_rank
 from howlow.trial.prepared import Prepared, stored, write_prepared
 from howlow.trial.starting import check_start
@@ -182,7 +182,7 @@ def tokenized(settings: Settings, reference: ModelReference, config: Any) -> Pre
         without_tokens=len(train) - len(told),
         test_without_tokens=len(test) - len(test_told),
         sources=tuple(source_read(side, source) for side, source in _sources(settings)),
-        **_general_facts([window for _, window in general]),
+        **general_facts([window for _, window in general]),
         **_validation_facts(validated, validation),
     )
     warnings += [*_left_out(settings), *_data_warnings(data, settings), *accepted.warnings]
@@ -206,16 +206,6 @@ def _sources(settings: Settings) -> list[tuple[Purpose, str]]:
     sides: tuple[Purpose, ...] = ("train", "test", "general_text")
     named = [(side, getattr(settings.task, side)) for side in sides]
     return [(side, source) for side, source in named if source is not None]
-
-
-def _general_facts(windows: Sequence[TokenizedExample]) -> dict[str, Any]:
-    if not windows:
-        return {}
-    return {
-        "general_sha256": tokens.fingerprint(windows),
-        "general_windows": len(windows),
-        "general_tokens": sum(len(window.completion) for window in windows),
-    }
 
 
 def _validation_facts(examples: Sequence[Example], tokenized: Sequence[TokenizedExample]) -> dict[str, Any]:
