@@ -211,8 +211,25 @@ class DataRecord(Frozen):
     )
 
 
+class GemmRecord(Frozen):
+    """Which library computes the products with frozen fp32 weights of one shape on a CPU, in one pass."""
+
+    of: Literal["forward", "backward"] = Field(description="forward: x W^T; backward: dy W, the gradient of x")
+    in_features: int
+    out_features: int
+    rows: int = Field(description="tokens of the product that was timed")
+    library: Literal["onednn", "blas"] = Field(description="blas: the one that torch was built with, such as MKL")
+    onednn_gflops: float | None = Field(None, description="GFLOP/s through oneDNN; None: the library was asked for")
+    blas_gflops: float | None = Field(None, description="GFLOP/s through BLAS; None: the library was asked for")
+
+    @property
+    def product(self) -> str:
+        """The product, in one word for each part."""
+        return f"{self.of} {self.in_features}x{self.out_features}"
+
+
 class LayoutChoice(Frozen):
-    """The layout chosen for trials, and why."""
+    """What was chosen for trials on the loaded model: the layout, and why; the libraries of products."""
 
     layout: _Layout
     kernel: Literal["sdpa", "flex"] | None = Field(None, description="the attention kernel of packed and shared")
@@ -221,6 +238,7 @@ class LayoutChoice(Frozen):
         None, description="how answers are written where that differs; single: one prompt at a time"
     )
     generation_problem: str | None = Field(None, description="why answers are not written in the layout")
+    gemms: tuple[GemmRecord, ...] = Field((), description="empty: oneDNN computes all products, or none is fused")
 
 
 class LayoutTokens(Frozen):
@@ -261,6 +279,9 @@ class Resolved(Frozen):
     heap: HeapMode | None = Field(None, description="kept: freed memory is reused; bounded: it is given back at once")
     kernels_kept: int | None = Field(None, description="compiled kernels that oneDNN keeps")
     fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
+    gemms: tuple[GemmRecord, ...] | None = Field(
+        None, description="the library for each product with frozen weights; None: none was chosen"
+    )
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
     graphed: bool | None = Field(None, description="whether steps are replayed as CUDA graphs")
     row_lengths: tuple[int, ...] | None = Field(

@@ -7,6 +7,7 @@ import torch
 
 from howlow.engine import model as models
 from howlow.engine.chat_template import special_token, turn_end
+from howlow.engine.cpu.gemm import NO_CHOICE, GemmChoice, Gemms
 from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
 from howlow.engine.rotary import depends_on_length
@@ -30,6 +31,7 @@ def decide_execution(
     *,
     attention: Literal["own", "sdpa", "flex"],
     trains_base: bool = False,
+    gemms: Gemms = NO_CHOICE,
 ) -> Execution:
     """How a model with these settings runs while it trains; inference follows from it (`Execution.for_evaluation`)."""
     training = settings.training
@@ -44,6 +46,7 @@ def decide_execution(
         graphs=compiles and settings.lora.dropout == 0,  # a recorded step draws no random numbers
         trains_base=trains_base,
         full_row=training.sequence_length,
+        gemms=gemms,
     )
 
 
@@ -52,8 +55,10 @@ def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> 
     attention: Literal["own", "sdpa", "flex"] = state.choice.kernel or "sdpa"
     if state.choice.layout == "padded":
         attention = "own"
-    trains_base = state.kind == "full"
-    return decide_execution(state.settings, device, kernels_kept, attention=attention, trains_base=trains_base)
+    trains_base, gemms = state.kind == "full", Gemms(tuple(GemmChoice(**dict(one)) for one in state.choice.gemms))
+    return decide_execution(
+        state.settings, device, kernels_kept, attention=attention, trains_base=trains_base, gemms=gemms
+    )
 
 
 def with_execution(decided: Resolved, execution: Execution) -> Resolved:
