@@ -147,10 +147,11 @@ def test_a_resumed_trial_multiplies_as_before(tiny_table: dict[str, Any], tmp_pa
         return own(*given)
 
     monkeypatch.setattr(gemm.functional, "linear", linear)
+    monkeypatch.setattr("howlow.trial.state._SECONDS_BETWEEN_REPORTS", 0.0)
     unbroken = run(table, tmp_path / "unbroken", Stopper(), layout=choice)
     assert unbroken is not None
     assert calls
-    assert run(table, tmp_path / "broken", Stopper("train", 1), layout=choice) is None
+    assert run(table, tmp_path / "broken", Stopper("train", 2), layout=choice) is None
     resumed = run(table, tmp_path / "broken", Stopper(), layout=choice)
     assert resumed is not None
     assert resumed.resumed == 1

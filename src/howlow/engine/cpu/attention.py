@@ -132,7 +132,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, scale: flo
 @contextmanager
 def _rounding_to(dtype: torch.dtype) -> Iterator[None]:
     """Within this context oneDNN may round the fp32 numbers that it multiplies to this dtype; sums stay in fp32."""
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = settings.fp32_precision
     if dtype == torch.bfloat16:
         settings.fp32_precision = "bf16"

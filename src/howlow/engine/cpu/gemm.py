@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from time import perf_counter
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -123,7 +123,7 @@ def choose_gemms(
     return tuple(found)
 
 
-def is_frozen_linear(layer: object, dtype: torch.dtype) -> bool:
+def is_frozen_linear(layer: object, dtype: torch.dtype) -> TypeGuard[nn.Linear]:
     """Whether this is a plain linear layer on a CPU whose parameters have this dtype and do not train."""
     if type(layer) is not nn.Linear or layer.weight.device.type != "cpu":
         return False
