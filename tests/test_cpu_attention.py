@@ -114,7 +114,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-def test_only_short_plain_blocks_of_one_dtype_with_enough_to_do_run_as_products(monkeypatch: pytest.MonkeyPatch):
+def test_only_short_plain_fp32_blocks_with_enough_to_do_run_as_products(monkeypatch: pytest.MonkeyPatch):
     seen = ways(monkeypatch)
     row = row_of([100, 90], 100, True)
     query, key, value, _ = tensors(row, (3, 2), 64)
@@ -128,13 +128,12 @@ def test_only_short_plain_blocks_of_one_dtype_with_enough_to_do_run_as_products(
         row.attend(query, key, value.bfloat16(), PLAIN)  # SDPA refuses it as well
     with torch.autocast("cpu", torch.bfloat16):
         assert row.attend(query, key, value.bfloat16(), PLAIN).dtype == torch.bfloat16
-    assert row.attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), PLAIN).dtype == torch.bfloat16
-    assert seen[4:] == ["products", "sdpa", "sdpa", "products"]
+    assert seen[4:] == ["products", "sdpa", "sdpa"]
     small = row_of([3, 4], 10, True)
     small.attend(*tensors(small, (3, 2), 64)[:3], PLAIN)
     long = row_of([100], cpu_attention.MOST_KEYS, True)
     long.attend(*tensors(long, (3, 2), 64)[:3], PLAIN)
-    assert seen[8:] == ["sdpa", "sdpa"]
+    assert seen[7:] == ["sdpa", "sdpa"]
 
 
 def test_without_a_gradient_no_probabilities_are_kept(monkeypatch: pytest.MonkeyPatch):

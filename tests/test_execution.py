@@ -46,10 +46,10 @@ def test_frozen_parts_on_a_cpu_run_fused_unless_it_trains_compiled():
     assert not decided(device=CUDA).fused
 
 
-def test_products_are_for_a_cpu_that_keeps_many_kernels():
+def test_products_are_for_fp32_on_a_cpu_that_keeps_many_kernels():
     assert decided(kernels_kept=256).attention == "products"
     assert decided(kernels_kept=32).attention == "sdpa"
-    assert (decided("bf16", kernels_kept=256).attention == "products") == decided("bf16").fused
+    assert decided("bf16", kernels_kept=256).attention == "sdpa"
     assert decided("fp16-autocast", kernels_kept=256).attention == "sdpa"
     assert decided(device=CUDA, kernels_kept=256).attention == "sdpa"
     assert decided(attention="own", kernels_kept=256).attention == "own"

@@ -143,7 +143,8 @@ def decide(
     compute = _COMPUTED_IN[precision]
     storage = torch.bfloat16 if precision == "bf16" and not trains_base else torch.float32
     can_fuse = _can_fuse(device, storage, compute)
-    takes_products = attention == "sdpa" and can_fuse and kernels_kept >= FEWEST_KEPT
+    is_fp32 = compute == torch.float32
+    takes_products = attention == "sdpa" and can_fuse and is_fp32 and kernels_kept >= FEWEST_KEPT
     return Execution(
         device=device,
         precision=precision,

@@ -1,4 +1,4 @@
-"""Attention of short blocks on a CPU, as products: P = softmax(s Q K^T + mask), O = P V.
+"""Attention of short blocks on a CPU in fp32, as products: P = softmax(s Q K^T + mask), O = P V.
 
 The kernel behind torch's SDPA cuts a block into pieces of 32 queries a head. Their products are too small to run at the
 rate of the frozen layers' products. Here all query heads of a key head are one product through oneDNN
@@ -6,13 +6,9 @@ rate of the frozen layers' products. Here all query heads of a key head are one 
 five (Dao et al. 2022, appendix B.2, without tiles):
 
     dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(dP * P)),  dQ = s dS K,  dK = s dS^T Q
-
-Queries, keys and values in bf16 are widened to fp32, and oneDNN rounds what it multiplies back to bf16 where the CPU is
-faster at that (AMX). So scores and probabilities are fp32, as in the kernel behind SDPA.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -100,9 +96,8 @@ def _pieces(tree: PrefixTree, block: Block, mask: Tensor) -> Iterator[Piece]:
 
 
 def suits(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether products can take such tensors: all of them in fp32, or in bf16, on a CPU."""
-    is_one = query.dtype == key.dtype == value.dtype
-    return query.device.type == "cpu" and is_one and query.dtype in (torch.float32, torch.bfloat16)
+    """Whether products can take such tensors: all of them in fp32, on a CPU."""
+    return query.device.type == "cpu" and query.dtype == key.dtype == value.dtype == torch.float32
 
 
 def pays(query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, kernels_kept: int) -> bool:
@@ -123,53 +118,31 @@ def pays(query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, kernels_kept
 
 def attend(query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, scale: float) -> Tensor:
     """Attention of a row: (1, heads, tokens, dimension) from keys and values of (1, key heads, tokens, dimension)."""
-    wide = [part.float() for part in (query, key, value)]
-    found: Tensor = _Products.apply(*wide, pieces.every, scale, query.dtype)  # type: ignore[no-untyped-call]
-    # Outside of the function: a model may change its result in place, but not a view made within.
-    return _by_head(found.to(query.dtype))
-
-
-@contextmanager
-def _rounding_to(dtype: torch.dtype) -> Iterator[None]:
-    """Within this context oneDNN may round the fp32 numbers that it multiplies to this dtype; sums stay in fp32."""
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = settings.fp32_precision
-    if dtype == torch.bfloat16:
-        settings.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+    found: Tensor = _Products.apply(query, key, value, pieces.every, scale)  # type: ignore[no-untyped-call]
+    return _by_head(
+        found
+    )  # outside of the function: a model may change its result in place, but not a view made within
 
 
 class _Products(torch.autograd.Function):
     """See the module. Within, queries are (key heads, tokens, query heads of a key head, dimension)."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        pieces: tuple[Piece, ...],
-        scale: float,
-        rounded: torch.dtype,
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, pieces: tuple[Piece, ...], scale: float) -> Tensor:
         queries, keys, values = _by_key_head(query, key.shape[1], scale), key[0].contiguous(), value[0].contiguous()
         found = values.new_empty((*queries.transpose(0, 1).shape[:-1], values.shape[-1]))
         kept = []
-        with _rounding_to(rounded):
-            for piece in pieces:
-                rows, seen_keys, seen_values = slice(piece.start, piece.end), _seen(keys, piece), _seen(values, piece)
-                for head in range(len(keys)):
-                    scores = product(queries[head, rows].flatten(0, 1), seen_keys[head])
-                    scores.view(len(piece.mask), -1, piece.mask.shape[1]).add_(piece.mask[:, None])
-                    p = torch.softmax(scores, -1)
-                    found[rows, head] = product(p, seen_values[head].t()).view_as(found[rows, head])
-                    if any(ctx.needs_input_grad):
-                        kept.append(p)
+        for piece in pieces:
+            rows, seen_keys, seen_values = slice(piece.start, piece.end), _seen(keys, piece), _seen(values, piece)
+            for head in range(len(keys)):
+                scores = product(queries[head, rows].flatten(0, 1), seen_keys[head])
+                scores.view(len(piece.mask), -1, piece.mask.shape[1]).add_(piece.mask[:, None])
+                p = torch.softmax(scores, -1)
+                found[rows, head] = product(p, seen_values[head].t()).view_as(found[rows, head])
+                if any(ctx.needs_input_grad):
+                    kept.append(p)
         ctx.save_for_backward(queries, keys, values, *kept)
-        ctx.pieces, ctx.scale, ctx.rounded = pieces, scale, rounded
+        ctx.pieces, ctx.scale = pieces, scale
         return found
 
     @staticmethod
@@ -178,18 +151,17 @@ class _Products(torch.autograd.Function):
         gradients, chances = gradient.transpose(0, 1).contiguous(), iter(kept)
         d_queries = queries.new_empty(queries.transpose(0, 1).shape)
         d_keys, d_values = (part.new_zeros(part.transpose(1, 2).shape) for part in (keys, values))
-        with _rounding_to(ctx.rounded):
-            for piece in ctx.pieces:
-                rows, seen_keys, seen_values = slice(piece.start, piece.end), _seen(keys, piece), _seen(values, piece)
-                turned, d_turned = _turned(queries[:, rows]), _turned(gradients[:, rows])
-                for head in range(len(keys)):
-                    p, dy = next(chances), gradients[head, rows].flatten(0, 1)
-                    _add(d_values[head], piece, product(d_turned[head], p.t()))
-                    ds = torch._softmax_backward_data(product(dy, seen_values[head]), p, -1, p.dtype)
-                    _add(d_keys[head], piece, product(turned[head], ds.t()))
-                    d_queries[rows, head] = product(ds, seen_keys[head].t()).view_as(d_queries[rows, head])
+        for piece in ctx.pieces:
+            rows, seen_keys, seen_values = slice(piece.start, piece.end), _seen(keys, piece), _seen(values, piece)
+            turned, d_turned = _turned(queries[:, rows]), _turned(gradients[:, rows])
+            for head in range(len(keys)):
+                p, dy = next(chances), gradients[head, rows].flatten(0, 1)
+                _add(d_values[head], piece, product(d_turned[head], p.t()))
+                ds = torch._softmax_backward_data(product(dy, seen_values[head]), p, -1, p.dtype)
+                _add(d_keys[head], piece, product(turned[head], ds.t()))
+                d_queries[rows, head] = product(ds, seen_keys[head].t()).view_as(d_queries[rows, head])
         d_key, d_value = (part.permute(2, 0, 1).contiguous().transpose(0, 1)[None] for part in (d_keys, d_values))
-        return _by_head(d_queries.mul_(ctx.scale)), d_key, d_value, None, None, None
+        return _by_head(d_queries.mul_(ctx.scale)), d_key, d_value, None, None
 
 
 def _by_key_head(whole: Tensor, heads: int, scale: float) -> Tensor:
