@@ -257,6 +257,13 @@ class RunSettings(Section):
         description="auto: CUDA, then MPS, then CPU",
         json_schema_extra=affects("layout", "execution", "memory"),
     )
+    gemm_library: Literal["auto", "onednn", "blas"] = Field(
+        "auto",
+        description="which library multiplies by the base's frozen fp32 weights on a CPU; blas: the one that torch was "
+        "built with, such as MKL; auto: the faster one for each shape, measured before the first trial and the same "
+        "for all trials. The two round differently: name one for losses that are equal to the bit in other sweeps",
+        json_schema_extra=affects("layout", "execution", "memory"),
+    )
     executor: Literal["local"] = Field(
         "local", description="local: each trial in a process of this machine", json_schema_extra=affects()
     )
