@@ -131,7 +131,7 @@ def test_libraries_are_chosen_on_the_loaded_model(
 
 
 def losses(folder: Path, name: str) -> list[float]:
-    return [line["loss"] for line in read_lines(folder / "trials" / name / "steps.jsonl")]
+    return [line.get("loss") for line in read_lines(folder / "trials" / name / "steps.jsonl")]
 
 
 @pytest.mark.usefixtures("one_thread")
