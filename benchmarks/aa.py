@@ -200,7 +200,7 @@ def simulated(name: str, repeat: int, samples: np.ndarray, offset: float, draw: 
 
 def simulate(count: int) -> list[Rate]:
     draw, found = np.random.default_rng(0), []
-    for steps in (12, 40, 400):
+    for steps in (3, 5, 8, 12, 40, 400):
         for repeats, offset in ((1, 0.0), (1, 0.01), (REPEATS, 0.01)):
             told_offset = "with an offset of 1 %" if offset else "without an offset"
             rests_on = "one process, step errors" if repeats == 1 else f"{repeats} repeats"

@@ -15,8 +15,9 @@ correlation r from one block to the next counts. Its estimate is too small by ab
 
     var(ln R) is f = (1 + r) / (1 - r) times as large, and Student's t has B / f - 3 degrees of freedom, at least 1:
 
-B correlated blocks tell as much as B / f independent ones, and r itself costs two. Up to 4 blocks cannot show r; there
-f is 1, and t has B - 1.
+B correlated blocks tell as much as B / f independent ones, and r itself costs two. Up to 4 blocks cannot show r, and what
+they vary by is then much too small: of simulated pairs of equal trials (AR(1), r = 0.6), 11 to 26 % were told apart.
+So fewer than 5 steps have no error.
 
 **Several processes.** The n values x of a figure move the logarithm of their mean m by u = (x - m) / (n m). The same
 formula then gives the usual s^2 / (n m^2) with n - 1 degrees of freedom.
@@ -98,7 +99,7 @@ class Sample:
         """How far the figure is to be trusted."""
         parts, squares = len(self.moves), math.fsum(move * move for move in self.moves)
         variance = parts / (parts - 1) * squares
-        if not self.in_order or parts < _FEWEST_CORRELATED or not squares:
+        if not self.in_order or not squares:
             return LogVariance(variance, parts - 1)
         products = math.fsum(move * after for move, after in pairwise(self.moves))
         factor = _inflation(products / squares, parts)
@@ -115,7 +116,7 @@ class Sample:
 
 _ROUNDING = 1e-15
 """A smaller move of a logarithm is no more than the rounding of floating-point numbers."""
-_FEWEST_CORRELATED = 5
+_FEWEST_BLOCKS = 5
 _STRONGEST = 0.9
 
 
@@ -132,7 +133,7 @@ def of_steps(numerators: Sequence[float], denominators: Sequence[float], work: H
     work: equal where the same steps did the same work.
     """
     number = min(MOST_BLOCKS, len(numerators))
-    if number < 2:
+    if number < _FEWEST_BLOCKS:
         return None
     edges = [round(index * len(numerators) / number) for index in range(number + 1)]
     above, below = (
