@@ -1,18 +1,22 @@
 """Polled power -> energy: known joules in, the same joules out within what the error covers, and holes stay holes."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_energy_bounds import Curve
 
+from howlow.meters.energy import EnergyMeter, InstrumentReadings, window_energy
 from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point
 from howlow.meters.power_bounds import integrate_power, power_energy, statistical_error_w
 from howlow.meters.schedule import Schedule
-from howlow.records import WarningKind
+from howlow.records import EnergySource, EnergyWindow, WarningKind
+from howlow.reporting.page import _uncovered
 
 moments = st.lists(st.floats(0, 100), min_size=4, max_size=40, unique=True).map(sorted)
 
@@ -214,3 +218,43 @@ def test_correlated_readings_have_a_larger_error_than_independent_ones() -> None
     error_w = statistical_error_w(readings)
     assert error_w is not None
     assert error_w > 2 * 1.96 * 20 / 800**0.5
+
+
+# -- sensors that sample by themselves ------------------------------------------------------------------------------
+
+
+def in_part(wave: Wave, t: float) -> float:
+    """What a sensor shows that measures the first 25 of every 100 ms, as A100 and H100 do."""
+    updated_s = math.floor(t / 0.1) * 0.1 - 0.075
+    return (wave.energy_j(updated_s) - wave.energy_j(updated_s - 0.025)) / 0.025
+
+
+def told(meter: EnergyMeter, wave: Wave) -> BoundedEnergy:
+    points = polled(lambda t: in_part(wave, t), 64.0)
+    trace = InstrumentReadings([], points, 0.25, 0.1)
+    found = window_energy(meter, [trace], 2.0, 62.0)
+    assert isinstance(found, BoundedEnergy)
+    return found
+
+
+def test_a_sensor_that_samples_by_itself_has_no_statistical_error() -> None:
+    beaten = Wave(500.0, 0.1003, 0.5)  # a step of nearly the sensor's period: it sees the same part for many readings
+    noisy = Wave(500.0, 0.1, 0.5, 0.01)
+    for wave in (beaten, noisy):
+        part_time = told(EnergyMeter("nvml power", "", "power", sampled_share=0.25), wave)
+        assert part_time.statistical_error_j is None
+        assert part_time.covers == "edges"
+        assert part_time.energy_j == told(EnergyMeter("nvml power", "", "power"), wave).energy_j
+    true_j = noisy.energy_j(62.0) - noisy.energy_j(2.0)
+    wrong_j = abs(told(EnergyMeter("nvml power", "", "power"), noisy).energy_j - true_j)
+    assert wrong_j > 0.5 * true_j  # the sensor sees the high part alone, at whatever moment it is read
+
+
+@pytest.mark.parametrize(("share", "names_it"), [(None, False), (0.25, True)])
+def test_what_the_page_says_of_polled_power(share: float | None, names_it: bool) -> None:
+    source = EnergySource(name="nvml power", detail="power of GPU-1", power_sampled_share=share)
+    window = EnergyWindow(part="measured", energy_j=9.0, error_j=1.0, error_covers="edges")
+    phase = SimpleNamespace(windows=(window,))
+    (line,) = _uncovered(SimpleNamespace(energy=source, phases=(phase,)))
+    assert "swings between two readings are not in it" in line
+    assert ("no statistical error" in line) == names_it
