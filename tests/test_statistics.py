@@ -36,6 +36,8 @@ from howlow.analysis.statistics import (
 from howlow.records import EnergySource, EnergyWindow, Reading, Scores, WarningKind
 from howlow.reporting import formatting, read_report
 from howlow.reporting.charts import figures
+from howlow.reporting.panels import _bars
+from howlow.reporting.points import ChartPoint
 from howlow.reporting.words import sentences
 
 THROUGHPUT, TIME, ENERGY = map(named, ("train_samples_per_s", "train_time_per_sample_s", "train_energy_per_sample_j"))
@@ -502,3 +504,21 @@ def test_a_ratio_without_an_error_says_so_and_why(lack: NoError) -> None:
 
 def test_a_sample_is_scaled_with_its_figures_logarithm() -> None:
     assert Sample((1, 2), (0.1, -0.1), in_order=True).scaled(2.0).moves == (0.2, -0.2)
+
+
+def test_a_bar_that_reaches_far_beyond_the_axis_can_be_drawn() -> None:
+    points = [ChartPoint(4, "", 1.0, "1.0", "r0004-s0", low=1e-9, high=1e9), ChartPoint(8, "", 1.2, "1.2", "r0008-s0")]
+    (bar,) = _bars(points)
+    assert 1e-9 <= bar["y"] <= 1.0 < 10 < bar["high"] < 100
+
+
+def test_seeds_do_not_hide_that_the_test_examples_say_nothing(tmp_path: Path) -> None:
+    lines = [json.dumps({"id": str(index), "scores": {"f1": float(index == 3)}}) for index in range(6)]
+    for seed in (0, 1, 2):
+        for rank, level in ((1, 0.16), (8, 0.17)):
+            write_trial(tmp_path, rank, seed=seed, scores=Scores(f1=level))
+            (tmp_path / f"trials/r{rank:04d}-s{seed}/predictions.jsonl").write_text(
+                "".join(f"{one}\n" for one in lines)
+            )
+    group = compare(rows([tmp_path])).groups[0]
+    assert group.interval(named("f1")) == Interval(None, None)

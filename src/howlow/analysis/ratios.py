@@ -77,8 +77,8 @@ def relative_to(column: Column, value: float, ours: Sequence[Trial], theirs: Seq
         return _unknown(value, "zero")
     found = interval_around(value, spread, *(bound or 0.0 for bound in bounds))
     ratio = Ratio(value, found.low, found.high, basis)
-    says_nothing = basis != "processes" and spread.is_too_wide and not ratio.is_significant
-    return _unknown(value, "wide") if says_nothing else ratio
+    is_vague = _is_vague(column, spread, basis == "processes") and not ratio.is_significant
+    return _unknown(value, "wide") if is_vague else ratio
 
 
 def _unknown(value: float, lack: NoError) -> Ratio:
@@ -88,21 +88,26 @@ def _unknown(value: float, lack: NoError) -> Ratio:
 def mean_interval(column: Column, trials: Sequence[Trial]) -> Interval:
     """The interval of a column's mean over a group of trials; without ends where no error is known."""
     side = _Side.of(column, trials)
-    parts = [side.processes.spread] if side.processes else []
-    if column.follows_from_seed or not parts:
-        parts += [summed([sample.spread for sample in side.samples])] if side.samples is not None else []
-    spread = summed(parts) if parts else None
-    if (
-        spread is None
-        or (spread.is_too_wide and not side.processes)
-        or side.bound is None
-        or side.mean is None
-        or side.mean <= 0
-    ):
+    spread = _of_mean(column, side)
+    if spread is None or _is_vague(column, spread, side.processes is not None):
+        return Interval(None, None)
+    if side.bound is None or side.mean is None or side.mean <= 0:
         return Interval(None, None)
     found = interval_around(side.mean, spread, side.bound)
     is_above = column.unit == "fraction" and found.high is not None and found.high > 1
     return replace(found, high=1.0) if is_above else found
+
+
+def _of_mean(column: Column, side: "_Side") -> LogVariance | None:
+    parts = [side.processes.spread] if side.processes else []
+    if column.follows_from_seed or not parts:
+        parts += [summed([sample.spread for sample in side.samples])] if side.samples is not None else []
+    return summed(parts) if parts else None
+
+
+def _is_vague(column: Column, spread: LogVariance, has_processes: bool) -> bool:
+    """Whether what single processes show, or the test examples, makes an interval too wide to say anything."""
+    return spread.is_too_wide and (column.follows_from_seed or not has_processes)
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def runs_words(group: Group) -> str | None:
 
 
 def repeats_sentence(group: Group) -> str | None:
-    """What differences measurements repeated as often as these would show; None where nothing was repeated."""
+    """What differences measurements repeated as often as these show and do not; None where nothing was repeated."""
     parts = [words for column in tabulated() if (words := _visible(group, column)) is not None]
     if group.repeats < 2 or not parts:
         return None
@@ -75,7 +75,7 @@ def repeats_sentence(group: Group) -> str | None:
     measured = formatting.counted(len(group.trials), "time")
     differ = formatting.enumerated(parts)
     told = f"Two settings measured as often are told apart if they differ by about {differ}."
-    return f"{name} was measured {measured}. {told}"
+    return f"{name} was measured {measured}. {told} What measurements of one setting differ by is not significant."
 
 
 def _visible(group: Group, column: Column) -> str | None:
