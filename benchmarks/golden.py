@@ -5,7 +5,8 @@
 
 A refactoring must not change a number. Every case is a short sweep of SmolLM2-135M on a CPU. It runs twice, through the
 command line alone: with REV, in a temporary git worktree, and with this checkout, uncommitted edits included. Both
-sides run with the same Python and libraries; only PYTHONPATH differs. Of every trial are compared
+sides run with the same Python and libraries, and oneDNN computes their products; only PYTHONPATH differs. Of every
+trial are compared
 
     steps.jsonl        phase, step, loss, samples, tokens, target_tokens and computed_tokens of every line
     predictions.jsonl  every line; keys that only this checkout writes may be added
@@ -133,13 +134,20 @@ def run(case: Case, tree: Path, folder: Path, stops: tuple[tuple[str, int], ...]
     """Run a case; gives how it went, which is also kept in the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    sweep, started_s = ("-m", "howlow", "sweep", *case.arguments, "--out", "run"), time.monotonic()
+    arguments, started_s = (*case.arguments, *same_library(tree)), time.monotonic()
+    sweep = ("-m", "howlow", "sweep", *arguments, "--out", "run")
     problems = [stopped(start(tree, folder, *sweep), folder / "run", *stop) for stop in stops]
     status = finish(start(tree, folder, *sweep))
     problem = next((text for text in problems if text), f"exit status {status}" if status else "")
     went = {"arguments": list(case.arguments), "problem": problem, "seconds": round(time.monotonic() - started_s, 1)}
     (folder / "went.json").write_text(json.dumps(went), encoding="utf-8")
     return went
+
+
+def same_library(tree: Path) -> tuple[str, ...]:
+    """The option with which products are rounded in one way on both sides; older revisions know no other way."""
+    schema = (tree / "src" / "howlow" / "settings" / "schema.py").read_text(encoding="utf-8")
+    return ("--set", "run.gemm_library=onednn") if "gemm_library" in schema else ()
 
 
 def stopped(sweep: "subprocess.Popen[bytes]", out: Path, phase: str, step: int) -> str:

@@ -10,6 +10,7 @@ Absent is `None`, never 0, -1 or NaN.
 
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
+from howlow.records.data import DataRecord, DataSource
 from howlow.records.energy import (
     CounterPace,
     EnergyPart,
@@ -31,12 +32,11 @@ from howlow.records.files import (
     write_atomically,
     write_record,
 )
+from howlow.records.gemms import GemmRecord
 from howlow.records.identity import Provenance
 from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
 from howlow.records.schema import (
     SCHEMA_VERSION,
-    DataRecord,
-    DataSource,
     Environment,
     HeapMode,
     Idle,
@@ -55,6 +55,8 @@ from howlow.records.schema import (
     Status,
     Step,
 )
+from howlow.records.shrunk import ShrunkRecord
+from howlow.records.spectra import ModuleSpectrum, Spectra, read_spectra, write_spectra
 from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, WarningKind
 from howlow.records.window import measured_steps, window_times_s
 
@@ -74,6 +76,7 @@ __all__ = [
     "Frozen",
     "HeapMode",
     "Idle",
+    "GemmRecord",
     "LayoutChoice",
     "LayoutRecord",
     "LayoutTokens",
@@ -82,6 +85,7 @@ __all__ = [
     "MergedRecord",
     "MeterRecord",
     "ModelRecord",
+    "ModuleSpectrum",
     "Part",
     "PhaseName",
     "PhaseRecord",
@@ -93,6 +97,8 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "ShrunkRecord",
+    "Spectra",
     "Spread",
     "Status",
     "Step",
@@ -107,11 +113,13 @@ __all__ = [
     "read_lines",
     "read_record",
     "read_records",
+    "read_spectra",
     "read_steps",
     "read_timeline",
     "refuse_other_machine",
     "refuse_to_mix",
     "write_atomically",
     "write_record",
+    "write_spectra",
     "window_times_s",
 ]
