@@ -17,6 +17,9 @@ In this order:
     systems   the paper's systems study on LLaMA-3.1-8B's architecture (random weights): ranks 1 and 512 padded to 512,
               with the head at every position, and one rank in `shared`: throughput, energy, power, memory, utilisation
     batch     training.batch_size = "max" until a probe really runs out of memory, with every probe
+    search    the same for two ranks of LLaMA-3.1-8B's architecture: the seconds of each search, split into starting
+              processes, choosing batches, loading, compiling, probing and confirming; at most 90 s for the first rank
+              and 30 s for the next
 
 Data: SQuAD from `HOWLOW_TEST_DATA` (default ../shared/data), else questions that this script makes up; the document
 says which. `--dry-run` uses tiny models and few steps on any device, to see whether the script runs. The last line is
@@ -39,10 +42,12 @@ from peers import BATCH_SIZE, LENGTH, STEP_SIZE, Reply
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-LIMITS_S = {"machine": 30, "engine": 240, "tests": 140, "meters": 60, "layouts": 90, "systems": 130, "batch": 85}
+LIMITS_S = {"machine": 30, "engine": 240, "tests": 140, "meters": 60, "layouts": 90, "systems": 130}
+LIMITS_S |= {"batch": 85, "search": 200}
 TOKENIZER = "HOWLOW_BENCHMARK_TOKENIZER"
 SMALL, LARGE = "llama-3.2-1b", "llama-3.1-8b"
 LAYOUTS = ("padded", "packed", "shared")
+SEARCH_S = (90.0, 30.0)  # what a search may take for the first rank, and for the next
 STEP_SHARE, CORE_SHARE = 0.005, 0.01  # what the meters may take at 4 Hz
 
 
@@ -459,6 +464,33 @@ def batch(work: Path, is_dry: bool, _: Any) -> Reply:
     return {"status": record.status, "searches": [one.model_dump(mode="json") for one in record.batch_search]}
 
 
+def search(work: Path, is_dry: bool, _: Any) -> Reply:
+    """Search for two ranks, in `shared`; the records say where the time went."""
+    limit: Reply = {"run__memory_limit_bytes": 1_500_000_000} if is_dry else {}
+    options = settings_of(
+        training__batch_size="max",
+        training__max_steps=2,
+        task__train_examples=24 if is_dry else 4096,
+        task__test_examples=8,
+        inference__max_new_tokens=2,
+        **limit,
+    )
+    model = model_name(LARGE, work, is_dry)
+    records = sweep(work, "search", model, "--ranks", "8,64", "--layout", "shared", *options)
+    in_order = sorted((record for record in records if record.batch_search), key=lambda record: record.started_at or "")
+    found: Reply = {"data": questions(work)[2], "bounds_s": list(SEARCH_S)}
+    for record, bound_s in zip(in_order, SEARCH_S, strict=True):
+        (one,) = record.batch_search
+        assert one.duration_s is not None, "every new search has its times"
+        found[f"rank {record.rank}"] = {
+            "status": record.status,
+            "total_s": round(one.duration_s.total, 1),
+            "is_within_bound": one.duration_s.total <= bound_s,
+            **one.model_dump(mode="json"),
+        }
+    return found
+
+
 def systems(work: Path, is_dry: bool, keep: Any) -> Reply:
     """Measure the paper's table with its settings, except for precision (bf16) and the number of steps."""
     import howlow
@@ -489,6 +521,7 @@ CHECKS = {
     "layouts": layouts,
     "systems": systems,
     "batch": batch,
+    "search": search,
 }
 
 

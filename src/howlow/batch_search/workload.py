@@ -4,9 +4,17 @@ For fine-tuning it is the heaviest micro-batch of the trial's own seeded schedul
 tokens, and the one with the most targets if that is another. For inference it is the heaviest batch of each phase,
 with all the new tokens that the settings allow. The adapter is attached, and then merged if the trial merges it.
 Inference has a process of its own, so nothing is trained before it.
+
+On CUDA a probe may be *plain*: its steps are not compiled or recorded, and nothing is merged. A trial runs the plain
+step as well, to check the other ones against it (`howlow.trial.acceleration`), and a merged model has no adapter to
+compute, so a batch that does not fit plainly does not fit. Batches are filled up to the trial's shapes in both ways.
+
+The first probe of a process on CUDA runs its heaviest part again after a lighter one: what the allocator keeps of one
+step has to do for steps of other sizes, which a trial has many of.
 """
 
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -22,11 +30,13 @@ from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError
 from howlow.jobs import MemoryLine, RankMemory
 from howlow.memory import heap
 from howlow.meters.session import Session
-from howlow.trial.acceleration import new_trainer, ready
+from howlow.outcomes import names_lack_of_memory
+from howlow.records import WarningKind
+from howlow.trial.acceleration import Filling, filling_of, new_trainer, ready
 from howlow.trial.fine_tuning import micro_batches_of, optimization_of, schedule_of, set_to_training
 from howlow.trial.prepared import Prepared
 from howlow.trial.scoring import Scorer
-from howlow.trial.state import TrialState, split
+from howlow.trial.state import RecordDraft, TrialState, split
 
 _SHAPES = 8
 """How many shapes of light steps fill the cache of compiled kernels (`heap.bound_heap`)."""
@@ -35,8 +45,38 @@ _ROWS = 12
 
 
 @dataclass(frozen=True)
+class Way:
+    """How much of a trial's work a probe runs.
+
+    is_whole: also what the trial does once. again: the heaviest part a second time, after a lighter one.
+    """
+
+    is_whole: bool = True
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What torch's compiler has done in this process."""
+
+    regions: int
+    seconds: float
+
+    @classmethod
+    def so_far(cls) -> "Compiled":
+        """By torch's own counters, if its compiler was used at all."""
+        dynamo = sys.modules.get("torch._dynamo.utils")
+        if dynamo is None:
+            return cls(0, 0.0)
+        return cls(dynamo.counters["stats"]["unique_graphs"], dynamo.calculate_time_spent()["total_wall_time"])
+
+
+@dataclass(frozen=True)
 class Bench:
-    """A loaded model, how it runs, and the meters of a trial."""
+    """A loaded model, how it runs, and the meters of a trial.
+
+    held_bytes: what the process held before its first probe; None where it has no second one.
+    """
 
     state: TrialState
     device: torch.device
@@ -46,6 +86,7 @@ class Bench:
     tokenizer: Any
     execution: Execution
     pad_id: int
+    held_bytes: int | None = None
 
     def known(self, setting: str) -> RankMemory:
         """The memory that a rank surely takes: its weights (with gradients and two moments) and its activations."""
@@ -76,12 +117,15 @@ class Work(Protocol):
 
     @property
     def merges(self) -> bool:
-        """Whether a probe merges the adapter, after which the process cannot probe again."""
+        """Whether a whole probe merges the adapter, after which the process cannot probe again."""
+
+    def has_plain(self, execution: Execution) -> bool:
+        """Whether a plain probe leaves anything out where the model runs like this."""
 
     def load(self, batch: int) -> int:
         """The computed tokens of the heaviest part of the schedule."""
 
-    def run(self, bench: Bench, batch: int) -> None:
+    def run(self, bench: Bench, batch: int, way: Way) -> None:
         """Run the heaviest parts."""
 
 
@@ -108,6 +152,10 @@ class TrainingWork:
         """Never."""
         return False
 
+    def has_plain(self, execution: Execution) -> bool:
+        """Where steps are compiled or recorded."""
+        return execution.fills_shapes
+
     def load(self, batch: int) -> int:
         """The computed tokens of the heaviest micro-batch."""
         return max(map(self._computed, self._micro_batches(batch)))
@@ -128,15 +176,45 @@ class TrainingWork:
         most_targets = max(parts, key=lambda part: (self._targets(part), self._computed(part)))
         return [most] if self._targets(most) == self._targets(most_targets) else [most, most_targets]
 
-    def run(self, bench: Bench, batch: int) -> None:
+    def run(self, bench: Bench, batch: int, way: Way) -> None:
         """A step of each heaviest micro-batch, with moments, and with gradients where a step has several."""
-        set_to_training(self.state.settings, bench.model)
+        state = replace(self.state, found=RecordDraft())  # whose warnings are those of this probe
+        set_to_training(state.settings, bench.model)
         parts = self._micro_batches(batch)
-        execution, filling, recorded = ready(self.state, bench.model, bench.execution, bench.pad_id, parts)
-        times = 2 if (self.state.settings.training.effective_batch_size or 0) > batch else 1
-        steps = [[filling.batch(part)] * times for part in self._heaviest(parts)]
-        light = [] if execution.fills_shapes else list(_light_batches(bench))
+        execution, filling, recorded = self._ready(state, bench, parts, way)
+        times = 2 if (state.settings.training.effective_batch_size or 0) > batch else 1
+        chosen = self._heaviest(parts)
+        if way.again:
+            chosen = [*chosen, min(parts, key=self._computed), *chosen]
+        steps = [[filling.batch(part)] * times for part in chosen]
+        light: list[Batch] = []  # recording a step makes the moments
+        if not execution.fills_shapes:
+            light = list(_light_batches(bench))
+        elif not recorded:
+            light = [filling.batch(min(parts, key=self._computed))]
         _train(bench, execution, light, recorded, steps)
+
+    def _ready(
+        self, state: TrialState, bench: Bench, parts: Sequence[list[TokenizedExample]], way: Way
+    ) -> tuple[Execution, Filling, list[Batch]]:
+        """As the trial's steps run; plainly they are filled up to the same shapes.
+
+        Raises:
+            OutOfMemoryError: there is no room for compiled or recorded steps, which the trial would do without.
+        """
+        if not way.is_whole:
+            return _plainest(bench.execution), filling_of(state, bench.execution, bench.pad_id, parts), []
+        execution, filling, recorded = ready(state, bench.model, bench.execution, bench.pad_id, parts)
+        for warning in state.found.warnings:
+            if warning.kind is WarningKind.PLAINER_STEPS and names_lack_of_memory(warning.detail, is_limited=False):
+                raise torch.OutOfMemoryError(warning.detail)
+        return execution, filling, recorded
+
+
+def _plainest(execution: Execution) -> Execution:
+    while (plainer := execution.plainer()) is not None:
+        execution = plainer
+    return execution
 
 
 def _train(
@@ -154,15 +232,17 @@ def _train(
     """
     optimization = replace(optimization_of(bench.state.settings, 1), learning_rate=0.0)
     # What matters is the memory that a step takes, not whether its loss is finite.
-    with running(bench.model, execution) as run, bench.session.phase("train"), suppress(DivergedError):
-        trainer = new_trainer(run, optimization, recorded)
-        for batch in light:
-            for _ in range(MAX_SKIPPED_STEPS):  # fp16 may skip the first
-                if not trainer.outcome(trainer.step([batch])).skipped:
-                    break
-        for micro_batches in steps:
-            trainer.outcome(trainer.step(micro_batches))
-    bench.model.zero_grad(set_to_none=True)
+    try:
+        with running(bench.model, execution) as run, bench.session.phase("train"), suppress(DivergedError):
+            trainer = new_trainer(run, optimization, recorded)
+            for batch in light:
+                for _ in range(MAX_SKIPPED_STEPS):  # fp16 may skip the first
+                    if not trainer.outcome(trainer.step([batch])).skipped:
+                        break
+            for micro_batches in steps:
+                trainer.outcome(trainer.step(micro_batches))
+    finally:
+        bench.model.zero_grad(set_to_none=True)
 
 
 def _light_batches(bench: Bench) -> Iterator[Batch]:
@@ -203,6 +283,10 @@ class InferenceWork:
         """If the trial merges the adapter, after the test has run with it attached."""
         return self.state.kind == "lora" and self.state.settings.inference.adapter == "merged"
 
+    def has_plain(self, execution: Execution) -> bool:
+        """Where the adapter is merged."""
+        return self.merges
+
     def load(self, batch: int) -> int:
         """The computed tokens of the heaviest batch: prompts with all new tokens, or prompts with completions."""
         return max(max(self._read(part), self._written(part)) for part in self._parts(batch))
@@ -220,7 +304,7 @@ class InferenceWork:
         length = self.state.settings.training.sequence_length - new
         return layouts.computed_tokens(prompts, self.state.choice.layout, length) + new * len(part)
 
-    def run(self, bench: Bench, batch: int) -> None:
+    def run(self, bench: Bench, batch: int, way: Way) -> None:
         """The heaviest batch of each phase, with all of its new tokens."""
         settings = self.state.settings
         endless = settings.model_copy(update={"task": settings.task.model_copy(update={"stop": None})})
@@ -230,9 +314,9 @@ class InferenceWork:
         scorer = Scorer(state, bench.session, bench.model, *given, eos=frozenset())
         if bench.device.type == "cpu":
             self._fill_kernels(scorer, bench)
-        self._run_heaviest(scorer, parts)
-        if self.merges:
-            self._run_heaviest(replace(scorer, model=models.merged(bench.model)), parts)
+        self._run_heaviest(scorer, parts, way)
+        if self.merges and way.is_whole:
+            self._run_heaviest(replace(scorer, model=models.merged(bench.model)), parts, way)
 
     def _fill_kernels(self, scorer: Scorer, bench: Bench) -> None:
         """Let oneDNN compile as many kernels as it keeps, as in the course of a test, whose batches differ in shape."""
@@ -243,7 +327,11 @@ class InferenceWork:
                 evaluation.evaluate(run, batch)
         heap.release(bench.device)
 
-    def _run_heaviest(self, scorer: Scorer, parts: Sequence[list[TokenizedExample]]) -> None:
+    def _run_heaviest(self, scorer: Scorer, parts: Sequence[list[TokenizedExample]], way: Way) -> None:
         for phase, prepare in scorer.phases.items():
+            size: Callable[[Sequence[TokenizedExample]], int] = self._written if phase == "generate" else self._read
+            heaviest = max(parts, key=size)
+            chosen = [heaviest, min(parts, key=size), heaviest] if way.again else [heaviest]
             with scorer.running(phase) as run, scorer.session.phase(phase):
-                prepare(max(parts, key=self._written if phase == "generate" else self._read))(run, lambda _: None)
+                for part in chosen:
+                    prepare(part)(run, lambda _: None)

@@ -26,7 +26,16 @@ from howlow.jobs.events import (
     TrialStarted,
     TrialWaits,
 )
-from howlow.jobs.search import BatchSetting, LargestFound, MemoryBudget, MemoryLine, Probe, RankMemory, RankProbes
+from howlow.jobs.search import (
+    BatchSetting,
+    LargestFound,
+    MemoryBudget,
+    MemoryLine,
+    Probe,
+    RankMemory,
+    RankProbes,
+    whole_takes_more,
+)
 from howlow.jobs.work import (
     CounterPaces,
     EnvironmentJob,
@@ -90,4 +99,5 @@ __all__ = [
     "TrialWaits",
     "on_device",
     "value_of",
+    "whole_takes_more",
 ]

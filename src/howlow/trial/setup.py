@@ -8,7 +8,7 @@ from howlow.claims import neighbours
 from howlow.engine.execution import Execution
 from howlow.jobs import IdleAbsent
 from howlow.memory.heap import bound_heap, keep_heap
-from howlow.memory.limits import limit_memory
+from howlow.memory.limits import limit_memory, map_pages
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.machine import choose_device, environment
 from howlow.meters.sources import Meters, open_meters
@@ -55,6 +55,8 @@ def set_up(state: TrialState) -> Setup:
     settings, found = state.settings, state.found
     device = choose_device(state.device or settings.run.device)
     heap = bound_heap() if state.is_bounded else keep_heap()
+    if state.is_bounded:
+        map_pages(device)
     execution = execution_of(state, device, heap.kernels_kept)
     own = execution.for_evaluation() if state.kind == "base" else execution  # a baseline does not train
     found.resolved = with_execution(found.resolved, own)
