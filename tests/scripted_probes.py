@@ -23,5 +23,6 @@ def entry(job: ScriptedProbes, link: Link) -> LargestFound | None:
         return Try(job.script[done]) if done < len(job.script) else LargestBatch(job.script[0])
 
     probe.next_step = scripted
+    probe._LEFT_OVER = 0.5  # compiled kernels stay in a CPU's heap
     probe.shares_processes = lambda device: True
     return probe.probe_entry(job, link)

@@ -354,7 +354,8 @@ def test_a_process_goes_on_after_its_memory_has_run_out_if_it_gets_it_back(
     assert [one.batch for one in probes] == list(job.script), "in one process"
     assert [one.peak_bytes is None for one in probes] == [one.batch == 60 for one in probes]
     again = [peak_bytes(one) for one in probes if one.batch == 2]
-    assert max(again) - min(again) <= 40_000_000, "a quarter of the margin"
+    assert max(again) - min(again) <= 80_000_000, "half of the margin, for kernels that are compiled once"
+    assert again[2] - again[1] <= 20_000_000, "nothing gathers with every shortage"
 
 
 def test_probes_of_an_earlier_start_are_judged_by_the_memory_of_now() -> None:

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from howlow.batch_search import driver, probe, stopwatch
+from howlow.batch_search.row_tokens import RowTokens
 from howlow.batch_search.search import (
     BatchQuestion,
     LargestBatch,
@@ -29,6 +30,8 @@ from howlow.batch_search.search import (
     use_of_plain,
 )
 from howlow.batch_search.workload import Way
+from howlow.engine.layouts import computed_tokens
+from howlow.engine.tokens import TokenizedExample
 from howlow.jobs import (
     BudgetSet,
     JobEvent,
@@ -345,6 +348,29 @@ def test_a_device_that_failed_for_good_ends_the_process(monkeypatch: pytest.Monk
     monkeypatch.setattr(probe, "give_back", fail)
     bench: Any = LoadedModel(None, CUDA, 5)
     assert not probe._goes_on(question(9, "stands"), Steps(device=None), bench, Try(4), [Probe(2, 2, 7, True)])  # type: ignore[arg-type]
+
+
+# -- counting the tokens of rows --------------------------------------------------------------------------------------
+
+
+@given(
+    texts=st.lists(st.tuples(st.integers(0, 5), st.lists(st.integers(0, 2), max_size=14)), min_size=1, max_size=24),
+    stems=st.lists(st.lists(st.integers(0, 2), max_size=20), min_size=6, max_size=6),
+    chance=st.randoms(use_true_random=False),
+    layout=st.sampled_from(["padded", "packed", "shared"]),
+)
+@settings(deadline=None)
+def test_rows_are_counted_by_families_as_they_are_laid_out(
+    texts: list[tuple[int, list[int]]], stems: list[list[int]], chance: Any, layout: Any
+) -> None:
+    """Sequences may be equal, or the beginnings of others, and shorter than what is worth sharing."""
+    examples = [TokenizedExample("", "", (*stems[stem], *own), (7,)) for stem, own in texts]
+    counted = RowTokens(examples, layout, 64, remembers=True)
+    for _ in range(4):
+        row = [chance.randrange(len(examples)) for _ in range(chance.randint(1, 12))]
+        expected = computed_tokens([examples[index] for index in row], layout, 64)
+        assert counted.of(row) == expected
+        assert RowTokens(examples, layout, 64, remembers=False).of(row) == expected
 
 
 # -- the allocator's segments -----------------------------------------------------------------------------------------

@@ -2,8 +2,8 @@
 
 The search itself is a plain function (`howlow.batch_search.search`), which a probing process calls between its probes
 (`howlow.batch_search.probe`). A process probes for as long as it can; the driver starts the next one with all probes so
-far, until the batch is found. A probe whose process dies for lack of memory is one that does not fit. No process is kept for
-the next rank: it would hold a part of the device while the trial between them is measured.
+far, until the batch is found. A probe whose process dies for lack of memory is one that does not fit. No process is
+kept for the next rank: it would hold a part of the device while the trial between them is measured.
 
 A found batch is cached in `DIR/.howlow/batch-*.json` under everything that it depends on: a sweep that is resumed, and
 a trial that is run again, do not search again. The probes of other ranks in there say where to look first. Every probe

@@ -78,7 +78,7 @@ def probe_entry(job: ProbeJob, link: Link) -> LargestFound | None:
     budget = job.budget or _budget(job.setting, state.settings, device)
     link.report(BudgetSet(budget=budget))
     prepared = read_prepared(state.data_folder)
-    work = (TrainingWork if job.setting == "training.batch_size" else InferenceWork)(state, prepared)
+    work = (TrainingWork if job.setting == "training.batch_size" else InferenceWork)(state, prepared, device)
     execution = execution_of(state, device, kept)
     question = replace(_question(job, budget, work, device, link), plain=_use_of_plain(job, budget, work, execution))
     step = next_step(question)

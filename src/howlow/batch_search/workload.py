@@ -17,11 +17,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 
-from howlow.engine import evaluation, layouts
+from howlow.batch_search.row_tokens import RowTokens
+from howlow.engine import buckets, evaluation, layouts
 from howlow.engine import model as models
 from howlow.engine.execution import Execution, running
 from howlow.engine.layouts import Batch
@@ -33,7 +35,7 @@ from howlow.meters.session import Session
 from howlow.outcomes import names_lack_of_memory
 from howlow.records import WarningKind
 from howlow.trial.acceleration import Filling, filling_of, new_trainer, ready
-from howlow.trial.fine_tuning import micro_batches_of, optimization_of, schedule_of, set_to_training
+from howlow.trial.fine_tuning import optimization_of, schedule_of, set_to_training
 from howlow.trial.prepared import Prepared
 from howlow.trial.scoring import Scorer
 from howlow.trial.state import RecordDraft, TrialState, split
@@ -99,11 +101,6 @@ class Bench:
         return RankMemory(rank, MemoryLine(4 * size, places * rank * (4 if self.execution.precision == "fp32" else 2)))
 
 
-def _read_tokens(state: TrialState, part: Sequence[TokenizedExample]) -> int:
-    """The tokens that the model runs on to read these examples, as the trial lays them out."""
-    return layouts.computed_tokens(part, state.choice.layout, state.settings.training.sequence_length)
-
-
 class Work(Protocol):
     """The part of a trial whose largest batch is searched for."""
 
@@ -135,6 +132,7 @@ class TrainingWork:
 
     state: TrialState
     prepared: Prepared
+    device: torch.device
 
     @property
     def largest(self) -> int:
@@ -158,22 +156,29 @@ class TrainingWork:
 
     def load(self, batch: int) -> int:
         """The computed tokens of the heaviest micro-batch."""
-        return max(map(self._computed, self._micro_batches(batch)))
+        return max(map(self._tokens.of, self._micro_batches(batch)))
 
-    def _micro_batches(self, batch: int) -> list[list[TokenizedExample]]:
-        examples = self.prepared.train
-        return micro_batches_of(examples, schedule_of(self.state.settings, examples, batch), batch)
+    @cached_property
+    def _tokens(self) -> RowTokens:
+        length, remembers = self.state.settings.training.sequence_length, self.device.type != "cpu"
+        return RowTokens(self.prepared.train, self.state.choice.layout, length, remembers=remembers)
 
-    def _computed(self, part: Sequence[TokenizedExample]) -> int:
-        return _read_tokens(self.state, part)
+    def _micro_batches(self, batch: int) -> list[list[int]]:
+        """Which examples they hold."""
+        schedule = schedule_of(self.state.settings, self.prepared.train, batch)
+        return [part for step in schedule for part in split(step, batch)]
 
-    def _targets(self, part: Sequence[TokenizedExample]) -> int:
-        return sum(layouts.count_targets(example, self.state.settings.training.loss_on) for example in part)
+    def _examples(self, part: Sequence[int]) -> list[TokenizedExample]:
+        return [self.prepared.train[index] for index in part]
 
-    def _heaviest(self, parts: Sequence[list[TokenizedExample]]) -> list[list[TokenizedExample]]:
+    def _targets(self, part: Sequence[int]) -> int:
+        loss_on = self.state.settings.training.loss_on
+        return sum(layouts.count_targets(example, loss_on) for example in self._examples(part))
+
+    def _heaviest(self, parts: Sequence[list[int]]) -> list[list[int]]:
         """The micro-batch with the most computed tokens, and the one with the most targets if that is another."""
-        most = max(parts, key=lambda part: (self._computed(part), self._targets(part)))
-        most_targets = max(parts, key=lambda part: (self._targets(part), self._computed(part)))
+        most = max(parts, key=lambda part: (self._tokens.of(part), self._targets(part)))
+        most_targets = max(parts, key=lambda part: (self._targets(part), self._tokens.of(part)))
         return [most] if self._targets(most) == self._targets(most_targets) else [most, most_targets]
 
     def run(self, bench: Bench, batch: int, way: Way) -> None:
@@ -185,17 +190,17 @@ class TrainingWork:
         times = 2 if (state.settings.training.effective_batch_size or 0) > batch else 1
         chosen = self._heaviest(parts)
         if way.again:
-            chosen = [*chosen, min(parts, key=self._computed), *chosen]
-        steps = [[filling.batch(part)] * times for part in chosen]
+            chosen = [*chosen, min(parts, key=self._tokens.of), *chosen]
+        steps = [[filling.batch(self._examples(part))] * times for part in chosen]
         light: list[Batch] = []  # recording a step makes the moments
         if not execution.fills_shapes:
             light = list(_light_batches(bench))
         elif not recorded:
-            light = [filling.batch(min(parts, key=self._computed))]
+            light = [filling.batch(self._examples(min(parts, key=self._tokens.of)))]
         _train(bench, execution, light, recorded, steps)
 
     def _ready(
-        self, state: TrialState, bench: Bench, parts: Sequence[list[TokenizedExample]], way: Way
+        self, state: TrialState, bench: Bench, parts: Sequence[list[int]], way: Way
     ) -> tuple[Execution, Filling, list[Batch]]:
         """As the trial's steps run; plainly they are filled up to the same shapes.
 
@@ -203,8 +208,11 @@ class TrainingWork:
             OutOfMemoryError: there is no room for compiled or recorded steps, which the trial would do without.
         """
         if not way.is_whole:
-            return _plainest(bench.execution), filling_of(state, bench.execution, bench.pad_id, parts), []
-        execution, filling, recorded = ready(state, bench.model, bench.execution, bench.pad_id, parts)
+            layout, loss_on = state.choice.layout, state.settings.training.loss_on
+            sizes = [buckets.size_with(self._tokens.of(part), self._examples(part), layout, loss_on) for part in parts]
+            return _plainest(bench.execution), filling_of(state, bench.execution, bench.pad_id, sizes), []
+        examples = [self._examples(part) for part in parts]
+        execution, filling, recorded = ready(state, bench.model, bench.execution, bench.pad_id, examples)
         for warning in state.found.warnings:
             if warning.kind is WarningKind.PLAINER_STEPS and names_lack_of_memory(warning.detail, is_limited=False):
                 raise torch.OutOfMemoryError(warning.detail)
@@ -267,6 +275,7 @@ class InferenceWork:
 
     state: TrialState
     prepared: Prepared
+    device: torch.device
 
     @property
     def largest(self) -> int:
@@ -296,7 +305,8 @@ class InferenceWork:
         return [[test[index] for index in part] for part in split(range(len(test)), batch)]
 
     def _read(self, part: Sequence[TokenizedExample]) -> int:
-        return _read_tokens(self.state, part)
+        """The tokens that the model runs on to read these examples, as the trial lays them out."""
+        return layouts.computed_tokens(part, self.state.choice.layout, self.state.settings.training.sequence_length)
 
     def _written(self, part: Sequence[TokenizedExample]) -> int:
         new = self.state.settings.inference.max_new_tokens

@@ -57,10 +57,11 @@ def ready(
     """
     if not execution.fills_shapes:
         return execution, Filling(state, pad_id), []
-    sizes = _sizes(state, micro_batches)
-    shapes = _shapes(state, sizes)
-    filling = Filling(state, pad_id, shapes)
-    batches = _first_and_last(filling, shapes, sizes, micro_batches)
+    layout, training = state.choice.layout, state.settings.training
+    sizes = [buckets.size_of(part, layout, training.sequence_length, training.loss_on) for part in micro_batches]
+    filling = filling_of(state, execution, pad_id, sizes)
+    assert filling.shapes is not None, "the execution fills shapes"
+    batches = _first_and_last(filling, filling.shapes, sizes, micro_batches)
     first, last = batches[0]
     found, problems = trusted(model, execution, first, last, lambda: CudaGraphs(execution.device))
     for problem in problems:
@@ -69,23 +70,13 @@ def ready(
     return found, filling, [first for first, _ in batches] if found.graphed else []
 
 
-def filling_of(
-    state: TrialState, execution: Execution, pad_id: int, micro_batches: Sequence[Sequence[TokenizedExample]]
-) -> Filling:
-    """How the batches of a schedule with these micro-batches are laid out, whether or not the steps are checked."""
-    shapes = _shapes(state, _sizes(state, micro_batches)) if execution.fills_shapes else None
-    return Filling(state, pad_id, shapes)
-
-
-def _sizes(state: TrialState, micro_batches: Sequence[Sequence[TokenizedExample]]) -> list[Size]:
-    layout, training = state.choice.layout, state.settings.training
-    return [buckets.size_of(part, layout, training.sequence_length, training.loss_on) for part in micro_batches]
-
-
-def _shapes(state: TrialState, sizes: Sequence[Size]) -> Buckets:
+def filling_of(state: TrialState, execution: Execution, pad_id: int, sizes: Sequence[Size]) -> Filling:
+    """How batches of these sizes are laid out; their shapes go into the record."""
+    if not execution.fills_shapes:
+        return Filling(state, pad_id)
     shapes = buckets.choose_shapes(sizes, fills_rows=state.choice.layout != "padded")
     state.resolve(row_lengths=tuple(shape.tokens for shape in shapes.shapes), row_padding=shapes.padding)
-    return shapes
+    return Filling(state, pad_id, shapes)
 
 
 def _first_and_last(
