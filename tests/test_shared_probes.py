@@ -7,7 +7,7 @@ up to the real limit of a CPU's heap.
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_resuming import measure_job
 
-from howlow.batch_search import driver, probe, stopwatch
+from howlow.batch_search import driver, probe, stopwatch, workload
 from howlow.batch_search.row_tokens import RowTokens
 from howlow.batch_search.search import (
     BatchQuestion,
@@ -29,8 +30,9 @@ from howlow.batch_search.search import (
     next_step,
     use_of_plain,
 )
-from howlow.batch_search.workload import Way
-from howlow.engine.layouts import computed_tokens
+from howlow.batch_search.workload import TrainingWork, Way
+from howlow.engine.execution import Execution, decide
+from howlow.engine.layouts import Batch, computed_tokens
 from howlow.engine.tokens import TokenizedExample
 from howlow.jobs import (
     BudgetSet,
@@ -49,6 +51,10 @@ from howlow.jobs import (
 )
 from howlow.memory import limits
 from howlow.outcomes import Finished, Returned, Unfinished
+from howlow.records import LayoutChoice
+from howlow.trial import acceleration
+from howlow.trial.prepared import read_prepared
+from howlow.trial.state import TrialState
 
 CUDA = torch.device("cuda:0")
 LIMIT, BUDGET = 1_000_000, 970_000
@@ -350,6 +356,88 @@ def test_a_device_that_failed_for_good_ends_the_process(monkeypatch: pytest.Monk
     assert not probe._goes_on(question(9, "stands"), Steps(device=None), bench, Try(4), [Probe(2, 2, 7, True)])  # type: ignore[arg-type]
 
 
+# -- what a probe runs ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Ran:
+    """What a probe would have run, in place of running it."""
+
+    execution: Execution | None = None
+    light: Sequence[Batch] = ()
+    steps: Sequence[Sequence[Batch]] = ()
+    checks: int = 0
+
+    def train(self, bench: Any, execution: Execution, light: Any, recorded: Any, steps: Any) -> None:
+        self.execution, self.light, self.steps = execution, light, steps
+
+
+@pytest.fixture
+def accelerated(
+    tiny_table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str | None, Way], Ran]:
+    """Probes batches of three in `shared`, whose steps are to be compiled; the check says what is given."""
+    job = measure_job(tiny_table, tmp_path).trial
+    layout = LayoutChoice(layout="shared", kernel="sdpa")
+    state = TrialState("probe", "lora", {}, job.settings, tmp_path, tmp_path / "data", Told(), layout)
+    execution = replace(decide(device=torch.device("cpu"), precision="fp32"), compiled=True)
+    bench: Any = type("Bench", (), {})()
+    bench.state, bench.execution, bench.pad_id, bench.model = state, execution, 0, torch.nn.Linear(1, 1)
+    bench.prepared, bench.device = read_prepared(tmp_path / "data"), torch.device("cpu")
+    monkeypatch.setattr(Execution, "fills_shapes", property(lambda self: self.compiled))
+
+    def run(problem: str | None, way: Way) -> Ran:
+        ran = Ran()
+
+        def check(model: Any, asked: Execution, *_: Any) -> tuple[Execution, tuple[str, ...]]:
+            ran.checks += 1
+            return (asked, ()) if problem is None else (replace(asked, compiled=False), (problem,))
+
+        monkeypatch.setattr(acceleration, "trusted", check)
+        monkeypatch.setattr(workload, "_train", ran.train)
+        TrainingWork(state, bench.prepared, CUDA).run(bench, 3, way)
+        return ran
+
+    return run
+
+
+def shapes(ran: Ran) -> list[Any]:
+    return [[batch.input_ids.shape for batch in step] for step in ran.steps]
+
+
+def test_a_plain_probe_compiles_nothing_and_fills_batches_up_as_a_whole_one_does(
+    accelerated: Callable[[str | None, Way], Ran],
+) -> None:
+    plain, whole = accelerated(None, Way(is_whole=False)), accelerated(None, Way())
+    assert plain.execution is not None
+    assert whole.execution is not None
+    assert (plain.execution.compiled, whole.execution.compiled) == (False, True)
+    assert (plain.checks, whole.checks) == (0, 1)
+    assert shapes(plain) == shapes(whole)
+    assert all(tokens % 128 == 0 for step in shapes(whole) for _, tokens in step)
+    assert plain.light, "a light step makes the optimizer's moments"
+    assert whole.light
+
+
+def test_the_first_probe_of_a_process_runs_the_heaviest_part_again_after_a_lighter_one(
+    accelerated: Callable[[str | None, Way], Ran],
+) -> None:
+    once, again = accelerated(None, Way(is_whole=False)), accelerated(None, Way(is_whole=False, again=True))
+    heavy = shapes(once)
+    assert shapes(again)[: len(heavy)] == shapes(again)[-len(heavy) :] == heavy
+    assert len(again.steps) == 2 * len(heavy) + 1
+
+
+def test_without_room_for_compiled_steps_a_batch_does_not_fit_although_a_trial_would_do_without(
+    accelerated: Callable[[str | None, Way], Ran],
+) -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate"):
+        accelerated("compiling failed (OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB)", Way())
+    other = accelerated("compiling failed (InternalTorchDynamoError: no)", Way())
+    assert other.execution is not None
+    assert not other.execution.compiled
+
+
 # -- counting the tokens of rows --------------------------------------------------------------------------------------
 
 
@@ -482,8 +570,6 @@ class Script:
 def test_the_record_has_the_time_and_both_peaks_of_a_batch(
     tiny_table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_resuming import measure_job
-
     trial = measure_job(tiny_table, tmp_path).trial
     (tmp_path / ".howlow").mkdir()
     begins: list[JobEvent] = [BudgetSet(budget=GIVEN), ProbeBegun(batch=1, load=1), RankMeasured(known=known(1))]
