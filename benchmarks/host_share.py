@@ -20,7 +20,7 @@ from typing import Any
 from kills import questions
 
 LAYOUTS = ("padded", "packed", "shared")
-SHAPE = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6}
+SHAPE = {"hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 3, "num_attention_heads": 4}
 SETTINGS = """
 model = "{folder}/model"
 baselines = []

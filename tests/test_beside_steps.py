@@ -51,13 +51,21 @@ def test_an_error_is_raised_where_its_result_is_asked_for() -> None:
     assert not threads()
 
 
-def test_no_more_is_laid_out_than_a_few_steps_ahead() -> None:
+@given(items=st.integers(0, 60), ahead=st.integers(1, 30))
+def test_no_more_is_laid_out_than_asked_for_and_that_before_the_first_step(items: int, ahead: int) -> None:
     made, taken = [], []
-    with prefetched(made.append, range(20)) as results:
+    with prefetched(made.append, range(items), ahead) as results:
         for _ in results:
+            assert taken or len(made) >= min(items, ahead)
             taken.append(None)
-            assert len(made) <= len(taken) + prefetch.STEPS_AHEAD
-    assert made == list(range(20))
+            assert len(made) <= len(taken) + ahead
+    assert made == list(range(items))
+
+
+def test_long_steps_are_laid_out_a_few_ahead_and_short_ones_within_the_same_memory() -> None:
+    assert prefetch.steps_ahead(40, 2048) == prefetch.STEPS_AHEAD
+    assert prefetch.steps_ahead(4, 160) * 4 * 160 <= prefetch.AHEAD_TOKENS
+    assert prefetch.steps_ahead(4, 160) > 100
 
 
 def test_what_is_left_when_the_context_ends_is_dropped() -> None:

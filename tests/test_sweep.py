@@ -169,7 +169,8 @@ def test_a_trial_ends_within_two_seconds_of_its_sweeps_death(
 ) -> None:
     import psutil
 
-    long = merge(long_table, {"training": {"epochs": 500}})
+    changes = {"training": {"epochs": 500, "checkpoint_every_s": 1000.0}, "grid": {"lora.rank": [1]}, "baselines": []}
+    long = merge(long_table, changes)
     with started(runner, long, tmp_path / "out") as process:
         wait_for(process, "trial_progress", "r0001-s0")
         children = psutil.Process(process.pid).children(recursive=True)

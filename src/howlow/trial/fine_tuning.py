@@ -19,7 +19,7 @@ from howlow.settings import Settings
 from howlow.trial.acceleration import Filling, new_trainer, ready
 from howlow.trial.checkpointing import Saved, save_training
 from howlow.trial.lines import StepLines
-from howlow.trial.prefetch import prefetched
+from howlow.trial.prefetch import prefetched, steps_ahead
 from howlow.trial.prepared import Prepared
 from howlow.trial.state import TrialState, split, step_line
 
@@ -64,10 +64,11 @@ def _run_schedule(
     def laid_out(chosen: Sequence[int]) -> list[Batch]:
         return [filling.batch(part) for part in micro_batches_of(examples, [chosen], state.training_batch_size)]
 
+    ahead = steps_ahead(max(map(len, schedule), default=1), training.sequence_length)
     with (
         session.phase("train", totals) as meter,
         StepLines(state.steps_path) as lines,
-        prefetched(laid_out, schedule[first:]) as laid_out_ahead,
+        prefetched(laid_out, schedule[first:], ahead) as laid_out_ahead,
     ):
         for index, micro_batches in enumerate(laid_out_ahead, first):
             state.note_first_step()

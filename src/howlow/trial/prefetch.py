@@ -1,10 +1,14 @@
-"""Batches laid out ahead: a thread prepares the next steps while the current one runs.
+"""Batches laid out ahead: before the first step, and by a thread while steps run.
 
 Laying out a batch is the host's work. Done between two steps, it would be time of the measured window in which the
-device has nothing to do. The thread takes the items in their order and draws no random numbers, so every result is
-what it would be without a thread.
+device has nothing to do. A thread that works beside every step does little better where a step keeps all cores busy: it
+then holds Python's lock while it waits for a core. So as many batches as `AHEAD_TOKENS` allow are ready before the
+first step, and the thread goes on only when half of them are used, with many at once.
+
+It takes the items in their order and draws no random numbers, so every result is what it would be without a thread.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -17,21 +21,30 @@ from howlow.trial.threads import thread_beside_steps
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 STEPS_AHEAD = 4
-"""Enough for a batch that takes long to lay out among short ones; a batch on the host is small beside its step."""
+"""The least: enough for a batch that takes long to lay out among short ones, and small beside its step."""
+AHEAD_TOKENS = 1 << 16
+"""About 4 MB of the host's memory, at some eight integers a token."""
+
+
+def steps_ahead(samples: int, length: int) -> int:
+    """How many steps of some `samples`, of at most `length` tokens each, are laid out ahead."""
+    return max(STEPS_AHEAD, AHEAD_TOKENS // (samples * length))
 
 
 @contextmanager
-def prefetched(prepare: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[Iterator[ResultT]]:
-    """The results of `prepare` for the items, in their order, made by a thread at most `STEPS_AHEAD` ahead.
+def prefetched(
+    prepare: Callable[[ItemT], ResultT], items: Iterable[ItemT], ahead: int = STEPS_AHEAD
+) -> Iterator[Iterator[ResultT]]:
+    """The results of `prepare` for the items, in their order, made by a thread and at most `ahead` ahead.
 
-    An error is raised where its result is asked for. At the end of the context the thread is gone, and what was made
-    ahead is dropped.
+    The first is given when that many are ready, or all. An error is raised where its result is asked for. At the end of
+    the context the thread is gone, and what was made ahead is dropped.
     """
-    ahead = _Ahead(prepare, iter(items))
+    made = _Ahead(prepare, iter(items), ahead)
     try:
-        yield iter(ahead)
+        yield iter(made)
     finally:
-        ahead.stop()
+        made.stop()
 
 
 class _Ahead(Generic[ItemT, ResultT]):
@@ -41,12 +54,12 @@ class _Ahead(Generic[ItemT, ResultT]):
     step wait where its thread loses its core while it holds a lock.
     """
 
-    def __init__(self, prepare: Callable[[ItemT], ResultT], items: Iterator[ItemT]) -> None:
-        self._prepare, self._items = prepare, items
+    def __init__(self, prepare: Callable[[ItemT], ResultT], items: Iterator[ItemT], ahead: int) -> None:
+        self._prepare, self._items, self._most = prepare, items, ahead
         self._asked: SimpleQueue[ItemT | _End] = SimpleQueue()
         self._made: SimpleQueue[Callable[[], ResultT]] = SimpleQueue()
         self._waiting, self._is_over = 0, False
-        self._ask(STEPS_AHEAD)
+        self._ask(ahead)
         self._thread = thread_beside_steps("howlow-prefetch", self._run)
 
     def _ask(self, count: int) -> None:
@@ -66,10 +79,16 @@ class _Ahead(Generic[ItemT, ResultT]):
         return lambda: result
 
     def __iter__(self) -> Iterator[ResultT]:
-        while self._waiting:
-            result = self._made.get()
-            self._waiting -= 1
-            self._ask(1)
+        ready = deque(self._made.get() for _ in range(self._waiting))
+        self._waiting = 0
+        while ready or self._waiting:
+            if not ready:
+                ready.append(self._made.get())
+                self._waiting -= 1
+            result = ready.popleft()
+            left = len(ready) + self._waiting
+            if left <= self._most // 2:
+                self._ask(self._most - left)
             yield result()
 
     def stop(self) -> None:

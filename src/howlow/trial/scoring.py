@@ -21,7 +21,7 @@ from howlow.tasks import Example, Task, task_named
 from howlow.trial.checkpointing import Saved, save_inference
 from howlow.trial.lines import PredictionLines, StepLines
 from howlow.trial.merged_check import Attached, agreement, summed_loss, with_merged
-from howlow.trial.prefetch import prefetched
+from howlow.trial.prefetch import prefetched, steps_ahead
 from howlow.trial.prepared import Prepared
 from howlow.trial.state import TrialState, split, step_line
 
@@ -149,7 +149,8 @@ class Scorer:
         batches, saved_at_s = self._batches(), now_s()
         parts = state.burn_in(phase, [len(batch) for batch in batches[first:]])
         attached = self.attached.batches(phase) if self.attached else None
-        with prefetched(lambda batch: prepare([test[row] for row in batch]), batches[first:]) as laid_out_ahead:
+        ahead = steps_ahead(state.inference_batch_size, state.settings.training.sequence_length)
+        with prefetched(lambda batch: prepare([test[row] for row in batch]), batches[first:], ahead) as laid_out_ahead:
             for index, work in enumerate(laid_out_ahead, first):
                 state.note_first_step()
                 part, samples = parts.of_next, len(batches[index])
