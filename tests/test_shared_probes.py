@@ -30,7 +30,7 @@ from howlow.batch_search.search import (
     next_step,
     use_of_plain,
 )
-from howlow.batch_search.workload import TrainingWork, Way
+from howlow.batch_search.workload import Compiled, TrainingWork, Way
 from howlow.engine.execution import Execution, decide
 from howlow.engine.layouts import Batch, computed_tokens
 from howlow.engine.tokens import TokenizedExample
@@ -438,6 +438,15 @@ def test_without_room_for_compiled_steps_a_batch_does_not_fit_although_a_trial_w
     assert not other.execution.compiled
 
 
+def test_what_the_compiler_did_is_read_from_its_own_counters() -> None:
+    before = Compiled.so_far()
+    for _ in range(2):
+        torch.compile(lambda number: number + 1, backend="eager")(torch.ones(3))
+    after = Compiled.so_far()
+    assert after.regions >= before.regions + 1
+    assert after.seconds > before.seconds
+
+
 # -- counting the tokens of rows --------------------------------------------------------------------------------------
 
 
@@ -486,6 +495,16 @@ def test_segments_expand_unless_the_user_says_otherwise(
     assert told == []
     limits.map_pages(CUDA)
     assert told == configured
+
+
+def test_torch_takes_the_option_for_segments() -> None:
+    """Only CUDA's allocator follows it, but torch reads it without a GPU as well, and refuses what it does not know."""
+    limits._configure_allocator("expandable_segments:True")
+    try:
+        told = getattr(torch._C, "_accelerator_getAllocatorSettings", lambda: "expandable_segments:True")()
+        assert told == "expandable_segments:True"
+    finally:
+        limits._configure_allocator("expandable_segments:False")
 
 
 # -- where the time goes ----------------------------------------------------------------------------------------------
