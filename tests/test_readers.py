@@ -9,6 +9,7 @@ import lzma
 import os
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from hypothesis import strategies as st
 from howlow.errors import UserError
 from howlow.settings import TaskSettings, completed
 from howlow.tasks import Example, files_of, score_predictions, select, task_named
+
+gzipped = partial(gzip.compress, mtime=0)
+"""Without the time of day: the bytes are part of tests' names."""
 
 ROWS = [{"prompt": "2+2=", "completion": " 4"}, {"prompt": "é\u2028x", "completion": "ja\nnein "}]
 TEXTS = [{"text": " = A = \n"}, {"text": ""}, {"text": "b c\u2028d"}]
@@ -143,7 +147,7 @@ def test_json_over_several_lines_is_told_as_what_it_is(tmp_path: Path, text: str
 def test_csv_with_tabs_and_compressed_csv_are_read(tmp_path: Path) -> None:
     (tmp_path / "d.tsv").write_text("prompt\tcompletion\na,b\t c\n", encoding="utf-8")
     assert contents(loaded("completion", tmp_path / "d.tsv")) == [("a,b", " c", "c")]
-    (tmp_path / "d.csv.gz").write_bytes(gzip.compress(b'\xef\xbb\xbfprompt,completion\n"a,b", c\n'))
+    (tmp_path / "d.csv.gz").write_bytes(gzipped(b'\xef\xbb\xbfprompt,completion\n"a,b", c\n'))
     assert contents(loaded("completion", tmp_path / "d.csv.gz")) == [("a,b", " c", "c")]
 
 
@@ -151,7 +155,7 @@ def test_compressed_official_squad_and_predictions_are_read(tmp_path: Path) -> N
     question = {"id": "q", "question": "Who?", "answers": [{"text": "fox"}]}
     document = {"data": [{"paragraphs": [{"context": "The fox.", "qas": [question]}]}]}
     data, predictions = tmp_path / "squad.json.gz", tmp_path / "p.json.xz"
-    data.write_bytes(gzip.compress(json.dumps(document).encode()))
+    data.write_bytes(gzipped(json.dumps(document).encode()))
     predictions.write_bytes(lzma.compress(b'{"q": "The fox"}'))
     assert score_predictions("question_answering", str(data), str(predictions)).figures["exact_match"] == 1.0
 
@@ -168,7 +172,7 @@ def tar_of(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("d.jsonl.gz", gzip.compress(b'{"prompt": "p"}')[:-4], "cannot be decompressed as gzip"),
+        ("d.jsonl.gz", gzipped(b'{"prompt": "p"}')[:-4], "cannot be decompressed as gzip"),
         ("d.jsonl.gz", b"\x1f\x8b\x08nonsense", "cannot be decompressed as gzip"),
         ("d.jsonl.bz2", bz2.compress(b"x")[:-4], "cannot be decompressed as bzip2"),
         ("d.jsonl.xz", lzma.compress(b"x")[:-4], "cannot be decompressed as xz"),
@@ -179,13 +183,13 @@ def tar_of(content: bytes) -> bytes:
         ("d.parquet", b"prompt,completion\n", "cannot be read as a table"),
         ("d.arrow", b"ARROW1\0\0nonsense", "cannot be read as a table"),
         ("d.arrow", b"", "is empty"),
-        ("d.parquet.gz", gzip.compress(b"PAR1nonsense"), "is a table compressed by gzip; decompress it"),
+        ("d.parquet.gz", gzipped(b"PAR1nonsense"), "is a table compressed by gzip; decompress it"),
         ("d.arrow.xz", lzma.compress(b"ARROW1nonsense"), "is a table compressed by xz; decompress it"),
         ("d.feather.bz2", bz2.compress(b"ARROW1nonsense"), "is a table compressed by bzip2; decompress it"),
-        ("d.gz", gzip.compress(b"PAR1\xff\xfe"), "Parquet; one data file of this kind is read, not compressed again"),
+        ("d.gz", gzipped(b"PAR1\xff\xfe"), "Parquet; one data file of this kind is read, not compressed again"),
         (
             "d.jsonl.gz",
-            gzip.compress(gzip.compress(b"x")),
+            gzipped(gzipped(b"x")),
             "is compressed twice (gzip within gzip); decompress it once",
         ),
         ("d.jsonl.xz", lzma.compress(bz2.compress(b"x")), "is compressed twice (bzip2 within xz); decompress it once"),
@@ -194,7 +198,7 @@ def tar_of(content: bytes) -> bytes:
         ("d.txt", "abcd".encode("utf-16-le"), "UTF-16; save it as UTF-8"),
         ("d.jsonl", '{"a": 1}'.encode("utf-16-be"), "UTF-16; save it as UTF-8"),
         ("d.txt", "prompt,completion".encode("utf-32-le"), "UTF-32; save it as UTF-8"),
-        ("d.tar.gz", gzip.compress(tar_of(b"hello")), "a tar archive; unpack it"),
+        ("d.tar.gz", gzipped(tar_of(b"hello")), "a tar archive; unpack it"),
         ("d.jsonl", tar_of(b"\xff"), "a tar archive; unpack it"),
     ],
 )
@@ -269,7 +273,7 @@ def corpus(folder: Path) -> Path:
     for name in ("a.txt", "b/C.TXT", ".ipynb_checkpoints/a-checkpoint.txt", ".hidden.txt", "notes.md", "b/d.jsonl"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"the text of {name}\n", encoding="utf-8")
-    (folder / "z.txt.gz").write_bytes(gzip.compress(b"the text of z\n"))
+    (folder / "z.txt.gz").write_bytes(gzipped(b"the text of z\n"))
     (folder / "linked").symlink_to(folder / "b", target_is_directory=True)
     return folder
 
