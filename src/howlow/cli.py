@@ -240,6 +240,8 @@ def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_diff
         print(f"model: {report.architecture}, {report.total_parameters} parameters")
         for warning in report.warnings:
             print(f"{warning.kind}: {warning.detail}; {warning.remedy}")
+    for warning in plan.warnings:
+        print(f"{warning.kind}: {warning.detail}; {warning.remedy}")
 
 
 @app.command("report")

@@ -5,13 +5,18 @@ would the tower's own weights. Layers of the text model may be left over, too, s
 those of an earlier one. Names decide nothing: the model runs on a few tokens, without storage where it has none, and
 its modules note whether they are called. An expert that no token has chosen counts as reached, because it is one of
 several.
+
+A layer that text reaches may still have no influence on a loss: its weight is read without calling it, or what it gives
+is only compared. So where a model with its weights is run on texts, `watched` notes whose results are given gradients.
 """
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from howlow.engine.attention_context import one_sequence_a_row
@@ -95,3 +100,51 @@ def run_on_tokens(model: Any, *, with_gradients: bool = False) -> Any:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+# -- what a loss depends on ---------------------------------------------------------------------------------------
+
+
+class Watched:
+    """Which modules of a model were called, and the results of which layers were given gradients."""
+
+    def __init__(self, model: nn.Module, layers: Collection[str]) -> None:
+        self._layers = {name: module for name, module in model.named_modules() if name in layers}
+        self._parents = {id(child): parent for parent in model.modules() for child in parent.children()}
+        self.called = set[int]()
+        self._influential = set[str]()
+
+    def noting(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        """The hook behind a layer."""
+
+        def note(_: nn.Module, __: Any, result: Any) -> None:
+            if isinstance(result, Tensor) and result.requires_grad:
+                result.register_hook(lambda _: self._influential.add(name))  # type: ignore[no-untyped-call]
+
+        return note
+
+    def idle(self) -> tuple[str, ...]:
+        """The layers whose results no loss has depended on, so that an adapter there would not have trained.
+
+        A layer that was not called and is one of several, such as an expert, is none of them.
+        """
+        left = {name: module for name, module in self._layers.items() if name not in self._influential}
+        is_choice = {
+            name: id(module) not in self.called and _is_one_of_several(module, self._parents, self.called)
+            for name, module in left.items()
+        }
+        return tuple(name for name in left if not is_choice[name])
+
+
+@contextmanager
+def watched(model: nn.Module, layers: Collection[str]) -> Iterator[Watched]:
+    """Within this context a model's forward and backward passes are watched; layers: by their names in the model."""
+    found = Watched(model, layers)
+    hooks = [module.register_forward_pre_hook(lambda one, _: found.called.add(id(one))) for module in model.modules()]
+    named = [(name, module) for name, module in model.named_modules() if name in layers]
+    hooks += [module.register_forward_hook(found.noting(name)) for name, module in named]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -25,7 +25,7 @@ from howlow.records.files import (
     write_record,
 )
 from howlow.records.identity import Provenance
-from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
+from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage, SearchDurations
 from howlow.records.schema import (
     SCHEMA_VERSION,
     DataRecord,
@@ -86,6 +86,7 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "SearchDurations",
     "Spread",
     "Status",
     "Step",

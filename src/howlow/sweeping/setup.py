@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from howlow.errors import UserError, reason
-from howlow.jobs import Job, JobRunner, LayoutJob, PreparationReport, PrepareJob, value_of
+from howlow.jobs import ForetellJob, Job, JobRunner, LayoutJob, PreparationReport, PrepareJob, value_of
 from howlow.outcomes import DiskFullError, StoppedError, is_disk_full
-from howlow.records import HeapMode, LayoutChoice, Provenance, write_atomically
+from howlow.records import HeapMode, LayoutChoice, Provenance, RecordWarning, write_atomically
 from howlow.records.run_directory import Conditions, refuse_changed_conditions
 from howlow.settings import TrialPlan, layout_key, preparation_key
 
@@ -82,6 +82,16 @@ def choose_layouts(
             write_atomically(path, json.dumps(cached))
         chosen[key] = LayoutChoice(**cached["layout"])
     return chosen
+
+
+def foretell(
+    runner: JobRunner, pending: Sequence[TrialPlan], layouts: Mapping[str, LayoutChoice], folder: Path
+) -> tuple[RecordWarning, ...]:
+    """What these trials will warn about before their first steps, each once."""
+    # What else differs between trials, such as the seed, changes no such warning.
+    alike = {(one.kind, one.rank, one.settings.lora.target_modules, layout_key(one.settings)): one for one in pending}
+    trials = tuple((one.kind, one.settings, layouts[layout_key(one.settings)]) for one in alike.values())
+    return _value(runner, ForetellJob(trials=trials), folder) if trials else ()
 
 
 def _training_batch(plan: TrialPlan) -> float:
