@@ -197,9 +197,12 @@ def test_what_does_not_hold_is_left_out(
     said: str,
 ):
     monkeypatch.setattr(step_check, "PAYS", pays)
-    found, (problem,) = checked(make_model(), recorder)
+    model = make_model()
+    found, (problem,) = checked(model, recorder)
     assert not found.graphed
     assert said in problem
+    left = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert left == [], "the training would add to them"
 
 
 def test_a_recording_that_keeps_something_of_its_own_batch_is_left_out(

@@ -129,24 +129,30 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 def _passed(model: Any, execution: Execution, batch: Batch, recording: tuple[Recorder, Batch] | None = None) -> Passed:
     """Run forward and backward of the batch; with a recording, as recorded on another one."""
     drop_unused(execution.device)
-    with running(model, execution) as run:
-        trainer = Trainer(run, Optimization(learning_rate=0.0))
-        if recording is not None:
-            recorder, recorded = recording
-            trainer.record(recorder, [recorded])
-        scale = torch.full((), (_LOSS_SCALE if execution.scales_loss else 1.0) / batch.target_tokens)
-        scale, times = scale.to(execution.device), []
-        for _ in range(_TIMED):
-            trainer.clear()
-            await_device(execution.device)
-            started_s = perf_counter()
-            loss = trainer.accumulate(batch, scale)
-            await_device(execution.device)
-            times.append(perf_counter() - started_s)
-            if sum(times[1:]) > _TIMED_S:  # the first one may compile
-                break
-        gradients = [one.grad.detach().clone() for one in trainer.parameters.values() if one.grad is not None]
-        model.zero_grad(set_to_none=True)
+    try:
+        with running(model, execution) as run:
+            return _timed_passes(Trainer(run, Optimization(learning_rate=0.0)), batch, recording)
+    finally:
+        model.zero_grad(set_to_none=True)  # also where it fails: the training would add to what is left
+
+
+def _timed_passes(trainer: Trainer, batch: Batch, recording: tuple[Recorder, Batch] | None) -> Passed:
+    execution = trainer.running.execution
+    if recording is not None:
+        recorder, recorded = recording
+        trainer.record(recorder, [recorded])
+    scale = torch.full((), (_LOSS_SCALE if execution.scales_loss else 1.0) / batch.target_tokens)
+    scale, times = scale.to(execution.device), []
+    for _ in range(_TIMED):
+        trainer.clear()
+        await_device(execution.device)
+        started_s = perf_counter()
+        loss = trainer.accumulate(batch, scale)
+        await_device(execution.device)
+        times.append(perf_counter() - started_s)
+        if sum(times[1:]) > _TIMED_S:  # the first one may compile
+            break
+    gradients = [one.grad.detach().clone() for one in trainer.parameters.values() if one.grad is not None]
     return Passed(float(loss), gradients, statistics.median_low(times))
 
 
