@@ -234,9 +234,9 @@ EXPECTED: dict[str, str] = {
     # attention of their own, biases that follow the row, sinks, or a mask of their own
     **dict.fromkeys(("gptj", "gpt_neo", "bloom", "mpt", "falcon", "gpt_oss", "llama4_text", "codegen"), _ROWS),
     # a state along the row
-    **dict.fromkeys(("mamba", "falcon_mamba", "jamba", "bamba", "minimax", "xlstm"), _ROWS),
+    **dict.fromkeys(("mamba", "falcon_mamba", "jamba", "bamba", "minimax"), _ROWS),
     # positions that follow the row, or nothing kept that can be padded: one prompt at a time
-    **dict.fromkeys(("bart", "mbart", "blenderbot-small", "openai-gpt", "rwkv", "recurrent_gemma"), _ALONE),
+    **dict.fromkeys(("bart", "mbart", "blenderbot-small", "openai-gpt", "rwkv", "recurrent_gemma", "xlstm"), _ALONE),
     # every token sees every other
     **dict.fromkeys(("bert", "roberta", "electra", "camembert"), _AHEAD),
     # a sparse attention whose ties between scores are broken by the length of the row, in transformers' own code
@@ -249,6 +249,7 @@ SLOW += ("phi3", "qwen2", "smollm3")
 IDLE: dict[str, tuple[str, ...]] = {
     "gemma3n_text": ("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"),
     "zaya": ("qkv_proj.q_proj", "qkv_proj.k_proj"),
+    "doge": ("dt_proj",),  # it bends the attention only of texts longer than its window
 }
 TOO_LARGE = {
     "blt": "its config has parts of fixed size, with 4.6 billion parameters",
@@ -310,7 +311,7 @@ class Examined:
         attention = "own" if way in ("padded", "single") else "sdpa"
         return decide(device=torch.device("cpu"), precision="fp32", attention=attention, head=self.head, full_row=WIDTH)
 
-    def _hold_against_truth(self, layouts: Sequence[Layout], ways: Sequence[Way], foretold: Sequence[str]) -> None:
+    def _hold_against_truth(self, layouts: Sequence[Layout], ways: Sequence[Way], idle_layers: Sequence[str]) -> None:
         layers = _adaptable(self.kind, list(self.structure.linear_shapes))
         model = adapted(self.kind, layers)
         foretold = RANK * models.refuse_unadaptable(config_of(self.kind), False, layers)
@@ -318,7 +319,7 @@ class Examined:
         if foretold != trained:
             self.wrong.append(f"an adapter has {trained} parameters, {foretold} were foretold")
         alone = truth(model, [ids_of(example) for example in self.examples], COMPLETION, NEW)
-        idle = (*foretold, *IDLE.get(self.kind, ()))
+        idle = (*idle_layers, *IDLE.get(self.kind, ()))
         for name, gradient in alone.gradients.items():
             is_idle = any(f".{end}.lora_" in name for end in idle)
             if is_idle == bool(gradient.any()):

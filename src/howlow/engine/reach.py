@@ -126,14 +126,24 @@ class Watched:
     def idle(self) -> tuple[str, ...]:
         """The layers whose results no loss has depended on, so that an adapter there would not have trained.
 
-        A layer that was not called and is one of several, such as an expert, is none of them.
+        An expert that was not called, while another one of its list was, is none of them.
         """
-        left = {name: module for name, module in self._layers.items() if name not in self._influential}
-        is_choice = {
-            name: id(module) not in self.called and _is_one_of_several(module, self._parents, self.called)
-            for name, module in left.items()
-        }
-        return tuple(name for name in left if not is_choice[name])
+        return tuple(
+            name
+            for name, module in self._layers.items()
+            if name not in self._influential and not self._may_be_chosen(module)
+        )
+
+    def _may_be_chosen(self, module: nn.Module) -> bool:
+        """Whether a module was not called although an alternative to it, or to what it is part of, was."""
+        above: nn.Module | None = module
+        while above is not None and id(above) not in self.called:
+            if isinstance(above, nn.ModuleList | nn.ModuleDict) and any(
+                id(part) in self.called for part in above.modules()
+            ):
+                return True
+            above = self._parents.get(id(above))
+        return False
 
 
 @contextmanager
