@@ -35,6 +35,7 @@ never a number. The exit code is 1 if a check failed or was not run.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -71,9 +72,11 @@ def run_check(name: str, work: Path, is_dry: bool, limit_s: float) -> Reply:
         try:
             status: int | str = process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait()
             status = f"stopped after {limit_s:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     found: Reply = {"time_s": round(time.monotonic() - started_s, 1)}
     if answer.exists():  # a check that was stopped has what it found so far
         found |= json.loads(answer.read_text())
@@ -83,11 +86,11 @@ def run_check(name: str, work: Path, is_dry: bool, limit_s: float) -> Reply:
     return found
 
 
-def run_all(names: list[str], work: Path, is_dry: bool, total_s: float) -> Reply:
-    """Run the checks one after the other, each within what is left of the time."""
+def run_all(document: Reply, names: list[str], work: Path, is_dry: bool, total_s: float) -> None:
+    """Run the checks one after the other, each within what is left of the time; fills the document in."""
     ends_s = time.monotonic() + total_s
     shares = {name: SHARES[name] for name in names}
-    document: Reply = {"dry_run": is_dry, "budget": {"total_s": total_s, "limits_s": planned(shares, total_s)}}
+    document |= {"dry_run": is_dry, "budget": {"total_s": total_s, "limits_s": planned(shares, total_s)}}
     tell("budget", document["budget"])
     for name in names:
         left_s = ends_s - time.monotonic()
@@ -97,7 +100,6 @@ def run_all(names: list[str], work: Path, is_dry: bool, total_s: float) -> Reply
         else:
             document[name] = run_check(name, work, is_dry, limit_s)
         tell(name, document[name])
-    return document
 
 
 def tell(name: str, found: Reply) -> None:
@@ -137,8 +139,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = (asked.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        document = run_all(asked.only, work, asked.dry_run, asked.seconds)
-        print(json.dumps(document))
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        document: Reply = {}
+        try:
+            run_all(document, asked.only, work, asked.dry_run, asked.seconds)
+        finally:  # also where this script is stopped
+            print(json.dumps(document), flush=True)
     if any("error" in document[name] or "not_run" in document[name] for name in asked.only):
         sys.exit(1)
 
