@@ -2,15 +2,15 @@
 
 The order of `COLUMNS` is the file's. Names and meanings never change. New columns go to the end, and the further axes
 of a grid follow them under their dotted names. Other modules refer to a column by its constant (`TRAIN_BATCH_SIZE`) or
-choose columns by their fields; none of them spells a name. `cost_columns` lists what fine-tuning and inference cost.
+choose columns by their fields; none of them spells a name. `cost_columns` lists what fine-tuning and inference cost,
+`quality_columns` the scores.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import get_args
 
-from howlow.analysis.column import Column, Panel, Stage, TablePlace, TableSection
+from howlow.analysis.column import Column, Stage, TablePlace, TableSection
 from howlow.analysis.condition_columns import CONDITIONS, FURTHER_ENERGIES
 from howlow.analysis.cost_columns import (
     GENERATION,
@@ -24,12 +24,18 @@ from howlow.analysis.cost_columns import (
     of,
     of_stage,
 )
+from howlow.analysis.quality_columns import GENERAL_LOSSES, SCORES, SCORES_OF_PARTS, UNMATCHABLE_REFERENCES, VALIDATION
 
 # -- the trial ------------------------------------------------------------------------------------------------------
 
 TRIAL = Column("trial", "trial", "text", "the trial's name, and its folder's")
 SEED = Column("seed", "seed", "count", "governs initialisation, order and dropout")
-KIND = Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)")
+KIND = Column(
+    "kind",
+    "kind",
+    "text",
+    "lora, shrunk (a trained adapter cut to this rank), base (zero-shot, no adapter) or full (every weight trained)",
+)
 RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter")
 STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
 REPEAT = Column("repeat", "repeat", "count", "which measurement of the same trial this is, counted from 1")
@@ -95,117 +101,35 @@ _FINAL_LOSS = Column(
 )
 _OF_INFERENCE = "generation if the task has answers, else the loss over the test text"
 
-# -- quality --------------------------------------------------------------------------------------------------------
+# -- shrunk adapters ------------------------------------------------------------------------------------------------
 
-_QUALITY, _ANSWERS, _EXPONENTIAL = of("quality"), of("quality", "answers"), of("quality", "exponential")
-
-
-def _at(order: int) -> TablePlace:
-    return TablePlace("quality", order, in_terminal=True)
-
-
-LOSS = Column(
-    "loss",
-    "test loss",
-    "nats",
-    "negative log-likelihood per target token of the test",
-    "lower",
-    subjects=_QUALITY,
-    table=_at(10),
-    heading="loss",
-    panel=Panel(7, unless="perplexity"),
-)
-_SCORES = (
-    LOSS,
-    Column(
-        "perplexity",
-        "perplexity",
-        "number",
-        "exp(loss)",
-        "lower",
-        subjects=_EXPONENTIAL,
-        table=_at(7),
-        panel=Panel(6),
-    ),
-    Column(
-        "word_perplexity",
-        "word perplexity",
-        "number",
-        "exp(negative log-likelihood per word)",
-        "lower",
-        subjects=_EXPONENTIAL,
-        table=_at(8),
-    ),
-    Column(
-        "bits_per_byte",
-        "bits/byte",
-        "number",
-        "negative log-likelihood in bits per byte of text",
-        "lower",
-        subjects=_QUALITY,
-        table=_at(9),
-    ),
-    Column(
-        "exact_match",
-        "exact match",
-        "fraction",
-        "answers that equal a reference after normalisation",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(2),
-        panel=Panel(2),
-    ),
-    Column(
-        "f1",
-        "F1",
-        "fraction",
-        "overlap of words with the best reference",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(1),
-        panel=Panel(1),
-    ),
-    Column(
-        "rouge1",
-        "ROUGE-1",
-        "fraction",
-        "overlap of words with the reference",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(4),
-        panel=Panel(3),
-    ),
-    Column(
-        "rouge2",
-        "ROUGE-2",
-        "fraction",
-        "overlap of pairs of words with the reference",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(5),
-        panel=Panel(4),
-    ),
-    Column(
-        "rougeL",
-        "ROUGE-L",
-        "fraction",
-        "longest common subsequence with the reference",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(6),
-        panel=Panel(5),
-    ),
-)
-
-UNMATCHABLE_REFERENCES = Column(
-    "unmatchable_references",
-    "unmatchable answers",
+START_RANK = Column(
+    "start_rank",
+    "cut from rank",
     "count",
-    "accepted answers that no generation can match as they stand: too long, or with stop text or special tokens",
-    table=_at(3),
+    "rank of the trained adapter that a shrunk one was cut from",
+    table=TablePlace("adapter", 3),
     is_relative=False,
     is_optional=True,
-    shows_zero=False,
+)
+UPDATE_KEPT = Column(
+    "update_kept",
+    "update kept",
+    "fraction",
+    "share of the trained update's squared singular values that the cut kept",
+    "higher",
+    table=TablePlace("adapter", 4, in_terminal=True),
+    is_relative=False,
+    is_optional=True,
+)
+CONTINUED_STEPS = Column(
+    "continued_steps",
+    "steps after the cut",
+    "count",
+    "optimizer steps of further training after the cut",
+    table=TablePlace("adapter", 5),
+    is_relative=False,
+    is_optional=True,
 )
 
 # -- all of them ----------------------------------------------------------------------------------------------------
@@ -218,7 +142,7 @@ COLUMNS: tuple[Column, ...] = (
     INFERENCE_BATCH_SIZE,
     *of_stage("inference", _OF_INFERENCE, *RATES, NEW_TOKENS, *MEASURED_COSTS),
     ENERGY_SOURCE,
-    *_SCORES,
+    *SCORES,
     *of_stage("train", "fine-tuning", *METERED),
     *of_stage("inference", "inference", *METERED),
     *_METERS,
@@ -233,6 +157,12 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("train", "fine-tuning", *INTERVALS),
     *of_stage("inference", "inference", *INTERVALS),
     REPEAT,
+    *SCORES_OF_PARTS,
+    *GENERAL_LOSSES,
+    START_RANK,
+    UPDATE_KEPT,
+    CONTINUED_STEPS,
+    *VALIDATION.values(),
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 
@@ -272,12 +202,3 @@ def drawn_quality() -> list[Column]:
 def _by_panel(columns: Iterable[Column]) -> list[Column]:
     with_panel = [(column.panel.order, column) for column in columns if column.panel is not None]
     return [column for _, column in sorted(with_panel, key=lambda pair: pair[0])]
-
-
-TEXT_WEIGHTS: Mapping[str, tuple[str, float]] = {
-    "loss": ("tokens", 1.0),
-    "perplexity": ("tokens", 1.0),
-    "word_perplexity": ("words", 1.0),
-    "bits_per_byte": ("bytes", math.log(2)),
-}
-"""What a metric divides the summed log-likelihood of texts by: a number of each line, times a factor."""

@@ -20,6 +20,7 @@ from howlow.analysis.ratios import Ratio, mean_interval, relative_to
 from howlow.analysis.rows import Results, Row, Trial
 from howlow.analysis.statistics import Interval, Statistic, statistic
 from howlow.records import Record
+from howlow.settings import adapts
 from howlow.tasks import task_named
 
 
@@ -78,6 +79,14 @@ class Reference:
     group: Group
     requested_rank_missing: tuple[tuple[int, str], ...]
 
+    def is_beside(self, group: Group) -> bool:
+        """Whether a group differs from the reference in rank alone: shrunk adapters are not beside trained ones."""
+        return group.kind == self.group.kind and _key(group.axes) == _key(self.axes)
+
+    def suits(self, axes: Mapping[str, Any]) -> bool:
+        """Whether adapters with these axes are divided by it: equal on all axes that concern its own."""
+        return all(value is None or value == axes[axis] for axis, value in self.axes.items())
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -97,9 +106,13 @@ class Comparison:
         return {_key(reference.axes): reference for reference in self.references}
 
     def reference_for(self, row: Row) -> Reference | None:
-        """The reference with a row's own axes; a baseline has one where only one reference fits its axes."""
-        if row[KIND.name] == "lora":
-            return self._by_axes.get(_key({axis: row[axis] for axis in self.results.axes}))
+        """The reference with a row's own axes; a baseline has one where only one reference fits its axes.
+
+        Shrunk adapters have that of the trained ones, which know nothing of an axis that concerns cuts alone.
+        """
+        if adapts(row[KIND.name]):
+            axes = {axis: row[axis] for axis in self.results.axes}
+            return self._by_axes.get(_key(axes)) or next((one for one in self.references if one.suits(axes)), None)
         fitting = [
             reference
             for reference in self.references
@@ -113,8 +126,11 @@ class Comparison:
         None where either is absent, or where one of them was measured differently and accepted anyway.
         """
         reference = self.reference_for(row)
+        return None if reference is None else self._divided(row, reference, column)
+
+    def _divided(self, row: Row, reference: Reference, column: Column) -> float | None:
         value = row[column.name]
-        if reference is None or value is None or not column.is_number or self._is_apart(row, reference, column):
+        if value is None or not column.is_number or self._is_apart(row, reference, column):
             return None
         whole = self._reference_mean(reference, column)
         return value / whole if whole else None
@@ -132,18 +148,18 @@ class Comparison:
         """The same with its interval."""
         key = id(group), column.name
         if key not in self._ratios:
-            self._ratios[key] = self._ratio(group, column)
+            reference = self.reference_for(group.trials[0].row)
+            self._ratios[key] = None if reference is None else self.ratio_to(reference, group, column)
         return self._ratios[key]
 
     @cached_property
     def _ratios(self) -> dict[tuple[int, str], Ratio | None]:
         return {}
 
-    def _ratio(self, group: Group, column: Column) -> Ratio | None:
-        value, reference = self.relative_mean(group, column), self.reference_for(group.trials[0].row)
-        if value is None or reference is None:
-            return None
-        return relative_to(column, value, group.trials, reference.group.trials)
+    def ratio_to(self, reference: Reference, group: Group, column: Column) -> Ratio | None:
+        """A group's mean divided by that of a reference, which may have other values on the further axes."""
+        value = self._divided({**group.trials[0].row, column.name: group.mean(column)}, reference, column)
+        return None if value is None else relative_to(column, value, group.trials, reference.group.trials)
 
     @cached_property
     def _means(self) -> dict[tuple[int, str], float | None]:
@@ -170,11 +186,15 @@ def compare(results: Results) -> Comparison:
 
 
 def _references(results: Results, groups: Iterable[Group]) -> Iterable[Reference]:
-    by_axes: dict[str, dict[int, Group]] = {}
-    for group in groups:
-        if group.rank is not None:
-            by_axes.setdefault(_key(group.axes), {})[group.rank] = group
-    for ranks in by_axes.values():
+    """Those of the trained adapters, and for cut ones that none of them suits, their own."""
+    trained = list(_references_of(results, [group for group in groups if group.kind == "lora"]))
+    shrunk = [group for group in groups if group.kind == "shrunk"]
+    alone = [group for group in shrunk if not any(one.suits(group.axes) for one in trained)]
+    return [*trained, *_references_of(results, alone)]
+
+
+def _references_of(results: Results, groups: Iterable[Group]) -> Iterable[Reference]:
+    for ranks in _by_rank(groups):
         done = [rank for rank, group in ranks.items() if group.is_done]
         if not done:
             continue
@@ -185,6 +205,15 @@ def _references(results: Results, groups: Iterable[Group]) -> Iterable[Reference
             if rank > largest
         )
         yield Reference(ranks[largest].axes, largest, ranks[largest], missing)
+
+
+def _by_rank(groups: Iterable[Group]) -> list[dict[int, Group]]:
+    """For each set of further axes the groups by rank."""
+    found: dict[str, dict[int, Group]] = {}
+    for group in groups:
+        if group.rank is not None:
+            found.setdefault(_key(group.axes), {})[group.rank] = group
+    return list(found.values())
 
 
 def _key(axes: Mapping[str, Any]) -> str:
@@ -223,7 +252,7 @@ def metrics_of(record: Record) -> list[Column]:
 
 def quality_metric(results: Results) -> Column | None:
     """The first of the task's metrics that any adapter has a value of."""
-    adapters = [row for row in results.rows if row[KIND.name] == "lora"]
+    adapters = [row for row in results.rows if adapts(row[KIND.name])]
     for metric in metrics_of(results.trials[0].record):
         if any(row[metric.name] is not None for row in adapters):
             return metric
@@ -273,7 +302,7 @@ def _groups_by_rank(comparison: Comparison, reference: Reference, metric: Column
     return {
         group.rank: group
         for group in comparison.groups
-        if group.rank is not None and _key(group.axes) == _key(reference.axes) and group.mean(metric) is not None
+        if group.rank is not None and reference.is_beside(group) and group.mean(metric) is not None
     }
 
 

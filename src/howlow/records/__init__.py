@@ -10,6 +10,7 @@ Absent is `None`, never 0, -1 or NaN.
 
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
+from howlow.records.data import DataRecord, DataSource
 from howlow.records.energy import CounterPace, EnergyPart, EnergySource, EnergyWindow, ErrorCover
 from howlow.records.files import (
     LineWriter,
@@ -24,12 +25,11 @@ from howlow.records.files import (
     write_atomically,
     write_record,
 )
+from howlow.records.gemms import GemmRecord
 from howlow.records.identity import Provenance
 from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage, SearchDurations
 from howlow.records.schema import (
     SCHEMA_VERSION,
-    DataRecord,
-    DataSource,
     Environment,
     HeapMode,
     Idle,
@@ -48,6 +48,8 @@ from howlow.records.schema import (
     Status,
     Step,
 )
+from howlow.records.shrunk import ShrunkRecord
+from howlow.records.spectra import ModuleSpectrum, Spectra, read_spectra, write_spectra
 from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, WarningKind
 from howlow.records.window import measured_steps, window_times_s
 
@@ -67,6 +69,7 @@ __all__ = [
     "Frozen",
     "HeapMode",
     "Idle",
+    "GemmRecord",
     "LayoutChoice",
     "LayoutRecord",
     "LayoutTokens",
@@ -75,6 +78,7 @@ __all__ = [
     "MergedRecord",
     "MeterRecord",
     "ModelRecord",
+    "ModuleSpectrum",
     "Part",
     "PhaseName",
     "PhaseRecord",
@@ -87,6 +91,8 @@ __all__ = [
     "SCHEMA_VERSION",
     "Scores",
     "SearchDurations",
+    "ShrunkRecord",
+    "Spectra",
     "Spread",
     "Status",
     "Step",
@@ -100,11 +106,13 @@ __all__ = [
     "read_lines",
     "read_record",
     "read_records",
+    "read_spectra",
     "read_steps",
     "read_timeline",
     "refuse_other_machine",
     "refuse_to_mix",
     "write_atomically",
     "write_record",
+    "write_spectra",
     "window_times_s",
 ]

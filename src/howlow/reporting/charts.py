@@ -18,15 +18,18 @@ from howlow.reporting.figure import FIGURE_NAMES, Datasets, Figure, context_line
 from howlow.reporting.loss_curves import loss_figure
 from howlow.reporting.panels import WIDTH, cost_panel, quality_panel
 from howlow.reporting.points import batch_changes, points_of, ranks_of
+from howlow.reporting.spectra import spectra_figure
+from howlow.settings import adapts
 
 
 def figures(comparison: Comparison) -> list[Figure]:
     """The figures that there is data for."""
-    fine_tuning, inference, _ = FIGURE_NAMES
+    fine_tuning, inference, *_ = FIGURE_NAMES
     found = [
         _stage_figure(comparison, "train", fine_tuning, "Fine-tuning"),
         _stage_figure(comparison, "inference", inference, "Inference"),
         loss_figure(comparison),
+        spectra_figure(comparison),
     ]
     return [figure for figure in found if figure is not None]
 
@@ -77,7 +80,7 @@ def _add_quality(comparison: Comparison, shown: _Panels) -> None:
 
 def _present_quality(comparison: Comparison) -> list[Column]:
     """The quality columns that adapters have, less those whose panel another one replaces."""
-    rows = [trial.row for trial in comparison.results.trials if trial.record.kind == "lora"]
+    rows = [trial.row for trial in comparison.results.trials if adapts(trial.record.kind)]
     present = [column for column in drawn_quality() if any(row[column.name] is not None for row in rows)]
     names = {column.name for column in present}
     return [column for column in present if column.panel is not None and column.panel.unless not in names]

@@ -10,7 +10,7 @@ from howlow.analysis.rows import layout_of
 from howlow.reporting.evidence import averaged_over
 from howlow.reporting.points import MOST_POINTS, drawn_ranks, drawn_series, ranks_of
 
-FIGURE_NAMES = ("fine_tuning", "inference", "loss")
+FIGURE_NAMES = ("fine_tuning", "inference", "loss", "spectra")
 INK, SOFT = "#1f2933", "#5f6b7a"
 Datum = dict[str, Any]
 

@@ -12,7 +12,7 @@ from howlow.analysis.statistics import mean
 from howlow.reporting import formatting
 from howlow.reporting.evidence import averaged_over
 from howlow.reporting.figure import FIGURE_NAMES, INK, Datasets, Datum, Figure, context_lines, finished, panel_title
-from howlow.reporting.points import MOST_POINTS, evenly, evenly_in_log, series_of
+from howlow.reporting.points import MOST_POINTS, evenly, evenly_in_log, series_label, series_of
 
 _MOST_CURVES = 24
 _MOST_PANELS = 6
@@ -42,7 +42,7 @@ def loss_figure(comparison: Comparison) -> Figure | None:
     if not curves.adapters and not curves.full:
         return None
     data = Datasets()
-    chart = _chart([_panel(data, name, curves, is_wide=len(curves.panels) == 1) for name in curves.panels])
+    chart = _chart([_panel(data, name, curves, has_title=len(curves.panels) > 1) for name in curves.panels])
     subtitle = _subtitle(comparison, curves)
     ranks = formatting.listed([f"rank {rank}" for rank in curves.ranks], 12)
     title, offset = "Training loss", 30 if len(curves.panels) > 1 else 20
@@ -118,7 +118,7 @@ def _chart(panels: Sequence[Any]) -> Any:
     return alt.concat(*panels, columns=2, spacing={"row": 90, "column": 90}, bounds="flush")
 
 
-def _panel(data: Datasets, name: str, curves: _Curves, is_wide: bool) -> Any:
+def _panel(data: Datasets, name: str, curves: _Curves, has_title: bool) -> Any:
     import altair as alt
 
     encoded = _encoding()
@@ -128,8 +128,8 @@ def _panel(data: Datasets, name: str, curves: _Curves, is_wide: bool) -> Any:
         layers.append(lines.encode(**encoded, color=_color(curves.ranks), detail="rank:O"))
     for group in curves.full:
         layers += _full_layers(data, group, encoded)
-    panel = alt.layer(*layers).properties(width=840 if is_wide else 380, height=340 if is_wide else 220)
-    return panel.properties(title=panel_title(name, "", offset=10)) if name else panel
+    panel = alt.layer(*layers).properties(width=380 if has_title else 840, height=220 if has_title else 340)
+    return panel.properties(title=panel_title(series_label(name), "", offset=10)) if has_title or name else panel
 
 
 def _encoding() -> dict[str, Any]:

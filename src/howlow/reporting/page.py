@@ -14,6 +14,7 @@ from howlow.records import CounterPace, DataRecord, Record
 from howlow.reporting import formatting
 from howlow.reporting.conditions import condition_facts, condition_lines
 from howlow.reporting.figure import Figure, vega_lite_version
+from howlow.reporting.spectra import spectra_summary
 from howlow.reporting.summary import axes_words, label_of, summarize
 from howlow.reporting.words import sentences
 from howlow.settings import Settings, to_toml
@@ -41,7 +42,10 @@ def page(comparison: Comparison, figures: Sequence[tuple[Figure, str]]) -> str:
         summary=summary,
         rows=summary.rows[:_MOST_ROWS],
         left_out=max(0, len(summary.rows) - _MOST_ROWS),
-        trials_of={note.number: formatting.listed(list(note.trials), _MOST_TRIALS) for note in summary.warnings},
+        trials_of={
+            note.number: "all adapters" if note.is_general else formatting.listed(list(note.trials), _MOST_TRIALS)
+            for note in summary.warnings
+        },
         measured=_measured(comparison)[:_MOST_ROWS],
         energy=_energy(comparison),
         meters=_meters(comparison),
@@ -49,6 +53,7 @@ def page(comparison: Comparison, figures: Sequence[tuple[Figure, str]]) -> str:
         environment=_environment(comparison),
         settings=_settings(comparison),
         columns=comparison.results.columns,
+        spectra=spectra_summary(comparison),
         figures=[{"figure": figure, "image": _image(svg)} for figure, svg in figures],
         specs={figure.name: figure.spec for figure, _ in figures},
         script=_script() if figures else "",

@@ -10,7 +10,15 @@ from howlow.analysis.columns import BATCH_SIZES, RANK
 from howlow.analysis.comparison import Comparison
 from howlow.reporting import formatting
 from howlow.reporting.figure import SOFT, Datasets, Datum, panel_title
-from howlow.reporting.points import MOST_TICKS, BatchChange, ChartPoint, batch_changes, drawn_series, evenly_in_log
+from howlow.reporting.points import (
+    MOST_TICKS,
+    BatchChange,
+    ChartPoint,
+    batch_changes,
+    drawn_series,
+    evenly_in_log,
+    series_label,
+)
 from howlow.reporting.summary import assumed_words
 
 if TYPE_CHECKING:
@@ -111,7 +119,7 @@ def _levels(comparison: Comparison, column: Column) -> list[_Level]:
     return [
         _Level(group.kind, mean, f"{group.kind} {formatting.quantity(mean, column.unit)}")
         for group in comparison.groups
-        if group.kind != "lora" and (mean := group.mean(column)) is not None
+        if group.rank is None and (mean := group.mean(column)) is not None
     ]
 
 
@@ -190,6 +198,8 @@ def _color(comparison: Comparison) -> Any:
     if len(names) <= 1:
         return alt.value(_BLUE)
     legend = alt.Legend(title=None, orient="bottom", columns=2, labelLimit=420)
+    if "" in names:
+        legend.labelExpr = f"datum.label || '{series_label('')}'"
     return alt.Color("series:N", scale=_series_scale(names), legend=legend)
 
 

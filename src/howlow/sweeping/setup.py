@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from howlow.errors import UserError, reason
-from howlow.jobs import ForetellJob, Job, JobRunner, LayoutJob, PreparationReport, PrepareJob, value_of
+from howlow.jobs import (
+    AdapterSize,
+    ForetellJob,
+    Job,
+    JobRunner,
+    LayoutJob,
+    PreparationReport,
+    PrepareJob,
+    Sizes,
+    value_of,
+)
 from howlow.outcomes import DiskFullError, StoppedError, is_disk_full
 from howlow.records import HeapMode, LayoutChoice, Provenance, RecordWarning, write_atomically
 from howlow.records.run_directory import Conditions, refuse_changed_conditions
-from howlow.settings import TrialPlan, layout_key, preparation_key
+from howlow.settings import TrialPlan, adapts, layout_key, preparation_key
 
 T = TypeVar("T")
 _SMALLEST_FREE_BYTES = 4 << 20
@@ -28,6 +38,18 @@ class Preparation:
 
     folder: Path
     report: PreparationReport
+    adapters: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """rank and target modules of each adapter that is trained from zero, in the report's order"""
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """The sizes of adapters and data; None where no adapter is trained from zero."""
+        tokens, parameters = self.report.data.train_completion_tokens, self.report.adapter_parameters
+        if tokens is None or not self.adapters:
+            return None
+        pairs = zip(self.adapters, parameters, strict=True)
+        sizes = [AdapterSize(rank=rank, target_modules=names, parameters=count) for (rank, names), count in pairs]
+        return Sizes(completion_tokens=tokens, adapters=tuple(sizes))
 
 
 def prepare_all(
@@ -40,7 +62,7 @@ def prepare_all(
         if key in prepared:
             continue
         alike = [other for other in plans if preparation_key(other.settings) == key]
-        adapters = {(one.settings.lora.rank, one.settings.lora.target_modules) for one in alike if one.kind == "lora"}
+        adapters = {(one.settings.lora.rank, one.settings.lora.target_modules) for one in alike if adapts(one.kind)}
         job = PrepareJob(
             settings=plan.settings,
             adapters=tuple(sorted(adapters)),
@@ -52,7 +74,8 @@ def prepare_all(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(folder.parent, error) from None
-        prepared[key] = Preparation(job.folder, _value(runner, job, folder))
+        trained = job.adapters if plan.settings.lora.start is None else ()
+        prepared[key] = Preparation(job.folder, _value(runner, job, folder), trained)
     return prepared
 
 
@@ -62,10 +85,18 @@ def choose_layouts(
     pending: Sequence[TrialPlan],
     prepared: Mapping[str, Preparation],
     folder: Path,
+    left: Sequence[Provenance] = (),
+    *,
+    cores_shared_by: int = 1,
 ) -> dict[str, LayoutChoice]:
-    """The layout of every trial that is to run, chosen once for those that share what it depends on, and cached."""
+    """The layout of every trial that is to run, chosen once for those that share what it depends on, and cached.
+
+    left: what the folder's trials say about themselves. The libraries of their products are those of all trials.
+    """
     chosen: dict[str, LayoutChoice] = {}
-    for key in dict.fromkeys(layout_key(plan.settings) for plan in pending):
+    gemms = {one.product: one for trial in reversed(left) for one in trial.resolved.gemms or ()}
+    keys = dict.fromkeys(layout_key(plan.settings) for plan in pending)
+    for key in sorted(keys, key=lambda key: not (folder / f"layout-{key}.json").exists()):
         plan = max((plan for plan in plans if layout_key(plan.settings) == key), key=_training_batch)
         preparation = prepared[preparation_key(plan.settings)]
         report = preparation.report
@@ -77,10 +108,16 @@ def choose_layouts(
         path = folder / f"layout-{key}.json"
         cached = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if cached.get("basis") != basis:
-            job = LayoutJob(settings=plan.settings, data_folder=preparation.folder)
+            job = LayoutJob(
+                settings=plan.settings,
+                data_folder=preparation.folder,
+                gemms=tuple(gemms.values()),
+                cores_shared_by=cores_shared_by,
+            )
             cached = {"basis": basis, "layout": _value(runner, job, folder).model_dump()}
             write_atomically(path, json.dumps(cached))
         chosen[key] = LayoutChoice(**cached["layout"])
+        gemms = {one.product: one for one in chosen[key].gemms} | gemms
     return chosen
 
 

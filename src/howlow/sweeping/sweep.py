@@ -131,13 +131,15 @@ def sweep(
         refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
         check_space(folder, prepared.values(), plans)
         pending = [plan for plan in plans if plan.name not in existing]
-        layouts = choose_layouts(runner, plans, pending, prepared, folder / ".howlow")
+        hidden = folder / ".howlow"
+        layouts = choose_layouts(runner, plans, pending, prepared, hidden, left, cores_shared_by=shared_by)
         write_atomically(folder / "sweep.toml", to_toml(merged))
         for name in again:
             set_aside(folder / "trials" / name)
         jobs = _jobs(pending, prepared, layouts, heap, shared_by)
         write_board(folder, jobs)
-        tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending)))
+        sizes = tuple(one.sizes for one in prepared.values() if one.sizes is not None)
+        tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending), sizes=sizes))
         if jobs:
             _run(runner, folder, jobs, _devices(settings, prepared), tell)
         existing |= {job.name: _ended(folder, job.name) for job in jobs}

@@ -4,7 +4,7 @@ It follows from the settings, the structure of the model, and the check of the m
 warnings into its record, and a dry run shows them. Both get them here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -12,7 +12,7 @@ from howlow.engine import model as models
 from howlow.engine.references import locate
 from howlow.engine.rotary import depends_on_length
 from howlow.records import LayoutChoice, RecordWarning, WarningKind
-from howlow.settings import LoraSettings, Settings, TrialKind
+from howlow.settings import LoraSettings, Settings, TrialKind, adapts
 from howlow.tasks import task_named
 
 
@@ -23,7 +23,7 @@ def before_the_first_step(kind: TrialKind, settings: Settings, choice: LayoutCho
     )
     model = models.runnable(config, settings.trust_remote_code)
     found = [*of_settings(settings, choice), *of_model(settings, model)]
-    if kind == "lora":
+    if adapts(kind):
         lora = settings.lora
         adapted = models.attach_lora(
             model,
@@ -86,6 +86,10 @@ def of_adapters(
     if moved:
         detail = f"PEFT puts the adapter into fused experts, and none into {len(moved)} layers of these names: "
         yield RecordWarning(kind=WarningKind.ADAPTER_IN_EXPERTS, detail=detail + ", ".join(moved[:3]))
+    without = [name for name in shapes if name not in adapters and not _is_attention(name)]
+    if without and all(map(_is_attention, adapters)):
+        detail = f"the adapter is in attention alone; linear layers without one end in: {' '.join(ends_of(without))}"
+        yield RecordWarning(kind=WarningKind.ATTENTION_ALONE_ADAPTED, detail=detail)
     left = [name for target in lora.target_modules for name in models.matching(sorted(unreached), target)]
     if left:
         detail = f"no adapter in {len(left)} layers that no text reaches: {', '.join(left[:3])}"
@@ -94,6 +98,16 @@ def of_adapters(
     if idle:
         detail = f"the adapters in {len(idle)} layers have no influence on a loss: {', '.join(idle[:3])}"
         yield RecordWarning(kind=WarningKind.LAYERS_LEFT_OUT, detail=detail, phase="train")
+
+
+def _is_attention(layer: str) -> bool:
+    """Whether a layer is part of attention, by the names that models give to it (`self_attn`, `attention`, ...)."""
+    return "attn" in layer.lower() or "attention" in layer.lower()
+
+
+def ends_of(layers: Iterable[str]) -> tuple[str, ...]:
+    """What layers' names end in, each once."""
+    return tuple(dict.fromkeys(name.rpartition(".")[2] for name in layers))
 
 
 def is_idle(parameter: str, choice: LayoutChoice) -> bool:

@@ -7,10 +7,11 @@ import torch
 
 from howlow.engine import model as models
 from howlow.engine.chat_template import special_token, turn_end
+from howlow.engine.cpu.gemm import NO_CHOICE, GemmChoice, Gemms
 from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
 from howlow.records import ModelRecord, Resolved
-from howlow.settings import Settings
+from howlow.settings import Settings, adapts
 from howlow.trial import foretold
 from howlow.trial.state import TrialState
 
@@ -31,6 +32,7 @@ def decide_execution(
     attention: Literal["own", "sdpa", "flex"],
     trains_base: bool = False,
     has_adapter: bool = False,
+    gemms: Gemms = NO_CHOICE,
 ) -> Execution:
     """How a model with these settings runs while it trains; inference follows from it (`Execution.for_evaluation`)."""
     training = settings.training
@@ -47,6 +49,7 @@ def decide_execution(
         graphs=compiles and is_plain,  # a recorded step draws no random numbers
         trains_base=trains_base,
         full_row=training.sequence_length,
+        gemms=gemms,
     )
 
 
@@ -61,7 +64,8 @@ def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> 
         kernels_kept,
         attention=attention,
         trains_base=state.kind == "full",
-        has_adapter=state.kind == "lora",
+        has_adapter=adapts(state.kind),
+        gemms=Gemms(tuple(GemmChoice(**dict(one)) for one in state.choice.gemms)),
     )
 
 
@@ -121,7 +125,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     eos = answer_ends(settings, model, tokenizer)
     state.keep_all(foretold.of_model(settings, model))
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
-    if state.kind == "lora":
+    if adapts(state.kind):
         structure = _structure_of_base(settings, commit)
         model = models.attach_lora(
             model,
@@ -133,20 +137,22 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
             seed=settings.seed,
             unreached_layers=structure.unreached_layers,
         )
-        state.keep_all(foretold.of_adapters(settings.lora, structure, models.adapters_of(model), state.choice))
+        adapters = models.adapters_of(model)
+        state.resolve(target_modules=foretold.ends_of(adapters))
+        state.keep_all(foretold.of_adapters(settings.lora, structure, adapters, state.choice))
     if state.kind == "full":
         idle = _structure_of_base(settings, commit).unreached_parameters
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in idle)
     torch.manual_seed(settings.seed)
-    is_lora = state.kind == "lora"
+    has_adapter = adapts(state.kind)
     state.found.model = ModelRecord(
         reference=settings.model,
         architecture=architecture,
         total_parameters=total,
         trainable_parameters=sum(parameter.numel() for parameter in models.trainable(model).values()),
-        scaling_factor=lora.scaling_factor if is_lora else None,
-        alpha=lora.alpha_value if is_lora else None,
+        scaling_factor=lora.scaling_factor if has_adapter else None,
+        alpha=lora.alpha_value if has_adapter else None,
         tokenizer=tokenizer_name,
         weights="random" if settings.random_weights else "pretrained",
     )
