@@ -57,6 +57,7 @@ OTHER: dict[str, Any] = {
     "training.loss_on": "all",
     "training.head": "all",
     "training.precision": "bf16",
+    "run.gemm_library": "blas",
     "inference.adapter": "merged",
     "meters.energy": "rapl",
     "meters.devices": ("package-0",),

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from howlow.analysis.allocation import next_seeds, stopped_after_one_seed
 from howlow.analysis.column import Column
-from howlow.analysis.columns import TEXT_WEIGHTS, column_named
+from howlow.analysis.columns import column_named
 from howlow.analysis.group_sequential import plan_of
 from howlow.analysis.margins import DEFAULT_CONFIDENCE, QualityScale, checked_confidence
+from howlow.analysis.quality_columns import TEXT_WEIGHTS
 from howlow.analysis.recommendation import Recommendation, recommend_from
 from howlow.analysis.rows import rows
 from howlow.errors import UserError

@@ -11,7 +11,14 @@ Absent is `None`, never 0, -1 or NaN.
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
 from howlow.records.data import DataRecord, DataSource
-from howlow.records.energy import CounterPace, EnergyPart, EnergySource, EnergyWindow, ErrorCover
+from howlow.records.energy import (
+    CounterPace,
+    EnergyPart,
+    EnergySource,
+    EnergyWindow,
+    ErrorCover,
+    common_cover,
+)
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -25,9 +32,10 @@ from howlow.records.files import (
     write_atomically,
     write_record,
 )
+from howlow.records.gemms import GemmRecord
 from howlow.records.identity import Provenance
 from howlow.records.looks import LookRecord, LooksEnd, LooksRecord, StoppedRank, read_looks, write_looks
-from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
+from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage, SearchDurations
 from howlow.records.schema import (
     SCHEMA_VERSION,
     Environment,
@@ -69,6 +77,7 @@ __all__ = [
     "Frozen",
     "HeapMode",
     "Idle",
+    "GemmRecord",
     "LayoutChoice",
     "LayoutRecord",
     "LayoutTokens",
@@ -92,6 +101,7 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "SearchDurations",
     "ShrunkRecord",
     "Spectra",
     "Spread",
@@ -100,6 +110,7 @@ __all__ = [
     "StoppedRank",
     "WarningKind",
     "clear_temporaries",
+    "common_cover",
     "cut_lines",
     "differences",
     "has_record",

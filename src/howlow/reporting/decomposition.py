@@ -89,7 +89,7 @@ def _sentence(step: RankStep, split: Split) -> str:
     figure = split.column.label[0].upper() + split.column.label[1:]
     told = f"{figure} is {_change(split)} {ends}"
     if not split.total.is_shown:
-        told = f"{figure}: the change {ends} is {formatting.NOT_SIGNIFICANT}"
+        told = f"{figure}, the change {ends}: {_change(split)}"
     if split.rank is None or split.batch is None:
         return f"{told}; no batch ran at both ranks, so the two causes cannot be told apart."
     if not step.changes_batch:
@@ -142,7 +142,7 @@ def _by(split: Split, part: Ratio) -> str:
 
 def _inverse(ratio: Ratio) -> Ratio:
     low, high = (1 / end if end else None for end in (ratio.high, ratio.low))
-    return Ratio(1 / ratio.value, low, high, ratio.basis)
+    return Ratio(1 / ratio.value, low, high, ratio.basis, ratio.lack)
 
 
 def _lines(panel: DecompositionPanel) -> Iterator[str]:

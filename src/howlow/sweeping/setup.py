@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from howlow.errors import UserError, reason
-from howlow.jobs import AdapterSize, Job, JobRunner, LayoutJob, PreparationReport, PrepareJob, Sizes, value_of
+from howlow.jobs import (
+    AdapterSize,
+    ForetellJob,
+    Job,
+    JobRunner,
+    LayoutJob,
+    PreparationReport,
+    PrepareJob,
+    Sizes,
+    value_of,
+)
 from howlow.outcomes import DiskFullError, StoppedError, is_disk_full
-from howlow.records import HeapMode, LayoutChoice, Provenance, write_atomically
+from howlow.records import HeapMode, LayoutChoice, Provenance, RecordWarning, write_atomically
 from howlow.records.run_directory import Conditions, refuse_changed_conditions
 from howlow.settings import TrialPlan, adapts, layout_key, preparation_key
 
@@ -75,10 +85,18 @@ def choose_layouts(
     pending: Sequence[TrialPlan],
     prepared: Mapping[str, Preparation],
     folder: Path,
+    left: Sequence[Provenance] = (),
+    *,
+    cores_shared_by: int = 1,
 ) -> dict[str, LayoutChoice]:
-    """The layout of every trial that is to run, chosen once for those that share what it depends on, and cached."""
+    """The layout of every trial that is to run, chosen once for those that share what it depends on, and cached.
+
+    left: what the folder's trials say about themselves. The libraries of their products are those of all trials.
+    """
     chosen: dict[str, LayoutChoice] = {}
-    for key in dict.fromkeys(layout_key(plan.settings) for plan in pending):
+    gemms = {one.product: one for trial in reversed(left) for one in trial.resolved.gemms or ()}
+    keys = dict.fromkeys(layout_key(plan.settings) for plan in pending)
+    for key in sorted(keys, key=lambda key: not (folder / f"layout-{key}.json").exists()):
         plan = max((plan for plan in plans if layout_key(plan.settings) == key), key=_training_batch)
         preparation = prepared[preparation_key(plan.settings)]
         report = preparation.report
@@ -90,11 +108,27 @@ def choose_layouts(
         path = folder / f"layout-{key}.json"
         cached = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if cached.get("basis") != basis:
-            job = LayoutJob(settings=plan.settings, data_folder=preparation.folder)
+            job = LayoutJob(
+                settings=plan.settings,
+                data_folder=preparation.folder,
+                gemms=tuple(gemms.values()),
+                cores_shared_by=cores_shared_by,
+            )
             cached = {"basis": basis, "layout": _value(runner, job, folder).model_dump()}
             write_atomically(path, json.dumps(cached))
         chosen[key] = LayoutChoice(**cached["layout"])
+        gemms = {one.product: one for one in chosen[key].gemms} | gemms
     return chosen
+
+
+def foretell(
+    runner: JobRunner, pending: Sequence[TrialPlan], layouts: Mapping[str, LayoutChoice], folder: Path
+) -> tuple[RecordWarning, ...]:
+    """What these trials will warn about before their first steps, each once."""
+    # What else differs between trials, such as the seed, changes no such warning.
+    alike = {(one.kind, one.rank, one.settings.lora.target_modules, layout_key(one.settings)): one for one in pending}
+    trials = tuple((one.kind, one.settings, layouts[layout_key(one.settings)]) for one in alike.values())
+    return _value(runner, ForetellJob(trials=trials), folder) if trials else ()
 
 
 def _training_batch(plan: TrialPlan) -> float:
