@@ -34,7 +34,7 @@ from howlow.records.files import (
 )
 from howlow.records.gemms import GemmRecord
 from howlow.records.identity import Provenance
-from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
+from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage, SearchDurations
 from howlow.records.schema import (
     SCHEMA_VERSION,
     Environment,
@@ -97,6 +97,7 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "SearchDurations",
     "ShrunkRecord",
     "Spectra",
     "Spread",
