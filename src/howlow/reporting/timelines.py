@@ -1,0 +1,113 @@
+"""Timelines of trials on the page: power, memory, utilisation and clocks over the time, with the phases behind them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from howlow.analysis.column import Unit
+from howlow.analysis.comparison import Comparison
+from howlow.analysis.rows import Trial
+from howlow.analysis.timeline import Timeline, TimelineLine, timeline_of
+from howlow.reporting import formatting
+from howlow.reporting.figure import (
+    AXIS,
+    SOFT,
+    Canvas,
+    LegendEntry,
+    PageFigure,
+    PagePanel,
+    colors_of,
+    on_page,
+    page_canvas,
+)
+from howlow.reporting.points import evenly
+
+_MOST_TIMELINES = 8
+_PANELS: dict[str, tuple[str, Unit]] = {
+    "power_w": ("Power", "watts"),
+    "memory_bytes": ("Memory", "bytes"),
+    "utilization": ("Utilisation", "fraction"),
+    "sm_clock_hz": ("Clock", "hertz"),
+    "cpu_clock_hz": ("CPU clock", "hertz"),
+}
+_LETTERS = {"load": "load", "train": "train", "evaluate": "eval", "generate": "gen"}
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Seconds of a trial in the unit of the axis."""
+
+    unit: str
+    factor: float
+
+    def at(self, time_s: float) -> float:
+        return float(f"{time_s * self.factor:.5g}")
+
+
+def timelines(comparison: Comparison) -> list[PageFigure]:
+    """The timelines of some trials, at most eight: one of each rank, from the largest; none where nothing was read."""
+    found = []
+    for trial in evenly(_one_a_group(comparison), _MOST_TIMELINES):
+        timeline = timeline_of(trial)
+        if timeline.lines:
+            found.append(_figure(trial, timeline))
+    return found
+
+
+def _one_a_group(comparison: Comparison) -> list[Trial]:
+    ordered = sorted(comparison.groups, key=lambda group: -(group.rank or 0))
+    return [next((t for t in group.trials if t.record.status == "done"), group.trials[0]) for group in ordered]
+
+
+def _figure(trial: Trial, timeline: Timeline) -> PageFigure:
+    devices = list(dict.fromkeys(line.device for line in timeline.lines))[:3]
+    panels = [
+        _panel(timeline, [line for line in timeline.lines if line.quantity == name and line.device in devices], devices)
+        for name in _PANELS
+        if any(line.quantity == name for line in timeline.lines)
+    ]
+    legend = tuple(map(LegendEntry, devices, colors_of(devices))) if len(devices) > 1 else ()
+    return PageFigure(f"timeline-{trial.record.trial}", trial.record.trial, (), tuple(panels), legend)
+
+
+def _panel(timeline: Timeline, lines: Sequence[TimelineLine], devices: Sequence[str]) -> PagePanel:
+    import altair as alt
+
+    title, unit = _PANELS[lines[0].quantity]
+    canvas, time = page_canvas(), _Axis(*formatting.scale(max(span.end_s for span in timeline.phases), "seconds"))
+    shown, factor = formatting.scale(max(max(line.values) for line in lines), unit)
+    values = [
+        {"time": time.at(time_s), "y": float(f"{value * factor:.5g}"), "device": line.device}
+        for line in lines
+        for time_s, value in zip(line.times_s, line.values, strict=True)
+    ]
+    drawn = canvas.data.add(values).mark_line(strokeWidth=1.4)
+    encoded = drawn.encode(
+        x=alt.X("time:Q", title=f"time ({time.unit})", axis=alt.Axis(grid=False, tickCount=5), scale=alt.Scale(nice=False)),
+        y=alt.Y("y:Q", title=None, axis=alt.Axis(tickCount=4), scale=alt.Scale(zero=True)),
+        color=alt.Color("device:N", scale=alt.Scale(domain=list(devices), range=colors_of(devices)), legend=None),
+    )
+    chart = alt.layer(*_phases(canvas, timeline, time), encoded).properties(width=canvas.width, height=canvas.height)
+    return PagePanel(title, shown, on_page(chart, canvas.data))
+
+
+def _phases(canvas: Canvas, timeline: Timeline, time: _Axis) -> list[Any]:
+    """A band for every other phase, and names above those that have room for theirs."""
+    import altair as alt
+
+    spans = [
+        {"time": time.at(span.start_s), "end": time.at(span.end_s), "label": _LETTERS.get(span.phase, span.phase)}
+        for span in timeline.phases
+    ]
+    whole = max(1e-9, spans[-1]["end"] - spans[0]["time"])
+    wide = [
+        span | {"middle": (span["time"] + span["end"]) / 2}
+        for span in spans
+        if (span["end"] - span["time"]) / whole * canvas.width > 7 * len(span["label"])
+    ]
+    bands = canvas.data.add(spans[1::2] or [{"time": 0, "end": 0}]).mark_rect(color=AXIS, opacity=0.22)
+    names = canvas.data.add(wide).mark_text(color=SOFT, fontSize=11, baseline="bottom", dy=-3)
+    return [
+        bands.encode(x=alt.X("time:Q"), x2="end:Q"),
+        names.encode(x=alt.X("middle:Q"), y=alt.value(0), text="label:N"),
+    ]
