@@ -94,12 +94,12 @@ class Comparison:
 
     @cached_property
     def _by_axes(self) -> dict[str, Reference]:
-        return {_key(reference.axes): reference for reference in self.references}
+        return {axes_key(reference.axes): reference for reference in self.references}
 
     def reference_for(self, row: Row) -> Reference | None:
         """The reference with a row's own axes; a baseline has one where only one reference fits its axes."""
         if row[KIND.name] == "lora":
-            return self._by_axes.get(_key({axis: row[axis] for axis in self.results.axes}))
+            return self._by_axes.get(axes_key({axis: row[axis] for axis in self.results.axes}))
         fitting = [
             reference
             for reference in self.references
@@ -161,7 +161,7 @@ def compare(results: Results) -> Comparison:
     found: dict[tuple[str, int | None, str], list[Trial]] = {}
     for trial in results.trials:
         axes = {axis: trial.row[axis] for axis in results.axes}
-        found.setdefault((trial.record.kind, trial.record.rank, _key(axes)), []).append(trial)
+        found.setdefault((trial.record.kind, trial.record.rank, axes_key(axes)), []).append(trial)
     groups = tuple(
         Group(kind, rank, {axis: trials[0].row[axis] for axis in results.axes}, tuple(trials))
         for (kind, rank, _), trials in found.items()
@@ -173,7 +173,7 @@ def _references(results: Results, groups: Iterable[Group]) -> Iterable[Reference
     by_axes: dict[str, dict[int, Group]] = {}
     for group in groups:
         if group.rank is not None:
-            by_axes.setdefault(_key(group.axes), {})[group.rank] = group
+            by_axes.setdefault(axes_key(group.axes), {})[group.rank] = group
     for ranks in by_axes.values():
         done = [rank for rank, group in ranks.items() if group.is_done]
         if not done:
@@ -187,7 +187,8 @@ def _references(results: Results, groups: Iterable[Group]) -> Iterable[Reference
         yield Reference(ranks[largest].axes, largest, ranks[largest], missing)
 
 
-def _key(axes: Mapping[str, Any]) -> str:
+def axes_key(axes: Mapping[str, Any]) -> str:
+    """Equal for equal values of the axes."""
     return json.dumps(axes, sort_keys=True, default=str)
 
 
@@ -273,7 +274,9 @@ def _groups_by_rank(comparison: Comparison, reference: Reference, metric: Column
     return {
         group.rank: group
         for group in comparison.groups
-        if group.rank is not None and _key(group.axes) == _key(reference.axes) and group.mean(metric) is not None
+        if group.rank is not None
+        and axes_key(group.axes) == axes_key(reference.axes)
+        and group.mean(metric) is not None
     }
 
 

@@ -61,19 +61,48 @@ class Ratio:
 
 def relative_to(column: Column, value: float, ours: Sequence[Trial], theirs: Sequence[Trial]) -> Ratio:
     """The ratio `value` of the means of a column over two groups of trials, with its interval."""
-    if {trial.record.trial for trial in ours} == {trial.record.trial for trial in theirs}:
+    if is_itself(ours, theirs):
         return Ratio(value, value, value, "itself")
-    own, other = _Side.of(column, ours), _Side.of(column, theirs)
-    spread, basis = _spread(column, own, other)
-    bounds = [side.bound if side.bound is not None or basis != "processes" else 0.0 for side in (own, other)]
-    if spread is None or None in bounds:
+    return product_of(column, value, [(ours, theirs)])
+
+
+def is_itself(ours: Sequence[Trial], theirs: Sequence[Trial]) -> bool:
+    """Whether two groups are the same trials, so that their ratio is 1 without an error."""
+    return {trial.record.trial for trial in ours} == {trial.record.trial for trial in theirs}
+
+
+def product_of(column: Column, value: float, pairs: Sequence[tuple[Sequence[Trial], Sequence[Trial]]]) -> Ratio:
+    """The product `value` of the ratios of several pairs of groups, whose errors are independent, with its interval."""
+    found = [_Relation.of(column, ours, theirs) for ours, theirs in pairs]
+    spreads = [one.spread for one in found if one.spread is not None]
+    bounds = [bound for one in found for bound in one.bounds if bound is not None]
+    if len(spreads) < len(found) or len(bounds) < 2 * len(found):
         return Ratio(value, None, None, "unknown")
+    spread, basis = summed(spreads), next((one.basis for one in found if one.basis != "exact"), "exact")
     if not spread.variance and not any(bounds):
         return Ratio(value, value, value, basis)
     if value <= 0:
         return Ratio(value, None, None, "unknown")
-    found = interval_around(value, spread, *(bound or 0.0 for bound in bounds))
-    return Ratio(value, found.low, found.high, basis)
+    interval = interval_around(value, spread, sum(bounds[::2]), sum(bounds[1::2]))
+    return Ratio(value, interval.low, interval.high, basis)
+
+
+@dataclass(frozen=True)
+class _Relation:
+    """One group over another one: the spread of their ratio's logarithm, and both energies' bounds."""
+
+    spread: LogVariance | None
+    basis: Basis
+    bounds: tuple[float | None, float | None]
+
+    @classmethod
+    def of(cls, column: Column, ours: Sequence[Trial], theirs: Sequence[Trial]) -> "_Relation":
+        own, other = _Side.of(column, ours), _Side.of(column, theirs)
+        spread, basis = _spread(column, own, other)
+        own_bound, other_bound = (
+            side.bound if side.bound is not None or basis != "processes" else 0.0 for side in (own, other)
+        )
+        return cls(spread, basis, (own_bound, other_bound))
 
 
 def mean_interval(column: Column, trials: Sequence[Trial]) -> Interval:

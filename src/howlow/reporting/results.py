@@ -10,6 +10,7 @@ from howlow.analysis.columns import RANK
 from howlow.analysis.comparison import Comparison, Group
 from howlow.analysis.rows import Results
 from howlow.analysis.statistics import LEVEL, Statistic
+from howlow.reporting.decomposition import decomposition_document
 
 
 def csv_text(results: Results) -> str:
@@ -35,6 +36,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "warnings": results.warnings,
         "level": LEVEL,
         "groups": [_group(comparison, group) for group in comparison.groups],
+        "decomposition": decomposition_document(comparison),
     }
 
 
