@@ -91,11 +91,11 @@ def _files(comparison: Comparison) -> tuple[dict[str, str | bytes], set[str]]:
     from howlow.reporting.page import page
     from howlow.reporting.results import csv_text
 
-    drawn = [(figure, render_svg(figure)) for figure in figures(comparison)]
+    drawn = [(figure, render_svg(figure.spec)) for figure in figures(comparison)]
     files: dict[str, str | bytes] = {}
     for figure, svg in drawn:
         files |= {f"figures/{figure.name}.svg": svg, f"figures/{figure.name}.png": render_png(svg)}
-    files |= {"results.csv": csv_text(comparison.results), "report.html": page(comparison, drawn)}
+    files |= {"results.csv": csv_text(comparison.results), "report.html": page(comparison)}
     stale = {f"figures/{name}.{kind}" for name in FIGURE_NAMES for kind in ("svg", "png")} - files.keys()
     if (parts := decomposition_csv(comparison)) is None:
         return files, stale | {DECOMPOSITION_CSV}

@@ -71,8 +71,8 @@ def answers(comparison: Comparison) -> Answers:
 
 def _questions(comparison: Comparison) -> list[tuple[Reference, str | None]]:
     """The settings and metrics to answer for; None where no metric was scored, which the recommendation says."""
-    metrics = [metric.name for metric in metrics_there(comparison.results)] or [None]
-    return [(reference, metric) for reference in comparison.references for metric in metrics][:_MOST_DECISIONS]
+    metrics: list[str | None] = [metric.name for metric in metrics_there(comparison.results)]
+    return [(reference, metric) for reference in comparison.references for metric in metrics or [None]][:_MOST_DECISIONS]
 
 
 # -- documents ------------------------------------------------------------------------------------------------------

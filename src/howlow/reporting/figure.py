@@ -180,17 +180,21 @@ def _left_out(comparison: Comparison) -> list[str]:
 def finished(chart: Any, data: Datasets, title: str, subtitle: Sequence[str], offset: int = 40) -> dict[str, Any]:
     """The specification with title and house style."""
     lines = [line for text in subtitle for line in textwrap.wrap(text, 130, max_lines=2, placeholder=" ...")]
-    titled = chart.properties(title=_title(title, lines, offset), padding=16, background="white")
-    spec: dict[str, Any] = _styled(titled).to_dict(validate=False)
-    return {**spec, "datasets": data.values}
+    spec = _specification(chart, data)
+    return {**spec, "title": _title(title, lines, offset), "padding": 16, "background": "white"}
 
 
 def on_page(chart: Any, data: Datasets) -> dict[str, Any]:
     """The specification of a panel for the page: no title, no background, and equal room for the axis' labels."""
-    styled = _styled(chart.properties(padding={"left": 4, "right": 10, "top": 18, "bottom": 4}, background=None))
-    styled = styled.configure_axisLeft(minExtent=34, maxExtent=34).configure_axis(**_AXIS, aria=False)
-    spec: dict[str, Any] = styled.to_dict(validate=False)
-    return {**spec, "datasets": data.values}
+    spec, padding = _specification(chart, data), {"left": 4, "right": 10, "top": 18, "bottom": 4}
+    own = {"axis": {**_CONFIG["axis"], "aria": False}, "axisLeft": {"minExtent": 34, "maxExtent": 34}}
+    return {**spec, "padding": padding, "background": None, "config": {**spec["config"], **own}}
+
+
+def _specification(chart: Any, data: Datasets) -> dict[str, Any]:
+    """The chart with the style of the house; altair's own methods for it copy the whole chart each time."""
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    return {**spec, "config": {**spec.get("config", {}), **_CONFIG}, "datasets": data.values}
 
 
 def ramp(number: int) -> list[str]:
@@ -209,40 +213,33 @@ def colors_of(names: Sequence[str]) -> list[str]:
     return list(PALETTE[: len(names)]) if len(names) <= len(PALETTE) else ramp(len(names))
 
 
-def _title(title: str, subtitle: list[str], offset: int) -> Any:
-    import altair as alt
-
-    return alt.TitleParams(
-        title,
-        subtitle=subtitle,
-        anchor="start",
-        fontSize=20,
-        subtitleFontSize=13,
-        offset=offset,
-        subtitlePadding=6,
-    )
+def _title(title: str, subtitle: list[str], offset: int) -> dict[str, Any]:
+    sizes = {"fontSize": 20, "subtitleFontSize": 13}
+    return {"text": title, "subtitle": subtitle, "anchor": "start", "offset": offset, "subtitlePadding": 6, **sizes}
 
 
-_AXIS: Mapping[str, Any] = {
-    "labelColor": SOFT,
-    "titleColor": SOFT,
-    "titleFontWeight": "normal",
-    "labelFontSize": 12,
-    "titleFontSize": 12,
-    "gridColor": GRID,
-    "domainColor": AXIS,
-    "tickColor": AXIS,
+_CONFIG: Mapping[str, Mapping[str, Any]] = {
+    "view": {"stroke": None},
+    "mark": {"aria": False},  # the figure has a description; a label for each point would double the file
+    "title": {"color": INK, "subtitleColor": SOFT, "fontWeight": 600},
+    "axis": {
+        "labelColor": SOFT,
+        "titleColor": SOFT,
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "gridColor": GRID,
+        "domainColor": AXIS,
+        "tickColor": AXIS,
+    },
+    "legend": {
+        "labelColor": INK,
+        "titleColor": SOFT,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": 600,
+    },
 }
-
-
-def _styled(chart: Any) -> Any:
-    return (
-        chart.configure_view(stroke=None)
-        .configure_mark(aria=False)  # the figure has a description; a label for each point would double the file
-        .configure_title(color=INK, subtitleColor=SOFT, fontWeight=600)
-        .configure_axis(**_AXIS)
-        .configure_legend(labelColor=INK, titleColor=SOFT, labelFontSize=12, titleFontSize=12, titleFontWeight=600)
-    )
 
 
 def panel_title(title: str, subtitle: str, offset: int) -> Any:

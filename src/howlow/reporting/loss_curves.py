@@ -81,9 +81,7 @@ def loss_on_page(comparison: Comparison) -> PageFigure | None:
         canvas = page_canvas()
         panels.append(PagePanel(name, "nats per target token", on_page(_panel(canvas, name, curves), canvas.data)))
     legend = map(LegendEntry, (f"rank {rank}" for rank in curves.ranks), ramp(len(curves.ranks)))
-    return PageFigure(
-        FIGURE_NAMES[2], "Training loss", tuple(_notes(comparison, curves)), tuple(panels), tuple(legend)
-    )
+    return PageFigure(FIGURE_NAMES[2], "Training loss", tuple(_notes(comparison, curves)), tuple(panels), tuple(legend))
 
 
 def _curves(comparison: Comparison) -> _Curves:
@@ -177,7 +175,7 @@ def _panel(canvas: Canvas, name: str, curves: _Curves) -> Any:
             layers.append(ends.encode(**encoded, color=color))
     for group in curves.full:
         layers += _full_layers(canvas.data, group, encoded)
-    return alt.layer(*layers).properties(width=canvas.width, height=canvas.height)
+    return alt.layer(*layers, width=canvas.width, height=canvas.height)
 
 
 def _encoding(canvas: Canvas) -> dict[str, Any]:

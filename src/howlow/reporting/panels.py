@@ -206,10 +206,10 @@ def _chart(canvas: Canvas, layers: Sequence[Any]) -> Any:
 
     sized = {"width": canvas.width, "height": canvas.height}
     if canvas.is_on_page:
-        return alt.layer(*layers).properties(**sized)
+        return alt.layer(*layers, **sized)
     # A label that sticks out at the top would move the title up; this invisible point keeps all titles level.
     room = canvas.data.add([{}]).mark_point(opacity=0, size=1).encode(x=alt.value(0), y=alt.value(-15))
-    return alt.layer(room, *layers).properties(**sized)
+    return alt.layer(room, *layers, **sized)
 
 
 def _rank_scale(ranks: Sequence[int]) -> "alt.Scale":

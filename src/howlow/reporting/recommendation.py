@@ -235,9 +235,9 @@ def bill_words(item: BillItem) -> BillWords:
     """What a cost is called, its two values, and their ratio with its interval or the words "not significant"."""
     column = item.column
     stage = {"train": "training ", "inference": "inference "}.get(column.stage or "", "")
-    values = [formatting.quantity(value, column.unit) for value in (item.value, item.reference)]
+    value, reference = (formatting.quantity(value, column.unit) for value in (item.value, item.reference))
     ratio = formatting.NOT_SIGNIFICANT if item.ratio is None else formatting.relative(item.ratio, with_ends=True)
-    return BillWords(f"{stage}{column.label}", *values, ratio)
+    return BillWords(f"{stage}{column.label}", value, reference, ratio)
 
 
 def _bill_document(item: BillItem) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from howlow.analysis.column import Unit
 from howlow.analysis.comparison import Comparison
 from howlow.analysis.rows import Trial
 from howlow.analysis.timeline import Timeline, TimelineLine, timeline_of
+from howlow.records import PhaseName
 from howlow.reporting import formatting
 from howlow.reporting.figure import (
     AXIS,
@@ -30,7 +31,7 @@ _PANELS: dict[str, tuple[str, Unit]] = {
     "sm_clock_hz": ("Clock", "hertz"),
     "cpu_clock_hz": ("CPU clock", "hertz"),
 }
-_LETTERS = {"load": "load", "train": "train", "evaluate": "eval", "generate": "gen"}
+_NAMES: dict[PhaseName, str] = {"load": "load", "train": "train", "evaluate": "eval", "generate": "gen"}
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,14 @@ def _panel(timeline: Timeline, lines: Sequence[TimelineLine], devices: Sequence[
     ]
     drawn = canvas.data.add(values).mark_line(strokeWidth=1.4)
     encoded = drawn.encode(
-        x=alt.X("time:Q", title=f"time ({time.unit})", axis=alt.Axis(grid=False, tickCount=5), scale=alt.Scale(nice=False)),
+        x=alt.X(
+            "time:Q", title=f"time ({time.unit})", axis=alt.Axis(grid=False, tickCount=5), scale=alt.Scale(nice=False)
+        ),
         y=alt.Y("y:Q", title=None, axis=alt.Axis(tickCount=4), scale=alt.Scale(zero=True)),
         color=alt.Color("device:N", scale=alt.Scale(domain=list(devices), range=colors_of(devices)), legend=None),
     )
-    chart = alt.layer(*_phases(canvas, timeline, time), encoded).properties(width=canvas.width, height=canvas.height)
+    layers = [*_phases(canvas, timeline, time), encoded]
+    chart = alt.layer(*layers, width=canvas.width, height=canvas.height)
     return PagePanel(title, shown, on_page(chart, canvas.data))
 
 
@@ -95,19 +99,19 @@ def _phases(canvas: Canvas, timeline: Timeline, time: _Axis) -> list[Any]:
     """A band for every other phase, and names above those that have room for theirs."""
     import altair as alt
 
-    spans = [
-        {"time": time.at(span.start_s), "end": time.at(span.end_s), "label": _LETTERS.get(span.phase, span.phase)}
-        for span in timeline.phases
-    ]
-    whole = max(1e-9, spans[-1]["end"] - spans[0]["time"])
-    wide = [
-        span | {"middle": (span["time"] + span["end"]) / 2}
-        for span in spans
-        if (span["end"] - span["time"]) / whole * canvas.width > 7 * len(span["label"])
-    ]
-    bands = canvas.data.add(spans[1::2] or [{"time": 0, "end": 0}]).mark_rect(color=AXIS, opacity=0.22)
-    names = canvas.data.add(wide).mark_text(color=SOFT, fontSize=11, baseline="bottom", dy=-3)
+    spans = [(time.at(span.start_s), time.at(span.end_s), _NAMES[span.phase]) for span in timeline.phases]
+    per_width = (spans[-1][1] - spans[0][0]) / canvas.width
+    bands = canvas.data.add([{"time": start, "end": end} for start, end, _ in spans[1::2]])
+    wide = canvas.data.add(
+        [
+            {"middle": (start + end) / 2, "label": name}
+            for start, end, name in spans
+            if end - start > 7 * len(name) * per_width
+        ]
+    )
     return [
-        bands.encode(x=alt.X("time:Q"), x2="end:Q"),
-        names.encode(x=alt.X("middle:Q"), y=alt.value(0), text="label:N"),
+        bands.mark_rect(color=AXIS, opacity=0.22).encode(x=alt.X("time:Q"), x2="end:Q"),
+        wide.mark_text(color=SOFT, fontSize=11, baseline="bottom", dy=-3).encode(
+            x=alt.X("middle:Q"), y=alt.value(0), text="label:N"
+        ),
     ]

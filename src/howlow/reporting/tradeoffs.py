@@ -58,7 +58,7 @@ def _panel(answer: Answer, name: str) -> PagePanel | None:
     x = alt.X("x:Q", title=f"{what} ({shown})", scale=alt.Scale(domain=padded_domain(ends), nice=False), axis=axis)
     y = quality_axis(metric, *padded_domain([value for spot in spots for value in (spot.low, spot.high)]))
     layers = _layers(canvas, spots, [spots[place] for place in front], x, y)
-    chart = alt.layer(*layers).properties(width=canvas.width, height=canvas.height)
+    chart = alt.layer(*layers, width=canvas.width, height=canvas.height)
     return PagePanel(f"{metric.label} against {what}", "", on_page(chart, canvas.data))
 
 
