@@ -215,7 +215,7 @@ def test_brackets_in_foreign_text_stay_brackets(tmp_path: Path) -> None:
 
 def test_the_json_document(report: Report) -> None:
     document = json.loads(report.json_text())
-    assert list(document) == ["rows", "reference_rank", "warnings", "level", "groups"]
+    assert list(document) == ["rows", "reference_rank", "warnings", "level", "groups", "decomposition"]
     assert document["reference_rank"] == 16
     check_golden("report.json", report.json_text() + "\n")
 

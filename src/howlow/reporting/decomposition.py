@@ -160,9 +160,10 @@ def _lines(panel: DecompositionPanel) -> Iterator[str]:
 
 def _line(step: RankStep, split: Split) -> str:
     row = _row(step, split, False)
-    told = f"{row.figure} {row.values}: {row.total}"
-    if split.rank is not None and step.changes_batch:
-        told += f" = batch {row.batch} x rank {row.rank}"
+    told = f"{row.figure} {row.values}, {row.total}"
+    parts = [part for part in (split.total, split.batch, split.rank) if part is not None]
+    if split.rank is not None and step.changes_batch and any(part.is_shown for part in parts):
+        told += f": {row.batch} by the batch, {_by(split, split.rank)} by the rank{_at(split)}"
     elif not step.changes_batch:
         told += ", all by the rank"
     return f"{told}; rank {row.others}" if row.others else told
