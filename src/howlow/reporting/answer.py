@@ -5,7 +5,7 @@ that is not in these documents, so its verdicts are those of `howlow recommend`,
 """
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,10 +21,21 @@ from howlow.reporting.recommendation import bill_words, headline, reasons
 from howlow.reporting.summary import axes_words
 
 _MOST_DECISIONS = 12
-LIMITS: dict[str, tuple[str, Unit]] = {
-    "max_memory": ("peak memory", "bytes"),
-    "max_energy": ("energy of a fine-tuning", "joules"),
-    "max_time": ("time of a fine-tuning", "seconds"),
+
+
+@dataclass(frozen=True)
+class LimitedCost:
+    """A cost that the page's sliders limit: what it is called, in a table's heading, and its unit."""
+
+    label: str
+    heading: str
+    unit: Unit
+
+
+LIMITED: Mapping[str, LimitedCost] = {
+    "max_memory": LimitedCost("peak memory", "memory", "bytes"),
+    "max_energy": LimitedCost("energy of a fine-tuning", "energy", "joules"),
+    "max_time": LimitedCost("time of a fine-tuning", "time", "seconds"),
 }
 
 
@@ -72,7 +83,9 @@ def answers(comparison: Comparison) -> Answers:
 def _questions(comparison: Comparison) -> list[tuple[Reference, str | None]]:
     """The settings and metrics to answer for; None where no metric was scored, which the recommendation says."""
     metrics: list[str | None] = [metric.name for metric in metrics_there(comparison.results)]
-    return [(reference, metric) for reference in comparison.references for metric in metrics or [None]][:_MOST_DECISIONS]
+    return [(reference, metric) for reference in comparison.references for metric in metrics or [None]][
+        :_MOST_DECISIONS
+    ]
 
 
 # -- documents ------------------------------------------------------------------------------------------------------
@@ -124,20 +137,21 @@ def _cost(one: Kept) -> dict[str, float | str | None]:
 
 
 def _limits(inputs: DecisionInputs) -> Iterator[dict[str, Any]]:
-    """The limits on costs that were measured, with the smallest and the largest end that they are held against."""
-    for name, (label, unit) in LIMITS.items():
+    """The limits, with the smallest and the largest end that each is held against, or why it cannot be held."""
+    for name, limited in LIMITED.items():
         costs = [candidate.costs[name] for candidate in inputs.candidates if name in candidate.costs]
         ends = [cost.end for cost in costs if cost.end]
-        if ends:
-            ends.sort()
-            yield {
-                "name": name,
-                "option": costs[0].limit.option,
-                "label": label,
-                "unit": unit,
-                "least": ends[0],
-                "most": ends[-1],
-            }
+        is_measured = any(cost.cost is not None for cost in costs)
+        yield {
+            "name": name,
+            "option": costs[0].limit.option,
+            "label": limited.label,
+            "short": limited.heading,
+            "unit": limited.unit,
+            "least": min(ends, default=None),
+            "most": max(ends, default=None),
+            "problem": None if ends else "error not known" if is_measured else "not measured",
+        }
 
 
 def _command(answer: Answer) -> str | None:

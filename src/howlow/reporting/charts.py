@@ -107,7 +107,7 @@ def _on_page(comparison: Comparison, stage: Stage, name: str, title: str) -> Pag
     return PageFigure(
         name,
         title,
-        tuple([*context_lines(comparison)[1:], *_notes(comparison, stage, shown)]),
+        (*context_lines(comparison)[1:], *_notes(comparison, stage, shown)),
         tuple(PagePanel(panel.title, panel.subtitle, on_page(panel.chart, own.data)) for own, panel in shown.panels),
         tuple(_legend(comparison)),
     )

@@ -14,7 +14,7 @@ FIGURE_NAMES = ("fine_tuning", "inference", "loss")
 INK, SOFT, RULE, GRID, AXIS = "#1f2933", "#5f6b7a", "#9aa5b1", "#e6e9ee", "#b8c0cc"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a4fa3", "#6b6b6b")
 """After Okabe and Ito, whose colours people with any kind of colour vision tell apart."""
-_RAMP = ((0x40, 0x59, 0xAD), (0x2A, 0x8F, 0x9E), (0x7F, 0xAE, 0x4D), (0xD9, 0xA6, 0x2E))
+_RAMP = ((0x54, 0x70, 0xC6), (0x2A, 0x8F, 0x9E), (0x7F, 0xAE, 0x4D), (0xD9, 0xA6, 0x2E))
 FILE_SIZE, PAGE_SIZE = (400, 190), (310, 170)
 """Width and height of a panel; on the page it is as wide as a phone."""
 Datum = dict[str, Any]

@@ -169,7 +169,7 @@ def _panel(canvas: Canvas, name: str, curves: _Curves) -> Any:
     if groups := curves.panels[name]:
         lines = canvas.data.add(_points(groups)).mark_line(strokeWidth=1.6, opacity=0.9)
         color = _color(canvas, curves.ranks)
-        layers.append(lines.encode(**encoded, color=color, detail="rank:O"))
+        layers.append(lines.encode(**encoded, color=color, detail=alt.Detail("rank:O")))
         if canvas.is_on_page:
             ends = canvas.marked(canvas.data.add(_ends(groups)), size=30, filled=True, opacity=1)
             layers.append(ends.encode(**encoded, color=color))

@@ -74,7 +74,7 @@ def _batch_rules(canvas: Canvas, changes: Sequence[BatchChange]) -> list[Any]:
         own = [change.datum() for change in changes if change.row == row]
         if own:
             text = canvas.data.add(own).mark_text(color=SOFT, fontSize=11, baseline="bottom", dy=-3 - 12 * row)
-            layers.append(text.encode(x=x, y=alt.value(0), text="label:N"))
+            layers.append(text.encode(x=x, y=alt.value(0), text=alt.Text("label:N")))
     return layers
 
 
@@ -139,7 +139,7 @@ def _level_layers(canvas: Canvas, level: _Level, top: float) -> list[Any]:
     place = {"align": "right", "baseline": "bottom"} if canvas.is_on_page else {"align": "left", "baseline": "middle"}
     x, y = (canvas.width - 2, top - 4) if canvas.is_on_page else (canvas.width + 6, top)
     text = own.mark_text(color=color, fontSize=12, **place)
-    return [rule, text.encode(y=alt.value(y), x=alt.value(x), text="label:N")]
+    return [rule, text.encode(y=alt.value(y), x=alt.value(x), text=alt.Text("label:N"))]
 
 
 def spread(tops: Sequence[float], apart: float = 14.0) -> list[float]:
@@ -175,7 +175,9 @@ def _lines(comparison: Comparison, canvas: Canvas, points: Sequence[ChartPoint],
     encoded: dict[str, Any] = {"x": x, "y": y, "color": _color(comparison, canvas)}
     layers: list[Any] = [means.mark_line(strokeWidth=2.2).encode(**encoded)]
     if bars := [_bar(point) for point in points if point.low is not None]:
-        layers.append(data.add(bars).mark_rule(strokeWidth=5, opacity=0.3, clip=True).encode(**encoded, y2="high:Q"))
+        layers.append(
+            data.add(bars).mark_rule(strokeWidth=5, opacity=0.3, clip=True).encode(**encoded, y2=alt.Y2("high:Q"))
+        )
     if dots := [point.datum() for point in points if point.is_dot]:
         layers.append(canvas.marked(data.add(dots), size=40, opacity=0.35, filled=True).encode(**encoded))
     size, edge = (14, 0) if len(ranks) > 2 * MOST_TICKS else (42, 1)

@@ -110,8 +110,8 @@ def _phases(canvas: Canvas, timeline: Timeline, time: _Axis) -> list[Any]:
         ]
     )
     return [
-        bands.mark_rect(color=AXIS, opacity=0.22).encode(x=alt.X("time:Q"), x2="end:Q"),
+        bands.mark_rect(color=AXIS, opacity=0.22).encode(x=alt.X("time:Q"), x2=alt.X2("end:Q")),
         wide.mark_text(color=SOFT, fontSize=11, baseline="bottom", dy=-3).encode(
-            x=alt.X("middle:Q"), y=alt.value(0), text="label:N"
+            x=alt.X("middle:Q"), y=alt.value(0), text=alt.Text("label:N")
         ),
     ]

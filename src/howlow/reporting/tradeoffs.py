@@ -10,8 +10,8 @@ from typing import Any
 
 from howlow.analysis.pareto import pareto_front
 from howlow.reporting import formatting
-from howlow.reporting.answer import LIMITS, Answer
-from howlow.reporting.figure import PALETTE, RULE, Canvas, Datum, PageFigure, PagePanel, on_page, page_canvas
+from howlow.reporting.answer import LIMITED, Answer
+from howlow.reporting.figure import INK, PALETTE, RULE, Canvas, Datum, PageFigure, PagePanel, on_page, page_canvas
 from howlow.reporting.panels import padded_domain, quality_axis
 
 
@@ -35,7 +35,7 @@ class _Spot:
 
 def tradeoffs(answer: Answer, number: int) -> PageFigure | None:
     """The panels of one decision; None where fewer than two candidates have any cost."""
-    panels = [panel for name in LIMITS if (panel := _panel(answer, name)) is not None]
+    panels = [panel for name in LIMITED if (panel := _panel(answer, name)) is not None]
     label = answer.found.terms.metric.label
     if not panels:
         return None
@@ -45,7 +45,7 @@ def tradeoffs(answer: Answer, number: int) -> PageFigure | None:
 def _panel(answer: Answer, name: str) -> PagePanel | None:
     import altair as alt
 
-    (what, unit), metric = LIMITS[name], answer.found.terms.metric
+    what, unit, metric = LIMITED[name].label, LIMITED[name].unit, answer.found.terms.metric
     costs = [one.costs[name].cost for one in answer.inputs.candidates if name in one.costs]
     largest = max((cost for cost in costs if cost is not None), default=0.0)
     shown, factor = formatting.scale(largest, unit)
@@ -86,8 +86,10 @@ def _layers(canvas: Canvas, spots: Sequence[_Spot], front: Sequence[_Spot], x: A
     points = canvas.marked(data, size=52, filled=True, opacity=1, color=PALETTE[0], stroke="white", strokeWidth=1)
     return [
         on_front.mark_line(color=RULE, strokeWidth=1.6, strokeDash=[5, 3], interpolate="step-after").encode(**place),
-        data.mark_rule(color=PALETTE[0], opacity=0.35, strokeWidth=2).encode(x=x, y=alt.Y("low:Q"), y2="high:Q"),
-        data.mark_rule(color=PALETTE[0], opacity=0.35, strokeWidth=2).encode(**place, x2="end:Q"),
+        data.mark_rule(color=PALETTE[0], opacity=0.35, strokeWidth=2).encode(
+            x=x, y=alt.Y("low:Q"), y2=alt.Y2("high:Q")
+        ),
+        data.mark_rule(color=PALETTE[0], opacity=0.35, strokeWidth=2).encode(**place, x2=alt.X2("end:Q")),
         points.encode(**place),
-        data.mark_text(dy=-10, dx=8, fontSize=11, fontWeight=600).encode(**place, text="name:N"),
+        data.mark_text(color=INK, dy=-10, dx=8, fontSize=11, fontWeight=600).encode(**place, text=alt.Text("name:N")),
     ]

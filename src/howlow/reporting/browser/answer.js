@@ -60,13 +60,24 @@ class AnswerView {
     const margin = this.slider("margin", "Margin", MARGIN_STEPS, Math.round(this.margin * 1000), place => {
       this.margin = place / 1000;
     });
-    const limits = this.decision.limits.map(limit => this.slider(limit.name, `Most ${limit.label}`, NO_LIMIT, NO_LIMIT, place => {
+    const limits = this.decision.limits.map(limit => this.limitSlider(limit));
+    const onclick = () => {
+      this.reset();
+      this.drawSliders();
+      this.draw();
+    };
+    const reset = el("button", {type: "button", id: "reset", onclick}, "Reset");
+    byId("sliders").replaceChildren(margin, ...limits, reset);
+  }
+
+  limitSlider(limit) {
+    const slider = this.slider(limit.name, `Most ${limit.label}`, NO_LIMIT, NO_LIMIT, place => {
       const value = limitAt(limit, place);
       if (value === null) delete this.limits[limit.name];
       else this.limits[limit.name] = value;
-    }));
-    const reset = el("button", {type: "button", id: "reset", onclick: () => { this.reset(); this.drawSliders(); this.draw(); }}, "Reset");
-    byId("sliders").replaceChildren(margin, ...limits, reset);
+    });
+    slider.querySelector("input").disabled = limit.problem !== null;
+    return slider;
   }
 
   slider(name, label, most, place, set) {
@@ -101,7 +112,7 @@ class AnswerView {
     show("margin", amount(this.decision.metric, found.margin));
     for (const limit of this.decision.limits) {
       const most = this.limits[limit.name];
-      show(limit.name, most === undefined ? "no limit" : quantity(most, limit.unit));
+      show(limit.name, limit.problem ?? (most === undefined ? "no limit" : quantity(most, limit.unit)));
     }
   }
 
@@ -155,25 +166,25 @@ function bar(decision, found, own) {
 
 function candidateTable(decision, found) {
   const limits = decision.limits;
-  const header = ["candidate", decision.metric.label, "against the best", "so it is", ...limits.map(limit => limit.label)];
+  const header = ["candidate", decision.metric.label, "against the best", "", ...limits.map(limit => limit.short)];
   const rows = decision.candidates.map((candidate, place) => {
     const [kind, words] = standingWords(decision, found, place);
     const own = found.standings.find(one => one.candidate === place);
     const costs = limits.map(limit => candidate.costs[limit.name]?.text ?? "");
     return el("tr", {class: kind},
-      el("th", {scope: "row"}, nameOf(candidate)),
+      el("th", {scope: "row"}, nameOf(candidate), el("small", {class: "standing"}, words)),
       el("td", {}, candidate.value),
-      el("td", {class: "against"}, ...(own && !found.isLone ? [againstWords(decision.metric, own), bar(decision, found, own)] : [""])),
-      el("td", {class: "text"}, words),
+      ...(own && !found.isLone ? againstCells(decision, found, own) : [el("td"), el("td")]),
       ...costs.map(cost => el("td", {}, cost)));
   });
-  const head = el("tr", {}, ...header.map((text, place) => el("th", {scope: "col", class: place === 2 || place === 3 ? "text" : null}, text)));
+  const head = el("tr", {}, ...header.map((text, place) => el("th", {scope: "col", class: place === 0 ? "text" : null}, text)));
   return el("table", {class: "candidates"}, el("thead", {}, head), el("tbody", {}, ...rows));
 }
 
-function againstWords(metric, own) {
-  const difference = own.difference < 0 ? apart(metric, own.difference) : "the best";
-  return el("span", {class: "words"}, difference, el("small", {}, `at most ${apart(metric, own.low)}`));
+function againstCells(decision, found, own) {
+  const difference = own.difference < 0 ? apart(decision.metric, own.difference) : "the best";
+  const least = own.low < 0 ? el("small", {}, `at most ${apart(decision.metric, own.low)}`) : null;
+  return [el("td", {}, difference, least), el("td", {}, bar(decision, found, own))];
 }
 
 // -- the bill -------------------------------------------------------------------------------------------------------
