@@ -36,11 +36,12 @@ def task_row(name: str, task: Task) -> str:
     """One task: its data, its own settings with their defaults, its placeholders and its metrics."""
     defaults = task.rules.defaults or {}
     takes = [f"`{one}` = `{toml(defaults[one])}`" if one in defaults else f"`{one}`" for one in task.rules.takes]
+    takes += [f"`{key}` = `{toml(value)}`" for key, value in (task.rules.other_defaults or {}).items()]
     cells = [f"`{name}`", task.about, ", ".join(takes), " ".join(task.rules.placeholders), ", ".join(task.metrics)]
     return f"| {' | '.join(cells)} |"
 
 
-def toml(value: str | bool) -> str:
+def toml(value: object) -> str:
     """A task's default as TOML writes it."""
     return plain_toml(value).replace("\n", "\\n")
 
@@ -55,7 +56,10 @@ def plain_toml(value: object) -> str:
 
 
 HEAD = ["| setting | default | affects | meaning |", "| --- | --- | --- | --- |"]
-TASK_HEAD = ["| task | data | its own settings | placeholders | metrics |", "| --- | --- | --- | --- | --- |"]
+TASK_HEAD = [
+    "| task | data | its own settings and defaults | placeholders | metrics |",
+    "| --- | --- | --- | --- | --- |",
+]
 
 
 def document() -> str:

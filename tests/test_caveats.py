@@ -23,6 +23,10 @@ def test_every_kind_has_its_place() -> None:
         WarningKind.RANK_ABOVE_MATRIX,
         WarningKind.BASELINE_REPEATED,
         WarningKind.LAYERS_LEFT_OUT,
+        WarningKind.LARGE_EFFECTIVE_BATCH,
+        WarningKind.ATTENTION_ALONE_ADAPTED,
+        WarningKind.ALPHA_GROWS_WITH_RANK,
+        WarningKind.OTHER_SETTINGS_UNTRIED,
     )
     for kind in WarningKind:
         touched = qualified(RecordWarning(kind=kind, detail="told"), "generate")

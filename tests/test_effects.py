@@ -44,10 +44,12 @@ OTHER: dict[str, Any] = {
     "task.template": "chat",
     "task.stop": "END",
     "task.answerable_only": False,
+    "task.general_text": "e/f",
     "lora.alpha": 3.0,
     "lora.scaling": "rank_stabilized",
     "lora.target_modules": ("v_proj",),
     "lora.dropout": 0.25,
+    "lora.start": "/adapter",
     "training.layout": "padded",
     "training.shuffle": "examples",
     "training.betas": (0.5, 0.5),
@@ -134,9 +136,10 @@ def test_a_search_depends_on_data_and_memory_but_not_on_rank_seed_and_batch(sett
     assert (searched(setting)(changed(BEFORE, key)) != searched(setting)(BEFORE)) == depends
 
 
-@given(KEYS, st.sampled_from(["lora", "full", "base"]))
+@given(KEYS, st.sampled_from(["lora", "full", "base", "shrunk"]))
 def test_the_identity_changes_with_what_quality_and_costs_depend_on(key: str, kind: Any) -> None:
-    told = {"task.train", "task.test", "run.device"}  # by hashes and the environment
+    # by hashes and the environment
+    told = {"task.train", "task.test", "task.general_text", "run.device", "lora.start"}
     before, after = (
         identity(Provenance(trial="t", kind=kind, axes={}, settings=settings))
         for settings in (BEFORE, changed(BEFORE, key))
@@ -150,7 +153,7 @@ def test_the_identity_changes_with_what_quality_and_costs_depend_on(key: str, ki
 @given(KEYS)
 def test_a_sweep_is_another_one_where_a_setting_differs_that_affects_something(key: str) -> None:
     found = [difference.key for difference in differing_settings(BEFORE, changed(BEFORE, key))]
-    told = {"task.train", "task.test", "run.device"}
+    told = {"task.train", "task.test", "run.device", "lora.start"}
     assert found == ([key] if effects()[key] and key not in told else [])
 
 

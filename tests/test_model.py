@@ -172,6 +172,26 @@ def test_targets_match_as_in_peft(tiny_model: Path):
     assert "matched no layer" in refusal(models.matched_layers, shapes, ["proj"])
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_all_linear_adapts_what_peft_adapts(kind: str, tiny_model: Path, tmp_path: Path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    def make() -> Any:
+        return gpt2() if kind == "gpt2" else loaded(tiny_model)
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", fan_in_fan_out=kind == "gpt2")
+    theirs = get_peft_model(make(), config).base_model.targeted_module_names
+    ours = spread(adapted(make(), rank=2, target_modules=("all-linear",)))
+    assert sorted(ours.base_model.targeted_module_names) == sorted(theirs)
+    shapes = models.linear_shapes(make())
+    assert sorted(models.matched_layers(shapes, ("all-linear",))) == sorted(theirs)
+    assert not any("lm_head" in name for name in theirs)
+    models.save_adapter(ours, tmp_path / "adapter", "base", "card")
+    again = PeftModel.from_pretrained(make(), tmp_path / "adapter").eval()
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, ours(IDS).logits)
+
+
 def test_a_layer_that_two_targets_name_counts_once(tiny_model: Path):
     shapes = models.linear_shapes(loaded(tiny_model))
     for targets in (["q_proj", "q_proj"], ["q_proj", "self_attn.q_proj"]):

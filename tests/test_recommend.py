@@ -14,12 +14,15 @@ from test_rows import DATA, phase_of, steps_of, write_trial
 import howlow as api
 from howlow.analysis.constraints import CostLimits
 from howlow.analysis.recommendation import Recommendation
+from howlow.records import ShrunkRecord
 from howlow.reporting.recommendation import headline, headlines, reasons
 from howlow.tasks.documents import with_documents
 from howlow.tasks.examples import Example
+from howlow.tasks.squad_score import with_part
 
 __all__ = ["howlow"]
 EXAMPLES, CLUSTERS = 400, 80
+CUT = ShrunkRecord(start="/adapter", start_rank=16, start_sha256="d" * 64, energy_kept=0.9, continued_steps=0)
 CURVE = {None: 0.1, 1: 0.45, 4: 0.6, 16: 0.6, 64: 0.61}
 
 
@@ -235,6 +238,30 @@ def test_a_further_axis_needs_a_choice_and_a_sweep_ends_with_one_answer_for_each
     first, second = headlines(tmp_path)
     assert first.startswith("With training.batch_size = 1: Recommended: rank 1.")
     assert second.startswith("With training.batch_size = 8: Recommended: rank 8.")
+
+
+def test_cut_ranks_are_no_candidates_beside_trained_ones(tmp_path: Path) -> None:
+    expected = api.recommend(sweep(tmp_path, {1: 0.45, 4: 0.6, 16: 0.6}))
+    scored_trial(tmp_path, 1, 0, 0.9, 0.0, kind="shrunk", steps=(), phases=(), shrunk=CUT)
+    found = api.recommend(tmp_path)
+    assert verdict(found) == verdict(expected) == ("recommended", 4)
+    assert [one.group.kind for one in found.candidates] == ["lora"] * 3
+    assert [one.judged for one in found.candidates] == [one.judged for one in expected.candidates]
+
+
+def test_questions_without_an_answer_may_decide(tmp_path: Path, howlow: Command) -> None:
+    from howlow.records import Scores
+
+    scores = Scores(f1=0.5, exact_match=0.0, loss=1.0, has_answer_f1=0.5, no_answer_f1=0.5)
+    sweep(tmp_path, {1: 0.5, 8: 0.5}, scores=scores)
+    for path in tmp_path.glob("trials/*/predictions.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for index, line in enumerate(lines):
+            line["scores"] = with_part(line["scores"], index % 2 == 0)
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    code, out, _ = howlow("recommend", tmp_path, "--metric", "no_answer_f1", "--json")
+    found = json.loads(out)
+    assert (code, found["verdict"], found["rank"]) == (0, "recommended", 1)
 
 
 def test_records_of_older_versions_say_that_clusters_are_not_known(tmp_path: Path) -> None:

@@ -125,9 +125,10 @@ def write_trial(
 ) -> Record:
     """One trial's folder with record.json, steps.jsonl and timeline.jsonl, as a trial leaves them."""
     axes = axes or {}
-    stem = f"r{rank:04d}" if kind == "lora" else kind
+    stem = f"r{rank:04d}" if rank is not None and kind in ("lora", "shrunk") else kind
     parts = axes | ({"repeat": repeat} if repeat > 1 else {})
-    name = "-".join([f"{stem}-s{seed}", *(f"{axis}={value}" for axis, value in parts.items())])
+    cut = ["shrunk"] if kind == "shrunk" else []
+    name = "-".join([f"{stem}-s{seed}", *cut, *(f"{axis}={value}" for axis, value in parts.items())])
     home = folder / "trials" / name
     home.mkdir(parents=True)
     is_lora = kind == "lora"
@@ -145,7 +146,7 @@ def write_trial(
     values: dict[str, Any] = {
         "trial": name,
         "kind": kind,
-        "rank": rank if is_lora else None,
+        "rank": rank if is_lora or kind == "shrunk" else None,
         "seed": seed,
         "repeat": repeat,
         "axes": axes,
@@ -298,7 +299,7 @@ def test_rows_have_the_designed_columns_in_order_and_further_axes_at_the_end(tmp
     assert list(results.rows[0]) == names
     assert names[:5] == ["trial", "kind", "rank", "seed", "status"]
     assert names.index("rougeL") + 1 == names.index("train_energy_error_per_sample_j")  # later ones stand behind
-    assert names[-2:] == ["repeat", "training.batch_size"]
+    assert names[-2:] == ["continued_steps", "training.batch_size"]
     assert len(set(names)) == len(names) == len(columns_of(results.axes))
     assert results.rows[0]["train_batch_size"] == 4
 

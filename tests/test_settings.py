@@ -45,6 +45,20 @@ def test_the_defaults_are_those_of_the_paper_and_the_design() -> None:
     assert found.grid == {"lora.rank": [8], "seed": [0]}
 
 
+def test_all_linear_is_one_value_however_it_is_written() -> None:
+    for written in ("all-linear", ["all-linear"]):
+        found = load_settings(None, [asked.merge(SMALL, {"lora": {"target_modules": written}})])
+        assert found.lora.target_modules == ("all-linear",)
+        again = asked.resolve(tomllib.loads(asked.to_toml(found)), None)
+        assert again == found
+    axis = {"grid": {"lora.target_modules": ["all-linear", ["q_proj"]]}}
+    plans = asked.expand(load_settings(None, [asked.merge(SMALL, axis)]))
+    assert [plan.settings.lora.target_modules for plan in plans if plan.kind == "lora"] == [
+        ("all-linear",),
+        ("q_proj",),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -52,6 +66,11 @@ def test_the_defaults_are_those_of_the_paper_and_the_design() -> None:
         ({"lora": {"alpha": -1.0}}, ["greater than 0"]),
         ({"lora": {"rank": True}}, ["lora.rank = True", "integer"]),
         ({"training": {"betas": [0.9, 1.0]}}, ["training.betas"]),
+        (
+            {"lora": {"target_modules": "q_proj"}},
+            ["lora.target_modules = 'q_proj'", "at least one name is expected (the ends", 'or "all-linear"'],
+        ),
+        ({"lora": {"target_modules": ["all-linear", "q_proj"]}}, ['"all-linear" already takes q_proj; give it alone']),
         ({"training": {"batch_size": "most"}}, ["training.batch_size = 'most'", 'a whole number or "max" is expected']),
         ({"inference": {"batch_size": 1.5}}, ["inference.batch_size = 1.5", 'a whole number or "max" is expected']),
         ({"training": {"layout": "shared"}, "lora": {"dropout": 0.1}}, ["lora.dropout", "packed"]),
@@ -70,7 +89,10 @@ def test_the_defaults_are_those_of_the_paper_and_the_design() -> None:
         ),
         (
             {"task": {"name": "language_modeling", "stop": "x"}},
-            ["task.stop belongs to the task completion and question_answering, not to language_modeling"],
+            [
+                "task.stop belongs to the task completion, question_answering and summarization, not to "
+                "language_modeling"
+            ],
         ),
         ({"task": {"name": ""}}, ["task.name"]),
         ({"grid": {"task.name": ["completion"]}}, ["grid axis task.name: a sweep has one task"]),

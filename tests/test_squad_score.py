@@ -111,8 +111,16 @@ def test_random_predictions_score_as_in_the_official_script(squad, tmp_path, nam
     task = TaskSettings(name="question_answering", train="x", test="x", answerable_only=False)
     examples = question_answering.load(str(squad / name), task, "test")
     scores = question_answering.score(examples, predictions)
-    assert list(scores.per_example.values()) == [pytest.approx(one) for one in expected]
-    assert scores.overall["f1"] == pytest.approx(result["f1"])
+    own = [{score: one[score] for score in ("exact_match", "f1")} for one in scores.per_example.values()]
+    assert own == [pytest.approx(one) for one in expected]
+    parts = ["has_answer" if entry["answers"] else "no_answer" for entry, _ in questions]
+    for part, one in zip(parts, scores.per_example.values(), strict=True):
+        assert one == {score: one[score] for score in ("exact_match", "f1")} | {
+            f"{part}_{score}": one[score] for score in ("exact_match", "f1")
+        }
+    figures = {name: value for name, value in result.items() if name in scores.overall}
+    assert scores.overall == {name: pytest.approx(value, abs=1e-12) for name, value in figures.items()}
+    assert len(scores.overall) == (6 if version == 2 else 2)
 
 
 def some_prediction(chance, entry, context):

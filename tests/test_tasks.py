@@ -48,7 +48,7 @@ def question(identity="q1", *answers, text="Who jumps?", **more):
 
 
 def test_tasks_are_named():
-    assert list(tasks()) == ["completion", "language_modeling", "question_answering"]
+    assert list(tasks()) == ["completion", "language_modeling", "question_answering", "summarization"]
     assert (task_named("language_modeling").generates, task_named("question_answering").generates) == (False, True)
     with pytest.raises(
         UserError, match="there is no task 'sources'; the tasks are: completion, language_modeling, question"
@@ -82,8 +82,36 @@ def test_unanswerable_questions_come_on_request(tmp_path):
         "q1": question_answering.prediction(" Fox "),
         "q2": question_answering.prediction(" Unanswerable\n"),
     }
-    assert question_answering.score(both, given_answers).overall == {"exact_match": 1.0, "f1": 1.0}
-    assert question_answering.score(both, {}).overall == {"exact_match": 0.0, "f1": 0.0}
+    parts = [f"{part}_{name}" for part in ("has_answer", "no_answer") for name in ("exact_match", "f1")]
+    names = ["exact_match", "f1", *parts]
+    assert question_answering.score(both, given_answers).overall == dict.fromkeys(names, 1.0)
+    assert question_answering.score(both, {}).overall == dict.fromkeys(names, 0.0)
+    assert question_answering.score(both[:1], given_answers).overall == {"exact_match": 1.0, "f1": 1.0}
+    of_parts = question_answering.score(both, given_answers).per_example
+    assert set(of_parts["q1"]) == {"exact_match", "f1", "has_answer_exact_match", "has_answer_f1"}
+    assert set(of_parts["q2"]) == {"exact_match", "f1", "no_answer_exact_match", "no_answer_f1"}
+    half = question_answering.score(both, {"q1": "", "q2": ""}).overall
+    assert [half[name] for name in names] == [0.5, 0.5, 0.0, 0.0, 1.0, 1.0]
+
+
+def test_questions_left_out_for_having_no_answer_are_counted(tmp_path):
+    impossible = question("q2", is_impossible=True)
+    path = written(tmp_path / "d.json", squad(question("q1", "fox"), impossible, version="v2.0"))
+    words = question_answering.left_out(str(path), settings("question_answering"), "train")
+    assert words == f"1 of the 2 questions of {path} have no answer and are left out"
+    every = settings("question_answering", answerable_only=False)
+    assert question_answering.left_out(str(path), every, "train") is None
+    answered = written(tmp_path / "e.json", squad(question("q1", "fox")))
+    assert question_answering.left_out(str(answered), settings("question_answering"), "train") is None
+
+
+def test_an_answer_that_normalises_to_nothing_is_an_answer(tmp_path):
+    """As in the official script, whose parts go by what the data hold, not by what is left after normalising."""
+    entries = question("q1", "The"), question("q2", is_impossible=True)
+    path = written(tmp_path / "d.json", squad(*entries, version="v2.0"))
+    examples = question_answering.load(str(path), settings("question_answering", answerable_only=False), "test")
+    scores = question_answering.score(examples, {"q1": "x", "q2": ""}).overall
+    assert (scores["has_answer_f1"], scores["no_answer_f1"], scores["f1"]) == (0.0, 1.0, 0.5)
 
 
 def test_a_file_of_unanswerable_questions_is_refused(tmp_path):

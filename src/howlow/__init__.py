@@ -5,6 +5,8 @@
     results = howlow.load("runs/demo")    # results.rows, results.records, results.warnings
     howlow.report(["runs/demo"])
     howlow.recommend("runs/demo", metric="f1", margin=0.03).rank
+    shrunk = howlow.shrink_settings("runs/demo/trials/r0008-s0/adapter", [1, 2, 4])
+    howlow.sweep(shrunk, "runs/shrunk")
 
 Each name is imported when it is first used, so that nobody waits for what is not needed.
 """
@@ -14,6 +16,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from howlow.analysis import load_results as load
     from howlow.analysis.recommendation import recommend
     from howlow.errors import UserError
@@ -21,7 +25,17 @@ if TYPE_CHECKING:
     from howlow.settings import Settings
     from howlow.sweeping import dry_run, sweep
 
-__all__ = ["Settings", "UserError", "dry_run", "load", "load_settings", "recommend", "report", "sweep"]
+__all__ = [
+    "Settings",
+    "UserError",
+    "dry_run",
+    "load",
+    "load_settings",
+    "recommend",
+    "report",
+    "shrink_settings",
+    "sweep",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -44,6 +58,32 @@ def load_settings(source: str | None, overrides: Sequence[Mapping[str, Any]] = (
     from howlow import settings, tasks
 
     return settings.load(source, overrides, tasks.task_rules())
+
+
+def shrink_settings(
+    adapter: "Path | str",
+    ranks: Sequence[int],
+    overrides: Sequence[Mapping[str, Any]] = (),
+    *,
+    continue_steps: int = 0,
+) -> "Settings":
+    """Settings of a sweep that cuts a trained adapter to smaller ranks and scores each; run it with `howlow.sweep`.
+
+    Args:
+        adapter: its folder; a record of its trial beside it says how it is scored, else `overrides` have to.
+        ranks: each at most the adapter's own.
+        continue_steps: optimizer steps of further training after the cut.
+
+    Raises:
+        UserError: the adapter cannot be cut, or a setting is wrong.
+    """
+    from howlow import settings, tasks
+    from howlow.sweeping import shrinking
+
+    shrinking.refuse_of_adapter(overrides)
+    table = shrinking.settings_of_adapter(adapter, ranks, continue_steps)
+    shrinking.refuse_missing(adapter, [table, *overrides])
+    return settings.load(None, [table, *overrides], tasks.task_rules())
 
 
 def __getattr__(name: str) -> Any:

@@ -13,7 +13,6 @@ it is a defect of howlow.
 """
 
 import json
-import re
 import signal
 import sys
 import tempfile
@@ -95,42 +94,74 @@ def sweep_command(
 ) -> None:
     """Run or resume a sweep: one fine-tuning per rank, measured and scored; ends with the report."""
     from howlow import settings as asked
+    from howlow.cli_dry_run import print_dry_run
 
-    flags: dict[str, Any] = {}
-    for key, value in {"model": model, "task.name": task, "task.train": train, "task.test": test}.items():
-        if value is not None:
-            flags = asked.merge(flags, _nested(key, value))
-    if layout is not None:
-        flags = asked.merge(flags, _nested("training.layout", layout))
-    if batch_size is not None:
-        flags = asked.merge(
-            flags, _nested("training.batch_size", int(batch_size) if _is_int(batch_size) else batch_size)
-        )
-    if workers is not None:
-        flags = asked.merge(flags, _nested("run.workers", workers))
-    if baselines is not None:
-        names = [name.strip() for name in baselines.split(",") if name.strip() not in ("", "none")]
-        flags = asked.merge(flags, {"baselines": names})
-    if ranks is not None:
-        flags = asked.merge(flags, {"grid": {"lora.rank": asked.parse_ranks(ranks)}})
-    if seeds is not None:
-        flags = asked.merge(flags, {"grid": {"seed": asked.parse_integers("--seeds", seeds)}})
+    flags = asked.table_of_flags(
+        {
+            "model": model,
+            "task.name": task,
+            "task.train": train,
+            "task.test": test,
+            "training.layout": layout,
+            "training.batch_size": batch_size,
+            "run.workers": workers,
+            "baselines": baselines,
+        },
+        ranks=ranks,
+        seeds=seeds,
+    )
     overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
     settings = howlow.load_settings(source, overrides)
     statuses = _statuses(retry)
     accepted = accept_different or []
     if dry_run:
-        _print_dry_run(settings, out, statuses, accepted)
+        print_dry_run(settings, out, statuses, accepted)
         return
     if out is None:
         raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
 
+    _run_sweep(settings, out, statuses, accepted)
+
+
+def _run_sweep(settings: Any, out: str, retry: list[Any], accepted: list[str]) -> None:
+    """Run or resume a sweep, watched, and print its report."""
     from howlow.sweeping.sweep import sweep
 
-    result = _watched(lambda tell: sweep(settings, out, retry=statuses, accept_different=accepted, on_event=tell), out)
+    result = _watched(lambda tell: sweep(settings, out, retry=retry, accept_different=accepted, on_event=tell), out)
     _print_report([Path(out)], accepted)
-    _print_recommendations(Path(out), accepted)
+    if settings.lora.start is None:
+        _print_recommendations(Path(out), accepted)
+    else:
+        _print_worth_training(Path(out))
     _say_failed(result.failed, out)
+
+
+@app.command("shrink", cls=_Described)
+def shrink_command(
+    adapter: Annotated[str, typer.Argument(metavar="ADAPTER", help="the folder of a trained LoRA adapter")],
+    ranks: Annotated[str, typer.Option("--ranks", help="1,8,32, or 1..32 for powers of two")],
+    out: Annotated[str, typer.Option("--out", help="the run directory, a new folder", metavar="DIR")],
+    test: Annotated[str | None, typer.Option("--test", help="task.test")] = None,
+    continue_steps: Annotated[
+        int, typer.Option("--continue-steps", metavar="N", min=0, help="lora.continue_steps")
+    ] = 0,
+    model: Annotated[str | None, typer.Option("--model", help="the adapter's base, where it is elsewhere now")] = None,
+    task: Annotated[str | None, typer.Option("--task", help="task.name")] = None,
+    train: Annotated[str | None, typer.Option("--train", help="task.train")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="any setting, as TOML")] = None,
+) -> None:
+    """Cut a trained adapter to smaller ranks by its singular values, save each and score it as its trial was."""
+    from howlow import settings as asked
+    from howlow.sweeping.shrinking import refuse_existing, run_beside
+
+    named = {"model": model, "task.name": task, "task.train": train, "task.test": test}
+    overrides = [asked.table_of_flags(named), *(asked.parse_assignment(text) for text in set_ or [])]
+    settings = howlow.shrink_settings(adapter, asked.parse_ranks(ranks), overrides, continue_steps=continue_steps)
+    refuse_existing(out, settings)
+    _run_sweep(settings, out, [], [])
+    beside = run_beside(settings)
+    if beside is not None:
+        _say(f"beside the ranks that were trained: howlow report {beside} {out}")
 
 
 @app.command("worker")
@@ -191,15 +222,6 @@ def _say_failed(records: Iterable[Any], out: Path | str) -> None:
         raise typer.Exit(1)
 
 
-def _nested(key: str, value: Any) -> dict[str, Any]:
-    table, _, name = key.rpartition(".")
-    return {table: {name: value}} if table else {name: value}
-
-
-def _is_int(text: str) -> bool:
-    return re.fullmatch("-?[0-9]{1,18}", text) is not None
-
-
 def _statuses(text: str | None) -> list[Any]:
     from howlow.sweeping.sweep import RETRYABLE
 
@@ -208,38 +230,6 @@ def _statuses(text: str | None) -> list[Any]:
         if status not in RETRYABLE:
             raise UserError(f"--retry {status}: one or more of {','.join(RETRYABLE)} are expected")
     return asked
-
-
-def _print_dry_run(settings: Any, out: str | None, retry: list[Any], accept_different: list[str]) -> None:
-    from howlow.sweeping.sweep import dry_run
-
-    plan = dry_run(settings, out, retry=retry, accept_different=accept_different)
-    finished = sum(status == "done" for status in plan.ended.values())
-    print(f"{len(plan.plans)} trials, {finished} of them finished; to run, in this order:")
-    for name in plan.to_run:
-        print(f"  {name}")
-    for setting in plan.searched:
-        share = f"less {settings.run.memory_margin:.3g} of it"
-        limit = settings.run.memory_limit_bytes
-        held = f"run.memory_limit_bytes = {limit}" if limit else "the memory then free"
-        print(f'{setting} = "max": each of these trials first searches for the batch that fits into {held}, {share}')
-    for name, status in plan.ended.items():
-        if status != "done":
-            print(f"not run again: {name} ended as {status}; --retry {status} runs it again")
-    for preparation in plan.preparations:
-        report, data = preparation.report, preparation.report.data
-        for side in ("train", "test"):
-            examples, groups, tokens = (getattr(data, f"{side}_{what}") for what in ("examples", "groups", "tokens"))
-            read = [one.files_read for one in data.sources if (one.side, one.format) == (side, "folder")]
-            files = f", from {read[0]} files" if read else ""
-            print(f"{side}: {examples} examples in {groups} groups, {tokens} tokens{files}")
-        print(f"longest training example: {data.longest_tokens} tokens")
-        print(f"left out for overlap with the test data: {data.overlap_left_out} training examples")
-        print(f"left out for having no tokens: {data.without_tokens} training examples")
-        print(f"dropped as too long: {data.dropped} training examples; cut: {data.cut} examples")
-        print(f"model: {report.architecture}, {report.total_parameters} parameters")
-        for warning in report.warnings:
-            print(f"{warning.kind}: {warning.detail}; {warning.remedy}")
 
 
 @app.command("report")
@@ -274,6 +264,14 @@ def _print_recommendations(folder: Path, accept_different: list[str]) -> None:
         _say(f"why, and what it costs: howlow recommend {folder}")
     except UserError as error:
         _say(f"howlow: no recommendation: {error}")
+
+
+def _print_worth_training(folder: Path) -> None:
+    """What cut ranks suggest: none of them was trained, so none is recommended."""
+    from howlow.reporting.words import worth_training_lines
+
+    for line in worth_training_lines(folder):
+        print(line)
 
 
 @app.command("env")

@@ -4,7 +4,9 @@ On a terminal one line a running trial is redrawn; elsewhere (a log file, a pipe
 and one a phase.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from types import TracebackType
 from typing import Self, assert_never
 
@@ -12,9 +14,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from howlow.analysis.capacity import capacity
 from howlow.analysis.comparison import metrics_of
 from howlow.jobs import (
     Preparing,
+    Sizes,
     SweepEvent,
     SweepPrepared,
     TrialElsewhere,
@@ -27,6 +31,7 @@ from howlow.jobs import (
 from howlow.meters.clock import now_s
 from howlow.records import Record
 from howlow.reporting import formatting
+from howlow.reporting.capacity import capacity_lines
 from howlow.reporting.failure import failure_words
 
 
@@ -69,6 +74,8 @@ class Progress:
             case SweepPrepared():
                 self._total, self._begun, self._ended = event.total, event.done, event.done
                 self._say(f"{event.total} trials, {event.done} of them already finished")
+                for line in chain.from_iterable(map(size_lines, event.sizes)):
+                    self._say(line)
             case TrialStarted():
                 self._on_started(event)
             case TrialWaits():
@@ -135,6 +142,13 @@ class Progress:
         if left and self._durations_s and not self._live:
             usual = sum(self._durations_s) / len(self._durations_s)
             self._say(f"    about {formatting.duration(usual * left / max(1, len(self._running) + 1))} left")
+
+
+def size_lines(sizes: Sizes) -> Iterator[str]:
+    """The capacity tables of a sweep's adapters, one for each choice of target modules."""
+    for modules in dict.fromkeys(adapter.target_modules for adapter in sizes.adapters):
+        own = [(one.rank, one.parameters) for one in sizes.adapters if one.target_modules == modules]
+        yield from capacity_lines(capacity(sizes.completion_tokens, own), modules)
 
 
 def _figures(record: Record) -> str:

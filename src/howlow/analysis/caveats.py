@@ -21,6 +21,7 @@ _OF_PART: Mapping[str, tuple[Subject, ...]] = {
 _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.TRAIN_TEST_OVERLAP: ("quality",),
     WarningKind.EXAMPLES_DROPPED: ("quality",),
+    WarningKind.UNANSWERABLE_LEFT_OUT: ("quality",),
     WarningKind.FILES_LEFT_OUT: ("quality",),
     WarningKind.TEXT_WITHOUT_TOKENS: ("quality",),
     WarningKind.TEXT_CUT: ("quality",),
@@ -75,6 +76,11 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.ANOTHER_CARD: _COSTS,
     WarningKind.BASELINE_REPEATED: (),
     WarningKind.REPEATS_DIFFER: ("quality",),
+    WarningKind.GENERAL_TEXT_IN_TRAINING: ("forgetting",),
+    WarningKind.LARGE_EFFECTIVE_BATCH: (),
+    WarningKind.ATTENTION_ALONE_ADAPTED: (),
+    WarningKind.ALPHA_GROWS_WITH_RANK: (),
+    WarningKind.OTHER_SETTINGS_UNTRIED: (),
 }
 
 

@@ -32,6 +32,7 @@ Subject = Literal[
     "quality",
     "answers",
     "exponential",
+    "forgetting",
     "optimizer",
     "speed",
     "energy",

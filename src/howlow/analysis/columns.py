@@ -29,7 +29,12 @@ from howlow.analysis.cost_columns import (
 
 TRIAL = Column("trial", "trial", "text", "the trial's name, and its folder's")
 SEED = Column("seed", "seed", "count", "governs initialisation, order and dropout")
-KIND = Column("kind", "kind", "text", "lora, base (zero-shot, no adapter) or full (every weight trained)")
+KIND = Column(
+    "kind",
+    "kind",
+    "text",
+    "lora, shrunk (a trained adapter cut to this rank), base (zero-shot, no adapter) or full (every weight trained)",
+)
 RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter")
 STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
 REPEAT = Column("repeat", "repeat", "count", "which measurement of the same trial this is, counted from 1")
@@ -171,7 +176,7 @@ _SCORES = (
         "rouge1",
         "ROUGE-1",
         "fraction",
-        "overlap of words with the reference",
+        "F-measure of the words shared with the reference, stemmed (rouge-score)",
         "higher",
         subjects=_ANSWERS,
         table=_at(4),
@@ -181,7 +186,7 @@ _SCORES = (
         "rouge2",
         "ROUGE-2",
         "fraction",
-        "overlap of pairs of words with the reference",
+        "F-measure of the pairs of words shared with the reference, stemmed (rouge-score)",
         "higher",
         subjects=_ANSWERS,
         table=_at(5),
@@ -191,11 +196,71 @@ _SCORES = (
         "rougeL",
         "ROUGE-L",
         "fraction",
-        "longest common subsequence with the reference",
+        "F-measure of the longest common subsequence with the reference, stemmed (rouge-score's rougeL)",
         "higher",
         subjects=_ANSWERS,
         table=_at(6),
         panel=Panel(5),
+    ),
+)
+
+_OF_PARTS = (
+    Column(
+        "has_answer_exact_match",
+        "exact match, with answer",
+        "fraction",
+        "exact_match of the questions that have an answer; absent where all have one",
+        "higher",
+        subjects=_ANSWERS,
+        table=TablePlace("quality", 12),
+    ),
+    Column(
+        "has_answer_f1",
+        "F1, with answer",
+        "fraction",
+        "f1 of the questions that have an answer; absent where all have one",
+        "higher",
+        subjects=_ANSWERS,
+        table=_at(11),
+    ),
+    Column(
+        "no_answer_exact_match",
+        "exact match, no answer",
+        "fraction",
+        "share of the questions without an answer to which none was given; absent where all have one",
+        "higher",
+        subjects=_ANSWERS,
+        table=TablePlace("quality", 14),
+    ),
+    Column(
+        "no_answer_f1",
+        "F1, no answer",
+        "fraction",
+        "f1 of the questions without an answer, which is their exact_match; absent where all have one",
+        "higher",
+        subjects=_ANSWERS,
+        table=_at(13),
+    ),
+)
+_GENERAL = (
+    Column(
+        "general_loss_before",
+        "general loss before",
+        "nats",
+        "negative log-likelihood per token of task.general_text, of the base model",
+        table=_at(15),
+        is_relative=False,
+        is_optional=True,
+    ),
+    Column(
+        "general_loss_after",
+        "general loss after",
+        "nats",
+        "the same of the model that was trained (or cut); what it is above the loss before was forgotten",
+        "lower",
+        subjects=of("quality", "forgetting"),
+        table=_at(16),
+        panel=Panel(8),
     ),
 )
 
@@ -208,6 +273,37 @@ UNMATCHABLE_REFERENCES = Column(
     is_relative=False,
     is_optional=True,
     shows_zero=False,
+)
+
+# -- shrunk adapters ------------------------------------------------------------------------------------------------
+
+START_RANK = Column(
+    "start_rank",
+    "cut from rank",
+    "count",
+    "rank of the trained adapter that a shrunk one was cut from",
+    table=TablePlace("adapter", 3),
+    is_relative=False,
+    is_optional=True,
+)
+UPDATE_KEPT = Column(
+    "update_kept",
+    "update kept",
+    "fraction",
+    "share of the trained update's squared singular values that the cut kept",
+    "higher",
+    table=TablePlace("adapter", 4, in_terminal=True),
+    is_relative=False,
+    is_optional=True,
+)
+CONTINUED_STEPS = Column(
+    "continued_steps",
+    "steps after the cut",
+    "count",
+    "optimizer steps of further training after the cut",
+    table=TablePlace("adapter", 5),
+    is_relative=False,
+    is_optional=True,
 )
 
 # -- all of them ----------------------------------------------------------------------------------------------------
@@ -235,6 +331,11 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("train", "fine-tuning", *INTERVALS),
     *of_stage("inference", "inference", *INTERVALS),
     REPEAT,
+    *_OF_PARTS,
+    *_GENERAL,
+    START_RANK,
+    UPDATE_KEPT,
+    CONTINUED_STEPS,
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 

@@ -20,6 +20,7 @@ from howlow.analysis.ratios import Ratio, mean_interval, relative_to
 from howlow.analysis.rows import Results, Row, Trial
 from howlow.analysis.statistics import Interval, Statistic, statistic
 from howlow.records import Record
+from howlow.settings import adapts
 from howlow.tasks import task_named
 
 
@@ -78,6 +79,14 @@ class Reference:
     group: Group
     requested_rank_missing: tuple[tuple[int, str], ...]
 
+    def is_beside(self, group: Group) -> bool:
+        """Whether a group differs from the reference in rank alone: shrunk adapters are not beside trained ones."""
+        return group.kind == self.group.kind and axes_key(group.axes) == axes_key(self.axes)
+
+    def suits(self, axes: Mapping[str, Any]) -> bool:
+        """Whether adapters with these axes are divided by it: equal on all axes that concern its own."""
+        return all(value is None or value == axes[axis] for axis, value in self.axes.items())
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -97,9 +106,13 @@ class Comparison:
         return {axes_key(reference.axes): reference for reference in self.references}
 
     def reference_for(self, row: Row) -> Reference | None:
-        """The reference with a row's own axes; a baseline has one where only one reference fits its axes."""
-        if row[KIND.name] == "lora":
-            return self._by_axes.get(axes_key({axis: row[axis] for axis in self.results.axes}))
+        """The reference with a row's own axes; a baseline has one where only one reference fits its axes.
+
+        Shrunk adapters have that of the trained ones, which know nothing of an axis that concerns cuts alone.
+        """
+        if adapts(row[KIND.name]):
+            axes = {axis: row[axis] for axis in self.results.axes}
+            return self._by_axes.get(axes_key(axes)) or next((one for one in self.references if one.suits(axes)), None)
         fitting = [
             reference
             for reference in self.references
@@ -170,11 +183,15 @@ def compare(results: Results) -> Comparison:
 
 
 def _references(results: Results, groups: Iterable[Group]) -> Iterable[Reference]:
-    by_axes: dict[str, dict[int, Group]] = {}
-    for group in groups:
-        if group.rank is not None:
-            by_axes.setdefault(axes_key(group.axes), {})[group.rank] = group
-    for ranks in by_axes.values():
+    """Those of the trained adapters, and for cut ones that none of them suits, their own."""
+    trained = list(_references_of(results, [group for group in groups if group.kind == "lora"]))
+    shrunk = [group for group in groups if group.kind == "shrunk"]
+    alone = [group for group in shrunk if not any(one.suits(group.axes) for one in trained)]
+    return [*trained, *_references_of(results, alone)]
+
+
+def _references_of(results: Results, groups: Iterable[Group]) -> Iterable[Reference]:
+    for ranks in _by_rank(groups):
         done = [rank for rank, group in ranks.items() if group.is_done]
         if not done:
             continue
@@ -185,6 +202,15 @@ def _references(results: Results, groups: Iterable[Group]) -> Iterable[Reference
             if rank > largest
         )
         yield Reference(ranks[largest].axes, largest, ranks[largest], missing)
+
+
+def _by_rank(groups: Iterable[Group]) -> list[dict[int, Group]]:
+    """For each set of further axes the groups by rank."""
+    found: dict[str, dict[int, Group]] = {}
+    for group in groups:
+        if group.rank is not None:
+            found.setdefault(axes_key(group.axes), {})[group.rank] = group
+    return list(found.values())
 
 
 def axes_key(axes: Mapping[str, Any]) -> str:
@@ -224,7 +250,7 @@ def metrics_of(record: Record) -> list[Column]:
 
 def quality_metric(results: Results) -> Column | None:
     """The first of the task's metrics that any adapter has a value of."""
-    adapters = [row for row in results.rows if row[KIND.name] == "lora"]
+    adapters = [row for row in results.rows if adapts(row[KIND.name])]
     for metric in metrics_of(results.trials[0].record):
         if any(row[metric.name] is not None for row in adapters):
             return metric
@@ -274,9 +300,7 @@ def _groups_by_rank(comparison: Comparison, reference: Reference, metric: Column
     return {
         group.rank: group
         for group in comparison.groups
-        if group.rank is not None
-        and axes_key(group.axes) == axes_key(reference.axes)
-        and group.mean(metric) is not None
+        if group.rank is not None and reference.is_beside(group) and group.mean(metric) is not None
     }
 
 

@@ -44,7 +44,7 @@ def contest_of(results: Results, metric: str | None, where: Mapping[str, Any]) -
     _refuse_unfinished(results)
     comparison = compare(results)
     reference, column = _reference(comparison, where), _metric(results, metric)
-    groups = [group for group in comparison.groups if group.rank is not None and group.axes == reference.axes]
+    groups = [group for group in comparison.groups if group.rank is not None and reference.is_beside(group)]
     there = {group.rank: _done(group, column) for group in groups if group.rank is not None}
     ended = {group.rank: _ended(group) for group in groups if group.rank is not None}
     ranks = {rank: group for rank, group in sorted(there.items()) if group and "diverged" not in ended[rank]}
@@ -60,6 +60,11 @@ def contest_of(results: Results, metric: str | None, where: Mapping[str, Any]) -
         {rank: words for rank, words in sorted((ended | missing).items()) if rank not in ranks},
         {rank: ended[rank] for rank in ranks if ended[rank]},
     )
+
+
+def trained_references(comparison: Comparison) -> list[Reference]:
+    """The references of adapters that were trained at their ranks: the settings that a recommendation may be about."""
+    return [reference for reference in comparison.references if reference.group.kind == "lora"]
 
 
 def one_a_seed(group: Group) -> list[Trial]:
@@ -102,6 +107,11 @@ def _too_few(results: Results, ranks: Sequence[int], ended: Mapping[int, str], m
 def _refuse_unfinished(results: Results) -> None:
     adapters = [record for record in results.records if record.kind == "lora"]
     folder = results.folders[0]
+    if not adapters and any(record.kind == "shrunk" for record in results.records):
+        raise UserError(
+            f"{folder}: its ranks were cut from a trained adapter, and none was trained; a recommendation compares "
+            "trained ranks: howlow sweep with those that a cut serves well"
+        )
     if not adapters:
         raise UserError(f"{folder}: no adapter has been trained yet; a recommendation compares at least two ranks")
     if all(record.status != "done" for record in adapters):
@@ -145,13 +155,12 @@ def _reference(comparison: Comparison, where: Mapping[str, Any]) -> Reference:
         if axis not in axes:
             told = f"its further axes are: {', '.join(axes)}" if axes else "it has no further axis"
             raise UserError(f"--where {axis}: {folder} has no such grid axis; {told}")
-    found = [
-        one for one in comparison.references if all(str(one.axes[axis]) == str(value) for axis, value in where.items())
-    ]
+    trained = trained_references(comparison)
+    found = [one for one in trained if all(str(one.axes[axis]) == str(value) for axis, value in where.items())]
     if len(found) == 1:
         return found[0]
-    differing = [axis for axis in axes if len({repr(one.axes[axis]) for one in comparison.references}) > 1]
-    values = {axis: list(dict.fromkeys(str(one.axes[axis]) for one in comparison.references)) for axis in differing}
+    differing = [axis for axis in axes if len({repr(one.axes[axis]) for one in trained}) > 1]
+    values = {axis: list(dict.fromkeys(str(one.axes[axis]) for one in trained)) for axis in differing}
     told = "; ".join(f"{axis} is {' or '.join(there)}" for axis, there in values.items())
     example = " ".join(f"--where {axis}={there[0]}" for axis, there in values.items())
     problem = "holds several settings" if found else "has no rank that is done at this setting"

@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from howlow.analysis.fairness import fairness_warnings
 from howlow.errors import UserError
 from howlow.records import (
     Provenance,
@@ -16,6 +17,7 @@ from howlow.records import (
     refuse_to_mix,
 )
 from howlow.records.comparability import repeats_that_differ
+from howlow.settings import adapts
 
 
 def records_for_one_table(folders: Sequence[Path], accept_different: Sequence[str]) -> list[tuple[Path, Record]]:
@@ -27,7 +29,12 @@ def records_for_one_table(folders: Sequence[Path], accept_different: Sequence[st
             raise UserError(f"{folder}: no trial has ended yet; let `howlow sweep` finish at least one")
         differing = repeats_that_differ(records)
         found.extend((folder, _with(record, differing.get(record.trial, []))) for record in records)
-    return _without_repeated_baselines(_marked(found, accept_different))
+    return _with_what_was_not_tried(_without_repeated_baselines(_marked(found, accept_different)))
+
+
+def _with_what_was_not_tried(found: Sequence[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
+    warnings = fairness_warnings([record for _, record in found])
+    return [(folder, _with(record, warnings.get(record.trial, []))) for folder, record in found]
 
 
 def _with(record: Record, warnings: Sequence[RecordWarning]) -> Record:
@@ -60,7 +67,7 @@ def _without_repeated_baselines(found: Iterable[tuple[Path, Record]]) -> list[tu
         home, first = kept.setdefault(record.trial, (folder, record))
         if home == folder:
             continue
-        if record.kind == "lora" or differences([first, record]):
+        if adapts(record.kind) or differences([first, record]):
             raise UserError(
                 f"trial {record.trial} is in {home} and in {folder}; report them one at a time, or give "
                 "run directories whose trials differ in rank, seed or a grid axis"

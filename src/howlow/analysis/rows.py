@@ -13,7 +13,14 @@ from typing import Any
 
 from howlow.analysis.caveats import qualified
 from howlow.analysis.column import Column
-from howlow.analysis.columns import COLUMNS, UNMATCHABLE_REFERENCES, columns_of
+from howlow.analysis.columns import (
+    COLUMNS,
+    CONTINUED_STEPS,
+    START_RANK,
+    UNMATCHABLE_REFERENCES,
+    UPDATE_KEPT,
+    columns_of,
+)
 from howlow.analysis.energy import Seen, meter_figures, read_seen
 from howlow.analysis.one_table import asked_ranks, records_for_one_table
 from howlow.analysis.phase_figures import generation_figures, phase_figures
@@ -27,7 +34,7 @@ from howlow.records import (
     WarningKind,
     read_steps,
 )
-from howlow.settings import Settings
+from howlow.settings import Settings, concerns, trains
 from howlow.tasks import task_named
 
 Row = dict[str, Any]
@@ -147,7 +154,7 @@ def rows(folders: Sequence[Path], accept_different: Sequence[str] = ()) -> Resul
 def _order(trial: Trial) -> tuple[Any, ...]:
     record = trial.record
     axes = [_sortable(record.axes.get(axis)) for axis in sorted(record.axes)]
-    return ("base", "full", "lora").index(record.kind), record.rank or 0, axes, record.seed, record.repeat
+    return ("base", "full", "lora", "shrunk").index(record.kind), record.rank or 0, axes, record.seed, record.repeat
 
 
 def _sortable(value: Any) -> tuple[int, float, str]:
@@ -208,7 +215,10 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
         for name in ("alpha", "scaling_factor", "total_parameters", "trainable_parameters"):
             row[name] = getattr(model, name)
         row["adapter_bytes"] = model.adapter_bytes
-    if record.kind != "base":
+    if record.shrunk is not None:
+        row[START_RANK.name], row[UPDATE_KEPT.name] = record.shrunk.start_rank, record.shrunk.energy_kept
+        row[CONTINUED_STEPS.name] = record.shrunk.continued_steps
+    if trains(record.kind, settings):
         row["train_batch_size"] = _batch(record.resolved.train_batch_size, settings.training.batch_size)
         if _ended(record, "train"):
             found = phase_figures(record, "train", steps, readings)
@@ -230,11 +240,11 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
 def axis_value(record: Record, axis: str) -> Any:
     """The value of a further grid axis; where the trial's own grid lacks the axis, the value of its setting.
 
-    The zero-shot `base` has no value on axes that cannot change it.
+    A trial has no value on axes that do not concern its kind, and the zero-shot `base` on none but its own.
     """
     if axis in record.axes or record.kind == "base":
         return record.axes.get(axis)
-    if record.kind == "full" and axis.startswith("lora."):
+    if not concerns(record.kind, axis):
         return None
     settings: Settings = record.settings
     return settings.get(axis)

@@ -37,14 +37,14 @@ class PhaseSpan:
 
 
 @dataclass(frozen=True)
-class Timeline:
+class TrialTimeline:
     """The lines and the phases of a trial."""
 
     lines: tuple[TimelineLine, ...]
     phases: tuple[PhaseSpan, ...]
 
 
-def timeline_of(trial: Trial) -> Timeline:
+def timeline_of(trial: Trial) -> TrialTimeline:
     """The timeline of a trial; without lines where nothing was read."""
     readings = list(read_lines(trial.folder / "timeline.jsonl", {"time_s": int | float, "device": str, "phase": str}))
     found: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
@@ -53,7 +53,7 @@ def timeline_of(trial: Trial) -> Timeline:
             if (value := reading.get(quantity)) is not None:
                 found[quantity, reading["device"]].append((reading["time_s"], value))
     lines = (_line(quantity, device, points) for (quantity, device), points in found.items() if len(points) > 1)
-    return Timeline(tuple(lines), tuple(_spans(readings)))
+    return TrialTimeline(tuple(lines), tuple(_spans(readings)))
 
 
 def _line(quantity: str, device: str, points: Sequence[tuple[float, float]]) -> TimelineLine:

@@ -42,7 +42,7 @@ from howlow.jobs import (
 )
 from howlow.outcomes import Returned, StoppedError, Unfinished, kernel_kills, limits_process, ran_out_of_memory
 from howlow.records import BatchProbe, BatchSearch, write_atomically
-from howlow.settings import Settings, TrialKind, batch_search_keys
+from howlow.settings import Settings, TrialKind, batch_search_keys, trains
 
 
 class SearchFailedError(Exception):
@@ -101,9 +101,8 @@ class _Search:
 
 def searched_settings(kind: TrialKind, settings: Settings) -> list[BatchSetting]:
     """The batch sizes of a trial that have to be searched for."""
-    trains = kind != "base"
     asked: dict[BatchSetting, bool] = {
-        "training.batch_size": trains and settings.training.batch_size == "max",
+        "training.batch_size": trains(kind, settings) and settings.training.batch_size == "max",
         "inference.batch_size": settings.inference.batch_size == "max",
     }
     return [setting for setting, is_asked in asked.items() if is_asked]

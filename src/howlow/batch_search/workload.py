@@ -22,6 +22,7 @@ from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError
 from howlow.jobs import MemoryLine, RankMemory
 from howlow.memory import heap
 from howlow.meters.session import Session
+from howlow.settings import adapts
 from howlow.trial.acceleration import new_trainer, ready
 from howlow.trial.fine_tuning import micro_batches_of, optimization_of, schedule_of, set_to_training
 from howlow.trial.prepared import Prepared
@@ -51,7 +52,7 @@ class Bench:
         """The memory that a rank surely takes: its weights (with gradients and two moments) and its activations."""
         trained = models.trainable(self.model)
         size = 4 * sum(parameter.numel() for parameter in trained.values())
-        rank = self.state.settings.lora.rank if self.state.kind == "lora" else 0
+        rank = self.state.settings.lora.rank if adapts(self.state.kind) else 0
         if setting == "inference.batch_size":
             return RankMemory(rank, MemoryLine(size, 0))
         places = sum(".lora_A." in name for name in trained)
@@ -201,7 +202,7 @@ class InferenceWork:
     @property
     def merges(self) -> bool:
         """If the trial merges the adapter, after the test has run with it attached."""
-        return self.state.kind == "lora" and self.state.settings.inference.adapter == "merged"
+        return adapts(self.state.kind) and self.state.settings.inference.adapter == "merged"
 
     def load(self, batch: int) -> int:
         """The computed tokens of the heaviest batch: prompts with all new tokens, or prompts with completions."""

@@ -43,8 +43,9 @@ REFUSALS = (
     ValueError,
 )
 """What a model's own code raises when it is given something that it was not written for."""
+_ALL_LINEAR = "all-linear"  # every linear layer but the vocabulary head, as in PEFT
 _T = TypeVar("_T")
-_IN_PEFT = "base_model.model."
+IN_PEFT = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,9 @@ def matched_layers(
 
 
 def matching(names: Iterable[str], target: str) -> list[str]:
-    """The layers among `names` that a target module means, by PEFT's rule (`matched_layers`)."""
+    """The layers among `names` that a target module means, by PEFT's rule (`matched_layers`); all-linear means all."""
+    if target == _ALL_LINEAR:
+        return list(names)
     return [name for name in names if name == target or name.endswith(f".{target}")]
 
 
@@ -279,13 +282,13 @@ def attach_lora(
 ) -> Any:
     """Attach an adapter to the model: A uniform (Kaiming), B zero, so that training starts from the base model.
 
-    The base is frozen; the adapter is stored in fp32 whatever the base's dtype. Where target modules match layers that
-    no text reaches, the others are given to PEFT by their whole names.
+    The base is frozen; the adapter is stored in fp32 whatever the base's dtype. PEFT gets the layers by their whole
+    names where target modules are "all-linear" or match layers that no text reaches.
     """
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(seed)
-    if any(matching(unreached_layers, target) for target in target_modules):
+    if _ALL_LINEAR in target_modules or any(matching(unreached_layers, target) for target in target_modules):
         shapes = {name: shape for name, shape in linear_shapes(model).items() if name not in unreached_layers}
         target_modules = matched_layers(shapes, target_modules, unreached_layers)
     ends = tuple(f".{target}" for target in target_modules)
@@ -308,7 +311,7 @@ def attach_lora(
 def adapters_of(model: Any) -> dict[str, tuple[int, int]]:
     """Of each adapted layer, by its name in the base model: its adapter's rank, and the smaller side of its matrix."""
     return {
-        name.removeprefix(_IN_PEFT): (module.r["default"], min(module.in_features, module.out_features))
+        name.removeprefix(IN_PEFT): (module.r["default"], min(module.in_features, module.out_features))
         for name, module in model.named_modules()
         if hasattr(module, "get_delta_weight")
     }

@@ -10,7 +10,8 @@
   kept, those that it adds behind a text are not.
 * Language modelling has no prompt: a text starts with BOS (EOS where the tokenizer has none), which is never a target,
   and does not get an EOS.
-* Training: language modelling cuts a text that exceeds the sequence length; other tasks drop the example.
+* Training: language modelling cuts a text that exceeds the sequence length. Other tasks drop the example, or cut the
+  end of its context if they ask for it.
 * Test: no example is dropped. A prompt that leaves no room for its completion and the new tokens loses the end of its
   context. A prompt that does not fit even without its context is refused. Where no context is marked, the prompt's
   text loses its beginning, so that the question stays. BOS and the header of a chat's turn are never cut.
@@ -230,6 +231,23 @@ def fit_prompt(
     return fit_prompts(tokenizer, [example], sequence_length, max_new_tokens, chat)[0]
 
 
+def fit_training_prompts(
+    tokenizer: Tokenizer, examples: Sequence[Example], sequence_length: int, chat: bool = False
+) -> list[TokenizedExample]:
+    """Training examples whose contexts are cut so that prompt and completion fit, in their order.
+
+    One that does not fit with any of its context is given back whole, and so is too long.
+    """
+    room, frame = _Room(sequence_length, 0), _Frame.of(tokenizer, chat)
+    wholes = _tokenized(tokenizer, examples, frame)
+    found = []
+    for example, whole in zip(examples, wholes, strict=True):
+        shorter, text = _shortened(tokenizer, example, whole, room, frame) if example.context else (whole, "")
+        fits = text and room.excess(shorter) <= 0
+        found.append(replace(shorter, cut=shorter.prompt != whole.prompt) if fits else whole)
+    return found
+
+
 def fit_prompts(
     tokenizer: Tokenizer, examples: Sequence[Example], sequence_length: int, max_new_tokens: int, chat: bool = False
 ) -> list[TokenizedExample]:
@@ -264,6 +282,16 @@ def _fitted(
             f"{max(room.max_new_tokens, len(whole.completion))} tokens after it (test example {example.id}); "
             "raise it, or lower inference.max_new_tokens"
         )
+    shorter, text = _shortened(tokenizer, example, whole, room, frame)
+    if room.excess(shorter) > 0 or (example.prompt and not text and not example.context):
+        raise UserError(_too_long(example, shorter, room))
+    return replace(shorter, cut=shorter.prompt != whole.prompt)
+
+
+def _shortened(
+    tokenizer: Tokenizer, example: Example, whole: TokenizedExample, room: _Room, frame: _Frame
+) -> tuple[TokenizedExample, str]:
+    """The example cut until it fits or nothing is left to cut, and what is left of the text that may be cut."""
     shorter, text = whole, example.context or example.prompt
     while room.excess(shorter) > 0 and text:
         if example.context:
@@ -273,9 +301,7 @@ def _fitted(
             text = without_beginning(tokenizer, text, room.excess(shorter))
             left = replace(example, before="", after=text)
         (shorter,) = _tokenized(tokenizer, [left], frame)
-    if room.excess(shorter) > 0 or (example.prompt and not text and not example.context):
-        raise UserError(_too_long(example, shorter, room))
-    return replace(shorter, cut=shorter.prompt != whole.prompt)
+    return shorter, text
 
 
 def _too_long(example: Example, shortest: TokenizedExample, room: _Room) -> str:

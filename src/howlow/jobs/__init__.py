@@ -6,6 +6,7 @@ the worker answers with `SweepEvent`s and leaves the trial's record. All of them
 JSON gives back, so an executor may carry them to another machine.
 """
 
+from howlow.jobs.capacity import AdapterSize, Sizes
 from howlow.jobs.events import (
     BudgetSet,
     Hear,
@@ -48,6 +49,7 @@ from howlow.jobs.work import (
 )
 
 __all__ = [
+    "AdapterSize",
     "BatchSetting",
     "BudgetSet",
     "CounterPaces",
@@ -78,6 +80,7 @@ __all__ = [
     "RankMeasured",
     "RankMemory",
     "RankProbes",
+    "Sizes",
     "StepProgress",
     "SweepEvent",
     "Tell",

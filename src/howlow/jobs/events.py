@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from howlow.jobs.capacity import Sizes
 from howlow.jobs.search import BatchSetting, MemoryBudget, Probe, RankMemory
 from howlow.records import PhaseName, Record
 from howlow.records.warnings import Frozen
@@ -79,6 +80,7 @@ class SweepPrepared(Frozen):
     event: Literal["prepared"] = "prepared"
     total: int
     done: int
+    sizes: tuple[Sizes, ...] = Field((), description="of adapters and data; one for each data set and model")
 
 
 class TrialStarted(Frozen):

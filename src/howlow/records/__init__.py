@@ -10,6 +10,7 @@ Absent is `None`, never 0, -1 or NaN.
 
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
+from howlow.records.data import DataRecord, DataSource
 from howlow.records.energy import CounterPace, EnergyPart, EnergySource, EnergyWindow, ErrorCover
 from howlow.records.files import (
     LineWriter,
@@ -28,8 +29,6 @@ from howlow.records.identity import Provenance
 from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
 from howlow.records.schema import (
     SCHEMA_VERSION,
-    DataRecord,
-    DataSource,
     Environment,
     HeapMode,
     Idle,
@@ -48,6 +47,8 @@ from howlow.records.schema import (
     Status,
     Step,
 )
+from howlow.records.shrunk import ShrunkRecord
+from howlow.records.spectra import ModuleSpectrum, Spectra, read_spectra, write_spectra
 from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, WarningKind
 from howlow.records.window import measured_steps, window_times_s
 
@@ -75,6 +76,7 @@ __all__ = [
     "MergedRecord",
     "MeterRecord",
     "ModelRecord",
+    "ModuleSpectrum",
     "Part",
     "PhaseName",
     "PhaseRecord",
@@ -86,6 +88,8 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "ShrunkRecord",
+    "Spectra",
     "Spread",
     "Status",
     "Step",
@@ -99,11 +103,13 @@ __all__ = [
     "read_lines",
     "read_record",
     "read_records",
+    "read_spectra",
     "read_steps",
     "read_timeline",
     "refuse_other_machine",
     "refuse_to_mix",
     "write_atomically",
     "write_record",
+    "write_spectra",
     "window_times_s",
 ]

@@ -26,8 +26,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from howlow.errors import UserError
+from howlow.records.data import DataRecord
 from howlow.records.identity import OF_QUALITY, TOLD_BY_FACTS, Identified, facts_of_environment, identity
-from howlow.records.schema import DataRecord, Environment, ModelRecord, Record, Resolved
+from howlow.records.schema import Environment, ModelRecord, Record, Resolved
 from howlow.records.warnings import Frozen, RecordWarning, WarningKind
 from howlow.settings import Settings, effects, keys_affecting, setting_keys
 
@@ -35,9 +36,9 @@ Figures = Literal["quality", "costs"]
 COSTS = "costs"
 """Accepts every difference that matters to costs alone."""
 
-_MAY_DIFFER_IN_A_TABLE = ("seed", "lora.rank", "training.batch_size")
-"""A trial's place in the grid, and the batch: the largest that fits depends on the rank (the paper, section IV.B), and
-every table and figure shows where it changes."""
+_MAY_DIFFER_IN_A_TABLE = ("seed", "lora.rank", "training.batch_size", "data.start_sha256")
+"""A trial's place in the grid; the batch: the largest that fits depends on the rank (the paper, section IV.B), and
+every table and figure shows where it changes; and the adapter that a shrunk one was cut from: each seed has its own."""
 _CARD = "environment.device_uuid"
 _TABLES = ("environment.versions", "environment.variables", "environment.switches")
 """Keys whose value is a table: each entry is a key of its own, and an entry that is not there is unset."""
@@ -144,12 +145,16 @@ def _follows_from(key: str) -> tuple[str, ...]:
 
 def differing_settings(then: Settings, now: Settings, except_for: Iterable[str] = ()) -> list[Difference]:
     """The settings in which what is asked for now differs from what was asked for; those that affect nothing may."""
-    free = {*except_for, *TOLD_BY_FACTS}
     return [
         Difference(key, "now", now.get(key), "then", then.get(key), _figures_of(key))
         for key in setting_keys()
-        if effects()[key] and key not in free and then.get(key) != now.get(key)
+        if effects()[key] and then.get(key) != now.get(key) and key not in except_for and not _is_told(key, then, now)
     ]
+
+
+def _is_told(key: str, then: Settings, now: Settings) -> bool:
+    """Whether facts stand for a setting: they can where both sides have a value."""
+    return key in TOLD_BY_FACTS and None not in (then.get(key), now.get(key))
 
 
 def _figures_of(key: str) -> frozenset[Figures]:
@@ -243,7 +248,12 @@ def _what(key: str) -> str:
     """What a key is about, in a word."""
     if key.startswith(("model.", "data.model_")):
         return "the model"
-    named = {"data.": "the data", "environment.code": "howlow's code", "environment.": "the machine"}
+    named = {
+        "data.start_": "the adapter in lora.start",
+        "data.": "the data",
+        "environment.code": "howlow's code",
+        "environment.": "the machine",
+    }
     return next((what for prefix, what in named.items() if key.startswith(prefix)), "what is measured")
 
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from howlow.records.data import DataRecord
 from howlow.records.energy import EnergySource
-from howlow.records.schema import SCHEMA_VERSION, DataRecord, Environment, ModelRecord, Record, Resolved
+from howlow.records.schema import SCHEMA_VERSION, Environment, ModelRecord, Record, Resolved
 from howlow.records.warnings import Frozen
 from howlow.settings import Effect, Settings, TrialKind, concerns, effects, setting_keys
 
@@ -18,7 +19,7 @@ OF_QUALITY: frozenset[Effect] = frozenset({"data", "quality"})
 OF_COSTS: frozenset[Effect] = frozenset({"data", "layout", "execution", "cost"})
 STANDS_FOR_AUTO = ("training.layout", "training.precision", "meters.energy", "run.device")
 """Of these settings "auto" says nothing: what was decided is compared. "auto" of any other is a value."""
-TOLD_BY_FACTS = ("task.train", "task.test", "run.device")
+TOLD_BY_FACTS = ("task.train", "task.test", "task.general_text", "run.device", "lora.start")
 """Facts stand for these settings: hashes for paths, the environment for a device's name."""
 
 
@@ -58,7 +59,8 @@ class Identity:
 def identity(trial: Identified) -> Identity:
     """What must be equal between this trial and another one."""
     both = _facts_of_both(trial)
-    quality = both | (_known("data", trial.data, "answers_sha256") if trial.data else {})
+    hashes = ("answers_sha256", "general_sha256", "start_sha256")
+    quality = both | (_known("data", trial.data, *hashes) if trial.data else {})
     costs = both | _facts_of_costs(trial)
     told = (*TOLD_BY_FACTS, *(_TOLD_BY_HASHES if _is_hashed(trial) else ()))
     for key in setting_keys():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from howlow.records.memory import BatchSearch
 from howlow.records.schema import HeapMode, LayoutChoice, Resolved
-from howlow.settings import Settings, TrialKind
+from howlow.settings import Settings, TrialKind, trains
 
 
 def resolved_before(
@@ -14,7 +14,7 @@ def resolved_before(
     return Resolved(
         layout=layout.layout,
         generation_layout=layout.generation or layout.layout,
-        train_batch_size=None if kind == "base" else batch_of(settings, searches, "training.batch_size"),
+        train_batch_size=batch_of(settings, searches, "training.batch_size") if trains(kind, settings) else None,
         inference_batch_size=batch_of(settings, searches, "inference.batch_size"),
         heap=heap,
         graphed=False,

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from howlow.errors import UserError
 from howlow.records.comparability import advice, differing_settings, not_accepted, refuse_changed, shown
+from howlow.records.data import DataRecord
 from howlow.records.identity import Provenance
-from howlow.records.schema import SCHEMA_VERSION, DataRecord, Environment, HeapMode, PhaseRecord, Record, Resolved
-from howlow.settings import Settings, load, united
+from howlow.records.schema import SCHEMA_VERSION, Environment, HeapMode, PhaseRecord, Record, Resolved
+from howlow.settings import Settings, adapts, load, united
 
 _REPORT = ("results.csv", "decomposition.csv", "report.html", "figures")
 
@@ -158,7 +159,7 @@ def refuse_other_settings(
 
 def _other_axis(left: Provenance, settings: Settings) -> tuple[str, str, str] | None:
     further = set(settings.grid) - {"lora.rank", "seed"}
-    for axis in sorted(set(left.axes) ^ further if left.kind == "lora" else set(left.axes) - further):
+    for axis in sorted(set(left.axes) ^ further if adapts(left.kind) else set(left.axes) - further):
         return f"grid axis {axis}", repr(left.axes.get(axis)), repr(settings.grid.get(axis))
     return None
 

@@ -5,8 +5,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from howlow.records.conditions import DeviceConditions
+from howlow.records.data import DataRecord
 from howlow.records.energy import EnergyPart, EnergySource, EnergyWindow
 from howlow.records.memory import BatchSearch, MemoryShortage
+from howlow.records.shrunk import ShrunkRecord
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
 
@@ -156,61 +158,6 @@ class ModelRecord(Frozen):
     weights: Literal["pretrained", "random"]
 
 
-class DataSource(Frozen):
-    """What the examples of one side were read from."""
-
-    side: Literal["train", "test"]
-    source: str = Field(description="as the settings name it")
-    format: str = Field(description="text, json, jsonl, csv, table, saved data set, folder or hub data")
-    files_read: int = Field(description="0: hub data")
-    files: tuple[str, ...] = Field(description="their paths in the folder, or the file's name; the first 1,000")
-    files_left_out: int = Field(0, description="files and folders in the folder that were not read")
-    left_out: tuple[str, ...] = Field((), description="their paths, those of folders with a slash; the first 1,000")
-
-
-class DataRecord(Frozen):
-    """What a trial starts from: the examples, and which model it is.
-
-    The same for every trial that shares model, task, tokenizer and sequence length.
-    """
-
-    train_sha256: str = Field(description="of the training examples' token ids, in order")
-    test_sha256: str = Field(description="the same of the test examples")
-    answers_sha256: str | None = Field(
-        None, description="of what else the scores depend on: accepted answers, words and bytes; None in schema 1"
-    )
-    model_sha256: str | None = Field(None, description="of a local model's config and weights")
-    model_commit: str | None = Field(None, description="the commit of a hub model that was loaded")
-    train_examples: int
-    train_groups: int
-    test_examples: int
-    test_groups: int
-    train_tokens: int
-    test_tokens: int
-    longest_tokens: int = Field(description="of the longest training example")
-    overlap_left_out: int = Field(description="training examples left out because their group occurs in the test data")
-    dropped: int = Field(description="training examples too long for the sequence length")
-    cut: int = Field(description="examples whose text or context was cut")
-    without_tokens: int | None = Field(
-        None,
-        description="training examples left out because the tokenizer makes no token of their text; None in older "
-        "records",
-    )
-    test_without_tokens: int | None = Field(
-        None,
-        description="test examples of whose text the tokenizer makes no token; they are kept and have no target but an "
-        "answer's end; None in older records",
-    )
-    sources: tuple[DataSource, ...] = Field((), description="what was read and left out; empty in older records")
-    references: int | None = Field(
-        None,
-        description="accepted answers of the test, equal ones of an example once; None: the task has none",
-    )
-    unmatchable_references: int | None = Field(
-        None, description="of these, how many no generation can match as they stand (length, stop text, special tokens)"
-    )
-
-
 class LayoutChoice(Frozen):
     """The layout chosen for trials, and why."""
 
@@ -275,6 +222,7 @@ class Resolved(Frozen):
     row_padding: float | None = Field(None, description="the share of the computed tokens that fills rows, 0..1")
     quantization: Literal["none"] | None = Field(None, description="how the frozen base is stored")
     threads: int | None = Field(None, description="torch's intra-op threads")
+    target_modules: tuple[str, ...] | None = Field(None, description="what the names of the adapted layers end in")
 
 
 class MergedRecord(Frozen):
@@ -299,6 +247,12 @@ class Scores(Frozen):
     rouge1: float | None = None
     rouge2: float | None = None
     rougeL: float | None = None  # noqa: N815  (the score's own name, and the column's)
+    has_answer_exact_match: float | None = None
+    has_answer_f1: float | None = None
+    no_answer_exact_match: float | None = None
+    no_answer_f1: float | None = None
+    general_loss_before: float | None = None
+    general_loss_after: float | None = None
     target_tokens: int | None = None
     words: int | None = None
     bytes: int | None = None
@@ -365,6 +319,7 @@ class Record(Frozen):
     energy: EnergySource | None = None
     layout: LayoutRecord | None = None
     merged: MergedRecord | None = None
+    shrunk: ShrunkRecord | None = Field(None, description="where the kind is shrunk: what the adapter was cut from")
     batch_search: tuple[BatchSearch, ...] = Field((), description="how a batch size of max was found")
     meters: MeterRecord | None = None
     scores: Scores = Scores()

@@ -14,6 +14,7 @@ class WarningKind(StrEnum):
 
     TRAIN_TEST_OVERLAP = "train_test_overlap"
     EXAMPLES_DROPPED = "examples_dropped"
+    UNANSWERABLE_LEFT_OUT = "unanswerable_left_out"
     TEXT_WITHOUT_TOKENS = "text_without_tokens"
     TEXT_CUT = "text_cut"
     FILES_LEFT_OUT = "files_left_out"
@@ -68,11 +69,18 @@ class WarningKind(StrEnum):
     ANOTHER_CARD = "another_card"
     BASELINE_REPEATED = "baseline_repeated"
     REPEATS_DIFFER = "repeats_differ"
+    GENERAL_TEXT_IN_TRAINING = "general_text_in_training"
+    LARGE_EFFECTIVE_BATCH = "large_effective_batch"
+    ATTENTION_ALONE_ADAPTED = "attention_alone_adapted"
+    ALPHA_GROWS_WITH_RANK = "alpha_grows_with_rank"
+    OTHER_SETTINGS_UNTRIED = "other_settings_untried"
 
 
 REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.TRAIN_TEST_OVERLAP: "nothing to do; to train on them anyway, set task.overlap = keep",
     WarningKind.EXAMPLES_DROPPED: "raise training.sequence_length to keep them",
+    WarningKind.UNANSWERABLE_LEFT_OUT: "nothing to do if only questions with an answer are meant; to train on the "
+    "others and score them, too, set task.answerable_only = false",
     WarningKind.TEXT_WITHOUT_TOKENS: "leave these texts out of the data, or set a tokenizer that has their characters",
     WarningKind.TEXT_CUT: "raise training.sequence_length, or lower inference.max_new_tokens to leave room for prompts",
     WarningKind.FILES_LEFT_OUT: "nothing to do if they are no part of the text; else give them the ending .txt",
@@ -145,6 +153,16 @@ REMEDIES: Mapping[WarningKind, str] = {
     "is the noise between two runs",
     WarningKind.REPEATS_DIFFER: "on a CPU equal seeds give equal scores: report it as a defect; a GPU may add in "
     "another order each time: a difference in quality has to be larger than this one",
+    WarningKind.GENERAL_TEXT_IN_TRAINING: "name a text in task.general_text that training does not see: the loss on "
+    "this one says what was learned, not what was forgotten",
+    WarningKind.LARGE_EFFECTIVE_BATCH: "set training.effective_batch_size to 32 or less: LoRA loses more quality in "
+    "large batches than full fine-tuning does, at every rank",
+    WarningKind.ATTENTION_ALONE_ADAPTED: "set lora.target_modules = all-linear to adapt the feed-forward layers, too: "
+    "at an equal number of parameters this is often better than a higher rank in attention alone",
+    WarningKind.ALPHA_GROWS_WITH_RANK: "give lora.alpha as a number, or the axis training.learning_rate: an update "
+    "that grows with the rank needs a lower rate at high ranks",
+    WarningKind.OTHER_SETTINGS_UNTRIED: "give the axes training.learning_rate and lora.alpha or lora.scaling, so that "
+    "each rank is judged by its best setting",
 }
 
 

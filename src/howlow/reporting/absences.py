@@ -7,6 +7,7 @@ from howlow.analysis.columns import COLUMNS, LOSS
 from howlow.analysis.rows import Results
 from howlow.records import WarningKind
 from howlow.reporting import formatting
+from howlow.settings import trains
 
 
 def absences(results: Results, missing: Sequence[Column]) -> list[str]:
@@ -35,8 +36,11 @@ def absence_reason(results: Results, column: Column) -> str:
     kind = _explanation(column)
     if kind in details_of:
         return details_of[kind]
-    if column.stage == "train" and all(record.kind == "base" for record in records):
-        return "only the base model ran"
+    if column.stage == "train" and not any(trains(record.kind, record.settings) for record in records):
+        only_base = all(record.kind == "base" for record in records)
+        return (
+            "only the base model ran" if only_base else "no trial trained: shrunk adapters were cut, and not continued"
+        )
     if not any(record.status == "done" for record in records):
         return "no trial is done"
     return "no reading" if "utilization" in column.subjects else "not measured"

@@ -19,11 +19,11 @@ from howlow.reporting.figure import (
     FILE_SIZE,
     Canvas,
     Datasets,
+    DrawnPanel,
     Figure,
     LegendEntry,
     PageFigure,
     PagePanel,
-    Panel,
     colors_of,
     context_lines,
     finished,
@@ -32,23 +32,26 @@ from howlow.reporting.figure import (
 )
 from howlow.reporting.loss_curves import loss_figure, loss_on_page
 from howlow.reporting.panels import cost_panel, panel_name, quality_panel
-from howlow.reporting.points import batch_changes, drawn_series, points_of, ranks_of
+from howlow.reporting.points import batch_changes, drawn_series, points_of, ranks_of, series_label
+from howlow.reporting.spectra import spectra_figure
+from howlow.settings import adapts
 
 
 def figures(comparison: Comparison) -> list[Figure]:
     """The figures that there is data for."""
-    fine_tuning, inference, _ = FIGURE_NAMES
+    fine_tuning, inference, *_ = FIGURE_NAMES
     found = [
         _stage_figure(comparison, "train", fine_tuning, "Fine-tuning"),
         _stage_figure(comparison, "inference", inference, "Inference"),
         loss_figure(comparison),
+        spectra_figure(comparison),
     ]
     return [figure for figure in found if figure is not None]
 
 
 def page_figures(comparison: Comparison) -> list[PageFigure]:
     """The same figures as the page shows them: panel by panel, so that they flow into any width."""
-    fine_tuning, inference, _ = FIGURE_NAMES
+    fine_tuning, inference, *_ = FIGURE_NAMES
     found = [
         _on_page(comparison, "train", fine_tuning, "Fine-tuning"),
         _on_page(comparison, "inference", inference, "Inference and quality"),
@@ -61,7 +64,7 @@ def page_figures(comparison: Comparison) -> list[PageFigure]:
 class _Panels:
     """The panels of a figure, and by reason the titles of those that have no data."""
 
-    panels: list[tuple[Canvas, Panel]] = field(default_factory=list)
+    panels: list[tuple[Canvas, DrawnPanel]] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
 
@@ -117,12 +120,12 @@ def _legend(comparison: Comparison) -> Iterator[LegendEntry]:
     """What the colours of lines mean, where there are several."""
     names, _ = drawn_series(comparison)
     if len(names) > 1:
-        yield from map(LegendEntry, names, colors_of(names))
+        yield from map(LegendEntry, map(series_label, names), colors_of(names))
 
 
 def _present_quality(comparison: Comparison) -> list[Column]:
     """The quality columns that adapters have, less those whose panel another one replaces."""
-    rows = [trial.row for trial in comparison.results.trials if trial.record.kind == "lora"]
+    rows = [trial.row for trial in comparison.results.trials if adapts(trial.record.kind)]
     present = [column for column in drawn_quality() if any(row[column.name] is not None for row in rows)]
     names = {column.name for column in present}
     return [column for column in present if column.panel is not None and column.panel.unless not in names]

@@ -10,7 +10,7 @@ from howlow.analysis.rows import layout_of
 from howlow.reporting.evidence import averaged_over
 from howlow.reporting.points import MOST_POINTS, drawn_ranks, drawn_series, ranks_of
 
-FIGURE_NAMES = ("fine_tuning", "inference", "loss")
+FIGURE_NAMES = ("fine_tuning", "inference", "loss", "spectra")
 INK, SOFT, RULE, GRID, AXIS = "#1f2933", "#5f6b7a", "#9aa5b1", "#e6e9ee", "#b8c0cc"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a4fa3", "#6b6b6b")
 """After Okabe and Ito, whose colours people with any kind of colour vision tell apart."""
@@ -59,7 +59,7 @@ class PageFigure:
 
 
 @dataclass(frozen=True)
-class Panel:
+class DrawnPanel:
     """A chart of one quantity, without the title and the subtitle that stand above it."""
 
     title: str
@@ -104,6 +104,13 @@ class Canvas:
 
         points = chart.mark_point(**mark, aria=self.is_on_page)
         return points.encode(description=alt.Description("label:N")) if self.is_on_page else points
+
+    def shaded(self, chart: Any) -> Any:
+        """The chart's cells; labelled as points are."""
+        import altair as alt
+
+        cells = chart.mark_rect(aria=self.is_on_page)
+        return cells.encode(description=alt.Description("label:N")) if self.is_on_page else cells
 
 
 def page_canvas() -> Canvas:
@@ -187,8 +194,14 @@ def finished(chart: Any, data: Datasets, title: str, subtitle: Sequence[str], of
 def on_page(chart: Any, data: Datasets) -> dict[str, Any]:
     """The specification of a panel for the page: no title, no background, and equal room for the axis' labels."""
     spec, padding = _specification(chart, data), {"left": 4, "right": 10, "top": 18, "bottom": 4}
-    own = {"axis": {**_CONFIG["axis"], "aria": False}, "axisLeft": {"minExtent": 34, "maxExtent": 34}}
+    own = {**_QUIET, "axisLeft": {"minExtent": 34, "maxExtent": 34}}
     return {**spec, "padding": padding, "background": None, "config": {**spec["config"], **own}}
+
+
+def map_on_page(chart: Any, data: Datasets) -> dict[str, Any]:
+    """The same for a heat map, whose axes hold names."""
+    spec = _specification(chart, data)
+    return {**spec, "padding": 4, "background": None, "config": {**spec["config"], **_QUIET}}
 
 
 def _specification(chart: Any, data: Datasets) -> dict[str, Any]:
@@ -240,6 +253,13 @@ _CONFIG: Mapping[str, Mapping[str, Any]] = {
         "titleFontWeight": 600,
     },
 }
+
+
+_QUIET: Mapping[str, Any] = {
+    "axis": {**_CONFIG["axis"], "aria": False},
+    "legend": {**_CONFIG["legend"], "aria": False},
+}
+"""On the page only points and cells have labels."""
 
 
 def panel_title(title: str, subtitle: str, offset: int) -> Any:

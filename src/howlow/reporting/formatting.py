@@ -101,6 +101,15 @@ def deviation(value: float, unit: Unit, mean: float) -> str:
     return significant(value * _SCALES.get(shown, 1.0), 2)
 
 
+def gap(value: float, unit: Unit, *, is_relative: bool) -> str:
+    """The size of a difference in quality: `1.2 points` of a score, `0.5 %` of a perplexity, `0.01 nats`."""
+    if unit == "fraction":
+        return f"{significant(value * 100, 2)} points"
+    if is_relative:
+        return f"{significant(value * 100, 2)} %"
+    return f"{significant(value, 2)}{' nats' if unit == 'nats' else ''}"
+
+
 def times(value: float | None) -> str:
     """A figure relative to the reference's."""
     return ABSENT if value is None else f"{significant(value)}x"

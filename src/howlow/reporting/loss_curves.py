@@ -28,7 +28,7 @@ from howlow.reporting.figure import (
     panel_title,
     ramp,
 )
-from howlow.reporting.points import MOST_POINTS, evenly, evenly_in_log, series_of
+from howlow.reporting.points import MOST_POINTS, evenly, evenly_in_log, series_label, series_of
 
 _MOST_CURVES = 24
 _MOST_PANELS = 6
@@ -57,13 +57,11 @@ def loss_figure(comparison: Comparison) -> Figure | None:
     curves = _curves(comparison)
     if not curves.adapters and not curves.full:
         return None
-    is_wide, data = len(curves.panels) == 1, Datasets()
-    canvas = Canvas(data, 840, 340) if is_wide else Canvas(data, 380, 220)
-    panels = {name: _panel(canvas, name, curves) for name in curves.panels}
-    titled = [
-        panel.properties(title=panel_title(name, "", offset=10)) if name else panel for name, panel in panels.items()
-    ]
-    chart = _chart(titled)
+    has_titles, data = len(curves.panels) > 1, Datasets()
+    canvas = Canvas(data, 380, 220) if has_titles else Canvas(data, 840, 340)
+    panels = {series_label(name): _panel(canvas, name, curves) for name in curves.panels}
+    titled = [panel.properties(title=panel_title(name, "", offset=10)) for name, panel in panels.items()]
+    chart = _chart(titled if has_titles or "" not in curves.panels else list(panels.values()))
     subtitle = [*context_lines(comparison)[:1], *_notes(comparison, curves)]
     ranks = formatting.listed([f"rank {rank}" for rank in curves.ranks], 12)
     title, offset = "Training loss", 30 if len(curves.panels) > 1 else 20
@@ -79,7 +77,8 @@ def loss_on_page(comparison: Comparison) -> PageFigure | None:
     panels = []
     for name in curves.panels:
         canvas = page_canvas()
-        panels.append(PagePanel(name, "nats per target token", on_page(_panel(canvas, name, curves), canvas.data)))
+        title = series_label(name) if len(curves.panels) > 1 else name
+        panels.append(PagePanel(title, "nats per target token", on_page(_panel(canvas, name, curves), canvas.data)))
     legend = map(LegendEntry, (f"rank {rank}" for rank in curves.ranks), ramp(len(curves.ranks)))
     return PageFigure(FIGURE_NAMES[2], "Training loss", tuple(_notes(comparison, curves)), tuple(panels), tuple(legend))
 

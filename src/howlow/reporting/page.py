@@ -23,6 +23,7 @@ from howlow.reporting.figure import FIGURE_NAMES, PageFigure, PagePanel, render_
 from howlow.reporting.inline_svg import inlined, themed
 from howlow.reporting.measured import energy_lines, environment_facts, measured_rows, meter_lines
 from howlow.reporting.record_table import records_document
+from howlow.reporting.spectra import spectra_on_page, spectra_summary
 from howlow.reporting.summary import Summary, summarize
 from howlow.reporting.timelines import timelines
 from howlow.reporting.tradeoffs import tradeoffs
@@ -61,11 +62,16 @@ def page(comparison: Comparison) -> str:
         summary=summary,
         rows=summary.rows[:_MOST_ROWS],
         left_out=max(0, len(summary.rows) - _MOST_ROWS),
-        trials_of={note.number: formatting.listed(list(note.trials), _MOST_TRIALS) for note in summary.warnings},
+        trials_of={
+            note.number: "all adapters" if note.is_general else formatting.listed(list(note.trials), _MOST_TRIALS)
+            for note in summary.warnings
+        },
         figures=_drawn("figure", page_figures(comparison)),
         files=FIGURE_NAMES,
         decompositions=decomposition_panels(comparison),
         decomposition_headings=HEADINGS,
+        spectra=spectra_summary(comparison),
+        spectra_figures=_drawn("spectra", spectra_on_page(comparison)),
         timelines=_drawn("timeline", timelines(comparison)),
         measured=measured_rows(comparison)[:_MOST_ROWS],
         energy=energy_lines(comparison),

@@ -9,8 +9,16 @@ from howlow.analysis.column import Column
 from howlow.analysis.columns import BATCH_SIZES, RANK
 from howlow.analysis.comparison import Comparison
 from howlow.reporting import formatting
-from howlow.reporting.figure import AXIS, PALETTE, RULE, SOFT, Canvas, Datum, Panel, colors_of
-from howlow.reporting.points import MOST_TICKS, BatchChange, ChartPoint, batch_changes, drawn_series, evenly_in_log
+from howlow.reporting.figure import AXIS, PALETTE, RULE, SOFT, Canvas, Datum, DrawnPanel, colors_of
+from howlow.reporting.points import (
+    MOST_TICKS,
+    BatchChange,
+    ChartPoint,
+    batch_changes,
+    drawn_series,
+    evenly_in_log,
+    series_label,
+)
 from howlow.reporting.summary import assumed_words
 
 if TYPE_CHECKING:
@@ -22,7 +30,7 @@ _LEVEL_COLORS = {"base": PALETTE[1], "full": PALETTE[2]}
 # -- costs ----------------------------------------------------------------------------------------------------------
 
 
-def cost_panel(comparison: Comparison, canvas: Canvas, column: Column, points: Sequence[ChartPoint]) -> Panel:
+def cost_panel(comparison: Comparison, canvas: Canvas, column: Column, points: Sequence[ChartPoint]) -> DrawnPanel:
     """A cost relative to the reference rank; the axis spans at least 0.75 to 1.25, so that flat looks flat."""
     import altair as alt
 
@@ -33,7 +41,7 @@ def cost_panel(comparison: Comparison, canvas: Canvas, column: Column, points: S
     one = canvas.data.add([{"y": 1}]).mark_rule(color=AXIS, strokeWidth=1.2).encode(y=alt.Y("y:Q"))
     changes = batch_changes(comparison, BATCH_SIZES[column.stage], _ranks(points), canvas.width)
     layers = [one, *_batch_rules(canvas, changes), *_lines(comparison, canvas, points, y)]
-    return Panel(panel_name(column), _relative_words(comparison, column), _chart(canvas, layers))
+    return DrawnPanel(panel_name(column), _relative_words(comparison, column), _chart(canvas, layers))
 
 
 def panel_name(column: Column) -> str:
@@ -90,7 +98,7 @@ class _Level:
     label: str
 
 
-def quality_panel(comparison: Comparison, canvas: Canvas, column: Column, points: Sequence[ChartPoint]) -> Panel:
+def quality_panel(comparison: Comparison, canvas: Canvas, column: Column, points: Sequence[ChartPoint]) -> DrawnPanel:
     """Quality as it is, with the bare model and full fine-tuning as dashed levels."""
     levels = _levels(comparison, column)
     low, high = _quality_domain(points, levels)
@@ -99,7 +107,7 @@ def quality_panel(comparison: Comparison, canvas: Canvas, column: Column, points
     for level, top in zip(levels, tops, strict=True):
         layers += _level_layers(canvas, level, top)
     better = f"{column.better} is better" if column.better else ""
-    return Panel(panel_name(column), f"absolute; {better}", _chart(canvas, layers))
+    return DrawnPanel(panel_name(column), f"absolute; {better}", _chart(canvas, layers))
 
 
 def quality_axis(column: Column, low: float, high: float) -> "alt.Y":
@@ -199,8 +207,11 @@ def _color(comparison: Comparison, canvas: Canvas) -> Any:
     names, _ = drawn_series(comparison)
     if len(names) <= 1:
         return alt.value(PALETTE[0])
-    legend = None if canvas.is_on_page else alt.Legend(title=None, orient="bottom", columns=2, labelLimit=420)
-    return alt.Color("series:N", scale=alt.Scale(domain=list(names), range=colors_of(names)), legend=legend)
+    legend = alt.Legend(title=None, orient="bottom", columns=2, labelLimit=420)
+    if "" in names:
+        legend.labelExpr = f"datum.label || '{series_label('')}'"
+    scale = alt.Scale(domain=list(names), range=colors_of(names))
+    return alt.Color("series:N", scale=scale, legend=None if canvas.is_on_page else legend)
 
 
 def _chart(canvas: Canvas, layers: Sequence[Any]) -> Any:

@@ -81,8 +81,14 @@ def ranks_of(comparison: Comparison) -> list[int]:
 
 
 def series_of(group: Group) -> str:
-    """The line that a group belongs to: its further axes."""
-    return axes_words(group.axes)
+    """The line that a group belongs to: its further axes, and whether its adapters were cut."""
+    parts = [axes_words(group.axes), "shrunk" if group.kind == "shrunk" else ""]
+    return ", ".join(part for part in parts if part)
+
+
+def series_label(name: str) -> str:
+    """How a line is called where there are several: only that of trained adapters may have no name."""
+    return name or "trained"
 
 
 def drawn_series(comparison: Comparison) -> tuple[list[str], int]:

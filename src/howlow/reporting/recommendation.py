@@ -11,7 +11,7 @@ from howlow.analysis.bill import BillItem, bill_of
 from howlow.analysis.columns import TRAIN_BATCH_SIZE
 from howlow.analysis.comparison import compare
 from howlow.analysis.constraints import Kept
-from howlow.analysis.contest import one_a_seed
+from howlow.analysis.contest import one_a_seed, trained_references
 from howlow.analysis.recommendation import Candidate, Recommendation, Terms, recommend_from
 from howlow.analysis.rows import rows
 from howlow.reporting import formatting
@@ -19,7 +19,6 @@ from howlow.reporting.settling import settling_document, settling_sentences
 from howlow.reporting.summary import axes_words
 
 _MOST_SETTINGS = 6
-_UNITS = {"nats": " nats", "number": ""}
 
 
 def headline(found: Recommendation) -> str:
@@ -44,7 +43,7 @@ def headlines(folder: Path, accept_different: Sequence[str] = ()) -> list[str]:
         UserError: there is nothing to compare.
     """
     results = rows([folder], accept_different)
-    references = compare(results).references
+    references = trained_references(compare(results))
     if len(references) < 2:
         return [headline(recommend_from(results))]
     return [
@@ -278,8 +277,4 @@ def _apart(asked: Terms, gain: float) -> str:
 
 
 def _size(asked: Terms, value: float) -> str:
-    if asked.metric.unit == "fraction":
-        return f"{formatting.significant(value * 100, 2)} points"
-    if asked.scale.is_relative:
-        return f"{formatting.significant(value * 100, 2)} %"
-    return f"{formatting.significant(value, 2)}{_UNITS.get(asked.metric.unit, '')}"
+    return formatting.gap(value, asked.metric.unit, is_relative=asked.scale.is_relative)

@@ -18,12 +18,13 @@ def records_document(results: Results, warnings: Sequence[WarningNote]) -> dict[
     """The table: columns that any record has, groups of them to choose from, rows, and the warnings of each row."""
     columns = [column for column in results.columns if any(row[column.name] is not None for row in results.rows)]
     places = {column.name: place for place, column in enumerate(columns)}
+    own = [note for note in warnings if not note.is_general]
     return {
         "columns": [_column(column) for column in columns],
         "groups": [{"name": name, "columns": [places[one.name] for one in own]} for name, own in _groups(columns)],
         "rows": [[_value(row[column.name]) for column in columns] for row in results.rows],
-        "notes": [[note.number for note in warnings if record.trial in note.trials] for record in results.records],
-        "touched": {note.number: [places[name] for name in note.columns if name in places] for note in warnings},
+        "notes": [[note.number for note in own if record.trial in note.trials] for record in results.records],
+        "touched": {note.number: [places[name] for name in note.columns if name in places] for note in own},
     }
 
 

@@ -63,6 +63,8 @@ class WarningNote:
     remedy: str
     trials: tuple[str, ...]
     columns: tuple[str, ...]
+    is_general: bool = False
+    """whether it is about all adapters and no single figure: no row is marked with it"""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def summarize(comparison: Comparison, for_page: bool = False) -> Summary:
     ordered = [*quality, *costs] if for_page else [*costs, *quality]
     present = [column for column in ordered if column.is_shown(row[column.name] for row in results.rows)]
     headings = [heading for column in present if (heading := _heading(results, column)) is not None]
-    warnings = _warnings(results)
+    warnings = _warnings(comparison)
     return Summary(
         axes=results.axes,
         has_seeds=any(group.seeds > 1 for group in comparison.groups),
@@ -162,7 +164,7 @@ def _row(
         repeats=group.repeats,
         status=_status(group.status_counts),
         cells=tuple(_cell(comparison, group, heading.column, own, for_page) for heading in headings),
-        notes=tuple(note.number for note in own if not shown & set(note.columns)),
+        notes=tuple(note.number for note in own if not note.is_general and not shown & set(note.columns)),
         is_reference=any(reference.group is group for reference in comparison.references),
     )
 
@@ -172,8 +174,9 @@ def _status(counts: Mapping[str, int]) -> str:
 
 
 def label_of(group: Group) -> str:
-    """`base`, `full` or the rank."""
-    return group.kind if group.rank is None else str(group.rank)
+    """`base`, `full` or the rank, of an adapter that was cut to it with the word."""
+    shrunk = " shrunk" if group.kind == "shrunk" else ""
+    return group.kind if group.rank is None else f"{group.rank}{shrunk}"
 
 
 def _cell(
@@ -249,16 +252,26 @@ def _failures(results: Results) -> tuple[Failure, ...]:
     return tuple(Failure(formatting.listed(names), *key) for key, names in trials.items())
 
 
-def _warnings(results: Results) -> tuple[WarningNote, ...]:
-    """Warnings that say the same are one note."""
+def _warnings(comparison: Comparison) -> tuple[WarningNote, ...]:
+    """Warnings that say the same are one note; those about all adapters stand last."""
     alike: dict[tuple[str, str, str], list[TrialWarning]] = defaultdict(list)
-    for warning in results.trial_warnings:
+    for warning in comparison.results.trial_warnings:
         alike[warning.kind, warning.detail, warning.remedy].append(warning)
-    ordered = sorted(alike.items(), key=lambda item: item[0][0])
-    return tuple(_note(number, key, warnings) for number, (key, warnings) in enumerate(ordered, 1))
+    adapters = _compared_adapters(comparison)
+    notes = [_note(key, warnings, adapters) for key, warnings in alike.items()]
+    ordered = sorted(notes, key=lambda note: (note.is_general, note.kind))
+    return tuple(replace(note, number=number) for number, note in enumerate(ordered, 1))
 
 
-def _note(number: int, key: tuple[str, str, str], warnings: Sequence[TrialWarning]) -> WarningNote:
+def _compared_adapters(comparison: Comparison) -> frozenset[str]:
+    """The trials of adapters that are done, where there are several to compare."""
+    done = [group for group in comparison.groups if group.rank is not None and group.is_done]
+    trials = (trial.record for group in done if len(done) > 1 for trial in group.trials)
+    return frozenset(record.trial for record in trials if record.status == "done")
+
+
+def _note(key: tuple[str, str, str], warnings: Sequence[TrialWarning], adapters: frozenset[str]) -> WarningNote:
     trials = dict.fromkeys(warning.trial for warning in warnings)
     columns = dict.fromkeys(name for warning in warnings for name in warning.columns)
-    return WarningNote(number, *key, trials=tuple(trials), columns=tuple(columns))
+    is_general = bool(adapters) and not columns and adapters <= set(trials)
+    return WarningNote(0, *key, trials=tuple(trials), columns=tuple(columns), is_general=is_general)

@@ -26,7 +26,7 @@ _SECTIONS: Mapping[TableSection, str] = {
 _GAP = 2
 _MOST = 10
 _MOST_TRIALS = 4
-_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂ†‡§¶*#@%&+=~^¹²³⁴⁵⁶⁷⁸⁹"
+_MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᴬᴮᴰᴱᴳᴴᴵᴶᴷᴸᴹᴺᴼᴾᴿᵀᵁⱽᵂᵝᵞᵟᶿᵠᵡ†‡§¶*#@%&+=~^¹²³⁴⁵⁶⁷⁸⁹"
 """One character a kind of warning, because one number may carry several; digits, which look like powers, come last."""
 
 
@@ -79,16 +79,17 @@ def warning_lines(warnings: Sequence[WarningNote]) -> list[str]:
         trials = list(dict.fromkeys(trial for note in notes for trial in note.trials))
         others = f" (and {len(notes) - 1} more like it)" if len(notes) > 1 else ""
         touched = f"{formatting.counted(len(trials), 'trial')} ({formatting.listed(trials, _MOST_TRIALS)})"
-        lines.append(
-            f"{marks[notes[0].number]} warning: {kind}, {touched}: {notes[0].detail}{others}; {notes[0].remedy}"
-        )
+        if all(note.is_general for note in notes):
+            touched = "all adapters"
+        mark = f"{marks[notes[0].number]} " if notes[0].number in marks else ""
+        lines.append(f"{mark}warning: {kind}, {touched}: {notes[0].detail}{others}; {notes[0].remedy}")
     return lines
 
 
 def _marks(warnings: Sequence[WarningNote]) -> dict[int, str]:
-    """The mark of every warning, by its number."""
-    kinds = list(dict.fromkeys(note.kind for note in warnings))
-    return {note.number: _MARKS[kinds.index(note.kind)] for note in warnings}
+    """The mark of every warning that a row or a cell may carry, by its number."""
+    kinds = list(dict.fromkeys(note.kind for note in warnings if not note.is_general))
+    return {note.number: _MARKS[kinds.index(note.kind)] for note in warnings if note.kind in kinds}
 
 
 def _label(row: TableRow, marks: Mapping[int, str]) -> str:

@@ -5,11 +5,14 @@ only where the interval does not hold 1.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from howlow.analysis.column import Column
 from howlow.analysis.columns import ADAPTER_BYTES, ENERGY_SOURCE, TRAIN_BATCH_SIZE, tabulated
-from howlow.analysis.comparison import Comparison, Distances, Group, Reference, distances
-from howlow.analysis.rows import inference_phase
+from howlow.analysis.comparison import Comparison, Distances, Group, Reference, compare, distances
+from howlow.analysis.margins import QualityScale
+from howlow.analysis.rows import inference_phase, rows
+from howlow.analysis.worth_training import WorthTraining, worth_training
 from howlow.reporting import formatting
 from howlow.reporting.evidence import repeats_sentence
 from howlow.reporting.summary import axes_words
@@ -40,8 +43,45 @@ def _paragraph(comparison: Comparison, reference: Reference, found: Sequence[Dis
     where = axes_words(reference.axes)
     own = next((one for one in found if one.axes == reference.axes), None)
     quality = quality_words(own) if own else ["Quality was not measured."]
-    text = " ".join([*quality, *cost_words(comparison, reference)])
+    text = " ".join([*_cut_words(reference), *quality, *cost_words(comparison, reference)])
+    guess = worth_training(comparison, reference)
+    text += f" {worth_training_words(guess)}" if guess else ""
     return f"With {where}: {text}" if where else text
+
+
+def _cut_words(reference: Reference) -> list[str]:
+    """That none of the adapters was trained at its rank, where all were cut from a larger one."""
+    if reference.group.kind != "shrunk":
+        return []
+    starts = sorted({trial.record.shrunk.start_rank for trial in reference.group.trials if trial.record.shrunk})
+    return [f"Every adapter here was cut from a trained one of rank {formatting.listed(list(map(str, starts)))}."]
+
+
+def worth_training_lines(folder: Path) -> list[str]:
+    """The ranks to train next by the cuts that a run directory holds, a line for each set of further axes."""
+    comparison = compare(rows([folder]))
+    lines = []
+    for reference in comparison.references[:_MOST_SETTINGS]:
+        where, guess = axes_words(reference.axes), worth_training(comparison, reference)
+        if guess is not None:
+            lines.append(f"With {where}: {worth_training_words(guess)}" if where else worth_training_words(guess))
+    return lines
+
+
+def worth_training_words(found: WorthTraining) -> str:
+    """The ranks to train next, and what suggests them."""
+    ranks = formatting.enumerated([str(rank) for rank in found.ranks])
+    scale, metric = QualityScale(found.metric), found.metric
+    sizes = abs(scale.of_gain(found.behind)), found.margin
+    behind, margin = (formatting.gap(size, metric.unit, is_relative=scale.is_relative) for size in sizes)
+    noun = "rank" if len(found.ranks) == 1 else "ranks"
+    cut = f"cut to rank {found.rank}, the adapter is {behind} behind its best cut (rank {found.best_rank})"
+    if found.rank == found.best_rank:
+        cut = f"no cut of the adapter is better than that to rank {found.rank}"
+    return (
+        f"Worth training: {noun} {ranks}. By {metric.label}, {cut}; {margin} would do, and training at a rank usually "
+        "does at least as well as a cut to it. This is a guess from one adapter, and the ranks are to be measured."
+    )
 
 
 # -- quality --------------------------------------------------------------------------------------------------------
@@ -96,7 +136,7 @@ def _difference(metric: Column, gain: float) -> str:
 
 def cost_words(comparison: Comparison, reference: Reference) -> list[str]:
     """What the smallest rank costs, compared with the reference rank."""
-    groups = [g for g in comparison.groups if g.rank is not None and g.axes == reference.axes and g.is_done]
+    groups = [g for g in comparison.groups if reference.is_beside(g) and g.is_done]
     smallest = min(groups, key=lambda group: group.rank or 0)
     if smallest.rank == reference.rank:
         return []

@@ -4,15 +4,19 @@ One `Settings` value describes a sweep. It is put together from a preset or a TO
 `--set KEY=VALUE`; later sources win. All rules are checked here, so no other part of the program checks a setting. The
 `grid` maps dotted settings to lists of values; `expand` turns it into trials.
 
-`fields` holds the kinds of values and the effects, `schema` the settings, `keys` what derives from their effects,
-`task_rules` what depends on the task, `checking` the rules and the messages, `grid` the axes and the trials, `sources`
-the presets, files and flags.
+`fields` holds the kinds of values and the effects, `schema` the settings, `adapter` those of LoRA, `keys` what derives
+from their effects, `task_rules` what depends on the task, `checking` the rules and the messages, `grid` the axes and
+the trials, `sources` the presets and files, `flags` the flags, `saved_adapter` what a folder with an adapter says of
+itself.
 """
 
+from howlow.settings.adapter import LoraSettings
 from howlow.settings.fields import EFFECTS, Effect
+from howlow.settings.flags import table_of_flags
 from howlow.settings.grid import TrialPlan, expand, resolve, to_toml, united
 from howlow.settings.keys import (
     TrialKind,
+    adapts,
     batch_search_keys,
     concerns,
     effects,
@@ -20,10 +24,11 @@ from howlow.settings.keys import (
     layout_key,
     preparation_key,
     setting_keys,
+    trains,
 )
+from howlow.settings.saved_adapter import SavedAdapter, read_saved_adapter
 from howlow.settings.schema import (
     InferenceSettings,
-    LoraSettings,
     MeterSettings,
     RunSettings,
     Settings,
@@ -36,6 +41,7 @@ from howlow.settings.task_rules import TaskRules, check_task, completed
 __all__ = [
     "EFFECTS",
     "Effect",
+    "adapts",
     "batch_search_keys",
     "concerns",
     "effects",
@@ -46,6 +52,7 @@ __all__ = [
     "LoraSettings",
     "MeterSettings",
     "RunSettings",
+    "SavedAdapter",
     "Settings",
     "TaskRules",
     "TaskSettings",
@@ -61,8 +68,11 @@ __all__ = [
     "parse_integers",
     "parse_ranks",
     "presets",
+    "read_saved_adapter",
     "resolve",
     "setting_keys",
+    "table_of_flags",
     "to_toml",
+    "trains",
     "united",
 ]

@@ -6,9 +6,9 @@ keys, "may this sweep continue" and "may these trials be compared" derive from i
 """
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictStr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, StrictStr
 
 Effect = Literal["data", "layout", "execution", "memory", "quality", "cost"]
 EFFECTS: Mapping[Effect, str] = {
@@ -34,6 +34,22 @@ BatchSize = Positive | Literal["max"]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[StrictStr, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], Field(strict=False, min_length=1)]
+_ALL_LINEAR = "all-linear"
+"""Stands for every linear layer that a text reaches, as in PEFT: the vocabulary head is none of them."""
+
+
+def _named(value: Any) -> Any:
+    return (value,) if value == _ALL_LINEAR else value
+
+
+def _alone(names: tuple[str, ...]) -> tuple[str, ...]:
+    if _ALL_LINEAR in names and len(names) > 1:
+        others = [name for name in names if name != _ALL_LINEAR]
+        raise ValueError(f'lora.target_modules: "{_ALL_LINEAR}" already takes {", ".join(others)}; give it alone')
+    return names
+
+
+Targets = Annotated[Names, BeforeValidator(_named), AfterValidator(_alone)]
 
 
 class Section(BaseModel):

@@ -13,9 +13,12 @@ from tomlkit.items import KeyType, SingleKey
 
 from howlow.errors import UserError
 from howlow.settings.checking import RANK_AXIS, SEED_AXIS, check_axis, flat, located, located_model, validated
-from howlow.settings.keys import TrialKind, concerns, setting_keys
+from howlow.settings.keys import TrialKind, adapts, concerns, setting_keys, trains
 from howlow.settings.schema import Settings
-from howlow.settings.task_rules import TaskRules, check_task, completed
+from howlow.settings.task_rules import TaskRules, check_task, completed, with_other_defaults
+
+_ONE_A_SWEEP = ("task.name", "lora.start", "lora.start_rank")
+"""Settings from which the rules or the kinds of all trials follow."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,18 @@ def resolve(table: Mapping[str, Any], tasks: Mapping[str, TaskRules] | None) -> 
     Raises:
         UserError: one line naming the first setting that is wrong, its value and its rule.
     """
-    table = dict(table)
+    table = dict(table) if tasks is None else with_other_defaults(table, tasks)
     grid = dict(flat(table.get("grid", {}))) if isinstance(table.get("grid", {}), Mapping) else table["grid"]
     if not isinstance(grid, dict):
         raise UserError(f"grid = {grid!r}: a table of setting -> list of values is expected")
     for axis, values in grid.items():
         check_axis(axis, values)
-    if "task.name" in grid:  # defaults and rules are those of one task
-        raise UserError("grid axis task.name: a sweep has one task; run a sweep for each")
+    for axis in _ONE_A_SWEEP:
+        if axis in grid:
+            raise UserError(f"grid axis {axis}: a sweep has one {axis}; run a sweep for each")
     settings = validated({**table, "grid": grid})
+    if "lora.continue_steps" in grid and settings.lora.start is None:
+        raise UserError("grid axis lora.continue_steps: it needs lora.start, the adapter to continue")
     grid.setdefault(RANK_AXIS, [settings.lora.rank])
     grid.setdefault(SEED_AXIS, [settings.seed])
     for plan in expand(settings.model_copy(update={"grid": grid})):  # every point of the grid obeys the rules
@@ -61,10 +67,14 @@ def resolve(table: Mapping[str, Any], tasks: Mapping[str, TaskRules] | None) -> 
     grid = {axis: _distinct(values) for axis, values in grid.items()}
     plain = {axis: grid[axis] for axis in (RANK_AXIS, SEED_AXIS, *sorted(set(grid) - {RANK_AXIS, SEED_AXIS}))}
     task = settings.task if tasks is None else completed(settings.task, tasks[settings.task.name])
-    places = {"train": located(task.train), "test": located(task.test)}
+    named = {key: getattr(task, key) for key in ("train", "test", "general_text")}
+    places = {key: located(source) for key, source in named.items() if source is not None}
     resolved = settings.model_copy(
         update={"grid": plain, "task": task.model_copy(update=places), "model": located_model(settings.model)}
     )
+    if resolved.lora.start is not None:
+        lora = resolved.lora.model_copy(update={"start": located(resolved.lora.start)})
+        resolved = resolved.model_copy(update={"lora": lora})
     if resolved.tokenizer is not None:
         resolved = resolved.model_copy(update={"tokenizer": located_model(resolved.tokenizer)})
     return resolved
@@ -73,7 +83,7 @@ def resolve(table: Mapping[str, Any], tasks: Mapping[str, TaskRules] | None) -> 
 def _check_batches(plan: TrialPlan) -> None:
     """Refuse a step of fewer examples than a batch: it would measure another batch than the one asked for."""
     batch, step = plan.settings.training.batch_size, plan.settings.training.effective_batch_size
-    if plan.kind != "base" and step is not None and batch != "max" and step < batch:
+    if trains(plan.kind, plan.settings) and step is not None and batch != "max" and step < batch:
         raise UserError(
             f"training.effective_batch_size = {step} is less than training.batch_size = {batch} (trial {plan.name}); "
             f"lower training.batch_size to {step}, or raise training.effective_batch_size"
@@ -98,7 +108,8 @@ def expand(settings: Settings) -> list[TrialPlan]:
 def _points(settings: Settings) -> list[TrialPlan]:
     plans: list[TrialPlan] = []
     kinds: list[TrialKind] = [kind for kind in ("base", "full") if kind in settings.baselines]
-    for kind in [*kinds, "lora"]:
+    kinds.append("lora" if settings.lora.start is None else "shrunk")
+    for kind in kinds:
         axes = [axis for axis in settings.grid if concerns(kind, axis)]
         for values in itertools.product(*(settings.grid[axis] for axis in axes)):
             plans.append(_plan(settings, kind, dict(zip(axes, values, strict=True))))
@@ -118,10 +129,10 @@ def _plan(settings: Settings, kind: TrialKind, point: dict[str, Any]) -> TrialPl
             target = target[part]
         target[name] = value
     own = validated(table)
-    rank = own.lora.rank if kind == "lora" else None
+    rank = own.lora.rank if adapts(kind) else None
     further = {axis: value for axis, value in point.items() if axis not in (RANK_AXIS, SEED_AXIS)}
-    stem = f"{'base' if kind == 'base' else 'full' if kind == 'full' else f'r{own.lora.rank:04d}'}-s{own.seed}"
-    name = "-".join([stem, *(f"{axis}={_path_safe(value)}" for axis, value in further.items())])
+    stem = [f"{kind if rank is None else f'r{rank:04d}'}-s{own.seed}", *(["shrunk"] if kind == "shrunk" else [])]
+    name = "-".join([*stem, *(f"{axis}={_path_safe(value)}" for axis, value in further.items())])
     return TrialPlan(name, kind, rank, own.seed, further, own)
 
 

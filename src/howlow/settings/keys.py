@@ -9,7 +9,19 @@ from pydantic.fields import FieldInfo
 from howlow.settings.fields import Effect, Section
 from howlow.settings.schema import Settings
 
-TrialKind = Literal["lora", "base", "full"]
+TrialKind = Literal["lora", "base", "full", "shrunk"]
+"""shrunk: the adapter is that of `lora.start`, cut to a smaller rank, whether or not its training then continues."""
+_OF_START = ("lora.start", "lora.start_rank", "lora.continue_steps")
+
+
+def adapts(kind: TrialKind) -> bool:
+    """Whether trials of this kind have an adapter."""
+    return kind in ("lora", "shrunk")
+
+
+def trains(kind: TrialKind, settings: Settings) -> bool:
+    """Whether a trial of this kind has optimizer steps: `base` never, a shrunk adapter where it is continued."""
+    return settings.lora.continue_steps > 0 if kind == "shrunk" else kind != "base"
 
 
 def _fields() -> Iterator[tuple[str, type[Section], FieldInfo]]:
@@ -57,8 +69,10 @@ def concerns(kind: TrialKind, key: str) -> bool:
     The zero-shot `base` does not train, so of `training` only what changes its data, its layout or how the model runs
     matters to it. Neither `base` nor `full` has an adapter.
     """
+    if key in _OF_START:
+        return kind == "shrunk"
     if key.startswith("lora."):
-        return kind == "lora"
+        return adapts(kind)
     if kind == "base" and key == "seed":
         return False
     if kind == "base" and key.startswith("training."):

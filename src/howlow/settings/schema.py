@@ -5,13 +5,13 @@ A field's description is its documentation: `docs/settings.md`, the flags' help 
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from howlow.settings.adapter import LoraSettings
 from howlow.settings.fields import BatchSize, Names, NonNegative, Positive, Section, Seed, Text, affects
 
 
@@ -66,54 +66,17 @@ class TaskSettings(Section):
         description="leave unanswerable questions out of training and test",
         json_schema_extra=affects("data"),
     )
-
-
-class LoraSettings(Section):
-    """The adapter: h = W x + s B A x with A of shape (rank, in) and B of shape (out, rank), as PEFT writes it."""
-
-    rank: Positive = Field(
-        8, description="the adapter's inner dimension", json_schema_extra=affects("memory", "quality", "cost")
+    general_text: Text | None = Field(
+        None,
+        description="a text that has nothing to do with the task, in the forms of plain text: its loss before and "
+        "after training says what training made the model forget; absent: not looked at",
+        json_schema_extra=affects("data"),
     )
-    alpha: float | str = Field(
-        "2r",
-        description='the numerator of the scaling: a number, or a multiple of r as "2r"',
-        json_schema_extra=affects("quality"),
+    general_windows: Positive | None = Field(
+        None,
+        description="at most this many windows of sequence_length tokens of the general text; absent: all",
+        json_schema_extra=affects("data"),
     )
-    scaling: Literal["standard", "rank_stabilized"] = Field(
-        "standard",
-        description="s = alpha / r (standard) or alpha / sqrt(r) (rank_stabilized)",
-        json_schema_extra=affects("quality"),
-    )
-    target_modules: Names = Field(
-        ("q_proj", "k_proj", "v_proj", "o_proj"),
-        description="the ends of the names of the linear layers to adapt",
-        json_schema_extra=affects("memory", "quality", "cost"),
-    )
-    dropout: float = Field(
-        0.0,
-        ge=0.0,
-        lt=1.0,
-        description="dropout before A while training",
-        json_schema_extra=affects("layout", "memory", "quality", "cost"),
-    )
-
-    @model_validator(mode="after")
-    def _alpha_is_readable(self) -> Self:
-        if isinstance(self.alpha, str) and not re.fullmatch(r"\d+(\.\d+)?r", self.alpha):
-            raise ValueError(f'lora.alpha {self.alpha!r} must be a number or a multiple of the rank such as "2r"')
-        if self.alpha_value <= 0:
-            raise ValueError(f"lora.alpha {self.alpha!r} must be greater than 0")
-        return self
-
-    @property
-    def alpha_value(self) -> float:
-        """Alpha as a number for this rank."""
-        return float(self.alpha[:-1]) * self.rank if isinstance(self.alpha, str) else self.alpha
-
-    @property
-    def scaling_factor(self) -> float:
-        """s in h = W x + s B A x."""
-        return self.alpha_value / (self.rank if self.scaling == "standard" else self.rank**0.5)
 
 
 class TrainingSettings(Section):

@@ -6,6 +6,9 @@ which default, is the task's own matter: no task is known by name here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic import JsonValue
 
 from howlow.errors import UserError
 from howlow.settings.schema import TaskSettings
@@ -20,6 +23,23 @@ class TaskRules:
     """what its settings are where they are absent"""
     placeholders: tuple[str, ...] = ()
     """what `task.template` has to hold, each exactly once"""
+    other_defaults: Mapping[str, JsonValue] | None = None
+    """dotted settings outside `[task]` -> their default in this task, where it is not the one of all tasks"""
+
+
+def with_other_defaults(table: Mapping[str, Any], rules: Mapping[str, TaskRules]) -> dict[str, Any]:
+    """A merged table with the defaults that its task has for settings outside `[task]`; given values stay.
+
+    What is wrong with the table is left for the checks that follow.
+    """
+    found, task = dict(table), table.get("task")
+    name = task.get("name") if isinstance(task, Mapping) else None
+    own = rules.get(name) if isinstance(name, str) else None
+    for key, value in ((own.other_defaults if own else None) or {}).items():
+        section, _, setting = key.partition(".")
+        if isinstance(found.get(section, {}), Mapping):
+            found[section] = {setting: value, **found.get(section, {})}
+    return found
 
 
 def check_task(task: TaskSettings, rules: Mapping[str, TaskRules]) -> None:
@@ -35,7 +55,8 @@ def check_task(task: TaskSettings, rules: Mapping[str, TaskRules]) -> None:
     for setting in dict.fromkeys(setting for one in rules.values() for setting in one.takes):
         is_given = getattr(task, setting) not in (None, "")
         if is_given and setting not in rules[task.name].takes:
-            owners = " and ".join(name for name, one in rules.items() if setting in one.takes)
+            *others, last = [name for name, one in rules.items() if setting in one.takes]
+            owners = f"{', '.join(others)} and {last}" if others else last
             raise UserError(f"task.{setting} belongs to the task {owners}, not to {task.name}; leave it out")
     if task.template and task.template != "chat":
         for placeholder in rules[task.name].placeholders:

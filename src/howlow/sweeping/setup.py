@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from howlow.errors import UserError, reason
-from howlow.jobs import Job, JobRunner, LayoutJob, PreparationReport, PrepareJob, value_of
+from howlow.jobs import AdapterSize, Job, JobRunner, LayoutJob, PreparationReport, PrepareJob, Sizes, value_of
 from howlow.outcomes import DiskFullError, StoppedError, is_disk_full
 from howlow.records import HeapMode, LayoutChoice, Provenance, write_atomically
 from howlow.records.run_directory import Conditions, refuse_changed_conditions
-from howlow.settings import TrialPlan, layout_key, preparation_key
+from howlow.settings import TrialPlan, adapts, layout_key, preparation_key
 
 T = TypeVar("T")
 _SMALLEST_FREE_BYTES = 4 << 20
@@ -28,6 +28,18 @@ class Preparation:
 
     folder: Path
     report: PreparationReport
+    adapters: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """rank and target modules of each adapter that is trained from zero, in the report's order"""
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """The sizes of adapters and data; None where no adapter is trained from zero."""
+        tokens, parameters = self.report.data.train_completion_tokens, self.report.adapter_parameters
+        if tokens is None or not self.adapters:
+            return None
+        pairs = zip(self.adapters, parameters, strict=True)
+        sizes = [AdapterSize(rank=rank, target_modules=names, parameters=count) for (rank, names), count in pairs]
+        return Sizes(completion_tokens=tokens, adapters=tuple(sizes))
 
 
 def prepare_all(
@@ -40,7 +52,7 @@ def prepare_all(
         if key in prepared:
             continue
         alike = [other for other in plans if preparation_key(other.settings) == key]
-        adapters = {(one.settings.lora.rank, one.settings.lora.target_modules) for one in alike if one.kind == "lora"}
+        adapters = {(one.settings.lora.rank, one.settings.lora.target_modules) for one in alike if adapts(one.kind)}
         job = PrepareJob(
             settings=plan.settings,
             adapters=tuple(sorted(adapters)),
@@ -52,7 +64,8 @@ def prepare_all(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise unwritable(folder.parent, error) from None
-        prepared[key] = Preparation(job.folder, _value(runner, job, folder))
+        trained = job.adapters if plan.settings.lora.start is None else ()
+        prepared[key] = Preparation(job.folder, _value(runner, job, folder), trained)
     return prepared
 
 

@@ -131,7 +131,8 @@ def sweep(
             set_aside(folder / "trials" / name)
         jobs = _jobs(pending, prepared, layouts, heap, shared_by)
         write_board(folder, jobs)
-        tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending)))
+        sizes = tuple(one.sizes for one in prepared.values() if one.sizes is not None)
+        tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending), sizes=sizes))
         if jobs:
             _run(runner, folder, jobs, _devices(settings, prepared), tell)
         existing |= {job.name: _ended(folder, job.name) for job in jobs}

@@ -17,6 +17,7 @@ from pkgutil import iter_modules
 from howlow.errors import UserError
 from howlow.settings import TaskRules
 from howlow.tasks.examples import Example, PredictionScores, Purpose, TaskScores
+from howlow.tasks.language_modeling import whole_texts
 from howlow.tasks.selection import Selection, select
 from howlow.tasks.sources import DataFiles, files_of
 from howlow.tasks.task import Task
@@ -35,6 +36,7 @@ __all__ = [
     "task_named",
     "task_rules",
     "tasks",
+    "whole_texts",
 ]
 
 

@@ -13,7 +13,7 @@ from howlow.errors import UserError
 from howlow.settings import TaskRules, TaskSettings
 from howlow.tasks.examples import Example, PredictionScores, Purpose, TaskScores, mean_scores
 from howlow.tasks.predictions import predictions_for
-from howlow.tasks.rows import DataRow, kind_of, whole_text
+from howlow.tasks.rows import DataRow
 from howlow.tasks.sources import read_rows
 from howlow.tasks.task import Task
 
@@ -64,7 +64,7 @@ def _example(row: DataRow, template: str) -> Example:
     prompt, completion = (row.text(column) for column in _FIELDS)
     if not completion.strip():
         raise UserError(f"{row.place}: 'completion' is empty; give the text that should follow the prompt")
-    identity = _identity(row)
+    identity = row.identity
     return Example(
         id=identity,
         group=prompt if prompt.strip() else identity,
@@ -75,17 +75,6 @@ def _example(row: DataRow, template: str) -> Example:
         references=(completion.strip(),),
         overlap_keys=(prompt if prompt.strip() else completion,),
     )
-
-
-def _identity(row: DataRow) -> str:
-    given = row.values.get("id")
-    if given is None or given == "":
-        return row.name
-    if isinstance(given, int) and not isinstance(given, bool):
-        return str(given)
-    if not isinstance(given, str):
-        raise UserError(f"{row.place}: 'id' must be a string or a whole number, not {kind_of(given)}")
-    return whole_text(given, f"{row.place}: 'id'")
 
 
 TASK = Task(

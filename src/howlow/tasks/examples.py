@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-Purpose = Literal["train", "test"]
+Purpose = Literal["train", "test", "general_text"]
+"""What data is for, by the name of the setting in `[task]` that names it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TaskScores:
     per_example: dict[str, dict[str, float]] = field(default_factory=dict)
     """example id -> score's name -> value"""
     overall: dict[str, float] = field(default_factory=dict)
-    """score's name -> mean over all examples"""
+    """score's name -> mean over all examples that have it"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ class PredictionScores:
 
 
 def mean_scores(per_example: dict[str, dict[str, float]]) -> TaskScores:
-    """The scores of each example, with their means; every example has scores of the same names."""
-    names = next(iter(per_example.values()), {})
-    overall = {name: sum(scores[name] for scores in per_example.values()) / len(per_example) for name in names}
-    return TaskScores(per_example, overall)
+    """The scores of each example, with the mean of each over the examples that have it."""
+    values: dict[str, list[float]] = {}
+    for scores in per_example.values():
+        for name, value in scores.items():
+            values.setdefault(name, []).append(value)
+    return TaskScores(per_example, {name: sum(found) / len(found) for name, found in values.items()})

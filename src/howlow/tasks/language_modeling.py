@@ -20,18 +20,27 @@ def _load(source: str, settings: TaskSettings, purpose: Purpose) -> list[Example
     Raises:
         UserError: there is no text, or it cannot be read.
     """
-    found = files_of(source, purpose)
-    is_plain = found.format in ("text", "folder")
-    texts = read_texts(found) if is_plain else [_text_of_rows(source, purpose)]
+    texts = whole_texts(source, purpose)
     if settings.unit == "window":
-        return [_example(name, text) for name, text in texts]
+        return texts
     paragraphs = [
-        _example(f"{name}:{number}", line.strip())
-        for name, text in texts
-        for number, line in enumerate(text.split("\n"), start=1)
+        _example(f"{text.id}:{number}", line.strip())
+        for text in texts
+        for number, line in enumerate(text.completion.split("\n"), start=1)
         if line.strip()
     ]
     return with_documents(paragraphs)
+
+
+def whole_texts(source: str, purpose: Purpose) -> list[Example]:
+    """Each text of a source whole, as one example.
+
+    Raises:
+        UserError: there is no text, or it cannot be read.
+    """
+    found = files_of(source, purpose)
+    is_plain = found.format in ("text", "folder")
+    return [_example(*pair) for pair in (read_texts(found) if is_plain else [_text_of_rows(source, purpose)])]
 
 
 def _example(identity: str, text: str) -> Example:

@@ -29,6 +29,22 @@ class DataRow:
             raise UserError(f"{self.place}: {field!r} is missing; it has: {fields}")
         return whole_text(self.values[field], f"{self.place}: {field!r}")
 
+    @property
+    def identity(self) -> str:
+        """The id in its field `id`, a whole number by its digits; without one, the row's name.
+
+        Raises:
+            UserError: the id is neither text nor a whole number.
+        """
+        given = self.values.get("id")
+        if given is None or given == "":
+            return self.name
+        if isinstance(given, int) and not isinstance(given, bool):
+            return str(given)
+        if not isinstance(given, str):
+            raise UserError(f"{self.place}: 'id' must be a string or a whole number, not {kind_of(given)}")
+        return whole_text(given, f"{self.place}: 'id'")
+
 
 def kind_of(value: Any) -> str:
     """A JSON value's type in words, for messages."""

@@ -21,13 +21,15 @@ import string
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from howlow.tasks.examples import PredictionScores
+from howlow.tasks.examples import PredictionScores, mean_scores
 from howlow.tasks.predictions import predictions_for
 from howlow.tasks.squad_document import SquadDocument, SquadQuestion, read_squad
 
 _WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 WRONG = {"exact_match": 0.0, "f1": 0.0}
+_PARTS = {True: "has_answer", False: "no_answer"}
+"""Whether a question has an answer -> what the names of its part's scores begin with."""
 
 
 def normalize_answer(text: str) -> str:
@@ -76,20 +78,28 @@ def score_squad_file(data: str, predictions: str) -> PredictionScores:
     document = read_squad(data)
     found = predictions_for(data, predictions, [question.id for question in document.questions])
     scores = {question.id: _question_scores(question, document, found.texts) for question in document.questions}
-    parts = {
-        "": document.questions,
-        "has_answer_": [question for question in document.questions if question.answers],
-        "no_answer_": [question for question in document.questions if not question.answers],
+    answered = sum(bool(question.answers) for question in document.questions)
+    counts = {
+        "examples": len(scores),
+        "has_answer_examples": answered,
+        "no_answer_examples": len(scores) - answered,
     }
-    figures: dict[str, int | float | None] = {f"{part}examples": len(questions) for part, questions in parts.items()}
-    for part, questions in parts.items():
-        for name in WRONG:
-            values = [scores[question.id][name] for question in questions]
-            figures[f"{part}{name}"] = sum(values) / len(values) if values else None
-    return PredictionScores({**figures, **found.counts}, found.warnings)
+    means = mean_scores(scores).overall
+    names = [*WRONG, *(f"{part}_{name}" for part in _PARTS.values() for name in WRONG)]
+    figures = {**counts, **{name: means.get(name) for name in names}, **found.counts}
+    return PredictionScores(figures, found.warnings)
+
+
+def with_part(scores: Mapping[str, float], has_answer: bool) -> dict[str, float]:
+    """A question's scores, and the same as scores of its part: of the questions that have an answer, or of the others.
+
+    Where an example stands for a part, statistics over examples know that part's metric, too.
+    """
+    return {**scores, **{f"{_PARTS[has_answer]}_{name}": value for name, value in scores.items()}}
 
 
 def _question_scores(question: SquadQuestion, document: SquadDocument, given: Mapping[str, str]) -> dict[str, float]:
-    if question.id not in given:
-        return WRONG
-    return answer_scores(given[question.id], counted_references(question.answers, document.version))
+    scores = WRONG
+    if question.id in given:
+        scores = answer_scores(given[question.id], counted_references(question.answers, document.version))
+    return with_part(scores, bool(question.answers))

@@ -34,10 +34,15 @@ class Task:
     False: examples are texts without prompts, and the loss over the test's text is the result."""
     prediction: Callable[[str], str] = str.strip
     """generated text, cut at `task.stop` -> the text that is scored; accepted answers go the same way"""
+    cuts_training: bool = False
+    """True: a training example that is too long loses the end of its `context`, as a test prompt does; False: it is
+    dropped"""
     compares_whole_answers: bool = False
     """True: an accepted answer longer than generation may be is compared whole, as published scores are; False: as far
     as it can be written"""
     score: Callable[[Sequence[Example], Mapping[str, str]], TaskScores] = _no_scores
     """(examples, example id -> prediction) -> scores; an example without a prediction counts as wrong"""
+    left_out: Callable[[str, TaskSettings, Purpose], str | None] | None = None
+    """(source, settings, purpose) -> in words, what `load` leaves out because of the settings; None: nothing"""
     score_file: Callable[[str, str], PredictionScores] | None = None
     """(data, predictions) -> scores of a file of predictions made elsewhere; None: the task has no answers to score"""

@@ -7,6 +7,12 @@ from typing import Any
 
 from howlow.engine.references import PACKAGED, ModelReference
 
+_MADE = {
+    False: "Made by `howlow sweep`, one trial of a rank sweep",
+    True: "Made by `howlow shrink`: a trained adapter's update, cut to this rank by its singular values",
+}
+"""Whether the adapter was cut -> how it was made."""
+
 
 def model_card(reference: ModelReference, facts: Mapping[str, Any], *, revision: str | None, random: bool) -> str:
     """A card in the hub's format: front matter, then what the adapter is and how to load it."""
@@ -19,7 +25,7 @@ tags: [lora, howlow]
 ---
 # LoRA adapter, rank {facts["rank"]}
 
-Made by `howlow sweep`, one trial of a rank sweep; `sweep.toml` in the sweep's folder repeats it.
+{_MADE["cut from" in facts]}; `sweep.toml` in the run directory repeats it.
 
 | setting | value |
 | --- | --- |

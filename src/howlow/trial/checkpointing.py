@@ -33,6 +33,7 @@ from howlow.records import (
     PhaseRecord,
     Provenance,
     RecordWarning,
+    ShrunkRecord,
     WarningKind,
     clear_temporaries,
     cut_lines,
@@ -121,6 +122,7 @@ def _so_far(state: TrialState, session: Session) -> dict[str, Any]:
         "second_load": found.second_load.model_dump() if found.second_load else None,
         "handover_s": found.handover_s,
         "generation_graphed": found.resolved.generation_graphed,
+        "shrunk": found.shrunk.model_dump() if found.shrunk else None,
         "adapter_bytes": found.model.adapter_bytes if found.model else None,
         "warnings": [warning.model_dump(mode="json") for warning in found.warnings],
         "observed": [[kind.value, detail] for kind, detail in session.observed()],
@@ -193,6 +195,7 @@ def _restore_draft(state: TrialState, document: dict[str, Any]) -> None:
     found.preparation_s = document["preparation_s"]
     found.second_load = PhaseRecord(**document["second_load"]) if document["second_load"] else None
     found.handover_s = document["handover_s"]
+    found.shrunk = ShrunkRecord(**document["shrunk"]) if document.get("shrunk") else None
     found.phases = [PhaseRecord(**phase) for phase in document["phases"]]
     found.warnings = [RecordWarning(**warning) for warning in document["warnings"]]
     if document["position"] == "inference":
@@ -240,7 +243,7 @@ def _has_same_batches(state: TrialState, document: dict[str, Any]) -> bool:
     the user accepted it.
     """
     kept, heap = _identity(document).resolved, "bounded" if state.is_bounded else "kept"
-    train = None if state.kind == "base" else state.training_batch_size
+    train = state.training_batch_size if state.trains else None
     return (kept.train_batch_size, kept.inference_batch_size, kept.heap) == (train, state.inference_batch_size, heap)
 
 

@@ -1,5 +1,6 @@
 """The fine-tuning phase: the schedule of steps, each timed and written down, with checkpoints between them."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,13 +16,15 @@ from howlow.meters.phase import Timed
 from howlow.meters.session import Session
 from howlow.meters.totals import PhaseTotals
 from howlow.records import Part, WarningKind
-from howlow.settings import Settings
+from howlow.settings import Settings, adapts
 from howlow.trial.acceleration import Filling, new_trainer, ready
 from howlow.trial.checkpointing import Saved, save_training
 from howlow.trial.lines import StepLines
 from howlow.trial.prefetch import prefetched, steps_ahead
 from howlow.trial.prepared import Prepared
 from howlow.trial.state import TrialState, split, step_line
+
+_LARGE_BATCH = 32
 
 
 def fine_tune(
@@ -36,6 +39,7 @@ def fine_tune(
 ) -> None:
     """Train on the whole schedule, or on the part of it that a checkpoint left."""
     set_to_training(state.settings, model)
+    _warn_about_batch(state)
     schedule = schedule_of(state.settings, prepared.train, state.training_batch_size)
     parts = micro_batches_of(prepared.train, schedule, state.training_batch_size)
     execution, filling, recorded = ready(state, model, execution, pad_id, parts)
@@ -92,6 +96,13 @@ def _run_schedule(
         state.warn(WarningKind.STEPS_SKIPPED, f"{skipped} of {len(schedule)} steps skipped")
 
 
+def _warn_about_batch(state: TrialState) -> None:
+    """A warning where an adapter trains in large steps (LoRA Without Regret, Schulman et al., 2025)."""
+    examples = state.settings.training.effective_batch_size or state.training_batch_size
+    if adapts(state.kind) and examples > _LARGE_BATCH:
+        state.warn(WarningKind.LARGE_EFFECTIVE_BATCH, f"{examples} examples in an optimizer step", "train")
+
+
 def _warn_about_idle(state: TrialState, trainer: Trainer) -> None:
     """A warning where parameters never had a gradient: their part of the model has no influence on a loss."""
     idle = trainer.idle()
@@ -118,15 +129,17 @@ def _line(timed: Timed, part: Part, step: int, micro_batches: Sequence[Batch], o
 
 
 def schedule_of(settings: Settings, examples: Sequence[TokenizedExample], batch_size: int) -> list[list[int]]:
-    """The examples of every optimizer step."""
-    training = settings.training
+    """The examples of every optimizer step: of a shrunk adapter's further training, as many steps as were asked for."""
+    training, continued = settings.training, settings.lora.continue_steps
+    step = training.effective_batch_size or batch_size
+    epochs = math.ceil(continued / math.ceil(len(examples) / step)) if continued else training.epochs
     return order.steps(
         [example.group for example in examples],
         training.shuffle,
         settings.seed,
-        training.epochs,
-        training.effective_batch_size or batch_size,
-        training.max_steps,
+        epochs,
+        step,
+        continued or training.max_steps,
     )
 
 

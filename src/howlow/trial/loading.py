@@ -1,6 +1,6 @@
 """What a trial loads: the model with the parameters that train, and its tokenizer; and how the model will run."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,7 +11,7 @@ from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
 from howlow.engine.rotary import depends_on_length
 from howlow.records import ModelRecord, Resolved, WarningKind
-from howlow.settings import Settings
+from howlow.settings import Settings, adapts
 from howlow.trial.state import TrialState
 
 
@@ -61,7 +61,7 @@ def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> 
         kernels_kept,
         attention=attention,
         trains_base=state.kind == "full",
-        has_adapter=state.kind == "lora",
+        has_adapter=adapts(state.kind),
     )
 
 
@@ -124,7 +124,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
         detail = f"rotary frequencies are those of a row of {length} tokens, for shorter texts as well"
         state.warn(WarningKind.FREQUENCIES_OF_FULL_ROW, detail)
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
-    if state.kind == "lora":
+    if adapts(state.kind):
         structure = _structure_of_base(settings, commit)
         model = models.attach_lora(
             model,
@@ -136,20 +136,22 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
             seed=settings.seed,
             unreached_layers=structure.unreached_layers,
         )
-        _warn_about_layers(state, structure, models.adapters_of(model))
+        adapters = models.adapters_of(model)
+        state.resolve(target_modules=_ends(adapters))
+        _warn_about_layers(state, structure, adapters)
     if state.kind == "full":
         idle = _structure_of_base(settings, commit).unreached_parameters
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in idle)
     torch.manual_seed(settings.seed)
-    is_lora = state.kind == "lora"
+    has_adapter = adapts(state.kind)
     state.found.model = ModelRecord(
         reference=settings.model,
         architecture=architecture,
         total_parameters=total,
         trainable_parameters=sum(parameter.numel() for parameter in models.trainable(model).values()),
-        scaling_factor=lora.scaling_factor if is_lora else None,
-        alpha=lora.alpha_value if is_lora else None,
+        scaling_factor=lora.scaling_factor if has_adapter else None,
+        alpha=lora.alpha_value if has_adapter else None,
         tokenizer=tokenizer_name,
         weights="random" if settings.random_weights else "pretrained",
     )
@@ -176,6 +178,16 @@ def turn_ends(settings: Settings, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in (end, stop) if token is not None)
 
 
+def _is_attention(layer: str) -> bool:
+    """Whether a layer is part of attention, by the names that models give to it (`self_attn`, `attention`, ...)."""
+    return "attn" in layer.lower() or "attention" in layer.lower()
+
+
+def _ends(layers: Iterable[str]) -> tuple[str, ...]:
+    """What layers' names end in, each once."""
+    return tuple(dict.fromkeys(name.rpartition(".")[2] for name in layers))
+
+
 def _warn_about_layers(state: TrialState, structure: models.Structure, adapters: Mapping[str, tuple[int, int]]) -> None:
     """adapters: rank and smaller side of each adapted layer (`howlow.engine.model.adapters_of`)."""
     lora, shapes, idle = state.settings.lora, structure.linear_shapes, structure.unreached_layers
@@ -188,6 +200,10 @@ def _warn_about_layers(state: TrialState, structure: models.Structure, adapters:
     if moved:
         detail = f"PEFT puts the adapter into fused experts, and none into {len(moved)} layers of these names: "
         state.warn(WarningKind.ADAPTER_IN_EXPERTS, detail + ", ".join(moved[:3]))
+    without = [name for name in shapes if name not in adapters and not _is_attention(name)]
+    if without and all(map(_is_attention, adapters)):
+        detail = f"the adapter is in attention alone; linear layers without one end in: {' '.join(_ends(without))}"
+        state.warn(WarningKind.ATTENTION_ALONE_ADAPTED, detail)
     left = [name for target in lora.target_modules for name in models.matching(sorted(idle), target)]
     if left:
         detail = f"no adapter in {len(left)} layers that no text reaches: {', '.join(left[:3])}"

@@ -5,9 +5,13 @@ process ends. A fresh one loads the model and the trained weights, and scores th
 with answers, greedy generation. So no figure of inference depends on what training left behind: the peaks of memory,
 the allocator's cache and the heap are those of a process that never trained. Where that second process fits into the
 trial is in `howlow.trial.checkpointing`. The zero-shot `base` does not train, and has one process.
+
+A shrunk trial's adapter is the update of a saved one, cut to its rank (`howlow.trial.starting`). Where it is not
+continued, it does not train either; everything after the training is the same.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from howlow.engine import model as models
@@ -15,14 +19,17 @@ from howlow.engine.training import DivergedError
 from howlow.memory.heap import release
 from howlow.meters.session import Session
 from howlow.records import Scores, WarningKind
+from howlow.settings import adapts
 from howlow.trial.checkpointing import save_trained, save_untrained
 from howlow.trial.fine_tuning import fine_tune
+from howlow.trial.forgetting import general_losses
 from howlow.trial.loading import load_trial_model
 from howlow.trial.merged_check import Attached
 from howlow.trial.metering import conclude_fine_tuning, energy_source, measured, meter_report
 from howlow.trial.saving import save_trained_adapter, with_adapter_bytes
 from howlow.trial.scoring import Scorer
 from howlow.trial.setup import Setup, set_up
+from howlow.trial.starting import save_spectra, start_from_saved
 from howlow.trial.state import TrialState
 
 
@@ -45,7 +52,9 @@ def run_method(state: TrialState) -> Scores | None:
     setup = set_up(state)
     with measured(state, setup.device, setup.meters, setup.begins_s, setup.phase_of_findings(state)) as session:
         loaded = _load(state, setup, session)
-        if state.kind != "base" and not setup.is_trained:
+        if state.kind == "shrunk" and not setup.has_weights(state):
+            start_from_saved(state, loaded.model)
+        if state.trains and not setup.is_trained:
             _fine_tune(state, setup, session, loaded)
             return None
         scores = _infer(state, setup, session, loaded)
@@ -59,7 +68,7 @@ def _load(state: TrialState, setup: Setup, session: Session) -> Loaded:
     found, saved = state.found, setup.saved
     with session.phase("load") as meter:
         loaded = Loaded(*load_trial_model(state, setup.execution, setup.prepared.tokenizer_name))
-        if saved is not None and setup.is_trained and state.kind != "base":
+        if saved is not None and setup.has_weights(state):
             found.model = with_adapter_bytes(found.model, saved.document["adapter_bytes"])
             saved.restore_weights(models.trainable(loaded.model))
             found.second_load = found.second_load or meter.end()
@@ -82,6 +91,8 @@ def _fine_tune(state: TrialState, setup: Setup, session: Session, loaded: Loaded
         saved=setup.saved,
     )
     save_trained_adapter(state, loaded.model)
+    if adapts(state.kind):
+        save_spectra(state, loaded.model)
     state.found.energy = energy_source(setup.meters, session)
     conclude_fine_tuning(state, session)
     save_trained(state, session, models.trainable(loaded.model))
@@ -89,6 +100,8 @@ def _fine_tune(state: TrialState, setup: Setup, session: Session, loaded: Loaded
 
 def _infer(state: TrialState, setup: Setup, session: Session, loaded: Loaded) -> Scores:
     """Score the test, measured."""
+    if state.kind == "shrunk" and not state.trains:
+        save_trained_adapter(state, loaded.model)
     if setup.saved is None:
         save_untrained(state, session)
     release(setup.device)
@@ -104,11 +117,15 @@ def _infer(state: TrialState, setup: Setup, session: Session, loaded: Loaded) ->
         loaded.eos,
         setup.saved,
     )
-    if state.settings.inference.adapter == "merged" and state.kind == "lora":
+    of_general = partial(general_losses, state, loaded.model, setup.execution, setup.prepared.general, loaded.pad_id)
+    general: Scores | None = None
+    if state.settings.inference.adapter == "merged" and adapts(state.kind):
         attached = Attached(state.folder / "attached.jsonl")
         scorer.save_attached(attached)
+        general = of_general()  # it is the attached adapter's, as all scores are
         scorer = replace(scorer, model=models.merged(loaded.model), attached=attached)
     scores = scorer.score()
     if state.kind != "base" and scores.loss is None:
         raise DivergedError("after the training the loss of the test data is not finite")
-    return scores
+    general = general or of_general()
+    return scores.model_copy(update=general.model_dump(exclude_none=True))

@@ -26,8 +26,10 @@ from howlow.settings import Settings, preparation_key
 from howlow.tasks import DataFiles, Example, Purpose, Selection, files_of, select, task_named
 from howlow.trial.accepted_answers import accepted_answers, not_loaded
 from howlow.trial.data_sources import left_out_of, source_read, told_of
+from howlow.trial.forgetting import general_windows, warning_of_leak
 from howlow.trial.loading import parameters_a_rank
 from howlow.trial.prepared import Prepared, stored, write_prepared
+from howlow.trial.starting import check_start
 
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.jinja", "*.model", "*.tiktoken")
 # Found anew at each start: the stored tokens may have been prepared for another model.
@@ -49,15 +51,15 @@ def prepare(
     Raises:
         UserError: anything wrong with the data, the model, the tokenizer or the target modules.
     """
-    reference = locate(settings.model, settings.random_weights)
-    config = models.load_config(reference, settings.revision, settings.trust_remote_code)
+    reference, config = _base(settings)
     structure = models.structure(config, settings.trust_remote_code)
     warnings = _weights(settings, reference, config)
     sizes = parameters_a_rank(settings, config, structure, {targets for _, targets in adapters})
     content = _content(settings, reference, config)
     earlier = stored(folder, content)
     prepared = earlier or tokenized(settings, reference, config)
-    prepared = replace(prepared, data=prepared.data.model_copy(update=_model(reference, config)))
+    facts = _model(reference, config) | {"start_sha256": check_start(settings, structure)}
+    prepared = replace(prepared, data=prepared.data.model_copy(update=facts))
     _check_against_model(settings, structure, prepared)
     if "targets" in heads and not structure.names_decoder:
         raise UserError(f'training.head = "targets": {settings.model} does not name its decoder; set it to "all"')
@@ -81,6 +83,17 @@ def prepare(
     }
 
 
+def _base(settings: Settings) -> tuple[ModelReference, Any]:
+    """The model and its config."""
+    try:
+        reference = locate(settings.model, settings.random_weights)
+        return reference, models.load_config(reference, settings.revision, settings.trust_remote_code)
+    except UserError as error:
+        if settings.lora.start is None:
+            raise
+        raise UserError(f"{error}; it is the base of the adapter {settings.lora.start}: give it with --model") from None
+
+
 def _weights(settings: Settings, reference: ModelReference, config: Any) -> list[RecordWarning]:
     """Refuse weights that do not fit; weights of the hub may not be here yet, and their loader finds it."""
     if settings.random_weights or not reference.is_local:
@@ -101,7 +114,8 @@ def _model(reference: ModelReference, config: Any) -> dict[str, str | None]:
 
 
 def _check_against_model(settings: Settings, structure: models.Structure, prepared: Prepared) -> None:
-    highest = max(max(example.prompt + example.completion) for example in [*prepared.train, *prepared.test])
+    everything = [*prepared.train, *prepared.test, *prepared.general]
+    highest = max(max(example.prompt + example.completion) for example in everything)
     if highest >= structure.vocabulary:
         raise UserError(
             f"tokenizer {prepared.tokenizer_name}: it gives token {highest}, the model {settings.model} has "
@@ -144,6 +158,7 @@ def tokenized(settings: Settings, reference: ModelReference, config: Any) -> Pre
     if changed is not None:
         warnings.append(RecordWarning(kind=WarningKind.CHAT_PROMPT_CHANGED, detail=changed))
     accepted = accepted_answers(settings, reference, config, tokenizer, selection.test, test)
+    general = general_windows(settings, tokenizer)
     told, test_told = _with_tokens(settings, "train", train), _with_tokens(settings, "test", test)
     kept = _that_fit(settings, told)
     data = DataRecord(
@@ -162,12 +177,47 @@ def tokenized(settings: Settings, reference: ModelReference, config: Any) -> Pre
         overlap_left_out=selection.overlap_left_out,
         dropped=len(told) - len(kept),
         cut=sum(example.cut for example in [*kept, *test]),
+        cut_in_training=sum(example.cut for example in kept),
+        train_completion_tokens=sum(len(example.completion) for example in kept),
         without_tokens=len(train) - len(told),
         test_without_tokens=len(test) - len(test_told),
-        sources=(source_read("train", settings.task.train), source_read("test", settings.task.test)),
+        sources=tuple(source_read(side, source) for side, source in _sources(settings)),
+        **_general_facts([window for _, window in general]),
     )
-    warnings += [*_data_warnings(data, settings), *accepted.warnings]
-    return Prepared(kept, test, accepted.examples, data, warnings, tokenizer_name)
+    warnings += [*_left_out(settings), *_data_warnings(data, settings), *accepted.warnings]
+    leak = warning_of_leak([window for window, _ in general], selection.train)
+    warnings += [leak] if leak else []
+    return Prepared(
+        kept, test, accepted.examples, data, warnings, tokenizer_name, general=[window for _, window in general]
+    )
+
+
+def _sources(settings: Settings) -> list[tuple[Purpose, str]]:
+    """The sources of data that the settings name, each with what it is for."""
+    sides: tuple[Purpose, ...] = ("train", "test", "general_text")
+    named = [(side, getattr(settings.task, side)) for side in sides]
+    return [(side, source) for side, source in named if source is not None]
+
+
+def _general_facts(windows: Sequence[TokenizedExample]) -> dict[str, Any]:
+    if not windows:
+        return {}
+    return {
+        "general_sha256": tokens.fingerprint(windows),
+        "general_windows": len(windows),
+        "general_tokens": sum(len(window.completion) for window in windows),
+    }
+
+
+def _left_out(settings: Settings) -> list[RecordWarning]:
+    """A warning of what the task leaves out of either side because of the settings."""
+    left_out = task_named(settings.task.name).left_out
+    if left_out is None:
+        return []
+    sides: tuple[Purpose, ...] = ("train", "test")
+    found = [left_out(getattr(settings.task, side), settings.task, side) for side in sides]
+    told = list(dict.fromkeys(words for words in found if words is not None))
+    return [RecordWarning(kind=WarningKind.UNANSWERABLE_LEFT_OUT, detail="; ".join(told))] if told else []
 
 
 def _with_tokens(settings: Settings, side: Purpose, examples: Sequence[TokenizedExample]) -> list[TokenizedExample]:
@@ -208,8 +258,10 @@ def _data_warnings(data: DataRecord, settings: Settings) -> list[RecordWarning]:
     kept = "which are kept and add nothing to the loss"
     cut = f"{data.cut} texts cut to training.sequence_length = {length} tokens"
     if task_named(settings.task.name).generates:
+        of_training = data.cut_in_training or 0
+        whose = f"{of_training} training and {data.cut - of_training} test" if of_training else f"{data.cut} test"
         cut = (
-            f"{data.cut} test prompts cut: training.sequence_length = {length} holds prompt and completion, or prompt "
+            f"{whose} prompts cut: training.sequence_length = {length} holds prompt and completion, or prompt "
             f"and inference.max_new_tokens = {new}"
         )
         kept = "which are kept with EOS as their only target"
@@ -251,7 +303,10 @@ def _prompts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokeni
     chat = settings.task.template == "chat"
     selection = select(_loaded(settings, "train"), _loaded(settings, "test"), settings.task)
     length, new = settings.training.sequence_length, settings.inference.max_new_tokens
-    train = tokens.tokenize_all(tokenizer, selection.train, chat)
+    if task_named(settings.task.name).cuts_training:
+        train = tokens.fit_training_prompts(tokenizer, selection.train, length, chat)
+    else:
+        train = tokens.tokenize_all(tokenizer, selection.train, chat)
     return selection, train, tokens.fit_prompts(tokenizer, selection.test, length, new, chat)
 
 
@@ -287,7 +342,7 @@ def _content(settings: Settings, reference: ModelReference, config: Any) -> str 
     tokenizer = locate_tokenizer(settings.tokenizer) if settings.tokenizer else reference
     if not tokenizer.has_tokenizer:
         tokenizer = locate(PACKAGED)
-    sources = [files_of(settings.task.train, "train"), files_of(settings.task.test, "test")]
+    sources = [files_of(source, side) for side, source in _sources(settings)]
     if not tokenizer.is_local or not all(map(_can_be_read, sources)):
         return None
     tokenizer_files = _tokenizer_files(Path(tokenizer.location))

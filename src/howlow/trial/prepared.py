@@ -5,7 +5,7 @@ prepared.json           ids, groups, references, counts, warnings
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from howlow.tasks import Example
 
 @dataclass(frozen=True)
 class Prepared:
-    """The examples of a trial: tokens of both sides, and the test examples' texts and references for scoring."""
+    """The examples of a trial: tokens of both sides, the test examples' texts and references for scoring, and the
+    windows of the general text."""
 
     train: list[TokenizedExample]
     test: list[TokenizedExample]
@@ -28,6 +29,7 @@ class Prepared:
     data: DataRecord
     warnings: list[RecordWarning]
     tokenizer_name: str
+    general: list[TokenizedExample] = field(default_factory=list)
 
 
 def stored(folder: Path, content: str | None) -> Prepared | None:
@@ -43,14 +45,15 @@ def write_prepared(prepared: Prepared, folder: Path, content: str | None) -> Non
     """Write the folder; `content` is a hash of all that the examples follow from, None where it is not known."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prepared.json").unlink(missing_ok=True)  # it vouches for the tokens, which are about to change
-    both = [*prepared.train, *prepared.test]
-    flat = [token for example in both for token in example.prompt + example.completion]
-    lengths = [[len(example.prompt), len(example.completion)] for example in both]
+    everything = [*prepared.train, *prepared.test, *prepared.general]
+    flat = [token for example in everything for token in example.prompt + example.completion]
+    lengths = [[len(example.prompt), len(example.completion)] for example in everything]
     tensors = {"ids": torch.tensor(flat, dtype=torch.int32), "lengths": torch.tensor(lengths, dtype=torch.int32)}
     save_file(tensors, folder / "prepared.safetensors")
     document = {
         "train": len(prepared.train),
-        "examples": [[e.id, e.group, e.words, e.bytes, e.cut, e.repeated] for e in both],
+        "general": len(prepared.general),
+        "examples": [[e.id, e.group, e.words, e.bytes, e.cut, e.repeated] for e in everything],
         "test_examples": [asdict(example) for example in prepared.test_examples],
         "data": prepared.data.model_dump(),
         "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
@@ -64,18 +67,20 @@ def read_prepared(folder: Path) -> Prepared:
     """What `write_prepared` wrote."""
     document = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
     tensors = load_file(folder / "prepared.safetensors")
-    flat, both, start = tensors["ids"].tolist(), [], 0
+    flat, everything, start = tensors["ids"].tolist(), [], 0
     for (name, group, words, size, cut, repeated), (prompt, completion) in zip(
         document["examples"], tensors["lengths"].tolist(), strict=True
     ):
         middle, end = start + prompt, start + prompt + completion
         ids = tuple(flat[start:middle]), tuple(flat[middle:end])
-        both.append(TokenizedExample(name, group, *ids, words=words, bytes=size, cut=cut, repeated=repeated))
+        everything.append(TokenizedExample(name, group, *ids, words=words, bytes=size, cut=cut, repeated=repeated))
         start = end
     examples = [_example(example) for example in document["test_examples"]]
+    before_test, after_test = document["train"], len(everything) - document["general"]
     return Prepared(
-        train=both[: document["train"]],
-        test=both[document["train"] :],
+        train=everything[:before_test],
+        test=everything[before_test:after_test],
+        general=everything[after_test:],
         test_examples=examples,
         data=DataRecord(**document["data"]),
         warnings=[RecordWarning(**warning) for warning in document["warnings"]],

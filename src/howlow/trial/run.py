@@ -16,6 +16,7 @@ from howlow.memory.limits import is_out_of_memory, unlimit_memory
 from howlow.meters.clock import utc
 from howlow.outcomes import ClaimLostError, StoppedError, is_disk_full
 from howlow.records import MemoryShortage, Record, Scores, Status, write_record
+from howlow.settings import adapts
 from howlow.trial.layout_choice import layout_record
 from howlow.trial.metering import meter_report
 from howlow.trial.method import run_method
@@ -91,7 +92,7 @@ def _record(state: TrialState, end: _End) -> Record:
     return Record(
         trial=state.name,
         kind=state.kind,
-        rank=state.settings.lora.rank if state.kind == "lora" else None,
+        rank=state.settings.lora.rank if adapts(state.kind) else None,
         seed=state.settings.seed,
         axes=state.axes,
         repeat=state.repeat,
@@ -108,6 +109,7 @@ def _record(state: TrialState, end: _End) -> Record:
         energy=found.energy,
         layout=layout_record(state),
         merged=found.merged,
+        shrunk=found.shrunk,
         batch_search=state.batch_search,
         meters=found.meters,
         scores=end.scores,

@@ -36,6 +36,10 @@ class Setup:
         """Whether only inference is left."""
         return self.saved is not None and self.saved.trained
 
+    def has_weights(self, state: TrialState) -> bool:
+        """Whether the checkpoint holds trained weights for inference."""
+        return self.is_trained and state.trains
+
     @property
     def begins_s(self) -> float:
         """The trial's time at which this process begins."""
@@ -43,7 +47,7 @@ class Setup:
 
     def phase_of_findings(self, state: TrialState) -> PhaseName | None:
         """The phase that this process is about, as far as its findings go; None where it is the whole trial."""
-        if state.kind == "base":
+        if not state.trains:
             return None
         if not self.is_trained:
             return "train"
@@ -56,7 +60,7 @@ def set_up(state: TrialState) -> Setup:
     device = choose_device(state.device or settings.run.device)
     heap = bound_heap() if state.is_bounded else keep_heap()
     execution = execution_of(state, device, heap.kernels_kept)
-    own = execution.for_evaluation() if state.kind == "base" else execution  # a baseline does not train
+    own = execution if state.trains else execution.for_evaluation()
     found.resolved = with_execution(found.resolved, own)
     limit_memory(settings.run.memory_limit_bytes, device)
     state.refuse_if_lost()  # resuming cuts files back

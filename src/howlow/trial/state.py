@@ -31,6 +31,7 @@ from howlow.records import (
     PhaseRecord,
     RecordWarning,
     Resolved,
+    ShrunkRecord,
     Step,
     WarningKind,
     measured_steps,
@@ -39,7 +40,7 @@ from howlow.records import (
     window_times_s,
 )
 from howlow.records.resolved import batch_of, resolved_before
-from howlow.settings import Settings, TrialKind
+from howlow.settings import Settings, TrialKind, trains
 
 _SECONDS_BETWEEN_REPORTS = 0.25
 
@@ -55,6 +56,7 @@ class RecordDraft:
     meters: MeterRecord | None = None
     model: ModelRecord | None = None
     merged: MergedRecord | None = None
+    shrunk: ShrunkRecord | None = None
     phases: list[PhaseRecord] = field(default_factory=list)
     warnings: list[RecordWarning] = field(default_factory=list)
     resumed: int = 0
@@ -118,6 +120,11 @@ class TrialState:
     def predictions_path(self) -> Path:
         """The answers, or the texts' log-likelihoods."""
         return self.folder / "predictions.jsonl"
+
+    @property
+    def trains(self) -> bool:
+        """Whether the trial has optimizer steps."""
+        return trains(self.kind, self.settings)
 
     @property
     def training_batch_size(self) -> int:
