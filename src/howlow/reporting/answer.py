@@ -150,7 +150,7 @@ def _limits(inputs: DecisionInputs) -> Iterator[dict[str, Any]]:
             "unit": limited.unit,
             "least": min(ends, default=None),
             "most": max(ends, default=None),
-            "problem": None if ends else "error not known" if is_measured else "not measured",
+            "problem": None if ends else "error unknown" if is_measured else "not measured",
         }
 
 

@@ -71,11 +71,12 @@ class AnswerView {
   }
 
   limitSlider(limit) {
-    const slider = this.slider(limit.name, `Most ${limit.label}`, NO_LIMIT, NO_LIMIT, place => {
+    const slider = this.slider(limit.name, `Most ${limit.short}`, NO_LIMIT, NO_LIMIT, place => {
       const value = limitAt(limit, place);
       if (value === null) delete this.limits[limit.name];
       else this.limits[limit.name] = value;
     });
+    slider.title = limit.label;
     slider.querySelector("input").disabled = limit.problem !== null;
     return slider;
   }
