@@ -5,7 +5,8 @@
 
 A refactoring must not change a number. Every case is a short sweep of SmolLM2-135M on a CPU. It runs twice, through the
 command line alone: with REV, in a temporary git worktree, and with this checkout, uncommitted edits included. Both
-sides run with the same Python and libraries; only PYTHONPATH differs. Of every trial are compared
+sides run with the same Python and libraries, and oneDNN computes their products; only PYTHONPATH differs. Of every
+trial are compared
 
     steps.jsonl        phase, step, loss, samples, tokens, target_tokens and computed_tokens of every line
     predictions.jsonl  every line; keys that only this checkout writes may be added
@@ -133,13 +134,20 @@ def run(case: Case, tree: Path, folder: Path, stops: tuple[tuple[str, int], ...]
     """Run a case; gives how it went, which is also kept in the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    sweep, started_s = ("-m", "howlow", "sweep", *case.arguments, "--out", "run"), time.monotonic()
+    arguments, started_s = (*case.arguments, *same_library(tree)), time.monotonic()
+    sweep = ("-m", "howlow", "sweep", *arguments, "--out", "run")
     problems = [stopped(start(tree, folder, *sweep), folder / "run", *stop) for stop in stops]
     status = finish(start(tree, folder, *sweep))
     problem = next((text for text in problems if text), f"exit status {status}" if status else "")
     went = {"arguments": list(case.arguments), "problem": problem, "seconds": round(time.monotonic() - started_s, 1)}
     (folder / "went.json").write_text(json.dumps(went), encoding="utf-8")
     return went
+
+
+def same_library(tree: Path) -> tuple[str, ...]:
+    """The option with which products are rounded in one way on both sides; older revisions know no other way."""
+    schema = (tree / "src" / "howlow" / "settings" / "schema.py").read_text(encoding="utf-8")
+    return ("--set", "run.gemm_library=onednn") if "gemm_library" in schema else ()
 
 
 def stopped(sweep: "subprocess.Popen[bytes]", out: Path, phase: str, step: int) -> str:
@@ -208,10 +216,17 @@ def contents(run: Path, trial: str) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def is_kept(before: Any, after: Any) -> bool:
+    """Whether a value is the same, as text; what a document held, it still holds, and more keys may have come."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return all(is_kept(value, after.get(key)) for key, value in before.items())
+    return json.dumps(before) == json.dumps(after)
+
+
 def first_difference(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> tuple[int, str, str] | None:
     """The first line (from 1) and values that differ, as text: so 0.0 is not -0.0, and NaN is NaN."""
     for number, (old, new) in enumerate(zip(before, after, strict=False), 1):
-        keys = [key for key in old if json.dumps(old[key]) != json.dumps(new.get(key))]
+        keys = [key for key, value in old.items() if not is_kept(value, new.get(key))]
         if keys:
             before_text, after_text = (json.dumps({key: line.get(key) for key in keys})[:300] for line in (old, new))
             return number, before_text, after_text

@@ -7,7 +7,9 @@ are taken within a round. Every pass is in the JSON document, not only an averag
 There are two columns. `warm heap`: the process starts with MALLOC_MMAP_MAX_=0 and a large MALLOC_TRIM_THRESHOLD_.
 Before each pass as much heap is touched as the warm-up needed, so that the timed part has no page faults. Afterwards
 the heap is released, because all heaps at once would not fit. `as installed`: glibc's defaults, as `pip install`
-leaves them. Our processes get a plain environment in both columns; like a trial, they call `keep_heap`.
+leaves them. Our processes get a plain environment in both columns; like a trial, they call `keep_heap`. As a trial's
+heap is kept from step to step, theirs is touched before each pass and released afterwards in both columns. So at any
+time one contender holds the memory of a pass, and the others hold no more than their loaded models.
 """
 
 import argparse
@@ -31,6 +33,8 @@ MODEL, RANK, ALPHA, TARGETS = "smollm2-135m", 8, 16, ("q_proj", "k_proj", "v_pro
 LENGTH, BATCH_SIZE, NEW_TOKENS, STOP = 512, 8, 32, "\n"
 STEP_SIZE = 40
 """Examples in an optimizer step. The peers accumulate batches of 8: 16 padded rows would need 20 GiB."""
+TOKENS = 2400
+"""About the tokens of a step in `shared`, with which the libraries of products are timed."""
 Reply = dict[str, Any]
 
 
@@ -124,23 +128,28 @@ def rounds(
 
 
 class Heap:
-    """Touches the heap before a peer's pass in the column `warm heap`, and reads each pass's resident peak."""
+    """Touches the heap before a pass where the column says so, releases it afterwards, and reads the pass's peak."""
 
     def __init__(self, column: str, ours: bool) -> None:
         from howlow.memory import heap
 
-        self._touches = column == WARM and not ours
+        self._touches = column == WARM or ours
         self._needed = self._rests_at = 0
         self._used = resource.getrusage(resource.RUSAGE_SELF)
         self._kernels_kept = heap.keep_heap().kernels_kept if ours else heap.kernels_kept()
+        self._gemms: Any = None
 
     def running(self, model: Any, precision: str = "fp32") -> Any:
         """The context in which howlow runs a model, as a trial with this heap does."""
         import torch
 
         from howlow.engine import execution
+        from howlow.engine.cpu.gemm import Gemms, choose_gemms
 
+        if self._gemms is None:
+            self._gemms = Gemms(choose_gemms(model, TOKENS))
         chosen: dict[str, Any] = {"precision": precision, "kernels_kept": self._kernels_kept, "full_row": LENGTH}
+        chosen["gemms"] = self._gemms
         return execution.running(model, execution.decide(device=torch.device("cpu"), **chosen))
 
     def before(self, warm_up: bool) -> None:

@@ -12,6 +12,16 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("HOWLOW_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 
+_LONGEST = ("test_probe", "test_acceptance", "test_workers", "test_sweep", "test_nvml", "test_zoo", "test_cli")
+"""Files that take a minute or more begin first, so that two processes end at the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the order within a file stays."""
+    place = {name: index for index, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 _BEFORE_ALL = dict(os.environ)
 _SET_BY_A_HEAP = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"} - _BEFORE_ALL.keys()
 """Fixtures of a whole session run before the environment of their first test is kept."""

@@ -27,7 +27,7 @@ from howlow.engine import layouts, step_check
 from howlow.engine import model as models
 from howlow.engine.cuda.adapters import AdapterGroup, CastAdapters, JoinedLayer, joined_adapters
 from howlow.engine.evaluation import evaluation_step
-from howlow.engine.execution import decide
+from howlow.engine.execution import decide, running
 from howlow.engine.layouts import Batch
 from howlow.engine.model import base_of
 from howlow.engine.training import Optimization, Trainer
@@ -69,8 +69,9 @@ def batch_of(layout: Any = "padded", length: int = 32) -> Batch:
 
 
 def gradients_of(model: Any, batches: list[Batch], precision: Any, **options: Any) -> dict[str, Tensor]:
-    """The gradients of all batches together."""
-    with on_cpu(model, precision, **options) as run:
+    """The gradients of all batches together; nothing is fused, as on CUDA, where adapters are joined."""
+    chosen = decide(device=torch.device("cpu"), precision=precision, **options)
+    with running(model, replace(chosen, fused=False)) as run:
         trainer = Trainer(run, Optimization(learning_rate=0.0))
         for batch in batches:
             trainer.accumulate(batch, torch.tensor(1.0))

@@ -19,7 +19,8 @@ from howlow.settings import setting_keys
 from howlow.tasks import tasks
 
 SOURCE = Path(howlow.__file__).parent
-OWNERS = tuple(f"analysis/{name}.py" for name in ("columns", "cost_columns", "rows", "phase_figures", "energy"))
+_OWNERS = ("columns", "cost_columns", "quality_columns", "rows", "phase_figures", "energy")
+OWNERS = tuple(f"analysis/{name}.py" for name in _OWNERS)
 READ_ROWS = ("analysis", "reporting", "progress.py")
 NAMES = {column.name for column in COLUMNS}
 

@@ -35,12 +35,13 @@ def test_a_precision_is_a_storage_a_compute_dtype_and_a_scaling(
     assert (found.storage, found.compute, found.scales_loss) == (storage, compute, scales_loss)
 
 
-def test_fp32_on_a_cpu_runs_fused_unless_it_trains_compiled():
+def test_frozen_parts_on_a_cpu_run_fused_unless_it_trains_compiled():
     assert decided().fused
     compiled = decided(compiles=True)
     assert (compiled.fused, compiled.compiled) == (False, True)
     assert (compiled.for_evaluation().fused, compiled.for_evaluation().compiled) == (True, False)
-    assert not decided("bf16").fused
+    assert decided("bf16").fused == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert not decided("bf16", trains_base=True).fused
     assert not decided("fp16-autocast").for_evaluation().fused
     assert not decided(device=CUDA).fused
 
@@ -66,6 +67,7 @@ def test_products_are_for_fp32_on_a_cpu_that_keeps_many_kernels():
     assert decided(kernels_kept=256).attention == "products"
     assert decided(kernels_kept=32).attention == "sdpa"
     assert decided("bf16", kernels_kept=256).attention == "sdpa"
+    assert decided("fp16-autocast", kernels_kept=256).attention == "sdpa"
     assert decided(device=CUDA, kernels_kept=256).attention == "sdpa"
     assert decided(attention="own", kernels_kept=256).attention == "own"
     assert decided(device=CUDA, attention="flex", kernels_kept=256).attention == "flex"

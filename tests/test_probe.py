@@ -129,43 +129,69 @@ def limit_bytes(
     return round((peak_bytes(probe(128, "padded", 1, data, unbounded())) + 100e6) / 0.97)
 
 
+@pytest.fixture
+def found(limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path) -> Callable[..., tuple[Record, ...]]:
+    """The records of ranks that looked for their largest batch under the limit."""
+
+    def search(layout: str, *ranks: int) -> tuple[Record, ...]:
+        changes = {
+            "grid": {"lora.rank": list(ranks)},
+            "training": {"layout": layout},
+            "run": {"memory_limit_bytes": limit_bytes},
+        }
+        records = swept(merge(wide_table, changes), tmp_path / "out")
+        assert [record.status for record in records] == ["done"] * len(ranks), [record.error for record in records]
+        return records
+
+    return search
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+def test_the_batch_found_follows_from_the_probes_told(
+    layout: str, limit_bytes: int, found: Callable[..., tuple[Record, ...]]
+) -> None:
+    """A search is judged by its own probes. Peaks of one batch differ from process to process, so another look decides
+    nothing here; `test_the_batch_found_is_the_largest_that_fits` takes it where the machine allows."""
+    for record in found(layout, 1, 128):
+        (search,) = record.batch_search
+        assert search.batch is not None
+        assert record.resolved.train_batch_size == search.batch
+        assert search.budget_bytes == limit_bytes - round(0.03 * limit_bytes)
+        assert (search.limit, search.memory, search.largest) == ("run.memory_limit_bytes", "VmData", 60)
+        for one in search.probes:
+            assert one.fits == (one.peak_memory_bytes is not None and one.peak_memory_bytes <= search.budget_bytes)
+        load = next(one.computed_tokens for one in search.probes if one.batch == search.batch)
+        assert sum(one.fits and one.computed_tokens >= load for one in search.probes) >= 2  # confirmed
+        too_much = [one for one in search.probes if not one.fits and one.batch > search.batch]
+        assert too_much or search.batch == search.largest, "nothing larger was tried"
+        assert all(one.computed_tokens >= load for one in too_much)
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", ["padded", "shared"])
 def test_the_batch_found_is_the_largest_that_fits(
     layout: str,
     limit_bytes: int,
-    wide_table: dict[str, Any],
+    found: Callable[..., tuple[Record, ...]],
     probe: Callable[..., Probe],
     tmp_path: Path,
 ) -> None:
-    if layout == "shared" and "amx_tile" in Path("/proc/cpuinfo").read_text():
+    if "amx_tile" in Path("/proc/cpuinfo").read_text():
         pytest.skip("on CPUs with AMX the peaks of one probe differ by more than the 0.2 % that this test allows")
-    changes = {
-        "grid": {"lora.rank": [1, 16, 128]},
-        "training": {"layout": layout},
-        "run": {"memory_limit_bytes": limit_bytes},
-    }
-    records = swept(merge(wide_table, changes), tmp_path / "out")
+    records = found(layout, 1, 16, 128)
     (data,) = (tmp_path / "out" / ".howlow").glob("prepared-*")
-    assert [record.status for record in records] == ["done"] * 3, [record.error for record in records]
-    counts = []
     for record in records:
         (search,) = record.batch_search
-        counts.append(len(search.probes))
-        assert record.resolved.train_batch_size == search.batch
         assert search.batch is not None
-        assert search.budget_bytes == limit_bytes - round(0.03 * limit_bytes)
-        assert (search.limit, search.memory, search.largest) == ("run.memory_limit_bytes", "VmData", 60)
-        load = next(one.computed_tokens for one in search.probes if one.batch == search.batch)
-        assert sum(one.fits and one.computed_tokens >= load for one in search.probes) >= 2  # confirmed
         assert record.rank is not None
         jitter = 0.002 * limit_bytes  # by which the same probe differs from process to process
         # Processes differ, and a peak is looked for every millisecond and can be missed: up to three looks.
-        found = (peak_bytes(probe(record.rank, layout, search.batch, data, unbounded())) for _ in range(3))
-        assert any(one <= search.budget_bytes + jitter for one in found)
+        fits = (peak_bytes(probe(record.rank, layout, search.batch, data, unbounded())) for _ in range(3))
+        assert any(one <= search.budget_bytes + jitter for one in fits)
         more = (peak_bytes(probe(record.rank, layout, search.batch + 1, data, unbounded())) for _ in range(3))
         assert any(one_more > search.budget_bytes - jitter for one_more in more)
     told = [[(p.batch, p.peak_memory_bytes, p.fits) for p in record.batch_search[0].probes] for record in records]
-    assert all(count <= 5 for count in counts[1:]), told
+    assert all(len(probes) <= 5 for probes in told[1:]), told
     batches = {record.rank: record.resolved.train_batch_size for record in records}
     assert batches[1] >= batches[16] >= batches[128]  # type: ignore[operator]
 

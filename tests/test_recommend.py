@@ -264,6 +264,78 @@ def test_questions_without_an_answer_may_decide(tmp_path: Path, howlow: Command)
     assert (code, found["verdict"], found["rank"]) == (0, "recommended", 1)
 
 
+def tuned_sweep(folder: Path, curve: dict[tuple[int, float], tuple[float, float]], **all_: Any) -> Path:
+    """Three seeds of each (rank, learning rate), whose F1 on the test and on the validation examples are given."""
+    from howlow.records import Scores
+
+    for (rank, rate), (tested, validated) in curve.items():
+        for seed in range(3):
+            axes = {"training.learning_rate": rate, **all_.get("axes", {})}
+            scored_trial(folder, rank, seed, tested, 0.01, validation=Scores(f1=validated), **(all_ | {"axes": axes}))
+    return folder
+
+
+def test_each_rank_is_judged_by_the_settings_that_validate_best(tmp_path: Path, howlow: Command) -> None:
+    """Rank 1 has its best test score where it validates worse: that one must not be taken."""
+    curve = {(1, 1e-3): (0.7, 0.4), (1, 1e-4): (0.5, 0.5), (8, 1e-3): (0.4, 0.3), (8, 1e-4): (0.68, 0.7)}
+    folder = tuned_sweep(tmp_path, curve)
+    found = api.recommend(folder, metric="f1")
+    assert verdict(found) == ("recommended", 8)
+    rates = {rank: choice.axes["training.learning_rate"] for rank, choice in found.contest.choices.items()}
+    assert rates == {1: 1e-4, 8: 1e-4}
+    assert any("rank 8 training.learning_rate = 0.0001" in reason for reason in reasons(found))
+    assert verdict(api.recommend(folder, metric="f1", where={"training.learning_rate": 1e-3})) == ("recommended", 1)
+    code, out, _ = howlow("recommend", folder, "--metric", "f1", "--json")
+    candidates = {one["rank"]: one["settings"] for one in json.loads(out)["candidates"]}
+    assert (code, candidates[8]) == (0, {"training.learning_rate": 1e-4})
+
+
+def test_the_bill_is_against_the_reference_at_its_own_settings(tmp_path: Path) -> None:
+    curve = {(1, 1e-3): (0.6, 0.6), (1, 1e-4): (0.5, 0.5), (8, 1e-3): (0.4, 0.3), (8, 1e-4): (0.6, 0.7)}
+    found = api.recommend(tuned_sweep(tmp_path, curve), metric="f1")
+    assert verdict(found) == ("recommended", 1)
+    assert found.contest.reference.axes == {"training.learning_rate": 1e-4}
+    (told,) = [reason for reason in reasons(found) if reason.startswith("Against rank 8, the reference, rank 1 has")]
+    assert "training time" in told
+    assert "not significant" not in told
+
+
+def test_a_setting_of_which_a_seed_diverged_is_not_chosen(tmp_path: Path) -> None:
+    curve = {(1, 1e-3): (0.6, 0.9), (1, 1e-4): (0.5, 0.5), (8, 1e-3): (0.7, 0.7), (8, 1e-4): (0.6, 0.6)}
+    folder = tuned_sweep(tmp_path, curve)
+    diverged = {"status": "diverged", "error": "loss is not finite", "axes": {"training.learning_rate": 1e-3}}
+    scored_trial(folder, 1, 3, 0.0, 0.02, scores=api_scores(np.zeros(1)), **diverged)
+    found = api.recommend(folder, metric="f1")
+    assert found.contest.choices[1].axes == {"training.learning_rate": 1e-4}
+
+
+def test_settings_without_validation_or_with_other_costs_stay_a_choice(tmp_path: Path, howlow: Command) -> None:
+    for rate in (1e-3, 1e-4):
+        sweep(tmp_path / "plain", {1: 0.6, 8: 0.6}, axes={"training.learning_rate": rate})
+    told = "or set task.validation_examples, by which each rank is given its best one"
+    refused(howlow("recommend", tmp_path / "plain"), "--where training.learning_rate=0.0001", told)
+    curve = {(1, 1e-3): (0.6, 0.6), (1, 1e-4): (0.5, 0.5), (8, 1e-3): (0.4, 0.3), (8, 1e-4): (0.6, 0.7)}
+    for batch in (1, 8):
+        tuned_sweep(tmp_path / "legs", curve, axes={"training.batch_size": batch})
+    code, _, err = howlow("recommend", tmp_path / "legs")
+    assert (code, "validation" in err) == (2, False), err
+    code, _, _ = howlow("recommend", tmp_path / "legs", "--where", "training.batch_size=1")
+    assert code == 0
+
+
+def test_whether_the_verdict_changes_between_scalings_is_said(tmp_path: Path) -> None:
+    for alpha, curve in (("2r", {1: 0.7, 8: 0.5}), (32.0, {1: 0.5, 8: 0.7})):
+        values = {(rank, rate): (f1 - rate, f1 - rate) for rank, f1 in curve.items() for rate in (1e-3, 1e-2)}
+        tuned_sweep(tmp_path, values, axes={"lora.alpha": alpha})
+    overall, *each, changes = headlines(tmp_path)
+    assert overall.startswith("Each rank at its best settings: ")
+    assert sorted(one.split(". ")[0] for one in each) == [
+        "With lora.alpha = 2r: Recommended: rank 1",
+        "With lora.alpha = 32: Recommended: rank 8",
+    ]
+    assert changes == "The verdict changes with the scaling."
+
+
 def test_records_of_older_versions_say_that_clusters_are_not_known(tmp_path: Path) -> None:
     folder = sweep(tmp_path)
     for path in folder.glob("trials/*/predictions.jsonl"):

@@ -299,7 +299,7 @@ def test_rows_have_the_designed_columns_in_order_and_further_axes_at_the_end(tmp
     assert list(results.rows[0]) == names
     assert names[:5] == ["trial", "kind", "rank", "seed", "status"]
     assert names.index("rougeL") + 1 == names.index("train_energy_error_per_sample_j")  # later ones stand behind
-    assert names[-2:] == ["continued_steps", "training.batch_size"]
+    assert names[-2:] == ["validation_rougeL", "training.batch_size"]
     assert len(set(names)) == len(names) == len(columns_of(results.axes))
     assert results.rows[0]["train_batch_size"] == 4
 

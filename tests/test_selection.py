@@ -126,3 +126,32 @@ def test_overlap_can_be_kept():
 def test_an_empty_side_is_refused(train, test, values, message):
     with pytest.raises(UserError, match=re.escape(message)):
         select(examples(train), examples(test), settings(**values))
+
+
+@given(groups, groups, limits, st.integers(1, 15), st.integers(0, 5))
+def test_validation_is_set_aside_from_training_by_whole_groups(train_groups, test_groups, train_limit, number, seed):
+    train, test = examples(train_groups, "a"), examples(test_groups, "b")
+    left = [one for one in train if not keys([one]) & keys(test)]
+    assume(left)
+    everything = select(train, test, settings(seed=seed)).train
+    task = settings(train_examples=train_limit, validation_examples=number, seed=seed)
+    # The groups come from the end of the order, and training has to keep one.
+    if number > len(left) - len([one for one in left if one.group == everything[0].group]):
+        with pytest.raises(UserError, match=f"task.validation_examples = {number}: whole groups"):
+            select(train, test, task)
+        return
+    selection = select(train, test, task)
+    assert len(selection.validation) == number
+    assert set(selection.validation) <= set(everything)
+    assert not keys(selection.validation) & (keys(selection.train) | keys(test))
+    assert selection.test == select(train, test, settings(seed=seed)).test
+    aside = {one.group for one in selection.validation}
+    others = [one for one in everything if one.group not in aside]  # in the order that they have without validation
+    assert list(selection.train) == others[:train_limit]
+
+
+def test_what_shares_a_text_with_validation_is_not_trained_on():
+    train = [example("a", "1", key="same"), example("b", "2"), example("c", "3", key="same")]
+    selection = select(train, [example("t", "9")], settings(validation_examples=1))
+    assert len(selection.validation) == 1
+    assert not keys(selection.validation) & keys(selection.train)

@@ -45,6 +45,8 @@ def _print_preparation(preparation: Preparation) -> None:
     print(f"left out for overlap with the test data: {data.overlap_left_out} training examples")
     print(f"left out for having no tokens: {data.without_tokens} training examples")
     print(f"dropped as too long: {data.dropped} training examples; cut: {data.cut} examples")
+    if data.validation_examples is not None:
+        print(f"set aside for validation: {data.validation_examples} training examples")
     if data.general_windows is not None:
         print(f"general text: {data.general_windows} windows, {data.general_tokens} tokens")
     print(f"model: {report.architecture}, {report.total_parameters} parameters")

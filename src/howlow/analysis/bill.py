@@ -36,4 +36,4 @@ def bill_of(comparison: Comparison, group: Group, reference: Reference) -> Itera
     for column in _BILLED:
         value, theirs = group.mean(column), reference.group.mean(column)
         if value is not None and theirs is not None:
-            yield BillItem(column, value, theirs, comparison.ratio(group, column))
+            yield BillItem(column, value, theirs, comparison.ratio_to(reference, group, column))

@@ -2,15 +2,15 @@
 
 The order of `COLUMNS` is the file's. Names and meanings never change. New columns go to the end, and the further axes
 of a grid follow them under their dotted names. Other modules refer to a column by its constant (`TRAIN_BATCH_SIZE`) or
-choose columns by their fields; none of them spells a name. `cost_columns` lists what fine-tuning and inference cost.
+choose columns by their fields; none of them spells a name. `cost_columns` lists what fine-tuning and inference cost,
+`quality_columns` the scores.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import get_args
 
-from howlow.analysis.column import Column, Panel, Stage, TablePlace, TableSection
+from howlow.analysis.column import Column, Stage, TablePlace, TableSection
 from howlow.analysis.condition_columns import CONDITIONS, FURTHER_ENERGIES
 from howlow.analysis.cost_columns import (
     GENERATION,
@@ -24,6 +24,7 @@ from howlow.analysis.cost_columns import (
     of,
     of_stage,
 )
+from howlow.analysis.quality_columns import GENERAL_LOSSES, SCORES, SCORES_OF_PARTS, UNMATCHABLE_REFERENCES, VALIDATION
 
 # -- the trial ------------------------------------------------------------------------------------------------------
 
@@ -102,179 +103,6 @@ _FINAL_LOSS = Column(
 )
 _OF_INFERENCE = "generation if the task has answers, else the loss over the test text"
 
-# -- quality --------------------------------------------------------------------------------------------------------
-
-_QUALITY, _ANSWERS, _EXPONENTIAL = of("quality"), of("quality", "answers"), of("quality", "exponential")
-
-
-def _at(order: int) -> TablePlace:
-    return TablePlace("quality", order, in_terminal=True)
-
-
-LOSS = Column(
-    "loss",
-    "test loss",
-    "nats",
-    "negative log-likelihood per target token of the test",
-    "lower",
-    subjects=_QUALITY,
-    table=_at(10),
-    heading="loss",
-    panel=Panel(7, unless="perplexity"),
-)
-_SCORES = (
-    LOSS,
-    Column(
-        "perplexity",
-        "perplexity",
-        "number",
-        "exp(loss)",
-        "lower",
-        subjects=_EXPONENTIAL,
-        table=_at(7),
-        panel=Panel(6),
-    ),
-    Column(
-        "word_perplexity",
-        "word perplexity",
-        "number",
-        "exp(negative log-likelihood per word)",
-        "lower",
-        subjects=_EXPONENTIAL,
-        table=_at(8),
-    ),
-    Column(
-        "bits_per_byte",
-        "bits/byte",
-        "number",
-        "negative log-likelihood in bits per byte of text",
-        "lower",
-        subjects=_QUALITY,
-        table=_at(9),
-    ),
-    Column(
-        "exact_match",
-        "exact match",
-        "fraction",
-        "answers that equal a reference after normalisation",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(2),
-        panel=Panel(2),
-    ),
-    Column(
-        "f1",
-        "F1",
-        "fraction",
-        "overlap of words with the best reference",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(1),
-        panel=Panel(1),
-    ),
-    Column(
-        "rouge1",
-        "ROUGE-1",
-        "fraction",
-        "F-measure of the words shared with the reference, stemmed (rouge-score)",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(4),
-        panel=Panel(3),
-    ),
-    Column(
-        "rouge2",
-        "ROUGE-2",
-        "fraction",
-        "F-measure of the pairs of words shared with the reference, stemmed (rouge-score)",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(5),
-        panel=Panel(4),
-    ),
-    Column(
-        "rougeL",
-        "ROUGE-L",
-        "fraction",
-        "F-measure of the longest common subsequence with the reference, stemmed (rouge-score's rougeL)",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(6),
-        panel=Panel(5),
-    ),
-)
-
-_OF_PARTS = (
-    Column(
-        "has_answer_exact_match",
-        "exact match, with answer",
-        "fraction",
-        "exact_match of the questions that have an answer; absent where all have one",
-        "higher",
-        subjects=_ANSWERS,
-        table=TablePlace("quality", 12),
-    ),
-    Column(
-        "has_answer_f1",
-        "F1, with answer",
-        "fraction",
-        "f1 of the questions that have an answer; absent where all have one",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(11),
-    ),
-    Column(
-        "no_answer_exact_match",
-        "exact match, no answer",
-        "fraction",
-        "share of the questions without an answer to which none was given; absent where all have one",
-        "higher",
-        subjects=_ANSWERS,
-        table=TablePlace("quality", 14),
-    ),
-    Column(
-        "no_answer_f1",
-        "F1, no answer",
-        "fraction",
-        "f1 of the questions without an answer, which is their exact_match; absent where all have one",
-        "higher",
-        subjects=_ANSWERS,
-        table=_at(13),
-    ),
-)
-_GENERAL = (
-    Column(
-        "general_loss_before",
-        "general loss before",
-        "nats",
-        "negative log-likelihood per token of task.general_text, of the base model",
-        table=_at(15),
-        is_relative=False,
-        is_optional=True,
-    ),
-    Column(
-        "general_loss_after",
-        "general loss after",
-        "nats",
-        "the same of the model that was trained (or cut); what it is above the loss before was forgotten",
-        "lower",
-        subjects=of("quality", "forgetting"),
-        table=_at(16),
-        panel=Panel(8),
-    ),
-)
-
-UNMATCHABLE_REFERENCES = Column(
-    "unmatchable_references",
-    "unmatchable answers",
-    "count",
-    "accepted answers that no generation can match as they stand: too long, or with stop text or special tokens",
-    table=_at(3),
-    is_relative=False,
-    is_optional=True,
-    shows_zero=False,
-)
-
 # -- shrunk adapters ------------------------------------------------------------------------------------------------
 
 START_RANK = Column(
@@ -316,7 +144,7 @@ COLUMNS: tuple[Column, ...] = (
     INFERENCE_BATCH_SIZE,
     *of_stage("inference", _OF_INFERENCE, *RATES, NEW_TOKENS, *MEASURED_COSTS),
     ENERGY_SOURCE,
-    *_SCORES,
+    *SCORES,
     *of_stage("train", "fine-tuning", *METERED),
     *of_stage("inference", "inference", *METERED),
     *_METERS,
@@ -331,11 +159,12 @@ COLUMNS: tuple[Column, ...] = (
     *of_stage("train", "fine-tuning", *INTERVALS),
     *of_stage("inference", "inference", *INTERVALS),
     REPEAT,
-    *_OF_PARTS,
-    *_GENERAL,
+    *SCORES_OF_PARTS,
+    *GENERAL_LOSSES,
     START_RANK,
     UPDATE_KEPT,
     CONTINUED_STEPS,
+    *VALIDATION.values(),
 )
 _BY_NAME = {column.name: column for column in COLUMNS}
 
@@ -375,12 +204,3 @@ def drawn_quality() -> list[Column]:
 def _by_panel(columns: Iterable[Column]) -> list[Column]:
     with_panel = [(column.panel.order, column) for column in columns if column.panel is not None]
     return [column for _, column in sorted(with_panel, key=lambda pair: pair[0])]
-
-
-TEXT_WEIGHTS: Mapping[str, tuple[str, float]] = {
-    "loss": ("tokens", 1.0),
-    "perplexity": ("tokens", 1.0),
-    "word_perplexity": ("words", 1.0),
-    "bits_per_byte": ("bytes", math.log(2)),
-}
-"""What a metric divides the summed log-likelihood of texts by: a number of each line, times a factor."""

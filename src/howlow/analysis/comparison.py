@@ -126,8 +126,11 @@ class Comparison:
         None where either is absent, or where one of them was measured differently and accepted anyway.
         """
         reference = self.reference_for(row)
+        return None if reference is None else self._divided(row, reference, column)
+
+    def _divided(self, row: Row, reference: Reference, column: Column) -> float | None:
         value = row[column.name]
-        if reference is None or value is None or not column.is_number or self._is_apart(row, reference, column):
+        if value is None or not column.is_number or self._is_apart(row, reference, column):
             return None
         whole = self._reference_mean(reference, column)
         return value / whole if whole else None
@@ -145,18 +148,18 @@ class Comparison:
         """The same with its interval."""
         key = id(group), column.name
         if key not in self._ratios:
-            self._ratios[key] = self._ratio(group, column)
+            reference = self.reference_for(group.trials[0].row)
+            self._ratios[key] = None if reference is None else self.ratio_to(reference, group, column)
         return self._ratios[key]
 
     @cached_property
     def _ratios(self) -> dict[tuple[int, str], Ratio | None]:
         return {}
 
-    def _ratio(self, group: Group, column: Column) -> Ratio | None:
-        value, reference = self.relative_mean(group, column), self.reference_for(group.trials[0].row)
-        if value is None or reference is None:
-            return None
-        return relative_to(column, value, group.trials, reference.group.trials)
+    def ratio_to(self, reference: Reference, group: Group, column: Column) -> Ratio | None:
+        """A group's mean divided by that of a reference, which may have other values on the further axes."""
+        value = self._divided({**group.trials[0].row, column.name: group.mean(column)}, reference, column)
+        return None if value is None else relative_to(column, value, group.trials, reference.group.trials)
 
     @cached_property
     def _means(self) -> dict[tuple[int, str], float | None]:

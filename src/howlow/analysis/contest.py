@@ -1,18 +1,22 @@
 """Who takes part in a recommendation: the ranks and the base model whose trials are done, at one setting.
 
+Where a sweep tried several settings that change nothing but quality, each rank has its own (`setting_choice`).
+
 A rank of which a seed diverged takes no part: the seeds that did not diverge would flatter it. Repeats of a seed give
 the same scores, so the first stands for all of them.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from howlow.analysis.column import Column
-from howlow.analysis.columns import KIND, TEXT_WEIGHTS, column_named
+from howlow.analysis.columns import KIND, column_named
 from howlow.analysis.comparison import Comparison, Group, Reference, compare, metrics_of
+from howlow.analysis.quality_columns import TEXT_WEIGHTS
 from howlow.analysis.rows import Results, Trial
+from howlow.analysis.setting_choice import SettingChoice, best_setting, differing_axes, is_validated, may_be_chosen
 from howlow.errors import UserError
 
 
@@ -22,6 +26,7 @@ class Contest:
 
     not_done: ranks that take no part, with how their trials ended.
     unfinished: ranks that take part with the seeds that are done, and how the others ended.
+    choices: the settings that each rank was given by its validation scores; empty where all have the same.
     """
 
     comparison: Comparison
@@ -31,6 +36,7 @@ class Contest:
     ranks: Mapping[int, Group]
     not_done: Mapping[int, str]
     unfinished: Mapping[int, str]
+    choices: Mapping[int, SettingChoice] = field(default_factory=dict)
 
 
 def contest_of(results: Results, metric: str | None, where: Mapping[str, Any]) -> Contest:
@@ -39,17 +45,19 @@ def contest_of(results: Results, metric: str | None, where: Mapping[str, Any]) -
     metric: a column of quality; None: the task's main one. where: values of further grid axes.
 
     Raises:
-        UserError: there are fewer than two ranks to compare, several settings to choose from, or no such metric.
+        UserError: there are fewer than two ranks to compare, several settings of which none can be chosen by validation
+            scores, or no such metric.
     """
     _refuse_unfinished(results)
-    comparison = compare(results)
-    reference, column = _reference(comparison, where), _metric(results, metric)
-    groups = [group for group in comparison.groups if group.rank is not None and reference.is_beside(group)]
-    there = {group.rank: _done(group, column) for group in groups if group.rank is not None}
-    ended = {group.rank: _ended(group) for group in groups if group.rank is not None}
+    comparison, column = compare(results), _metric(results, metric)
+    settings = _settings(comparison, column, where)
+    chosen, choices = _chosen(comparison, settings, column)
+    there = {rank: _done(group, column) for rank, group in chosen.items()}
+    ended = {rank: _ended(group) for rank, group in chosen.items()}
     ranks = {rank: group for rank, group in sorted(there.items()) if group and "diverged" not in ended[rank]}
     if len(ranks) < 2:
         raise UserError(_too_few(results, sorted(ranks), ended, column))
+    reference = next(one for one in settings if one.is_beside(chosen[max(ranks)]))
     missing = {rank: "not run yet" for rank in results.asked_ranks if rank not in ended}
     return Contest(
         comparison,
@@ -59,7 +67,32 @@ def contest_of(results: Results, metric: str | None, where: Mapping[str, Any]) -
         ranks,
         {rank: words for rank, words in sorted((ended | missing).items()) if rank not in ranks},
         {rank: ended[rank] for rank in ranks if ended[rank]},
+        choices,
     )
+
+
+def _chosen(
+    comparison: Comparison, settings: Sequence[Reference], metric: Column
+) -> tuple[dict[int, Group], dict[int, SettingChoice]]:
+    """The group of each rank, and the settings it was given where there are several."""
+    axes, by_rank = differing_axes(settings), defaultdict[int, list[Group]](list)
+    for group in comparison.groups:
+        if group.rank is not None and any(one.is_beside(group) for one in settings):
+            by_rank[group.rank].append(group)
+    if not axes:
+        return {rank: groups[0] for rank, groups in by_rank.items()}, {}
+    best = {rank: best_setting(groups, metric, axes) for rank, groups in by_rank.items()}
+    return {rank: group for rank, (group, _) in best.items()}, {
+        rank: choice for rank, (_, choice) in sorted(best.items()) if choice is not None
+    }
+
+
+def are_chosen(results: Results) -> bool:
+    """Whether a sweep's settings, of its main metric, are chosen for each rank by validation scores."""
+    comparison = compare(results)
+    settings, metric = trained_references(comparison), metrics_there(results)
+    groups = [group for group in comparison.groups if any(one.is_beside(group) for one in settings)]
+    return bool(metric) and may_be_chosen(differing_axes(settings)) and is_validated(groups, metric[0])
 
 
 def trained_references(comparison: Comparison) -> list[Reference]:
@@ -149,7 +182,8 @@ def _metric(results: Results, name: str | None) -> Column:
 # -- the setting ----------------------------------------------------------------------------------------------------
 
 
-def _reference(comparison: Comparison, where: Mapping[str, Any]) -> Reference:
+def _settings(comparison: Comparison, metric: Column, where: Mapping[str, Any]) -> list[Reference]:
+    """The settings that take part: one, or several of which validation scores choose for each rank."""
     folder, axes = comparison.results.folders[0], comparison.results.axes
     for axis in where:
         if axis not in axes:
@@ -158,10 +192,15 @@ def _reference(comparison: Comparison, where: Mapping[str, Any]) -> Reference:
     trained = trained_references(comparison)
     found = [one for one in trained if all(str(one.axes[axis]) == str(value) for axis, value in where.items())]
     if len(found) == 1:
-        return found[0]
-    differing = [axis for axis in axes if len({repr(one.axes[axis]) for one in trained}) > 1]
+        return found
+    adapters = [group for group in comparison.groups if any(one.is_beside(group) for one in found)]
+    is_choosable = bool(found) and may_be_chosen(differing_axes(found))
+    if is_choosable and is_validated(adapters, metric):
+        return found
+    differing = differing_axes(trained)
     values = {axis: list(dict.fromkeys(str(one.axes[axis]) for one in trained)) for axis in differing}
     told = "; ".join(f"{axis} is {' or '.join(there)}" for axis, there in values.items())
     example = " ".join(f"--where {axis}={there[0]}" for axis, there in values.items())
     problem = "holds several settings" if found else "has no rank that is done at this setting"
-    raise UserError(f"{folder}: {problem} ({told}); choose one, such as {example}")
+    own = "; or set task.validation_examples, by which each rank is given its best one" if is_choosable else ""
+    raise UserError(f"{folder}: {problem} ({told}); choose one, such as {example}{own}")

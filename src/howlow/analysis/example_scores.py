@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from howlow.analysis.column import Column
-from howlow.analysis.columns import TEXT_WEIGHTS
+from howlow.analysis.quality_columns import TEXT_WEIGHTS
 from howlow.analysis.quality_statistics import ClusterScores
 from howlow.analysis.rows import Trial
 from howlow.errors import UserError

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from howlow.analysis.column import Column
-from howlow.analysis.comparison import Group
+from howlow.analysis.comparison import Group, Reference, compare
 from howlow.analysis.constraints import CostLimits, Kept, kept
-from howlow.analysis.contest import Contest, contest_of, one_a_seed
+from howlow.analysis.contest import Contest, contest_of, one_a_seed, trained_references
 from howlow.analysis.example_scores import cluster_scores, names_clusters
 from howlow.analysis.margins import DEFAULT_CONFIDENCE, QualityScale, checked_confidence
 from howlow.analysis.noninferiority import Pairs, Standing, standing_of, worst_obstacle
 from howlow.analysis.rows import Results, rows
+from howlow.analysis.setting_choice import SCALING
 from howlow.analysis.settling import Settlement, settlement
 from howlow.errors import UserError
 
@@ -182,6 +183,21 @@ def recommend(
     """
     results = rows([Path(folder)], accept_different)
     return recommend_from(results, metric=metric, margin=margin, confidence=confidence, limits=limits, where=where)
+
+
+def verdicts_by_scaling(results: Results) -> list[tuple[dict[str, Any], Recommendation]]:
+    """The recommendation for each scaling that was tried; other settings are chosen by validation scores.
+
+    Raises:
+        UserError: at one of them there is nothing to compare.
+    """
+    tried = [{axis: one.axes[axis] for axis in SCALING if axis in one.axes} for one in _trained(results)]
+    scalings = {repr(axes): axes for axes in tried if axes}
+    return [(axes, recommend_from(results, where=axes)) for axes in scalings.values()]
+
+
+def _trained(results: Results) -> list[Reference]:
+    return trained_references(compare(results))
 
 
 def _terms_of(metric: Column, margin: float | None, confidence: float, limits: CostLimits | None) -> Terms:

@@ -17,13 +17,13 @@ from howlow.analysis.columns import (
     COLUMNS,
     CONTINUED_STEPS,
     START_RANK,
-    UNMATCHABLE_REFERENCES,
     UPDATE_KEPT,
     columns_of,
 )
 from howlow.analysis.energy import Seen, meter_figures, read_seen
 from howlow.analysis.one_table import asked_ranks, records_for_one_table
 from howlow.analysis.phase_figures import generation_figures, phase_figures
+from howlow.analysis.quality_columns import UNMATCHABLE_REFERENCES, VALIDATION
 from howlow.analysis.uncertainty import Evidence, evidence_of, interval_figures
 from howlow.records import (
     PhaseName,
@@ -231,6 +231,8 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
             found |= generation_figures(record, steps)
         row.update({f"inference_{name}": value for name, value in found.items()})
     row.update({name: _finite(getattr(record.scores, name)) for name in Scores.model_fields if name in row})
+    aside = record.validation or Scores()
+    row.update({column.name: _finite(getattr(aside, name)) for name, column in VALIDATION.items()})
     row[UNMATCHABLE_REFERENCES.name] = record.data.unmatchable_references if record.data else None
     row.update(meter_figures(record))
     row.update({axis: axis_value(record, axis) for axis in axes})

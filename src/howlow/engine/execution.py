@@ -8,10 +8,10 @@ reads the device. Within it `Running.batch` is the context of one batch.
 
     precision       base stored in   computes in        loss scaling   fused on a CPU
     fp32            fp32             fp32               no             yes, unless compiled
-    bf16            bf16 *           autocast to bf16   no             no
+    bf16            bf16 *           autocast to bf16   no             yes *, unless compiled
     fp16-autocast   fp32             autocast to fp16   yes            no
 
-    * in fp32 where the base itself trains
+    * in fp32, and not fused, where the base itself trains
 """
 
 from collections.abc import Iterator
@@ -32,6 +32,7 @@ from howlow.engine.attention_context import (
     one_sequence_a_row,
 )
 from howlow.engine.cpu.attention import FEWEST_KEPT
+from howlow.engine.cpu.gemm import NO_CHOICE, Gemms
 from howlow.engine.cpu.patches import fused
 from howlow.engine.cuda.adapters import CastAdapters, joined_adapters
 from howlow.engine.last_layer import modules_by_token, only_rows
@@ -56,6 +57,7 @@ class Execution:
     head: where the vocabulary head is computed: for the hidden states that predict a target, or for all.
     fused: whether frozen parts run fused (`howlow.engine.cpu.patches`).
     joined_adapters: whether plain adapters run joined, from copies in `compute` (`howlow.engine.cuda.adapters`).
+    gemms: the libraries that compute the products of fused layers.
     compiled: whether the decoder's layers run compiled by torch.
     graphed: whether a training step is replayed as CUDA graphs (`howlow.engine.step_graphs`), in generation a token
         step (`howlow.engine.decode_graphs`).
@@ -75,6 +77,7 @@ class Execution:
     compiled: bool
     graphed: bool
     full_row: int | None
+    gemms: Gemms = NO_CHOICE
 
     @property
     def fills_shapes(self) -> bool:
@@ -90,8 +93,8 @@ class Execution:
         return replace(self, joined_adapters=False) if self.joined_adapters else None
 
     def for_evaluation(self) -> "Execution":
-        """The same without compiled layers and joined adapters; it runs fused wherever fp32 allows it."""
-        is_fused = _can_fuse(self.device, self.precision)
+        """The same without compiled layers and joined adapters; it runs fused wherever that is possible."""
+        is_fused = _can_fuse(self.device, self.storage, self.compute)
         return replace(self, compiled=False, graphed=False, joined_adapters=False, fused=is_fused)
 
     def for_generation(self) -> "Execution":
@@ -139,6 +142,7 @@ def decide(
     graphs: bool = False,
     trains_base: bool = False,
     full_row: int | None = None,
+    gemms: Gemms = NO_CHOICE,
 ) -> Execution:
     """Decide how a model runs.
 
@@ -148,14 +152,18 @@ def decide(
     compiles: whether training compiles the decoder's layers.
     graphs: whether training replays its steps as CUDA graphs.
     trains_base: whether the base's own weights train.
+    gemms: the libraries that were measured for the model (`howlow.engine.cpu.gemm`).
     """
-    can_fuse = _can_fuse(device, precision)
-    takes_products = attention == "sdpa" and can_fuse and kernels_kept >= FEWEST_KEPT
+    compute = _COMPUTED_IN[precision]
+    storage = torch.bfloat16 if precision == "bf16" and not trains_base else torch.float32
+    can_fuse = _can_fuse(device, storage, compute)
+    is_fp32 = compute == torch.float32
+    takes_products = attention == "sdpa" and can_fuse and is_fp32 and kernels_kept >= FEWEST_KEPT
     return Execution(
         device=device,
         precision=precision,
-        storage=torch.bfloat16 if precision == "bf16" and not trains_base else torch.float32,
-        compute=_COMPUTED_IN[precision],
+        storage=storage,
+        compute=compute,
         scales_loss=precision == "fp16-autocast",
         attention="products" if takes_products else attention,
         kernels_kept=kernels_kept,
@@ -166,13 +174,15 @@ def decide(
         compiled=compiles,
         graphed=graphs and device.type == "cuda",
         full_row=full_row,
+        gemms=gemms,
     )
 
 
-def _can_fuse(device: torch.device, precision: Precision) -> bool:
-    """Whether oneDNN's products in fp32 are what this execution computes with."""
-    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return device.type == "cpu" and precision == "fp32" and has_onednn
+def _can_fuse(device: torch.device, storage: torch.dtype, compute: torch.dtype) -> bool:
+    """Whether oneDNN computes products of such weights in their own dtype, and this execution wants that."""
+    if device.type != "cpu" or storage != compute or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    return storage == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -230,7 +240,7 @@ def running(model: Any, execution: Execution) -> Iterator[Running]:
         adapters = stack.enter_context(joined_adapters(model, execution.compute)) if wants_copies else None
         stack.enter_context(_compiled_layers(model, execution.compiled, dynamic))
         if execution.fused:
-            stack.enter_context(fused(model))
+            stack.enter_context(fused(model, execution.storage, execution.gemms))
         if execution.full_row is not None:
             stack.enter_context(as_in_a_full_row(model, execution.full_row))
         yield Running(model, execution, adapters)

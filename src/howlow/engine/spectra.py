@@ -82,7 +82,7 @@ def scaled_singular_values(model: nn.Module) -> dict[str, Tensor]:
     """
     found = {}
     for name, layer in adapted_layers(model):
-        with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]  (documented there)
+        with suppress(torch.linalg.LinAlgError):  # type: ignore[attr-defined]
             if is_matrix(layer):
                 found[name] = singular_values(factors_of(layer)) * layer.scaling["default"]
     return found

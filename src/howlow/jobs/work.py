@@ -9,7 +9,17 @@ from howlow.errors import OURS, SYSTEM, UserError
 from howlow.jobs.events import Hear, JobEvent
 from howlow.jobs.search import BatchSetting, LargestFound, MemoryBudget, Probe, RankProbes
 from howlow.outcomes import DiskFullError, Finished, Returned, StoppedError, Unfinished, names_lack_of_memory
-from howlow.records import BatchSearch, CounterPace, DataRecord, Environment, Idle, LayoutChoice, RecordWarning, Status
+from howlow.records import (
+    BatchSearch,
+    CounterPace,
+    DataRecord,
+    Environment,
+    GemmRecord,
+    Idle,
+    LayoutChoice,
+    RecordWarning,
+    Status,
+)
 from howlow.records.warnings import Frozen
 from howlow.settings import Settings, TrialKind
 
@@ -104,6 +114,8 @@ class LayoutJob(Job[LayoutChoice]):
 
     settings: Settings
     data_folder: Path
+    gemms: tuple[GemmRecord, ...] = Field((), description="what was chosen before, for other trials of the sweep")
+    cores_shared_by: int = 1
 
     @property
     def subject(self) -> str:

@@ -25,6 +25,7 @@ from howlow.records.files import (
     write_atomically,
     write_record,
 )
+from howlow.records.gemms import GemmRecord
 from howlow.records.identity import Provenance
 from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
 from howlow.records.schema import (
@@ -68,6 +69,7 @@ __all__ = [
     "Frozen",
     "HeapMode",
     "Idle",
+    "GemmRecord",
     "LayoutChoice",
     "LayoutRecord",
     "LayoutTokens",

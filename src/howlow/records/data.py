@@ -58,6 +58,12 @@ class DataRecord(Frozen):
         "answer's end; None in older records",
     )
     sources: tuple[DataSource, ...] = Field((), description="what was read and left out; empty in older records")
+    validation_sha256: str | None = Field(
+        None, description="of the validation examples' tokens and accepted answers; None: none were set aside"
+    )
+    validation_examples: int | None = Field(
+        None, description="examples set aside from training to choose between settings; None: none"
+    )
     general_sha256: str | None = Field(None, description="of the general text's tokens; None: there is no such text")
     general_windows: int | None = Field(None, description="windows of the general text; None: there is no such text")
     general_tokens: int | None = Field(None, description="its tokens with a loss; None: there is no such text")

@@ -17,7 +17,7 @@ from howlow.settings import Effect, Settings, TrialKind, concerns, effects, sett
 
 OF_QUALITY: frozenset[Effect] = frozenset({"data", "quality"})
 OF_COSTS: frozenset[Effect] = frozenset({"data", "layout", "execution", "cost"})
-STANDS_FOR_AUTO = ("training.layout", "training.precision", "meters.energy", "run.device")
+STANDS_FOR_AUTO = ("training.layout", "training.precision", "meters.energy", "run.device", "run.gemm_library")
 """Of these settings "auto" says nothing: what was decided is compared. "auto" of any other is a value."""
 TOLD_BY_FACTS = ("task.train", "task.test", "task.general_text", "run.device", "lora.start")
 """Facts stand for these settings: hashes for paths, the environment for a device's name."""
@@ -59,7 +59,7 @@ class Identity:
 def identity(trial: Identified) -> Identity:
     """What must be equal between this trial and another one."""
     both = _facts_of_both(trial)
-    hashes = ("answers_sha256", "general_sha256", "start_sha256")
+    hashes = ("answers_sha256", "general_sha256", "validation_sha256", "start_sha256")
     quality = both | (_known("data", trial.data, *hashes) if trial.data else {})
     costs = both | _facts_of_costs(trial)
     told = (*TOLD_BY_FACTS, *(_TOLD_BY_HASHES if _is_hashed(trial) else ()))
@@ -89,6 +89,8 @@ def _facts_of_both(trial: Identified) -> dict[str, Any]:
 
 def _facts_of_costs(trial: Identified) -> dict[str, Any]:
     facts = _known("resolved", trial.resolved, "layout", "generation_layout", "attention_kernel", "heap")
+    if trial.resolved.gemms is not None:
+        facts["resolved.gemms"] = tuple(f"{one.product} by {one.library}" for one in trial.resolved.gemms)
     if trial.energy is not None and trial.energy.name is not None:
         own = trial.environment.device if trial.environment else None  # its number is no difference, its UUID may be
         devices = tuple("own" if device == own else device for device in trial.energy.devices)

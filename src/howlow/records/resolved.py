@@ -17,6 +17,7 @@ def resolved_before(
         train_batch_size=batch_of(settings, searches, "training.batch_size") if trains(kind, settings) else None,
         inference_batch_size=batch_of(settings, searches, "inference.batch_size"),
         heap=heap,
+        gemms=None if kind == "full" else (layout.gemms or None),  # where the base trains, none of it is frozen
         graphed=False,
         quantization="none",
     )

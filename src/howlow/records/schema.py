@@ -7,6 +7,7 @@ from pydantic import Field
 from howlow.records.conditions import DeviceConditions
 from howlow.records.data import DataRecord
 from howlow.records.energy import EnergyPart, EnergySource, EnergyWindow
+from howlow.records.gemms import GemmRecord
 from howlow.records.memory import BatchSearch, MemoryShortage
 from howlow.records.shrunk import ShrunkRecord
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
@@ -159,7 +160,7 @@ class ModelRecord(Frozen):
 
 
 class LayoutChoice(Frozen):
-    """The layout chosen for trials, and why."""
+    """What was chosen for trials on the loaded model: the layout, and why; the libraries of products."""
 
     layout: _Layout
     kernel: Literal["sdpa", "flex"] | None = Field(None, description="the attention kernel of packed and shared")
@@ -168,6 +169,7 @@ class LayoutChoice(Frozen):
         None, description="how answers are written where that differs; single: one prompt at a time"
     )
     generation_problem: str | None = Field(None, description="why answers are not written in the layout")
+    gemms: tuple[GemmRecord, ...] = Field((), description="empty: oneDNN computes all products, or none is fused")
 
 
 class LayoutTokens(Frozen):
@@ -210,6 +212,9 @@ class Resolved(Frozen):
     fused: bool | None = Field(None, description="whether frozen parts run fused in fine-tuning")
     joined_adapters: bool | None = Field(
         None, description="whether adapters run joined, from copies cast once a step, in fine-tuning"
+    )
+    gemms: tuple[GemmRecord, ...] | None = Field(
+        None, description="the library for each product with frozen weights; None: none was chosen"
     )
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
     graphed: bool | None = Field(None, description="whether fine-tuning's steps are replayed as CUDA graphs")
@@ -323,6 +328,9 @@ class Record(Frozen):
     batch_search: tuple[BatchSearch, ...] = Field((), description="how a batch size of max was found")
     meters: MeterRecord | None = None
     scores: Scores = Scores()
+    validation: Scores | None = Field(
+        None, description="of the examples set aside to choose between settings; None: there are none"
+    )
     warnings: tuple[RecordWarning, ...] = ()
     started_at: str | None = Field(None, description="UTC, ISO 8601")
     ended_at: str | None = None

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from howlow.analysis.column import Column
-from howlow.analysis.columns import COLUMNS, LOSS
+from howlow.analysis.columns import COLUMNS
+from howlow.analysis.quality_columns import LOSS
 from howlow.analysis.rows import Results
 from howlow.records import WarningKind
 from howlow.reporting import formatting

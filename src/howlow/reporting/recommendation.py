@@ -11,9 +11,15 @@ from howlow.analysis.bill import BillItem, bill_of
 from howlow.analysis.columns import TRAIN_BATCH_SIZE
 from howlow.analysis.comparison import compare
 from howlow.analysis.constraints import Kept
-from howlow.analysis.contest import one_a_seed, trained_references
-from howlow.analysis.recommendation import Candidate, Recommendation, Terms, recommend_from
-from howlow.analysis.rows import rows
+from howlow.analysis.contest import are_chosen, one_a_seed, trained_references
+from howlow.analysis.recommendation import (
+    Candidate,
+    Recommendation,
+    Terms,
+    recommend_from,
+    verdicts_by_scaling,
+)
+from howlow.analysis.rows import Results, rows
 from howlow.reporting import formatting
 from howlow.reporting.settling import settling_document, settling_sentences
 from howlow.reporting.summary import axes_words
@@ -46,10 +52,23 @@ def headlines(folder: Path, accept_different: Sequence[str] = ()) -> list[str]:
     references = trained_references(compare(results))
     if len(references) < 2:
         return [headline(recommend_from(results))]
+    if are_chosen(results):
+        return _of_scalings(results)
     return [
         f"With {axes_words(one.axes)}: {headline(recommend_from(results, where=one.axes))}"
         for one in references[:_MOST_SETTINGS]
     ]
+
+
+def _of_scalings(results: Results) -> list[str]:
+    """The answer with each rank at its best settings, the answer for each scaling, and whether these differ."""
+    overall, by_scaling = recommend_from(results), verdicts_by_scaling(results)
+    told = [f"With {axes_words(axes)}: {headline(one)}" for axes, one in by_scaling]
+    if len(by_scaling) < 2:
+        return [headline(overall)]
+    same = len({(one.verdict, one.rank) for _, one in by_scaling}) == 1
+    changes = "The verdict is the same with every scaling." if same else "The verdict changes with the scaling."
+    return [f"Each rank at its best settings: {headline(overall)}", *told[:_MOST_SETTINGS], changes]
 
 
 def recommendation_text(found: Recommendation) -> str:
@@ -59,7 +78,14 @@ def recommendation_text(found: Recommendation) -> str:
 
 def reasons(found: Recommendation) -> list[str]:
     """Why, in plain sentences: the candidates, what takes no part, what it costs, and what would settle it."""
-    return [*_of_candidates(found), *_of_others(found), *_of_scope(found), *_of_bill(found), *settling_sentences(found)]
+    return [
+        *_of_candidates(found),
+        *_of_settings(found),
+        *_of_others(found),
+        *_of_scope(found),
+        *_of_bill(found),
+        *settling_sentences(found),
+    ]
 
 
 def recommendation_json(found: Recommendation) -> str:
@@ -134,7 +160,31 @@ def _candidate_document(found: Recommendation, candidate: Candidate) -> dict[str
         "non_inferior": candidate.is_non_inferior,
         "value": candidate.group.mean(found.terms.metric),
         "seeds": len(one_a_seed(candidate.group)) if candidate.rank is not None else None,
+        "settings": _settings_document(found, candidate),
     }
+
+
+def _settings_document(found: Recommendation, candidate: Candidate) -> dict[str, Any] | None:
+    """The settings that a rank was given by its validation scores; None where all have the same."""
+    choice = None if candidate.rank is None else found.contest.choices.get(candidate.rank)
+    return None if choice is None else dict(choice.axes)
+
+
+# -- the settings of each rank -----------------------------------------------------------------------------------
+
+
+def _of_settings(found: Recommendation) -> Iterator[str]:
+    """Which settings each rank was given, and by what."""
+    choices, data = found.contest.choices, found.contest.reference.group.trials[0].record.data
+    if not choices:
+        return
+    aside = formatting.counted((data.validation_examples if data else None) or 0, "validation example")
+    given = [f"rank {rank} {axes_words(choice.axes)}" for rank, choice in choices.items()]
+    most = max(choice.tried for choice in choices.values())
+    yield (
+        f"Each rank has the settings, of up to {most}, with the best {found.terms.metric.label} on {aside} that were "
+        f"set aside from training: {'; '.join(given)}. The same seeds chose them, so a lucky seed may count twice."
+    )
 
 
 # -- what takes no part, and how far it goes ------------------------------------------------------------------------

@@ -32,6 +32,12 @@ class TaskSettings(Section):
     test_examples: Positive | None = Field(
         None, description="at most this many test examples; absent: all", json_schema_extra=affects("data")
     )
+    validation_examples: Positive | None = Field(
+        None,
+        description="training examples set aside, by whole groups, to choose between settings of a rank without the "
+        "test; scored as the test is, and not measured; absent: none",
+        json_schema_extra=affects("data"),
+    )
     seed: Seed = Field(
         0,
         description="seed of the order of the groups, from which the limits take the first; equal for all trials",
@@ -249,6 +255,13 @@ class RunSettings(Section):
         "auto",
         pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$",
         description="auto: CUDA, then MPS, then CPU",
+        json_schema_extra=affects("layout", "execution", "memory"),
+    )
+    gemm_library: Literal["auto", "onednn", "blas"] = Field(
+        "auto",
+        description="which library multiplies by the base's frozen fp32 weights on a CPU; blas: the one that torch was "
+        "built with, such as MKL; auto: the faster one for each shape, measured before the first trial and the same "
+        "for all trials. The two round differently: name one for losses that are equal to the bit in other sweeps",
         json_schema_extra=affects("layout", "execution", "memory"),
     )
     executor: Literal["local"] = Field(

@@ -75,10 +75,18 @@ def choose_layouts(
     pending: Sequence[TrialPlan],
     prepared: Mapping[str, Preparation],
     folder: Path,
+    left: Sequence[Provenance] = (),
+    *,
+    cores_shared_by: int = 1,
 ) -> dict[str, LayoutChoice]:
-    """The layout of every trial that is to run, chosen once for those that share what it depends on, and cached."""
+    """The layout of every trial that is to run, chosen once for those that share what it depends on, and cached.
+
+    left: what the folder's trials say about themselves. The libraries of their products are those of all trials.
+    """
     chosen: dict[str, LayoutChoice] = {}
-    for key in dict.fromkeys(layout_key(plan.settings) for plan in pending):
+    gemms = {one.product: one for trial in reversed(left) for one in trial.resolved.gemms or ()}
+    keys = dict.fromkeys(layout_key(plan.settings) for plan in pending)
+    for key in sorted(keys, key=lambda key: not (folder / f"layout-{key}.json").exists()):
         plan = max((plan for plan in plans if layout_key(plan.settings) == key), key=_training_batch)
         preparation = prepared[preparation_key(plan.settings)]
         report = preparation.report
@@ -90,10 +98,16 @@ def choose_layouts(
         path = folder / f"layout-{key}.json"
         cached = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if cached.get("basis") != basis:
-            job = LayoutJob(settings=plan.settings, data_folder=preparation.folder)
+            job = LayoutJob(
+                settings=plan.settings,
+                data_folder=preparation.folder,
+                gemms=tuple(gemms.values()),
+                cores_shared_by=cores_shared_by,
+            )
             cached = {"basis": basis, "layout": _value(runner, job, folder).model_dump()}
             write_atomically(path, json.dumps(cached))
         chosen[key] = LayoutChoice(**cached["layout"])
+        gemms = {one.product: one for one in chosen[key].gemms} | gemms
     return chosen
 
 

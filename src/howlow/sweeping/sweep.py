@@ -125,7 +125,8 @@ def sweep(
         refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
         check_space(folder, prepared.values(), plans)
         pending = [plan for plan in plans if plan.name not in existing]
-        layouts = choose_layouts(runner, plans, pending, prepared, folder / ".howlow")
+        hidden = folder / ".howlow"
+        layouts = choose_layouts(runner, plans, pending, prepared, hidden, left, cores_shared_by=shared_by)
         write_atomically(folder / "sweep.toml", to_toml(merged))
         for name in again:
             set_aside(folder / "trials" / name)

@@ -9,6 +9,9 @@ the same ones. Groups are left out before the training limit applies, so that th
 
 Where both sides are the same data, this would leave nothing. Then the test's groups are chosen first and set aside
 whole (with the part of the last one that the limit cut off), and training takes from the others.
+
+`task.validation_examples` sets further groups aside, from the end of the order, so that training still takes the same
+first ones. What has anything in common with them is left out of training as well.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,13 +36,15 @@ class Selection:
     """training examples left out because their group occurs in the test data"""
     overlap_groups: int
     """the number of their groups"""
+    validation: tuple[Example, ...] = ()
+    """examples set aside from training, to choose between settings"""
 
 
 def select(train: Sequence[Example], test: Sequence[Example], settings: TaskSettings) -> Selection:
-    """Apply `task.seed`, `task.train_examples`, `task.test_examples` and `task.overlap`.
+    """Apply `task.seed`, `task.overlap` and the limits of the examples for training, test and validation.
 
     Raises:
-        UserError: nothing is left for training or for the test.
+        UserError: nothing is left for training or for the test, or too little for validation.
     """
     for purpose, examples, source in (("training", train, settings.train), ("test", test, settings.test)):
         if not examples:
@@ -50,12 +55,30 @@ def select(train: Sequence[Example], test: Sequence[Example], settings: TaskSett
     if settings.overlap == "exclude":
         choose = _kept_of_same_data if _same_data(train, test) else _kept_outside_test
         kept = choose(groups, test_groups, settings)
+    for_training, validation = _divided(kept, settings)
     return Selection(
-        train=_first_examples(kept, settings.train_examples),
+        train=_first_examples(for_training, settings.train_examples),
         test=_first_examples(test_groups, settings.test_examples),
         overlap_left_out=len(train) - sum(map(len, kept)),
         overlap_groups=len(groups) - len(kept),
+        validation=validation,
     )
+
+
+def _divided(groups: list[_Group], settings: TaskSettings) -> tuple[list[_Group], tuple[Example, ...]]:
+    """The groups left for training, and the examples that are set aside for validation."""
+    count = settings.validation_examples
+    if count is None:
+        return groups, ()
+    chosen = list(_groups_reaching(reversed(groups), count))
+    others = _without_keys(groups[: len(groups) - len(chosen)], _keys(chain.from_iterable(chosen)))
+    found = _first_examples(chosen, count)
+    if not others or len(found) < count:
+        raise UserError(
+            f"task.validation_examples = {count}: whole groups are set aside from training, and {settings.train} has "
+            f"{len(groups)} groups with {sum(map(len, groups))} examples for both; lower it, or give more training data"
+        )
+    return others, found
 
 
 def _ordered_groups(examples: Sequence[Example], seed: int, purpose: Purpose) -> list[_Group]:

@@ -51,9 +51,9 @@ def prepare_entry(job: PrepareJob, link: Link) -> PreparationReport:
 
 def choose_entry(job: LayoutJob, link: Link) -> LayoutChoice:
     """Choose the layout of the trials with these settings (`howlow.trial.layout_choice`)."""
-    settle()
+    settle(job.cores_shared_by)
     prepared = read_prepared(job.data_folder)
-    return choose(job.settings, prepared.train, prepared.test)
+    return choose(job.settings, prepared.train, prepared.test, job.gemms)
 
 
 def environment_entry(job: EnvironmentJob, link: Link) -> Environment:

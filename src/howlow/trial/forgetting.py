@@ -47,6 +47,17 @@ def general_windows(settings: Settings, tokenizer: Any) -> list[tuple[Example, T
     return pairs[:most]
 
 
+def general_facts(windows: Sequence[TokenizedExample]) -> dict[str, Any]:
+    """What the record of the data says of the general text's windows; nothing without them."""
+    if not windows:
+        return {}
+    return {
+        "general_sha256": tokens.fingerprint(windows),
+        "general_windows": len(windows),
+        "general_tokens": sum(len(window.completion) for window in windows),
+    }
+
+
 def warning_of_leak(general: Sequence[Example], train: Sequence[Example]) -> RecordWarning | None:
     """A warning where lines of the general text are training examples, too."""
     seen = {" ".join(key.split()) for example in train for key in example.overlap_keys}

@@ -4,7 +4,7 @@ It is chosen once for all trials that share model, data and schedule, on the loa
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from torch import nn
 
 from howlow.engine import order
 from howlow.engine.alone import Truth
+from howlow.engine.cpu.gemm import GemmChoice, choose_gemms
 from howlow.engine.execution import Execution
 from howlow.engine.generation import Way
 from howlow.engine.layout_check import UnfitError, draws_at_random, problem_with, truth_about, writing_problem
@@ -25,7 +26,7 @@ from howlow.errors import UserError
 from howlow.memory.heap import kernels_kept
 from howlow.memory.limits import is_out_of_memory
 from howlow.meters.machine import choose_device
-from howlow.records import LayoutChoice, LayoutRecord, LayoutTokens, read_lines
+from howlow.records import GemmRecord, LayoutChoice, LayoutRecord, LayoutTokens, read_lines
 from howlow.settings import Settings
 from howlow.tasks import task_named
 from howlow.trial.loading import decide_execution, load_base
@@ -39,8 +40,15 @@ _SUPPOSED_BATCH = 8
 """Stands in for the largest batch, which is not known yet: it is searched for in the chosen layout."""
 
 
-def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence[TokenizedExample]) -> LayoutChoice:
-    """The layout for these trials, and how they write answers.
+def choose(
+    settings: Settings,
+    train: Sequence[TokenizedExample],
+    test: Sequence[TokenizedExample],
+    gemms: Sequence[GemmRecord] = (),
+) -> LayoutChoice:
+    """The layout for these trials, how they write answers, and which libraries multiply.
+
+    gemms: the libraries that other trials of the sweep have.
 
     Raises:
         UserError: the model cannot be trained or cannot write answers, or cannot take the layout that was asked for.
@@ -50,13 +58,27 @@ def choose(settings: Settings, train: Sequence[TokenizedExample], test: Sequence
     try:
         model = load_base(settings, execution)
         refuse_broken(settings.model, model)
-        return _Choosing(settings, model, [*train, *test], execution).choice(_wanted(settings, model, train))
+        choice = _Choosing(settings, model, [*train, *test], execution).choice(_wanted(settings, model, train))
+        rows = _tokens_of_step(settings, train, choice.layout)
+        return choice.model_copy(update={"gemms": _gemms(settings, model, execution, rows, gemms)})
     except UnfitError as error:
         raise UserError(f"model {settings.model}: {error}; howlow fine-tunes causal language models") from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         return _unchecked(settings)
+
+
+def _gemms(
+    settings: Settings, model: nn.Module, execution: Execution, rows: int, known: Sequence[GemmRecord]
+) -> tuple[GemmRecord, ...]:
+    """The libraries for the products with the model's frozen weights; none where its layers do not run fused."""
+    asked = settings.run.gemm_library
+    if not execution.for_evaluation().fused:
+        return ()
+    kept = [GemmChoice(**dict(one)) for one in known]
+    found = choose_gemms(model, rows, kept, None if asked == "auto" else asked)
+    return tuple(GemmRecord(**asdict(one)) for one in found)
 
 
 def _unchecked(settings: Settings) -> LayoutChoice:
@@ -204,6 +226,21 @@ def _router_losses(model: nn.Module) -> str | None:
 
 def _prefixes_pay(settings: Settings, examples: Sequence[TokenizedExample]) -> bool:
     """Whether sharing saves tokens in the first steps of the training as it would run with seed 0."""
+    steps = _first_steps(settings, examples, _STEPS_LOOKED_AT)
+    computed = sum(length_of(step, share=True) for step in steps)
+    return computed <= (1 - _SMALLEST_SAVING) * sum(map(len, chain.from_iterable(steps)))
+
+
+def _tokens_of_step(settings: Settings, examples: Sequence[TokenizedExample], layout: Layout) -> int:
+    """The tokens of the first step that are computed together."""
+    steps = _first_steps(settings, examples, 1)
+    if layout == "padded":
+        return sum(map(len, steps)) * settings.training.sequence_length
+    return sum(length_of(step, share=layout == "shared") for step in steps)
+
+
+def _first_steps(settings: Settings, examples: Sequence[TokenizedExample], number: int) -> list[list[tuple[int, ...]]]:
+    """The texts of the first micro-batches with seed 0, and with a batch that is supposed where it is not known."""
     training = settings.training
     batch = _SUPPOSED_BATCH if training.batch_size == "max" else training.batch_size
     schedule = order.steps(
@@ -212,8 +249,6 @@ def _prefixes_pay(settings: Settings, examples: Sequence[TokenizedExample]) -> b
         0,
         1,
         min(batch, training.effective_batch_size or batch),
-        _STEPS_LOOKED_AT,
+        number,
     )
-    steps = [[examples[index].prompt + examples[index].completion for index in step] for step in schedule]
-    computed = sum(length_of(step, share=True) for step in steps)
-    return computed <= (1 - _SMALLEST_SAVING) * sum(map(len, chain.from_iterable(steps)))
+    return [[examples[index].prompt + examples[index].completion for index in step] for step in schedule]

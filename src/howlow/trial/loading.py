@@ -7,6 +7,7 @@ import torch
 
 from howlow.engine import model as models
 from howlow.engine.chat_template import special_token, turn_end
+from howlow.engine.cpu.gemm import NO_CHOICE, GemmChoice, Gemms
 from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
 from howlow.engine.rotary import depends_on_length
@@ -31,6 +32,7 @@ def decide_execution(
     attention: Literal["own", "sdpa", "flex"],
     trains_base: bool = False,
     has_adapter: bool = False,
+    gemms: Gemms = NO_CHOICE,
 ) -> Execution:
     """How a model with these settings runs while it trains; inference follows from it (`Execution.for_evaluation`)."""
     training = settings.training
@@ -47,6 +49,7 @@ def decide_execution(
         graphs=compiles and is_plain,  # a recorded step draws no random numbers
         trains_base=trains_base,
         full_row=training.sequence_length,
+        gemms=gemms,
     )
 
 
@@ -62,6 +65,7 @@ def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> 
         attention=attention,
         trains_base=state.kind == "full",
         has_adapter=adapts(state.kind),
+        gemms=Gemms(tuple(GemmChoice(**dict(one)) for one in state.choice.gemms)),
     )
 
 

@@ -9,38 +9,10 @@ agree.
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from howlow.records import LineWriter, MergedRecord, PhaseName, cut_lines, read_lines
-
-
-@dataclass(frozen=True)
-class Attached:
-    """The attached adapter's results on the test, one line a batch: phase, loss, target_tokens, predictions."""
-
-    path: Path
-
-    def add(self, phase: PhaseName, loss: float | None, target_tokens: int, lines: list[str]) -> None:
-        """Save a batch's results."""
-        writer = LineWriter(self.path)
-        predictions = [json.loads(line) for line in lines]
-        batch = {"phase": phase, "loss": loss, "target_tokens": target_tokens, "predictions": predictions}
-        writer.append(json.dumps(batch, ensure_ascii=False))
-        writer.close()
-
-    def batches(self, phase: PhaseName) -> list[dict[str, Any]]:
-        """The batches of a phase, in their order."""
-        return [line for line in read_lines(self.path) if line["phase"] == phase]
-
-    def cut(self) -> None:
-        """Drop a torn last line."""
-        cut_lines(self.path, lambda _: True)
-
-    def loss(self) -> tuple[float, int]:
-        """The summed negative log-likelihood of the test's targets, and their number."""
-        return summed_loss(self.batches("evaluate"))
+from howlow.records import MergedRecord, read_lines
 
 
 def with_merged(batch: dict[str, Any], merged: list[str]) -> Iterator[str]:
@@ -49,13 +21,6 @@ def with_merged(batch: dict[str, Any], merged: list[str]) -> Iterator[str]:
         other = json.loads(line)
         found = {f"merged_{key}": other[key] for key in ("generated", "log_likelihood") if key in other}
         yield json.dumps(attached | found, ensure_ascii=False)
-
-
-def summed_loss(batches: list[dict[str, Any]]) -> tuple[float, int]:
-    """Summed negative log-likelihood and target tokens of batches, from each one's mean and number."""
-    scored = [batch for batch in batches if batch["target_tokens"]]  # a batch without targets has no loss
-    losses = (math.inf if batch.get("loss") is None else batch["loss"] * batch["target_tokens"] for batch in scored)
-    return math.fsum(losses), sum(batch["target_tokens"] for batch in scored)
 
 
 def agreement(predictions: Path, merged_loss: tuple[float, int]) -> MergedRecord:

@@ -24,13 +24,14 @@ from howlow.trial.checkpointing import save_trained, save_untrained
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.forgetting import general_losses
 from howlow.trial.loading import load_trial_model
-from howlow.trial.merged_check import Attached
 from howlow.trial.metering import conclude_fine_tuning, energy_source, measured, meter_report
+from howlow.trial.saved_batches import SavedBatches
 from howlow.trial.saving import save_trained_adapter, with_adapter_bytes
 from howlow.trial.scoring import Scorer
 from howlow.trial.setup import Setup, set_up
 from howlow.trial.starting import save_spectra, start_from_saved
 from howlow.trial.state import TrialState
+from howlow.trial.validation import validation_scores
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,21 @@ def _infer(state: TrialState, setup: Setup, session: Session, loaded: Loaded) ->
         loaded.eos,
         setup.saved,
     )
-    of_general = partial(general_losses, state, loaded.model, setup.execution, setup.prepared.general, loaded.pad_id)
-    general: Scores | None = None
+    unmeasured = partial(_score_unmeasured, state, setup, loaded, scorer)
+    further: Scores | None = None
     if state.settings.inference.adapter == "merged" and adapts(state.kind):
-        attached = Attached(state.folder / "attached.jsonl")
-        scorer.save_attached(attached)
-        general = of_general()  # it is the attached adapter's, as all scores are
+        attached = SavedBatches(state.folder / "attached.jsonl")
+        scorer.save_unmeasured(attached)
+        further = unmeasured()  # of the attached adapter, as all scores are
         scorer = replace(scorer, model=models.merged(loaded.model), attached=attached)
     scores = scorer.score()
     if state.kind != "base" and scores.loss is None:
         raise DivergedError("after the training the loss of the test data is not finite")
-    general = general or of_general()
-    return scores.model_copy(update=general.model_dump(exclude_none=True))
+    further = further or unmeasured()
+    return scores.model_copy(update=further.model_dump(exclude_none=True))
+
+
+def _score_unmeasured(state: TrialState, setup: Setup, loaded: Loaded, scorer: Scorer) -> Scores:
+    """What is scored beside the test: the validation examples (into the draft), and the general text."""
+    state.found.validation = validation_scores(scorer)
+    return general_losses(state, loaded.model, setup.execution, setup.prepared.general, loaded.pad_id)

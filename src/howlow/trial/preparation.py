@@ -26,7 +26,7 @@ from howlow.settings import Settings, preparation_key
 from howlow.tasks import DataFiles, Example, Purpose, Selection, files_of, select, task_named
 from howlow.trial.accepted_answers import accepted_answers, not_loaded
 from howlow.trial.data_sources import left_out_of, source_read, told_of
-from howlow.trial.forgetting import general_windows, warning_of_leak
+from howlow.trial.forgetting import general_facts, general_windows, warning_of_leak
 from howlow.trial.loading import parameters_a_rank
 from howlow.trial.prepared import Prepared, stored, write_prepared
 from howlow.trial.starting import check_start
@@ -114,8 +114,7 @@ def _model(reference: ModelReference, config: Any) -> dict[str, str | None]:
 
 
 def _check_against_model(settings: Settings, structure: models.Structure, prepared: Prepared) -> None:
-    everything = [*prepared.train, *prepared.test, *prepared.general]
-    highest = max(max(example.prompt + example.completion) for example in everything)
+    highest = max(max(example.prompt + example.completion) for example in prepared.everything)
     if highest >= structure.vocabulary:
         raise UserError(
             f"tokenizer {prepared.tokenizer_name}: it gives token {highest}, the model {settings.model} has "
@@ -153,11 +152,12 @@ def tokenized(settings: Settings, reference: ModelReference, config: Any) -> Pre
         warnings.append(RecordWarning(kind=WarningKind.TOKENIZER_SUBSTITUTED, detail=detail))
     has_prompts = task_named(settings.task.name).generates
     with about(f"tokenizer {tokenizer_name}"):
-        selection, train, test = _prompts(settings, tokenizer) if has_prompts else _texts(settings, tokenizer)
+        selection, train, test, validation = (_prompts if has_prompts else _texts)(settings, tokenizer)
         changed = changed_prompt(tokenizer) if settings.task.template == "chat" else None
     if changed is not None:
         warnings.append(RecordWarning(kind=WarningKind.CHAT_PROMPT_CHANGED, detail=changed))
     accepted = accepted_answers(settings, reference, config, tokenizer, selection.test, test)
+    validated = accepted_answers(settings, reference, config, tokenizer, selection.validation, validation).examples
     general = general_windows(settings, tokenizer)
     told, test_told = _with_tokens(settings, "train", train), _with_tokens(settings, "test", test)
     kept = _that_fit(settings, told)
@@ -182,13 +182,22 @@ def tokenized(settings: Settings, reference: ModelReference, config: Any) -> Pre
         without_tokens=len(train) - len(told),
         test_without_tokens=len(test) - len(test_told),
         sources=tuple(source_read(side, source) for side, source in _sources(settings)),
-        **_general_facts([window for _, window in general]),
+        **general_facts([window for _, window in general]),
+        **_validation_facts(validated, validation),
     )
     warnings += [*_left_out(settings), *_data_warnings(data, settings), *accepted.warnings]
     leak = warning_of_leak([window for window, _ in general], selection.train)
     warnings += [leak] if leak else []
     return Prepared(
-        kept, test, accepted.examples, data, warnings, tokenizer_name, general=[window for _, window in general]
+        kept,
+        test,
+        accepted.examples,
+        data,
+        warnings,
+        tokenizer_name,
+        general=[window for _, window in general],
+        validation=validation,
+        validation_examples=validated,
     )
 
 
@@ -199,13 +208,13 @@ def _sources(settings: Settings) -> list[tuple[Purpose, str]]:
     return [(side, source) for side, source in named if source is not None]
 
 
-def _general_facts(windows: Sequence[TokenizedExample]) -> dict[str, Any]:
-    if not windows:
+def _validation_facts(examples: Sequence[Example], tokenized: Sequence[TokenizedExample]) -> dict[str, Any]:
+    if not tokenized:
         return {}
+    hashes = tokens.fingerprint(tokenized) + _answers_sha256(examples, tokenized)
     return {
-        "general_sha256": tokens.fingerprint(windows),
-        "general_windows": len(windows),
-        "general_tokens": sum(len(window.completion) for window in windows),
+        "validation_sha256": hashlib.sha256(hashes.encode()).hexdigest(),
+        "validation_examples": len(tokenized),
     }
 
 
@@ -299,7 +308,11 @@ def _loaded(settings: Settings, purpose: Purpose) -> list[Example]:
         return task_named(settings.task.name).load(source, settings.task, purpose)
 
 
-def _prompts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[TokenizedExample], list[TokenizedExample]]:
+_Sides = tuple[Selection, list[TokenizedExample], list[TokenizedExample], list[TokenizedExample]]
+"""What was selected, and the tokens of training, test and validation."""
+
+
+def _prompts(settings: Settings, tokenizer: Any) -> _Sides:
     chat = settings.task.template == "chat"
     selection = select(_loaded(settings, "train"), _loaded(settings, "test"), settings.task)
     length, new = settings.training.sequence_length, settings.inference.max_new_tokens
@@ -307,18 +320,21 @@ def _prompts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokeni
         train = tokens.fit_training_prompts(tokenizer, selection.train, length, chat)
     else:
         train = tokens.tokenize_all(tokenizer, selection.train, chat)
-    return selection, train, tokens.fit_prompts(tokenizer, selection.test, length, new, chat)
+    test, validation = (
+        tokens.fit_prompts(tokenizer, side, length, new, chat) for side in (selection.test, selection.validation)
+    )
+    return selection, train, test, validation
 
 
-def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[TokenizedExample], list[TokenizedExample]]:
+def _texts(settings: Settings, tokenizer: Any) -> _Sides:
     length, train, test = settings.training.sequence_length, _loaded(settings, "train"), _loaded(settings, "test")
     if settings.task.unit != "window":
         selection = select(train, test, settings.task)
         laid = [
             [tokens.tokenize_text(tokenizer, example, length) for example in side]
-            for side in (selection.train, selection.test)
+            for side in (selection.train, selection.test, selection.validation)
         ]
-        return selection, laid[0], laid[1]
+        return selection, laid[0], laid[1], laid[2]
     pairs = [[pair for text in side for pair in tokens.windows(tokenizer, text, length)] for side in (train, test)]
     selection = select([example for example, _ in pairs[0]], [example for example, _ in pairs[1]], settings.task)
     by_id = [{example.id: tokenized for example, tokenized in side} for side in pairs]
@@ -326,6 +342,7 @@ def _texts(settings: Settings, tokenizer: Any) -> tuple[Selection, list[Tokenize
         selection,
         [by_id[0][example.id] for example in selection.train],
         [by_id[1][example.id] for example in selection.test],
+        [by_id[0][example.id] for example in selection.validation],
     )
 
 

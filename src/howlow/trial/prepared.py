@@ -6,6 +6,7 @@ prepared.json           ids, groups, references, counts, warnings
 
 import json
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from howlow.tasks import Example
 
 @dataclass(frozen=True)
 class Prepared:
-    """The examples of a trial: tokens of both sides, the test examples' texts and references for scoring, and the
+    """The examples of a trial: the tokens of each side, the texts and references of those that are scored, and the
     windows of the general text."""
 
     train: list[TokenizedExample]
@@ -30,6 +31,13 @@ class Prepared:
     warnings: list[RecordWarning]
     tokenizer_name: str
     general: list[TokenizedExample] = field(default_factory=list)
+    validation: list[TokenizedExample] = field(default_factory=list)
+    validation_examples: list[Example] = field(default_factory=list)
+
+    @property
+    def everything(self) -> list[TokenizedExample]:
+        """The tokens of all sides, in the order of the file."""
+        return [*self.train, *self.test, *self.general, *self.validation]
 
 
 def stored(folder: Path, content: str | None) -> Prepared | None:
@@ -45,16 +53,16 @@ def write_prepared(prepared: Prepared, folder: Path, content: str | None) -> Non
     """Write the folder; `content` is a hash of all that the examples follow from, None where it is not known."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prepared.json").unlink(missing_ok=True)  # it vouches for the tokens, which are about to change
-    everything = [*prepared.train, *prepared.test, *prepared.general]
+    everything = prepared.everything
     flat = [token for example in everything for token in example.prompt + example.completion]
     lengths = [[len(example.prompt), len(example.completion)] for example in everything]
     tensors = {"ids": torch.tensor(flat, dtype=torch.int32), "lengths": torch.tensor(lengths, dtype=torch.int32)}
     save_file(tensors, folder / "prepared.safetensors")
     document = {
-        "train": len(prepared.train),
-        "general": len(prepared.general),
+        "sizes": [len(side) for side in (prepared.train, prepared.test, prepared.general, prepared.validation)],
         "examples": [[e.id, e.group, e.words, e.bytes, e.cut, e.repeated] for e in everything],
         "test_examples": [asdict(example) for example in prepared.test_examples],
+        "validation_examples": [asdict(example) for example in prepared.validation_examples],
         "data": prepared.data.model_dump(),
         "warnings": [warning.model_dump(mode="json") for warning in prepared.warnings],
         "tokenizer": prepared.tokenizer_name,
@@ -75,13 +83,15 @@ def read_prepared(folder: Path) -> Prepared:
         ids = tuple(flat[start:middle]), tuple(flat[middle:end])
         everything.append(TokenizedExample(name, group, *ids, words=words, bytes=size, cut=cut, repeated=repeated))
         start = end
-    examples = [_example(example) for example in document["test_examples"]]
-    before_test, after_test = document["train"], len(everything) - document["general"]
+    tokens_in_order = iter(everything)
+    train, test, general, validation = (list(islice(tokens_in_order, size)) for size in document["sizes"])
     return Prepared(
-        train=everything[:before_test],
-        test=everything[before_test:after_test],
-        general=everything[after_test:],
-        test_examples=examples,
+        train=train,
+        test=test,
+        general=general,
+        validation=validation,
+        test_examples=[_example(example) for example in document["test_examples"]],
+        validation_examples=[_example(example) for example in document["validation_examples"]],
         data=DataRecord(**document["data"]),
         warnings=[RecordWarning(**warning) for warning in document["warnings"]],
         tokenizer_name=document["tokenizer"],

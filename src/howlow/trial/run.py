@@ -113,6 +113,7 @@ def _record(state: TrialState, end: _End) -> Record:
         batch_search=state.batch_search,
         meters=found.meters,
         scores=end.scores,
+        validation=found.validation if end.status == "done" else None,
         warnings=tuple(found.warnings),
         started_at=found.started_at,
         ended_at=utc(),

@@ -23,9 +23,10 @@ from howlow.tasks import Example, Task, task_named
 from howlow.trial.checkpointing import Saved, save_inference
 from howlow.trial.decoding import recorded_steps
 from howlow.trial.lines import PredictionLines, StepLines
-from howlow.trial.merged_check import Attached, agreement, summed_loss, with_merged
+from howlow.trial.merged_check import agreement, with_merged
 from howlow.trial.prefetch import prefetched, steps_ahead
 from howlow.trial.prepared import Prepared
+from howlow.trial.saved_batches import SavedBatches, summed_loss
 from howlow.trial.state import TrialState, split, step_line
 
 NEAR_TIE: Mapping[Precision, float] = {"fp32": 1e-4, "bf16": 0.125, "fp16-autocast": 0.02}
@@ -67,7 +68,7 @@ class Scorer:
     pad_id: int
     eos: frozenset[int]
     saved: Saved | None = None
-    attached: Attached | None = None
+    attached: SavedBatches | None = None
     recorded: DecodeGraphs | None = None
 
     @property
@@ -94,21 +95,27 @@ class Scorer:
             return self._text_scores(total, targets)
         lines = list(read_lines(self.state.predictions_path))
         self._warn_of_near_ties(lines)
-        overall = self.task.score(
-            self.prepared.test_examples, {line["id"]: line["prediction"] for line in lines}
-        ).overall
-        return Scores(**_loss(total, targets), **overall)
+        return self._answer_scores(total, targets, {line["id"]: line["prediction"] for line in lines})
 
-    def save_attached(self, attached: Attached) -> None:
-        """Run the test unmeasured, before the adapter is merged; batches that are in `attached` are not run again."""
-        attached.cut()
+    def score_unmeasured(self, saved: SavedBatches) -> Scores:
+        """Score the test without measuring it."""
+        self.save_unmeasured(saved)
+        total, targets = saved.loss()
+        if not self.task.generates:
+            return self._text_scores(total, targets)
+        return self._answer_scores(total, targets, saved.predictions())
+
+    def save_unmeasured(self, saved: SavedBatches) -> None:
+        """Run the test without measuring it; batches that are in `saved` are not run again."""
+        saved.cut()
         parts = self._parts()
         for phase in self.phases:
             with self.running(phase) as run, self.recording(phase, run, parts) as recorded:
                 prepare = replace(self, recorded=recorded).phases[phase]
-                for part in parts[len(attached.batches(phase)) :]:
+                for index, part in enumerate(parts[len(saved.batches(phase)) :], len(saved.batches(phase)) + 1):
                     result = prepare(part)(run, lambda _: None)
-                    attached.add(phase, result.loss, result.target_tokens, result.lines())
+                    saved.add(phase, result.loss, result.target_tokens, result.lines())
+                    self.state.report_progress(phase, index, len(parts))
                     self.state.stop_if_asked()
 
     def running(self, phase: PhaseName) -> AbstractContextManager[Running]:
@@ -222,6 +229,9 @@ class Scorer:
         )
 
     # -- answers ----------------------------------------------------------------------------------------------------
+
+    def _answer_scores(self, total: float, targets: int, predictions: Mapping[str, str]) -> Scores:
+        return Scores(**_loss(total, targets), **self.task.score(self.prepared.test_examples, predictions).overall)
 
     def _generation(self, chosen: list[TokenizedExample]) -> RunBatch:
         settings = self.state.settings

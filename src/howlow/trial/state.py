@@ -31,6 +31,7 @@ from howlow.records import (
     PhaseRecord,
     RecordWarning,
     Resolved,
+    Scores,
     ShrunkRecord,
     Step,
     WarningKind,
@@ -56,6 +57,7 @@ class RecordDraft:
     meters: MeterRecord | None = None
     model: ModelRecord | None = None
     merged: MergedRecord | None = None
+    validation: Scores | None = None
     shrunk: ShrunkRecord | None = None
     phases: list[PhaseRecord] = field(default_factory=list)
     warnings: list[RecordWarning] = field(default_factory=list)

@@ -2,7 +2,7 @@
 
 The kernel behind torch's SDPA cuts a block into pieces of 32 queries a head. Their products are too small to run at the
 rate of the frozen layers' products. Here all query heads of a key head are one product through oneDNN
-(`howlow.engine.cpu.linear`). The probabilities P are kept for the backward pass, so that it needs four products and not
+(`howlow.engine.cpu.gemm`). The probabilities P are kept for the backward pass, so that it needs four products and not
 five (Dao et al. 2022, appendix B.2, without tiles):
 
     dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(dP * P)),  dQ = s dS K,  dK = s dS^T Q
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from howlow.engine.cpu.linear import product
+from howlow.engine.cpu.gemm import product
 from howlow.engine.prefix_tree import Block, PrefixTree
 
 MOST_KEYS = 1024

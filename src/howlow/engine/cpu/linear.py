@@ -1,13 +1,15 @@
-"""Products with frozen weights on a CPU in fp32, and adapters on them.
+"""Frozen linear layers on a CPU, and adapters on them.
 
-A frozen layer needs two products, y = x W^T and in the backward pass dx = dy W. Adapters on it (LoRA,
-h = W x + s B A x) add their part to the same y and dx in place; PEFT's own code makes four further passes over them.
-Layers that are given the same x share one product with all their A's. The products run through oneDNN, whose fp32
-kernels are faster than the BLAS behind torch's `linear` (`docs/log.md` has the figures). Weights are not copied, so
-processes that map the same file share them.
+A frozen layer needs two products, y = x W^T and in the backward pass dx = dy W (`howlow.engine.cpu.gemm`). Adapters on
+it (LoRA, h = W x + s B A x) add their part to the same y and dx in place; PEFT's own code makes four further passes
+over them. Layers that are given the same x share one product with all their A's. Weights are not copied, so processes
+that map the same file share them.
+
+All products are in the dtype of the frozen weight. Where that is bf16, the adapter's fp32 factors are rounded to it in
+each call, as under autocast, and their gradients are fp32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,40 +17,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from howlow.engine.cpu.gemm import FrozenWeight, Gemms, product
+
 ADAPTER = "default"
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + bias through oneDNN; x: (tokens, in), W: (out, in)."""
-    if not (weight.is_contiguous() or weight.t().is_contiguous()):
-        weight = weight.contiguous()  # strided rows would take a reference loop, a thousand times slower
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return found
-
-
-def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The result of a frozen layer; by torch's own code where its weight is for now one that trains.
+def linear(layer: nn.Linear, frozen: FrozenWeight, x: Tensor) -> Tensor:
+    """The result of a frozen layer; by torch's own code where its weight is for now another one.
 
     PEFT adapts a router by adding the product of the adapter's matrices to the weight while the model runs.
     """
-    if layer.weight.requires_grad:
+    if layer.weight is not frozen.weight:
         return functional.linear(x, layer.weight, layer.bias)
-    y: Tensor = _Frozen.apply(x.reshape(-1, x.shape[-1]), layer.weight, layer.bias)  # type: ignore[no-untyped-call]
+    y: Tensor = _Frozen.apply(_rows(x, frozen), frozen)  # type: ignore[no-untyped-call]
     # Outside of the function: a model may change this result in place, but not a view made within.
     return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _rows(x: Tensor, frozen: FrozenWeight) -> Tensor:
+    """x as (tokens, in), in the weight's dtype."""
+    return x.reshape(-1, x.shape[-1]).to(frozen.weight.dtype)
 
 
 class _Frozen(torch.autograd.Function):
     """y = x W^T + bias with W and bias frozen; x: (tokens, in)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return product(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, frozen: FrozenWeight) -> Tensor:
+        ctx.frozen = frozen
+        return frozen.forward(x)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None, None]:
-        return (product(dy, ctx.weight.t()) if ctx.needs_input_grad[0] else None), None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, None]:
+        return (ctx.frozen.backward(dy) if ctx.needs_input_grad[0] else None), None
 
 
 class Siblings:
@@ -58,8 +59,9 @@ class Siblings:
     that turn out to be given different tensors run separately from then on.
     """
 
-    def __init__(self, layers: Sequence[Any]) -> None:
+    def __init__(self, layers: Sequence[Any], gemms: Gemms) -> None:
         self._layers, self._kept = list(layers), dict[Any, Tensor]()
+        self._bases = {layer: _Base(gemms.frozen(layer.base_layer), layer.scaling[ADAPTER]) for layer in layers}
         self._x: Tensor | None = None
 
     def forward_of(self, layer: Any) -> Callable[[Tensor], Tensor]:
@@ -71,7 +73,8 @@ class Siblings:
             self._layers, self._kept = [], {}  # some were not asked for this x
         if not self._kept:
             together = self._layers if layer in self._layers else [layer]
-            self._x, self._kept = x, dict(zip(together, _adapted(together, x), strict=True))
+            found = _adapted({one: self._bases[one] for one in together}, x)
+            self._x, self._kept = x, dict(zip(together, found, strict=True))
         y = self._kept.pop(layer)
         if not self._kept:
             self._x = None
@@ -81,16 +84,14 @@ class Siblings:
 class _Base(NamedTuple):
     """The frozen part of a layer with an adapter."""
 
-    weight: Tensor
-    bias: Tensor | None
+    frozen: FrozenWeight
     scale: float
 
 
-def _adapted(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
-    bases = [_Base(layer.base_layer.weight, layer.base_layer.bias, layer.scaling[ADAPTER]) for layer in layers]
+def _adapted(layers: Mapping[Any, _Base], x: Tensor) -> tuple[Tensor, ...]:
+    bases = list(layers.values())
     factors = [part[ADAPTER].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
-    rows = x.reshape(-1, x.shape[-1])
-    found: tuple[Tensor, ...] = _Adapted.apply(rows, bases, *factors)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, ...] = _Adapted.apply(_rows(x, bases[0].frozen), bases, *factors)  # type: ignore[no-untyped-call]
     return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in found)
 
 
@@ -98,13 +99,14 @@ class _Adapted(torch.autograd.Function):
     """y_i = x W_i^T + bias_i + s_i (x A_i^T) B_i^T, W and bias frozen; x: (tokens, in), A: (r, in), B: (out, r)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bases: Sequence[_Base], *factors: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, bases: Sequence[_Base], *trained: Tensor) -> tuple[Tensor, ...]:
+        factors = [factor.to(x.dtype) for factor in trained]
         below, above = factors[::2], factors[1::2]
         low, found = product(x, _stacked(below)), []
         for base, b, part in zip(bases, above, _parts(low, below, 1), strict=True):
-            found.append(product(x, base.weight, base.bias).addmm_(part, b.t(), alpha=base.scale))
+            found.append(base.frozen.forward(x).addmm_(part, b.t(), alpha=base.scale))
         ctx.save_for_backward(x, low, *factors)
-        ctx.bases = bases
+        ctx.bases, ctx.trained_in = bases, trained[0].dtype
         ctx.set_materialize_grads(False)  # a layer that nothing uses gets no gradient, as without its siblings
         return tuple(found)
 
@@ -121,12 +123,14 @@ class _Adapted(torch.autograd.Function):
         d_low = torch.cat([product(dy, b.t()).mul_(base.scale) for dy, base, _, b, _ in used], 1)
         d_below = iter(_parts(product(d_low.t(), x.t()), below, 0))
         d_above = iter([product(part.t(), dy.t()).mul_(base.scale).t() for dy, base, _, _, part in used])
-        d_factors = [None if dy is None else next(found) for dy in gradients for found in (d_below, d_above)]
+        d_factors = [
+            None if dy is None else next(found).to(ctx.trained_in) for dy in gradients for found in (d_below, d_above)
+        ]
         if not ctx.needs_input_grad[0]:
             return None, None, *d_factors
-        dx = product(used[0][0], used[0][1].weight.t()).addmm_(d_low, _stacked(below))
+        dx = used[0][1].frozen.backward(used[0][0]).addmm_(d_low, _stacked(below))
         for dy, base, _, _, _ in used[1:]:
-            dx += product(dy, base.weight.t())
+            dx += base.frozen.backward(dy)
         return dx, None, *d_factors
 
 

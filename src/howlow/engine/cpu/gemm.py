@@ -1,0 +1,157 @@
+"""Products with frozen weights on a CPU, and which library computes them.
+
+A frozen layer needs two products, y = x W^T + bias and in the backward pass dx = dy W. torch offers two libraries for
+them: oneDNN, and the BLAS it was built with (MKL on x86). Which one is faster depends on the make of the CPU, on the
+weight's shape and on the pass (`docs/log.md` has figures). `choose_gemms` times both on a loaded model's own weights.
+
+The two round differently, so a choice changes the last bits of losses. It is made once for all trials of a sweep, kept
+with the sweep and recorded. Without a choice oneDNN computes everything.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from time import perf_counter
+from typing import Literal, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+GemmLibrary = Literal["onednn", "blas"]
+GemmPass = Literal["forward", "backward"]
+FEWEST_ROWS = 64
+"""With fewer rows a product takes as long as reading its weight, and oneDNN computes it."""
+_ADVANTAGE = 1.1  # BLAS is chosen where it is faster by this factor, so that noise seldom decides
+_TIMED = 3  # calls of each library, in turns; the fastest counts, because other work on the machine only slows down
+_MOST_FLOPS = 5e9  # of one timed product; a wide weight is timed with fewer rows
+_FEWEST_FLOPS = 1e8  # with less to do, calls cost more than arithmetic, and the clock would decide by chance
+
+
+@dataclass(frozen=True)
+class GemmChoice:
+    """Which library computes a product in one pass for weights of one shape, and how fast each of them was."""
+
+    of: GemmPass
+    in_features: int
+    out_features: int
+    rows: int
+    library: GemmLibrary
+    onednn_gflops: float | None = None
+    blas_gflops: float | None = None
+
+
+@dataclass(frozen=True)
+class FrozenWeight:
+    """A weight W (out, in) that does not train, its bias, and the libraries of its two products."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    forward_library: GemmLibrary = "onednn"
+    backward_library: GemmLibrary = "onednn"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x W^T + bias; x: (..., in)."""
+        return _by(self.forward_library, x, self.weight, self.bias)
+
+    def backward(self, dy: Tensor) -> Tensor:
+        """dy W, the gradient of x; dy: (..., out)."""
+        return _by(self.backward_library, dy, self.weight.t(), None)
+
+
+@dataclass(frozen=True)
+class Gemms:
+    """The choices that hold for a model's frozen layers."""
+
+    choices: tuple[GemmChoice, ...] = ()
+
+    def frozen(self, layer: nn.Linear) -> FrozenWeight:
+        """A layer's weight with the libraries chosen for its shape."""
+        shape = layer.in_features, layer.out_features
+        libraries = {one.of: one.library for one in self.choices if (one.in_features, one.out_features) == shape}
+        forward, backward = (libraries.get(of, "onednn") for of in ("forward", "backward"))
+        return FrozenWeight(layer.weight, layer.bias, forward, backward)
+
+
+NO_CHOICE = Gemms()
+"""oneDNN computes everything."""
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + bias through oneDNN; x: (tokens, in), W: (out, in)."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()  # strided rows would take a reference loop, a thousand times slower
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return found
+
+
+def _by(library: GemmLibrary, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if library == "onednn" or x.numel() < FEWEST_ROWS * x.shape[-1]:
+        return product(x, weight, bias)
+    return functional.linear(x, weight, bias)
+
+
+# -- measuring ----------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def choose_gemms(
+    model: nn.Module, rows: int, known: Sequence[GemmChoice] = (), library: GemmLibrary | None = None
+) -> tuple[GemmChoice, ...]:
+    """The library for each shape of the model's frozen fp32 layers, and each pass.
+
+    rows: the tokens of a training step. known: choices that are kept. library: the one that was asked for; None: the
+    faster one, by timing both; products too small to be timed get no choice.
+    """
+    layers: dict[tuple[int, int], list[nn.Linear]] = {}
+    for layer in model.modules():
+        if is_frozen_linear(layer, torch.float32):
+            layers.setdefault((layer.in_features, layer.out_features), []).append(layer)
+    made = {(one.of, one.in_features, one.out_features): one for one in known}
+    passes: tuple[GemmPass, GemmPass] = ("forward", "backward")
+    found = []
+    for shape, alike in layers.items():
+        most_rows = max(FEWEST_ROWS, min(rows, round(_MOST_FLOPS / (2 * shape[0] * shape[1]))))
+        for of in passes:
+            if library is not None:
+                found.append(GemmChoice(of, *shape, most_rows, library))
+            elif (of, *shape) in made:
+                found.append(made[of, *shape])
+            elif 2 * most_rows * shape[0] * shape[1] >= _FEWEST_FLOPS:
+                found.append(_faster(alike, of, most_rows))
+    return tuple(found)
+
+
+def is_frozen_linear(layer: object, dtype: torch.dtype) -> TypeGuard[nn.Linear]:
+    """Whether this is a plain linear layer on a CPU whose parameters have this dtype and do not train."""
+    if type(layer) is not nn.Linear or layer.weight.device.type != "cpu":
+        return False
+    return all(not one.requires_grad and one.dtype == dtype for one in layer.parameters())
+
+
+def _faster(layers: Sequence[nn.Linear], of: GemmPass, rows: int) -> GemmChoice:
+    """The choice for layers of one shape, by timing."""
+    inside, outside = layers[0].in_features, layers[0].out_features
+    weights = [layer.weight.t() if of == "backward" else layer.weight for layer in layers]
+    onednn_s, blas_s = _seconds(weights, rows)
+    library: GemmLibrary = "blas" if blas_s * _ADVANTAGE < onednn_s else "onednn"
+    gflops = [round(2e-9 * rows * inside * outside / seconds, 1) for seconds in (onednn_s, blas_s)]
+    return GemmChoice(of, inside, outside, rows, library, *gflops)
+
+
+def _seconds(weights: Sequence[Tensor], rows: int) -> tuple[float, float]:
+    """The time of a product through oneDNN and through BLAS; each call takes another weight, as in a step."""
+    x, turns = torch.randn((rows, weights[0].shape[1]), generator=torch.Generator().manual_seed(0)), cycle(weights)
+    ways = (partial(product, x), partial(functional.linear, x))
+    for way in ways:
+        way(weights[0])  # oneDNN compiles its kernel
+    timed = [[_timed(partial(way, next(turns))) for way in ways] for _ in range(_TIMED)]
+    onednn_s, blas_s = (min(times) for times in zip(*timed, strict=True))
+    return onednn_s, blas_s
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started_s = perf_counter()
+    work()
+    return perf_counter() - started_s
