@@ -5,8 +5,10 @@
 A sweep is started with `howlow sweep`, and after a random time killed: the parent alone, the whole group, the trial
 alone (SIGKILL), or the parent as a cluster does it (SIGTERM). The same command is given again, up to eight times, then
 left to its end. With several workers, half of the sweeps have one worker less, and a `howlow worker` joins them and is
-killed at random as well. Steps with their losses, predictions, scores and adapters must equal those of a sweep that was
-never killed. A trial that was killed alone has a record that says so and is run again by `--retry failed`.
+killed at random as well, while it runs a trial. A worker takes longer to start than these trials take, so the sweep is
+halted (SIGSTOP) until the worker has a trial. Steps with their losses, predictions, scores and adapters must equal
+those of a sweep that was never killed. A trial that was killed alone has a record that says so and is run again by
+`--retry failed`.
 
 Throughout a sweep a watcher looks at the processes and the records: no trial may be written by two processes at once
 (`double`), and none may be started that has a record (`again`). A trial's process starts again only where its holder
@@ -70,7 +72,7 @@ def make_inputs(folder: Path) -> Path:
 
 SETTINGS = """
 model = "{folder}/model"
-grid = {{"lora.rank" = [1, 4]}}
+grid = {{"lora.rank" = [1, 2, 3, 4]}}
 task = {{name = "question_answering", train = "{folder}/train.json", test = "{folder}/test.json"}}
 lora = {{dropout = 0.1}}
 training = {{sequence_length = 160, batch_size = 4, learning_rate = 1e-3, epochs = 20, checkpoint_every_s = 0.05}}
@@ -236,10 +238,24 @@ def contents(out: Path) -> dict[str, Any]:
     return found
 
 
+def joined_worker(case: Case, process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """Start a worker, and halt the sweep until the worker runs a trial, or has ended because none was left."""
+    while process.poll() is None and not (case.out / ".howlow" / "board.json").exists():
+        time.sleep(0.02)
+    halted = process.poll() is None
+    if halted:
+        os.killpg(process.pid, signal.SIGSTOP)
+    worker = case.join()
+    wait_for_trial(worker, case.out)
+    if halted:
+        os.killpg(process.pid, signal.SIGCONT)
+    return worker
+
+
 def one_kill(case: Case, process: subprocess.Popen[bytes], way: str, chance: random.Random, whole_s: float) -> bool:
-    """Kill a running sweep, its trials or a worker that joins it; whether it was still there."""
-    victim = case.join() if way == "worker" else process
-    if way in ("trial", "worker"):
+    """Kill a running sweep, its trials or a worker that joins it; whether it was still there, and at work."""
+    victim = joined_worker(case, process) if way == "worker" else process
+    if way == "trial":
         wait_for_trial(victim, case.out)
     try:
         victim.wait(chance.uniform(0.0, 0.5) if way in ("trial", "worker") else chance.uniform(0.2, 1.1 * whole_s))

@@ -1,6 +1,8 @@
 """What only a GPU can tell: bf16, the allocator's peaks, NVML's readings, out of memory by the allocator's cap."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,54 @@ def test_the_largest_batches_are_found_up_to_real_out_of_memory(tiny_table: dict
     assert min(failed) == (training.batch or 0) + 1, "one more does not fit"
     for phase in record.phases:
         assert (phase.peak_reserved_bytes or 0) <= limit_bytes
+    assert sum(probe.peak_memory_bytes is None for probe in training.probes) >= 1, "memory really ran out"
+    assert (training.processes or 0) <= 3, "one that probes, one that confirms, and once more if that fails"
+
+
+def test_the_next_ranks_search_compiles_nothing(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    data = tmp_path / "many.json"
+    data.write_text(json.dumps(squad_document(2000, name="many")), encoding="utf-8")
+    changes = {
+        "grid": {"lora.rank": [4, 8]},
+        "baselines": [],
+        "task": {"train": str(data)},
+        "training": {"batch_size": "max", "layout": "padded", "head": "all", "max_steps": 2, "compile": True},
+        "run": {"memory_limit_bytes": 600_000_000, "order_seed": 0},
+    }
+    records = howlow.sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "out").records
+    assert [record.status for record in records] == ["done", "done"], [record.error for record in records]
+    searches = [record.batch_search[0] for record in records]
+    first, next_one = sorted(searches, key=lambda search: -(search.compilations or 0))
+    assert sum(bool(probe.whole) for probe in first.probes) == 1
+    assert first.compilations
+    assert first.whole_takes_more_bytes is not None
+    margin = first.limit_bytes - first.budget_bytes
+    if first.whole_takes_more_bytes <= margin:
+        assert next_one.compilations == 0
+        assert (next_one.processes or 0) <= 2
+    for search in searches:
+        assert search.duration_s is not None
+        assert (search.duration_s.compile > 0) == (search is first)
+
+
+def test_segments_expand_where_memory_is_bounded() -> None:
+    code = """
+import torch
+from howlow.memory.limits import give_back, limit_memory, map_pages
+device = torch.device("cuda:0")
+map_pages(device)
+limit_memory(400 << 20, device)
+kept = torch.empty(8 << 20, dtype=torch.uint8, device=device)
+before = give_back(device)
+for _ in range(3):
+    try:
+        parts = [torch.empty(32 << 20, dtype=torch.uint8, device=device) for _ in range(64)]
+    except torch.OutOfMemoryError:
+        pass
+    assert give_back(device) == before, (give_back(device), before)
+assert all(segment["is_expandable"] for segment in torch.cuda.memory_snapshot())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_losses_on_cuda_are_those_on_the_cpu(tiny_table: dict[str, Any], tmp_path: Path) -> None:

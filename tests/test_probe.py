@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from conftest import search_that_found_nothing, squad_document, tiny_config
+from scripted_probes import ScriptedProbes
 
 import howlow
 from howlow import load_settings as load
@@ -162,6 +163,10 @@ def test_the_batch_found_follows_from_the_probes_told(
             assert one.fits == (one.peak_memory_bytes is not None and one.peak_memory_bytes <= search.budget_bytes)
         load = next(one.computed_tokens for one in search.probes if one.batch == search.batch)
         assert sum(one.fits and one.computed_tokens >= load for one in search.probes) >= 2  # confirmed
+        assert search.processes == search.loads == len(search.probes), "on a CPU each probe has its own"
+        assert (search.compilations, search.whole_takes_more_bytes) == (0, None)
+        assert search.duration_s is not None
+        assert min(search.duration_s.load, search.duration_s.probe, search.duration_s.confirm) > 0
         too_much = [one for one in search.probes if not one.fits and one.batch > search.batch]
         assert too_much or search.batch == search.largest, "nothing larger was tried"
         assert all(one.computed_tokens >= load for one in too_much)
@@ -345,6 +350,38 @@ def test_a_merged_models_copies_count_in_the_search_for_inference(
         for adapter in ("attached", "merged")
     }
     assert peaks["merged"] > peaks["attached"] + 2e6  # of the 9.4 MB of copies, what the peaks do not hide
+
+
+def test_a_process_goes_on_after_its_memory_has_run_out_if_it_gets_it_back(
+    limit_bytes: int, wide_table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """What probes on CUDA do, with the real limit and allocator of a CPU, whose heap can be given back often enough."""
+    (data,) = (tmp_path_factory.getbasetemp() / "limit0" / "out" / ".howlow").glob("prepared-*")
+    enforced = limit_bytes + 120_000_000
+    budget = MemoryBudget(
+        limit_bytes=enforced, budget_bytes=enforced - 160_000_000, enforced_bytes=enforced, limit="", memory="VmData"
+    )
+    changes = {"grid": {"lora.rank": [4]}, "training": {"layout": "padded"}}
+    (plan,) = expand(load(None, [merge(wide_table, changes)]))
+    job = ScriptedProbes(
+        setting="training.batch_size",
+        kind="lora",
+        settings=plan.settings,
+        folder=tmp_path,
+        data_folder=data,
+        layout=LayoutChoice(layout="padded"),
+        budget=budget,
+        script=(2, 60, 2, 60, 3, 60, 2),
+    )
+    told: list[JobEvent] = []
+    finished = ForkServer().run(job, tmp_path / "log.txt", told.append)
+    assert isinstance(finished, Returned), (finished, (tmp_path / "log.txt").read_text())
+    probes = [event.probe for event in told if isinstance(event, ProbeEnded)]
+    assert [one.batch for one in probes] == list(job.script), "in one process"
+    assert [one.peak_bytes is None for one in probes] == [one.batch == 60 for one in probes]
+    again = [peak_bytes(one) for one in probes if one.batch == 2]
+    assert max(again) - min(again) <= 80_000_000, "half of the margin, for kernels that are compiled once"
+    assert again[2] - again[1] <= 20_000_000, "nothing gathers with every shortage"
 
 
 def test_probes_of_an_earlier_start_are_judged_by_the_memory_of_now() -> None:

@@ -10,10 +10,13 @@ from conftest import loaded
 
 from howlow import load_settings as load
 from howlow.engine import model as models
+from howlow.engine.alone import ids_of, truth_of
+from howlow.engine.execution import decide
 from howlow.engine.kinds import refuse_other_kind
 from howlow.errors import UserError
+from howlow.records import WarningKind
 from howlow.settings import merge
-from howlow.sweeping.sweep import sweep
+from howlow.sweeping.sweep import dry_run, sweep
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -198,3 +201,73 @@ def test_gemma_in_its_multimodal_wrapper_trains_its_text_model(
             assert "layers_left_out" not in kinds
     losses = {record.axes["training.head"]: record.scores.loss for record in result.records if record.kind == "lora"}
     assert losses["targets"] == pytest.approx(losses["all"], rel=1e-5)
+
+
+# -- what a loss depends on ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["longcat_flash", "glm_moe_dsa", "doge", "mixtral", "mamba", "gpt2", "gemma3"])
+def test_the_layers_without_influence_are_those_whose_adapters_get_no_gradient(kind: str):
+    """Held against transformers and PEFT alone; experts that no token has chosen are not told as idle."""
+    base, examples = zoo.build(kind), zoo.texts()
+    execution = decide(device=torch.device("cpu"), precision="fp32", attention="own", full_row=zoo.WIDTH)
+    found = set(truth_of(base, examples, execution).idle_layers)
+    layers = zoo._adaptable(kind, list(models.linear_shapes(base)))
+    model = zoo.adapted(kind, layers)
+    for example in examples:
+        logits = model(input_ids=torch.tensor([ids_of(example)]), use_cache=False).logits
+        logits.logsumexp(-1).sum().backward()
+    given = {name: parameter.grad for name, parameter in models.trainable(model).items()}
+    without = {name for name in models.adapters_of(model) if all(given[part] is None for part in parts_of(name, given))}
+    assert {name for name in found & set(layers) if "expert" not in name} == {
+        name for name in without if "expert" not in name
+    }
+    assert not [name for name in found if "expert" in name and "shared" not in name]
+    assert bool(found) == (kind in ("longcat_flash", "glm_moe_dsa", "mamba", "gemma3"))
+
+
+def parts_of(layer: str, parameters: dict[str, Any]) -> list[str]:
+    return [name for name in parameters if f".{layer}.lora_" in name]
+
+
+FORETOLD = {
+    WarningKind.LAYERS_LEFT_OUT,
+    WarningKind.RANK_ABOVE_MATRIX,
+    WarningKind.ADAPTER_IN_EXPERTS,
+    WarningKind.LAYOUT_FELL_BACK,
+    WarningKind.WRITTEN_ONE_BY_ONE,
+    WarningKind.FREQUENCIES_OF_FULL_ROW,
+    WarningKind.RANDOM_WEIGHTS,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "targets", "kinds"),
+    [
+        ("longcat_flash", ["q_a_proj", "classifier"], {"layers_left_out", "rank_above_matrix"}),
+        ("gemma3", ["q_proj"], {"layers_left_out"}),
+        ("mamba", ["x_proj"], {"layout_fell_back"}),
+    ],
+)
+def test_a_dry_run_warns_as_the_trial_does(
+    kind: str,
+    targets: list[str],
+    kinds: set[str],
+    tiny_table: dict[str, Any],
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setitem(zoo.SIZES, ("vocab_size",), 264)
+    monkeypatch.setitem(zoo.TINY, "vocab_size", 264)
+    zoo.build(kind).save_pretrained(tmp_path / kind)
+    tiny_tokenizer.save_pretrained(tmp_path / kind)
+    changes = {"model": str(tmp_path / kind), "lora": {"target_modules": targets}, "training": {"layout": "auto"}}
+    settings = load(None, [merge(tiny_table, changes | {"grid": {"lora.rank": [10]}, "baselines": []})])
+    plan = dry_run(settings)
+    (record,) = sweep(settings, tmp_path / "out").records
+    assert record.status == "done", record.error
+    told = {(warning.kind, warning.detail) for warning in record.warnings if warning.kind in FORETOLD}
+    assert told == {(warning.kind, warning.detail) for warning in plan.warnings}
+    assert kinds <= {str(kind) for kind, _ in told}

@@ -1,6 +1,7 @@
 """Recorded steps do what fresh ones do; a recorder that repeats the recorded call stands for a GPU's graphs."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from test_training import Make, gradients, make_model, some_examples  # noqa: F4
 from howlow.engine import buckets, layouts, step_check
 from howlow.engine import model as models
 from howlow.engine.buckets import Buckets
+from howlow.engine.cuda.graphs import CudaGraphs
 from howlow.engine.execution import Execution, decide
 from howlow.engine.layouts import Batch, Layout
 from howlow.engine.tokens import TokenizedExample
@@ -30,9 +32,11 @@ class Repeating:
     def __init__(self) -> None:
         self.recorded = 0
 
-    def record(self, work: Callable[[], T]) -> Callable[[], T]:
+    def warm_up(self, work: Callable[[], object]) -> None:
         for _ in range(2):
             work()
+
+    def record(self, work: Callable[[], T]) -> Callable[[], T]:
         result = work()
         self.recorded += 1
 
@@ -129,6 +133,20 @@ def test_a_shape_is_recorded_once_and_another_runs_as_it_is(make_model: Make):  
         assert loss == pytest.approx(plain.outcome(plain.step([odd, batches[0]])).loss, rel=1e-6)
 
 
+def test_no_pass_runs_beside_the_memory_of_a_recorded_one(make_model: Make, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    """A graph keeps the memory of its pass, so a pass that runs then needs as much again."""
+    done, run, recorder = list[str](), Trainer._pass, Repeating()
+    record = recorder.record
+    monkeypatch.setattr(Trainer, "_pass", lambda *given: (done.append("pass"), run(*given))[1])
+    monkeypatch.setattr(recorder, "record", lambda work: (done.append("record"), record(work))[1])
+    small = layouts.padded(some_examples(2), LENGTH, 0, "completion")
+    with on_cpu(make_model().train()) as context:
+        Trainer(context, Optimization(learning_rate=1e-2)).record(recorder, [laid_out("padded")[0], small])
+    first = done.index("record")
+    assert done[first:] == ["record", "pass", "record", "pass", "record"], "each runs only as it is recorded"
+    assert done[:first].count("pass") >= 1 + 2 * 2
+
+
 # -- the check before anything is trusted ------------------------------------------------------------------------------
 
 
@@ -136,7 +154,7 @@ def graphed() -> Execution:
     return replace(decide(device=CPU, precision="fp32"), graphed=True)
 
 
-class Failing:
+class Failing(Repeating):
     def record(self, work: Callable[[], T]) -> Callable[[], T]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -179,9 +197,12 @@ def test_what_does_not_hold_is_left_out(
     said: str,
 ):
     monkeypatch.setattr(step_check, "PAYS", pays)
-    found, (problem,) = checked(make_model(), recorder)
+    model = make_model()
+    found, (problem,) = checked(model, recorder)
     assert not found.graphed
     assert said in problem
+    left = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert left == [], "the training would add to them"
 
 
 def test_a_recording_that_keeps_something_of_its_own_batch_is_left_out(
@@ -207,3 +228,59 @@ def test_compiling_that_fails_is_left_out(make_model: Make, monkeypatch: pytest.
     assert (found.graphed, found.compiled) == (False, False)
     assert len(problems) == 2
     assert all("the compiler is not there" in problem for problem in problems)
+
+
+# -- on a GPU ----------------------------------------------------------------------------------------------------------
+
+
+class FakeCuda:
+    """torch's streams and graphs as far as they are called, in their order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+        self.done, self.current, self.fails = list[str](), "own", fails
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: self.done.append("empty"))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda _: self)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda _: setattr(self, "current", "own"))
+        monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+        monkeypatch.setattr(torch.cuda, "graph", lambda *_, pool: self)
+
+    def wait_stream(self, _: Any) -> None: ...
+
+    def replay(self) -> None:
+        self.done.append("replay")
+
+    def __enter__(self) -> None:
+        self.current = "recording"
+
+    def __exit__(self, *_: Any) -> None:
+        if self.fails:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.current = "own"
+
+
+def test_a_recording_begins_with_an_empty_cache_and_is_replayed(monkeypatch: pytest.MonkeyPatch):
+    cuda, runs = FakeCuda(monkeypatch, fails=False), list[int]()
+    graphs = CudaGraphs(torch.device("cuda"))
+    graphs.warm_up(lambda: runs.append(1))
+    again = graphs.record(lambda: len(runs))
+    assert (again(), again(), len(runs)) == (3, 3, 3)
+    assert cuda.done == ["empty", "replay", "replay"]
+
+
+def test_where_a_recording_fails_work_goes_on_on_its_own_stream(monkeypatch: pytest.MonkeyPatch):
+    """torch leaves the context of the recording's stream only if the recording could be ended."""
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    cuda = FakeCuda(monkeypatch, fails=True)
+    with pytest.raises(RuntimeError, match="previous error during capture") as caught:
+        CudaGraphs(torch.device("cuda")).record(full)
+    assert cuda.current == "own"
+    assert step_check.failed("recording", caught.value) == (
+        "recording failed (OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB)"
+    )

@@ -94,7 +94,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "reformer": {"is_decoder": True, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 16]},
     "xlnet": {"max_position_embeddings": None},
-    "xlstm": {"v_head_dim": None},
+    "xlstm": {"v_head_dim": None, "hidden_size": 128},  # what it keeps is as wide as its layers from this size on
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "num_hidden_layers": 3,
@@ -236,7 +236,7 @@ EXPECTED: dict[str, str] = {
     # a state along the row
     **dict.fromkeys(("mamba", "falcon_mamba", "jamba", "bamba", "minimax"), _ROWS),
     # positions that follow the row, or nothing kept that can be padded: one prompt at a time
-    **dict.fromkeys(("bart", "mbart", "blenderbot-small", "openai-gpt", "rwkv", "recurrent_gemma"), _ALONE),
+    **dict.fromkeys(("bart", "mbart", "blenderbot-small", "openai-gpt", "rwkv", "recurrent_gemma", "xlstm"), _ALONE),
     # every token sees every other
     **dict.fromkeys(("bert", "roberta", "electra", "camembert"), _AHEAD),
     # a sparse attention whose ties between scores are broken by the length of the row, in transformers' own code
@@ -245,16 +245,11 @@ EXPECTED: dict[str, str] = {
 SLOW = ("afmoe", "apertus", "arcee", "bamba", "blenderbot-small", "camembert", "codegen", "deepseek_v3", "gemma3_text")
 SLOW += ("phi3", "qwen2", "smollm3")
 """The benchmark alone examines these."""
-# A sparse attention chooses tokens by scores that no gradient passes; short texts have nothing to compress.
+# What these give is scaled by weights that are zero in a model that was not trained: a gradient of zeros is one.
 IDLE: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4"), ("indexer",)),
-    "deepseek_v4": ("compressor", "indexer"),
-    # what they give is scaled by weights that are zero in a model that was not trained
     "gemma3n_text": ("per_layer_input_gate", "per_layer_projection", "per_layer_model_projection"),
     "zaya": ("qkv_proj.q_proj", "qkv_proj.k_proj"),
-    # its weight is read without calling the layer, which shows only where a model runs without weights
-    "longcat_flash": ("router.classifier",),
-    "doge": ("dt_proj",),  # bends the attention only of texts longer than its window
+    "doge": ("dt_proj",),  # it bends the attention only of texts longer than its window
 }
 TOO_LARGE = {
     "blt": "its config has parts of fixed size, with 4.6 billion parameters",
@@ -308,7 +303,7 @@ class Examined:
             one: writing_problem(self.model, one, found, execution=self._execution(one), pad_id=0) for one in WAYS
         }
         ways = [one for one in WAYS if failures[one] is None]
-        self._hold_against_truth(taken, ways)
+        self._hold_against_truth(taken, ways, found.idle_layers)
         written = " ".join(ways) or f"nothing ({failures['single']})"
         return f"{' '.join(taken)}; writes {written}"
 
@@ -316,7 +311,7 @@ class Examined:
         attention = "own" if way in ("padded", "single") else "sdpa"
         return decide(device=torch.device("cpu"), precision="fp32", attention=attention, head=self.head, full_row=WIDTH)
 
-    def _hold_against_truth(self, layouts: Sequence[Layout], ways: Sequence[Way]) -> None:
+    def _hold_against_truth(self, layouts: Sequence[Layout], ways: Sequence[Way], idle_layers: Sequence[str]) -> None:
         layers = _adaptable(self.kind, list(self.structure.linear_shapes))
         model = adapted(self.kind, layers)
         foretold = RANK * models.refuse_unadaptable(config_of(self.kind), False, layers)
@@ -324,14 +319,11 @@ class Examined:
         if foretold != trained:
             self.wrong.append(f"an adapter has {trained} parameters, {foretold} were foretold")
         alone = truth(model, [ids_of(example) for example in self.examples], COMPLETION, NEW)
-        idle = IDLE.get(self.kind, ())
-        unreached = [
-            name
-            for name, gradient in alone.gradients.items()
-            if not gradient.any() and not any(f".{end}." in name for end in idle)
-        ]
-        if unreached:
-            self.wrong.append(f"never train: {unreached}")
+        idle = (*idle_layers, *IDLE.get(self.kind, ()))
+        for name, gradient in alone.gradients.items():
+            is_idle = any(f".{end}.lora_" in name for end in idle)
+            if is_idle == bool(gradient.any()):
+                self.wrong.append(f"{name} {'trains' if is_idle else 'never trains'}")
         for layout in layouts:
             self._hold_losses(model, layout, alone)
         for way in ways:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from howlow.progress import size_lines
-from howlow.records import Status
+from howlow.records import RecordWarning, Status
 from howlow.settings import Settings
 from howlow.sweeping.setup import Preparation
 from howlow.sweeping.sweep import DryRun, dry_run
@@ -25,6 +25,7 @@ def print_dry_run(
             print(f"not run again: {name} ended as {status}; --retry {status} runs it again")
     for preparation in plan.preparations:
         _print_preparation(preparation)
+    _print_warnings(plan.warnings)
 
 
 def _print_trials(plan: DryRun) -> None:
@@ -52,5 +53,9 @@ def _print_preparation(preparation: Preparation) -> None:
     print(f"model: {report.architecture}, {report.total_parameters} parameters")
     for line in size_lines(preparation.sizes) if preparation.sizes is not None else ():
         print(line)
-    for warning in report.warnings:
+    _print_warnings(report.warnings)
+
+
+def _print_warnings(warnings: Sequence[RecordWarning]) -> None:
+    for warning in warnings:
         print(f"{warning.kind}: {warning.detail}; {warning.remedy}")

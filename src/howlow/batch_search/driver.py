@@ -2,7 +2,8 @@
 
 The search itself is a plain function (`howlow.batch_search.search`), which a probing process calls between its probes
 (`howlow.batch_search.probe`). A process probes for as long as it can; the driver starts the next one with all probes so
-far, until the batch is found. A probe whose process dies for lack of memory is one that does not fit.
+far, until the batch is found. A probe whose process dies for lack of memory is one that does not fit. No process is
+kept for the next rank: it would hold a part of the device while the trial between them is measured.
 
 A found batch is cached in `DIR/.howlow/batch-*.json` under everything that it depends on: a sweep that is resumed, and
 a trial that is run again, do not search again. The probes of other ranks in there say where to look first. Every probe
@@ -14,13 +15,14 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
+from howlow.batch_search.stopwatch import Effort, Stopwatch
 from howlow.jobs import (
     BatchSetting,
     BudgetSet,
@@ -39,6 +41,7 @@ from howlow.jobs import (
     TrialJob,
     on_device,
     value_of,
+    whole_takes_more,
 )
 from howlow.outcomes import Returned, StoppedError, Unfinished, kernel_kills, limits_process, ran_out_of_memory
 from howlow.records import BatchProbe, BatchSearch, write_atomically
@@ -80,9 +83,11 @@ class _Search:
     begun: ProbeBegun | None = None
     probes: tuple[Probe, ...] = ()
     has_probed: bool = False
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     def hear(self, event: JobEvent) -> None:
         """Keep one event of a probing process."""
+        self.watch.hear(event)
         match event:
             case BudgetSet():
                 self.budget = event.budget
@@ -167,19 +172,22 @@ def _resumed(search: _Search, kept: Path) -> _Search:
         earlier_budget=MemoryBudget(**left["budget"]),
         known=_RANK_MEMORY.validate_python(left["known"]),
         probes=_PROBES.validate_python(left["probes"]),
+        watch=Stopwatch(_EFFORT.validate_python(left.get("effort", {}))),
     )
 
 
 _PROBES = TypeAdapter(tuple[Probe, ...])
 _RANK_MEMORY = TypeAdapter(RankMemory | None)
 _RANK_PROBES = TypeAdapter(RankProbes)
+_EFFORT = TypeAdapter(Effort)
 
 
 def _keep(search: _Search, kept: Path) -> None:
     assert search.budget is not None, "a process reports its budget before it probes"
     known = asdict(search.known) if search.known else None
     probes = [asdict(probe) for probe in search.probes]
-    write_atomically(kept, json.dumps({"budget": search.budget.model_dump(), "known": known, "probes": probes}))
+    left = {"budget": search.budget.model_dump(), "known": known, "probes": probes}
+    write_atomically(kept, json.dumps(left | {"effort": asdict(search.watch.effort())}))
 
 
 def _job(search: _Search, others: tuple[RankProbes, ...], place: SearchPlace) -> ProbeJob:
@@ -216,14 +224,20 @@ def _one_process(
     kills = kernel_kills()
     search.begun, search.has_probed = None, False
     job = _job(search, others, place)
+    search.watch.start_process()
     finished = runner.run(job, log, hear)
     if isinstance(finished, Returned) or finished.outcome not in ("crashed", "died"):
         return value_of(finished, job, log)
     if not _was_out_of_memory(search, finished, log, kernel_kills() > kills):
         raise SearchFailedError(f"a probe for the largest batch ended: {finished.problem}; see {log}")
     if search.begun is not None:
-        hear(ProbeEnded(probe=Probe(search.begun.batch, search.begun.load, None, False)))
+        hear(ProbeEnded(probe=_died(search.begun, is_first=not search.has_probed)))
     return None
+
+
+def _died(begun: ProbeBegun, is_first: bool) -> Probe:
+    """A probe in which memory ran out, so that its process died."""
+    return Probe(begun.batch, begun.load, None, False, is_first=is_first, is_whole=begun.is_whole)
 
 
 def _was_out_of_memory(search: _Search, ended: Unfinished, log: Path, killed_by_kernel: bool) -> bool:
@@ -236,6 +250,7 @@ def _was_out_of_memory(search: _Search, ended: Unfinished, log: Path, killed_by_
 
 def _as_record(search: _Search, found: LargestFound) -> BatchSearch:
     assert search.budget is not None, "the first process reports the budget"
+    effort = search.watch.effort()
     return BatchSearch(
         setting=search.setting,
         batch=found.batch,
@@ -246,9 +261,16 @@ def _as_record(search: _Search, found: LargestFound) -> BatchSearch:
                 computed_tokens=probe.load,
                 peak_memory_bytes=probe.peak_bytes,
                 fits=probe.fits,
+                whole=probe.is_whole,
+                first_of_process=probe.is_first,
             )
             for probe in search.probes
         ),
+        duration_s=effort.durations,
+        processes=effort.processes,
+        loads=effort.loads,
+        compilations=effort.compilations,
+        whole_takes_more_bytes=whole_takes_more(search.probes),
         **search.budget.model_dump(exclude={"enforced_bytes"}),
     )
 

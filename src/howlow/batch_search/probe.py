@@ -5,9 +5,17 @@ it runs is the heaviest part of what the trial will run (`howlow.batch_search.wo
 
 On a CPU the process is held to the budget (`RLIMIT_DATA` at the limit less the margin), so whether a batch fits does
 not depend on how often VmData is read; the peak, from those readings, serves the record and the prediction. There every
-probe has a process of its own, because what an earlier one left in the heap would count as the next one's. On CUDA,
-where the allocator's cache can be emptied, one process probes as long as batches grow. A failed allocation, or the
-confirmation of a batch, needs a fresh process there too.
+probe has a process of its own, because what an earlier one left in the heap would count as the next one's.
+
+On CUDA one process runs all probes, also after it ran out of memory: the frames of the failed step are gone with its
+error, graphs and gradients are dropped, and the caches are emptied. Only if it then holds more than after loading, by
+more than a quarter of the margin, does a fresh process go on. A batch is confirmed by the first probe of a process.
+
+What is judged there is the peak of the memory that torch's allocator has *reserved*, because that is what the limit
+counts. The peak of allocations would be less: blocks lie idle because none of them fits the next tensor. The segments
+expand (`howlow.memory.limits.map_pages`), as in the trial, so that few do. A step that stays within the budget never
+makes the allocator empty its cache, which would slow it down. The device's memory in use is not judged: it counts other
+processes, and CUDA's own context, for which the margin is there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +26,8 @@ from typing import TypeVar
 
 import torch
 
-from howlow.batch_search.search import BatchQuestion, LargestBatch, expected_line, next_step
-from howlow.batch_search.workload import Bench, InferenceWork, TrainingWork, Work
+from howlow.batch_search.search import BatchQuestion, LargestBatch, Plain, Try, expected_line, next_step, use_of_plain
+from howlow.batch_search.workload import Bench, Compiled, InferenceWork, Scope, TrainingWork, Work
 from howlow.engine.execution import Execution
 from howlow.errors import UserError
 from howlow.jobs import (
@@ -35,7 +43,7 @@ from howlow.jobs import (
     RankMeasured,
 )
 from howlow.memory import heap, peaks
-from howlow.memory.limits import is_out_of_memory, limit_memory, unlimit_memory
+from howlow.memory.limits import give_back, is_out_of_memory, limit_memory, map_pages, unlimit_memory
 from howlow.memory.phases import ProcessMemory
 from howlow.meters.machine import choose_device
 from howlow.meters.session import Session
@@ -50,6 +58,8 @@ from howlow.trial.prepared import Prepared, read_prepared
 from howlow.trial.state import TrialState
 
 T = TypeVar("T")
+_LEFT_OVER = 0.25
+"""The share of the margin that probes may leave behind in a process in which others follow."""
 _LAID_OUT = 200_000
 """At most this many examples are laid out, without being run, to find lighter schedules among neighbouring batches."""
 
@@ -64,20 +74,22 @@ def probe_entry(job: ProbeJob, link: Link) -> LargestFound | None:
     kept = heap.bound_heap().kernels_kept
     state = _state(job, link)
     device = choose_device(state.settings.run.device)
+    map_pages(device)
     budget = job.budget or _budget(job.setting, state.settings, device)
     link.report(BudgetSet(budget=budget))
     prepared = read_prepared(state.data_folder)
-    work = (TrainingWork if job.setting == "training.batch_size" else InferenceWork)(state, prepared)
-    question = _question(job, budget, work, device, link)
+    work = (TrainingWork if job.setting == "training.batch_size" else InferenceWork)(state, prepared, device)
+    execution = execution_of(state, device, kept)
+    question = replace(_question(job, budget, work, device, link), plain=_use_of_plain(job, budget, work, execution))
     step = next_step(question)
     if isinstance(step, LargestBatch):
         return LargestFound(batch=step.batch, largest=work.largest)
     # If memory runs out from here on, in loading or in the probe, this batch does not fit.
-    begun = Probe(step.batch, question.load(step.batch), None, False)
-    link.report(ProbeBegun(batch=begun.batch, load=begun.load))
+    begun = Probe(step.batch, question.load(step.batch), None, False, is_first=True, is_whole=step.is_whole)
+    link.report(_beginning(step, begun.load))
     limit_memory(budget.enforced_bytes, device)
     try:
-        bench = partial(_bench, state, execution_of(state, device, kept), prepared)
+        bench = partial(_bench, state, execution, prepared)
         return _within_budget(question, begun, work, bench, job, link)
     finally:
         unlimit_memory()
@@ -92,7 +104,23 @@ def _question(job: ProbeJob, budget: MemoryBudget, work: Work, device: torch.dev
         link.report(ProbesJudged(probes=tuple(probes)))
     exceeded = budget.enforced_bytes or budget.limit_bytes
     question = BatchQuestion(work.largest, budget.budget_bytes, exceeded, cache(work.load), probes=probes)
-    return replace(question, beyond=_LAID_OUT // work.examples, is_fresh=device.type == "cpu")
+    return replace(question, beyond=_LAID_OUT // work.examples, is_fresh=not shares_processes(device))
+
+
+def shares_processes(device: torch.device) -> bool:
+    """Whether probes share a process, because what one of them took can be given back whole."""
+    return device.type != "cpu"
+
+
+def _use_of_plain(job: ProbeJob, budget: MemoryBudget, work: Work, execution: Execution) -> Plain:
+    """What plain probes are good for. On a CPU there are none: each process has time for one probe, which is whole."""
+    if not shares_processes(execution.device) or not work.has_plain(execution):
+        return "never"
+    return use_of_plain(job.others, budget.limit_bytes - budget.budget_bytes)
+
+
+def _beginning(step: Try, load: int) -> ProbeBegun:
+    return ProbeBegun(batch=step.batch, load=load, is_whole=step.is_whole, confirms=step.confirms)
 
 
 def _within_budget(
@@ -175,26 +203,41 @@ def _unless_out_of_memory(work: Callable[[], T]) -> T | None:
 
 def _probe_on(question: BatchQuestion, work: Work, bench: Bench) -> LargestFound | None:
     """Probe for as long as this process can."""
-    link, last = bench.state.link, 0
+    link, mine = bench.state.link, list[Probe]()
     while not isinstance(step := next_step(question), LargestBatch):
-        if last and (bench.device.type == "cpu" or work.merges or step.confirms or step.batch <= last):
+        if mine and not _goes_on(question, work, bench, step, mine):
             return None
         if link.stop_requested:
             raise StoppedError
-        last, load = step.batch, question.load(step.batch)
-        link.report(ProbeBegun(batch=last, load=load))
-        peak = _unless_out_of_memory(partial(_peak_bytes, work, bench, last))
-        probe = Probe(last, load, peak, peak is not None and peak <= question.budget_bytes)
-        question.probes.append(probe)
-        link.report(ProbeEnded(probe=probe))
-        if peak is None:
-            return None
+        load, before = question.load(step.batch), Compiled.so_far()
+        link.report(_beginning(step, load))
+        scope = Scope(is_whole=step.is_whole, again=shares_processes(bench.device) and not mine)
+        peak = _unless_out_of_memory(partial(_peak_bytes, work, bench, step.batch, scope))
+        fits = peak is not None and peak <= question.budget_bytes
+        mine.append(Probe(step.batch, load, peak, fits, is_first=not mine, is_whole=step.is_whole))
+        question.probes.append(mine[-1])
+        done = Compiled.so_far()
+        compilations, compiling_s = done.regions - before.regions, done.seconds - before.seconds
+        link.report(ProbeEnded(probe=mine[-1], compilations=compilations, compiling_s=compiling_s))
     return LargestFound(batch=step.batch, largest=question.largest)
 
 
-def _peak_bytes(work: Work, bench: Bench, batch: int) -> int:
+def _goes_on(question: BatchQuestion, work: Work, bench: Bench, step: Try, mine: Sequence[Probe]) -> bool:
+    """Whether this process, which has run the probes `mine`, can run another one as if it had just loaded the model."""
+    has_merged = work.merges and any(probe.is_whole for probe in mine)
+    if bench.held_bytes is None or step.confirms or has_merged:
+        return False
+    try:
+        held = give_back(bench.device)
+    except RuntimeError:  # a device that failed answers every call with its error
+        return False
+    left_over = _LEFT_OVER * (question.limit_bytes - question.budget_bytes)
+    return held is not None and held - bench.held_bytes <= left_over
+
+
+def _peak_bytes(work: Work, bench: Bench, batch: int, scope: Scope) -> int:
     with peaks.LimitedMemory(bench.device) as taken:
-        work.run(bench, batch)
+        work.run(bench, batch, scope)
     return taken.highest_bytes
 
 
@@ -216,4 +259,5 @@ def _bench(state: TrialState, execution: Execution, prepared: Prepared) -> Itera
     ) as session:
         with session.phase("load"):
             model, tokenizer, eos = load_trial_model(state, execution, prepared.tokenizer_name)
-        yield Bench(state, device, prepared, session, model, tokenizer, execution, min(eos, default=0))
+        held = give_back(device) if shares_processes(device) else None
+        yield Bench(state, device, prepared, session, model, tokenizer, execution, min(eos, default=0), held)

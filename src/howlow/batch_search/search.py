@@ -14,7 +14,12 @@ tokens that the model runs on (`load`), so a line through the probes predicts wh
   the first that did not fit are looked at too.
 * The batch found is confirmed: it, or one that is no lighter, has to fit once more. Peaks of two processes differ
   a little, so a batch that fits may fail when it is confirmed. Where each probe has a process of its own, its first
-  success then confirms lighter batches.
+  success then confirms lighter batches. Where probes share processes, the first one of a process confirms, whether it
+  was meant to or not: before it the process held only what a trial's process holds.
+* A *plain* probe leaves out what a trial does only once and what may take a minute (compiling, recording, merging). It
+  takes no more memory, so what does not fit plainly does not fit. Plain probes find the edge, and a whole one confirms
+  it (`guides`). If that one does not fit, only whole probes count from then on. Where another rank's search has run one
+  batch in both ways, and the peaks differ by no more than the margin, every probe is plain (`stands`).
 
 The search finds the largest batch that fits for any peaks that grow with the load; the line only saves probes. Where
 the data are too large to lay out every batch (`BatchQuestion.beyond`), this holds for loads that grow with the batch,
@@ -23,12 +28,15 @@ and a lighter schedule further off may be missed.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
-from howlow.jobs import MemoryLine, Probe, RankMemory, RankProbes
+from howlow.jobs import MemoryLine, Probe, RankMemory, RankProbes, whole_takes_more
 
+Plain = Literal["never", "guides", "stands"]
+"""What plain probes are good for: there are none, they find the edge, or they stand for whole ones."""
 GUIDED = 4
 """The number of probes that follow the line before doubling, or halving, takes over."""
 CLEAR = 0.005
@@ -41,8 +49,8 @@ class BatchQuestion:
 
     load: the load of a batch's heaviest micro-batch. limit_bytes: what a probe without a peak has exceeded.
     expected: the line that the probes of other ranks predict. beyond: how many batches may be laid out, without being
-    run, to find one that is lighter than a smaller one. is_fresh: every probe has a process of its own; else a success
-    of a batch that later failed in a fresh process confirms nothing.
+    run, to find one that is lighter than a smaller one. is_fresh: every probe has a process of its own; else only the
+    first of a process confirms, unless its batch later failed. plain: what plain probes are good for.
     """
 
     largest: int
@@ -52,15 +60,17 @@ class BatchQuestion:
     expected: MemoryLine | None = None
     beyond: int = 0
     is_fresh: bool = True
+    plain: Plain = "never"
     probes: list[Probe] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Try:
-    """Probe this batch next."""
+    """Probe this batch next; a batch that is confirmed needs a fresh process."""
 
     batch: int
     confirms: bool = False
+    is_whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,6 +82,25 @@ class LargestBatch:
 
 def next_step(question: BatchQuestion) -> Try | LargestBatch:
     """What to do after the probes so far."""
+    differs = question.plain == "guides" and any(probe.is_whole and not probe.fits for probe in question.probes)
+    step = _next_step(_by_whole_probes(question) if differs else question)
+    if isinstance(step, LargestBatch) or question.plain == "never":
+        return step
+    return replace(step, is_whole=question.plain == "guides" and (differs or step.confirms))
+
+
+def _by_whole_probes(question: BatchQuestion) -> BatchQuestion:
+    """The question without what plain probes let hope for: that batches fit as they do, and how heavy they are.
+
+    Whatever is as heavy as a whole probe that failed is out anyway, so that of plain failures the lighter ones count.
+    """
+    plain = [probe for probe in question.probes if not probe.is_whole]
+    failed = min(probe.load for probe in question.probes if probe.is_whole and not probe.fits)
+    counted = [probe for probe in question.probes if probe.is_whole or (not probe.fits and probe.load < failed)]
+    return replace(question, probes=counted, expected=_fit(plain) or question.expected)
+
+
+def _next_step(question: BatchQuestion) -> Try | LargestBatch:
     low, high = _bracket(question)
     if low < question.largest < high and _is_doubled(question):
         return Try(min(question.largest, max(1, 2 * low)))
@@ -82,14 +111,18 @@ def next_step(question: BatchQuestion) -> Try | LargestBatch:
         return Try(_among(question, unsure))
     if low == 0:
         return LargestBatch(None)
-    refuted = set[int]() if question.is_fresh else _failed(question)
-    as_heavy = [
-        probe
-        for probe in question.probes
-        if probe.fits and probe.load >= question.load(low) and probe.batch not in refuted
-    ]
-    is_probed = any(probe.batch == low for probe in question.probes)  # a load alone does not decide
-    return LargestBatch(low) if is_probed and len(as_heavy) > 1 else Try(low, confirms=True)
+    return LargestBatch(low) if _is_confirmed(question, low) else Try(low, confirms=True)
+
+
+def _is_confirmed(question: BatchQuestion, low: int) -> bool:
+    """Whether the batch was probed (a load alone does not decide), and it or a heavier one fits for sure."""
+    if all(probe.batch != low for probe in question.probes):
+        return False
+    as_heavy = [probe for probe in question.probes if probe.fits and probe.load >= question.load(low)]
+    if question.is_fresh:
+        return len(as_heavy) > 1
+    failed, counts_plain = _failed(question), question.plain == "stands"
+    return any(probe.is_first and (probe.is_whole or counts_plain) and probe.batch not in failed for probe in as_heavy)
 
 
 def _is_doubled(question: BatchQuestion) -> bool:
@@ -196,12 +229,20 @@ def _line(question: BatchQuestion) -> MemoryLine | None:
 
 
 def _peaks(probes: Iterable[Probe]) -> dict[int, int]:
-    """Load -> its highest peak."""
-    found: dict[int, int] = {}
+    """Load -> its highest peak, of whole probes or of plain ones, whichever are more."""
+    kinds: tuple[dict[int, int], dict[int, int]] = ({}, {})
     for probe in probes:
         if probe.peak_bytes is not None:
+            found = kinds[0 if probe.is_whole else 1]
             found[probe.load] = max(found.get(probe.load, 0), probe.peak_bytes)
-    return found
+    return max(kinds, key=len)
+
+
+def use_of_plain(others: Sequence[RankProbes], margin_bytes: int) -> Plain:
+    """What plain probes are good for after other ranks' searches, in which a batch may have been run in both ways."""
+    more = [found for other in others if (found := whole_takes_more(other.probes)) is not None]
+    refuted = any(probe.is_whole and not probe.fits for other in others for probe in other.probes)
+    return "stands" if more and max(more) <= margin_bytes and not refuted else "guides"
 
 
 def _through(one: tuple[int, int], other: tuple[int, int]) -> MemoryLine | None:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from howlow.engine.execution import Execution
 from howlow.engine.layouts import LossOn, count_targets
-from howlow.engine.model import base_of
+from howlow.engine.model import base_of, linear_shapes
+from howlow.engine.reach import watched
 from howlow.engine.rotary import as_in_a_full_row, depends_on_length
 from howlow.engine.tokens import TokenizedExample
 
@@ -30,23 +31,27 @@ class Truth:
 
     known: (ids,) int64, sorted, every token id of the probes. losses: (probes,), for each choice of targets.
     gradients: (ids, width), the gradient of the summed loss by the embedding of each known id, for each choice.
+    idle_layers: the names of the linear layers on which no loss depends (`howlow.engine.reach.watched`).
     """
 
     probes: tuple[TokenizedExample, ...]
     known: Tensor
     losses: dict[LossOn, Tensor]
     gradients: dict[LossOn, Tensor]
+    idle_layers: tuple[str, ...] = ()
 
 
 def truth_of(model: Any, probes: Sequence[TokenizedExample], execution: Execution) -> Truth:
     """Losses and gradients of each probe alone; the model is frozen and in evaluation mode."""
     known = torch.unique(torch.tensor([token for probe in probes for token in ids_of(probe)]))
-    found = [_losses(model, probe, known, execution) for probe in probes]
+    with watched(model, linear_shapes(model)) as seen:
+        found = [_losses(model, probe, known, execution) for probe in probes]
     return Truth(
         tuple(probes),
         known,
         {loss_on: torch.stack([one[loss_on][0] for one in found]) for loss_on in LOSSES_ON},
         {loss_on: torch.stack([one[loss_on][1] for one in found]).sum(0) for loss_on in LOSSES_ON},
+        seen.idle(),
     )
 
 

@@ -60,8 +60,12 @@ class Buckets:
 
 def size_of(examples: Sequence[TokenizedExample], layout: Layout, sequence_length: int, loss_on: LossOn) -> Size:
     """The size of the examples' batch, without laying it out."""
+    return size_with(computed_tokens(examples, layout, sequence_length), examples, layout, loss_on)
+
+
+def size_with(tokens: int, examples: Sequence[TokenizedExample], layout: Layout, loss_on: LossOn) -> Size:
+    """The size of the examples' batch, whose computed tokens are known."""
     rows = len(examples) if layout == "padded" else 1
-    tokens = computed_tokens(examples, layout, sequence_length)
     return Size(rows, tokens // rows, min(tokens, sum(count_targets(example, loss_on) for example in examples)))
 
 

@@ -77,6 +77,8 @@ class DecodeGraphs:
         """Record a step of each shape, the largest first."""
         self._step(self._shape)  # each layer takes the memory for its slots outside of a recording
         for shape in reversed(self.shapes):
+            recorder.warm_up(partial(self._step, shape))
+        for shape in reversed(self.shapes):
             self._steps[shape] = recorder.record(partial(self._step, shape))
 
     def _shape_for(self, row: PromptRow) -> DecodeShape | None:

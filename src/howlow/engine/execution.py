@@ -250,8 +250,9 @@ def running(model: Any, execution: Execution) -> Iterator[Running]:
 def _compiled_layers(model: Any, wanted: bool, dynamic: bool | None) -> Iterator[None]:
     """Within this context the decoder's layers run compiled, each as a region of its own.
 
-    The layers are alike, so one compilation serves all. The part that changes from step to step (which positions go
-    through the vocabulary head) is not compiled.
+    The layers are alike, so one compilation serves all of a kind, also the first one: it is given embeddings that have
+    gradients, as the others are given hidden states that have. The part that changes from step to step (which positions
+    go through the vocabulary head) is not compiled.
 
     dynamic: whether one compilation is for rows of all lengths; None: torch decides when it has seen a second length.
     """
@@ -259,13 +260,38 @@ def _compiled_layers(model: Any, wanted: bool, dynamic: bool | None) -> Iterator
     layers = list(getattr(decoder_of(base), "layers", [])) if wanted else []
     if wanted and not layers:
         raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
+    hooks = [base.get_input_embeddings().register_forward_hook(_with_gradients)] if layers else []
     for layer in layers:
         layer.compile(dynamic=dynamic)
     # A row that happens to be as long as the model is wide would otherwise be taken for equal to it, for good.
     duck, shapes.use_duck_shape = shapes.use_duck_shape, dynamic is not True
     try:
-        yield
+        with _constant_numbers() if layers else nullcontext():
+            yield
     finally:
         shapes.use_duck_shape = duck
+        for hook in hooks:
+            hook.remove()
         for layer in layers:
             layer._compiled_call_impl = None
+
+
+def _with_gradients(_: Any, __: Any, embeddings: Tensor) -> Tensor:
+    """The hook behind frozen embeddings."""
+    return embeddings.requires_grad_() if torch.is_grad_enabled() else embeddings
+
+
+@contextmanager
+def _constant_numbers() -> Iterator[None]:
+    """Within this context torch's compiler takes a layer's numbers, such as its epsilon, for constants.
+
+    Where shapes are dynamic it takes them for variables first, and traces the layer a second time when that fails.
+    """
+    from torch._dynamo import config  # only where something is compiled: it takes a second to load
+
+    own = config.specialize_float
+    config.specialize_float = True
+    try:
+        yield
+    finally:
+        config.specialize_float = own

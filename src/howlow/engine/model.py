@@ -122,11 +122,11 @@ def structure(config: Any, trust_remote_code: bool) -> Structure:
 
 def _unreached(config: Any, trust_remote_code: bool, names_decoder: bool) -> Unreached:
     """What no text reaches."""
-    model = _runnable(config, trust_remote_code)
+    model = runnable(config, trust_remote_code)
     return unreached(model, decoder_of(model) if names_decoder else model, REFUSALS)
 
 
-def _runnable(config: Any, trust_remote_code: bool) -> Any:
+def runnable(config: Any, trust_remote_code: bool) -> Any:
     """A model without storage, in the form in which most run."""
     form = {"dtype": torch.bfloat16, "attn_implementation": "eager"}
     model = _without_storage(copy.deepcopy(config), trust_remote_code, **form)
@@ -199,7 +199,7 @@ def refuse_unadaptable(
     Raises:
         UserError: PEFT refuses one of the layers, or the model's code fails with adapters in them.
     """
-    model = _runnable(config, trust_remote_code)
+    model = runnable(config, trust_remote_code)
     runs = runs_on_tokens(model, REFUSALS)
     ends = " ".join(dict.fromkeys(target.rpartition(".")[2] for target in target_modules))
     options: dict[str, Any] = {"target_modules": target_modules, "unreached_layers": unreached_layers}

@@ -5,13 +5,18 @@ would the tower's own weights. Layers of the text model may be left over, too, s
 those of an earlier one. Names decide nothing: the model runs on a few tokens, without storage where it has none, and
 its modules note whether they are called. An expert that no token has chosen counts as reached, because it is one of
 several.
+
+A layer that text reaches may still have no influence on a loss: its weight is read without calling it, or what it gives
+is only compared. So where a model with its weights is run on texts, `watched` notes whose results are given gradients.
 """
 
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from howlow.engine.attention_context import one_sequence_a_row
@@ -95,3 +100,61 @@ def run_on_tokens(model: Any, *, with_gradients: bool = False) -> Any:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+# -- what a loss depends on ---------------------------------------------------------------------------------------
+
+
+class Watched:
+    """Which modules of a model were called, and the results of which layers were given gradients."""
+
+    def __init__(self, model: nn.Module, layers: Collection[str]) -> None:
+        self._layers = {name: module for name, module in model.named_modules() if name in layers}
+        self._parents = {id(child): parent for parent in model.modules() for child in parent.children()}
+        self.called = set[int]()
+        self._influential = set[str]()
+
+    def noting(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        """The hook behind a layer."""
+
+        def note(_: nn.Module, __: Any, result: Any) -> None:
+            if isinstance(result, Tensor) and result.requires_grad:
+                result.register_hook(lambda _: self._influential.add(name))  # type: ignore[no-untyped-call]
+
+        return note
+
+    def idle(self) -> tuple[str, ...]:
+        """The layers whose results no loss has depended on, so that an adapter there would not have trained.
+
+        An expert that was not called, while another one of its list was, is none of them.
+        """
+        return tuple(
+            name
+            for name, module in self._layers.items()
+            if name not in self._influential and not self._may_be_chosen(module)
+        )
+
+    def _may_be_chosen(self, module: nn.Module) -> bool:
+        """Whether a module was not called although an alternative to it, or to what it is part of, was."""
+        above: nn.Module | None = module
+        while above is not None and id(above) not in self.called:
+            if isinstance(above, nn.ModuleList | nn.ModuleDict) and any(
+                id(part) in self.called for part in above.modules()
+            ):
+                return True
+            above = self._parents.get(id(above))
+        return False
+
+
+@contextmanager
+def watched(model: nn.Module, layers: Collection[str]) -> Iterator[Watched]:
+    """Within this context a model's forward and backward passes are watched; layers: by their names in the model."""
+    found = Watched(model, layers)
+    hooks = [module.register_forward_pre_hook(lambda one, _: found.called.add(id(one))) for module in model.modules()]
+    named = [(name, module) for name, module in model.named_modules() if name in layers]
+    hooks += [module.register_forward_hook(found.noting(name)) for name, module in named]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

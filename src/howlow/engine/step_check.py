@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from howlow.engine.cuda.graphs import drop_unused
 from howlow.engine.execution import Execution, Precision, running
 from howlow.engine.layouts import Batch
 from howlow.engine.model import trainable
@@ -27,6 +28,7 @@ _OF_LOSS = 0.1  # of that, relative: a loss is a mean over many tokens
 _MOVED_BY = 0.02
 _LOSS_SCALE = 1024.0
 _TIMED = 5
+_TIMED_S = 1.0  # or fewer, if they take longer than this together
 PAYS = 0.97
 """A recording takes memory, and must take less of the time than this."""
 
@@ -67,6 +69,7 @@ def trusted(
         ):
             problems.append(problem)
             execution = execution.plainer() or joined
+    drop_unused(execution.device)
     return execution, tuple(problems)
 
 
@@ -98,9 +101,15 @@ def _problem(
     return None
 
 
-def failed(what: str, error: Exception) -> str:
-    """Why something cannot be used that raised an error when it was tried."""
-    return f"{what} failed ({type(error).__name__}: {' '.join(str(error).split())[:300]})"
+def failed(what: str, error: BaseException) -> str:
+    """Why something cannot be used that raised an error when it was tried; a lack of memory is told as what it is.
+
+    A recording that cannot be ended after it raises another error, with the lack of memory as its cause.
+    """
+    told, cause = error, error.__cause__ or error.__context__
+    while cause is not None:
+        told, cause = cause if isinstance(cause, torch.OutOfMemoryError) else told, cause.__cause__ or cause.__context__
+    return f"{what} failed ({type(told).__name__}: {' '.join(str(told).split())[:300]})"
 
 
 def _in_words(execution: Execution) -> str:
@@ -119,23 +128,32 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
 
 def _passed(model: Any, execution: Execution, batch: Batch, recording: tuple[Recorder, Batch] | None = None) -> Passed:
     """Run forward and backward of the batch; with a recording, as recorded on another one."""
-    with running(model, execution) as run:
-        trainer = Trainer(run, Optimization(learning_rate=0.0))
-        if recording is not None:
-            recorder, recorded = recording
-            trainer.record(recorder, [recorded])
-        scale = torch.full((), (_LOSS_SCALE if execution.scales_loss else 1.0) / batch.target_tokens)
-        scale, times = scale.to(execution.device), []
-        for _ in range(_TIMED):
-            trainer.clear()
-            await_device(execution.device)
-            started_s = perf_counter()
-            loss = trainer.accumulate(batch, scale)
-            await_device(execution.device)
-            times.append(perf_counter() - started_s)
-        gradients = [one.grad.detach().clone() for one in trainer.parameters.values() if one.grad is not None]
-        model.zero_grad(set_to_none=True)
-    return Passed(float(loss), gradients, statistics.median(times))
+    drop_unused(execution.device)
+    try:
+        with running(model, execution) as run:
+            return _timed_passes(Trainer(run, Optimization(learning_rate=0.0)), batch, recording)
+    finally:
+        model.zero_grad(set_to_none=True)  # also where it fails: the training would add to what is left
+
+
+def _timed_passes(trainer: Trainer, batch: Batch, recording: tuple[Recorder, Batch] | None) -> Passed:
+    execution = trainer.running.execution
+    if recording is not None:
+        recorder, recorded = recording
+        trainer.record(recorder, [recorded])
+    scale = torch.full((), (_LOSS_SCALE if execution.scales_loss else 1.0) / batch.target_tokens)
+    scale, times = scale.to(execution.device), []
+    for _ in range(_TIMED):
+        trainer.clear()
+        await_device(execution.device)
+        started_s = perf_counter()
+        loss = trainer.accumulate(batch, scale)
+        await_device(execution.device)
+        times.append(perf_counter() - started_s)
+        if sum(times[1:]) > _TIMED_S:  # the first one may compile
+            break
+    gradients = [one.grad.detach().clone() for one in trainer.parameters.values() if one.grad is not None]
+    return Passed(float(loss), gradients, statistics.median_low(times))
 
 
 def await_device(device: torch.device) -> None:

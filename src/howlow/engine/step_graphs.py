@@ -10,9 +10,9 @@ adds to the gradients; and the move of the optimizer, which ends with gradients 
 that several examples share need FlexAttention, which makes its mask on the device.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, TypeVar
 
 import torch
@@ -31,8 +31,15 @@ Moved = tuple[Tensor, Tensor | None]
 class Recorder(Protocol):
     """Records work on the device."""
 
+    def warm_up(self, work: Callable[[], object]) -> None:
+        """Run the work a few times, so that what is made once (kernels, moments) is not recorded with it.
+
+        All passes are warmed up before the first is recorded: beside the memory of a recording, that of another pass
+        would have to fit.
+        """
+
     def record(self, work: Callable[[], T]) -> Callable[[], T]:
-        """Run the work a few times, then record it; returns what repeats it, on the same tensors.
+        """Record the work; returns what repeats it, on the same tensors.
 
         What the work returns is overwritten when anything recorded is repeated.
         """
@@ -64,18 +71,18 @@ def _tensors(batch: Batch) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class _Recorded:
-    """One shape's buffers, and what repeats its pass over them."""
+class _Pass:
+    """One shape's buffers, and what runs its pass over them, or repeats it."""
 
     batch: Batch
     scale: Tensor
-    again: Callable[[], Tensor]
+    run: Callable[[], Tensor]
 
     def __call__(self, batch: Batch, scale: Tensor) -> Tensor:
         for kept, given in zip(_tensors(self.batch), _tensors(batch), strict=True):
             kept.copy_(given, non_blocking=True)
         self.scale.copy_(scale)
-        return self.again().clone()
+        return self.run().clone()
 
 
 class StepGraphs:
@@ -87,15 +94,15 @@ class StepGraphs:
     def __init__(self, recorder: Recorder, device: torch.device, run: Pass, gradients: list[Tensor]) -> None:
         self._recorder, self._device, self._run = recorder, device, run
         self._gradients = gradients
-        self._passes: dict[Shape, _Recorded] = {}
+        self._passes: dict[Shape, _Pass] = {}
         self._move: Callable[[], Moved] | None = None
 
-    def record_pass(self, batch: Batch) -> None:
-        """Record the pass over batches of this one's shape; the gradients are 0 afterwards."""
-        kept = batch.to(self._device).mapped(Tensor.clone)  # buffers of its own, whose values change
-        scale = torch.ones((), device=self._device)
-        again = self._recorder.record(lambda: self._run(kept, scale))
-        self._passes[shape_of(batch)] = _Recorded(kept, scale, again)
+    def record_passes(self, batches: Sequence[Batch]) -> None:
+        """Record the pass over batches of each one's shape; the gradients are 0 afterwards."""
+        passes = [self._buffered(batch) for batch in batches]
+        for one in passes:
+            self._recorder.warm_up(one.run)
+        self._passes = {shape_of(one.batch): replace(one, run=self._recorder.record(one.run)) for one in passes}
         self.clear()
 
     def record_move(self, move: Callable[[], Moved]) -> None:
@@ -106,7 +113,14 @@ class StepGraphs:
             self.clear()
             return norm, overflowed
 
+        self._recorder.warm_up(moved)
         self._move = self._recorder.record(moved)
+
+    def _buffered(self, batch: Batch) -> "_Pass":
+        """The pass over buffers like this batch, which are its own and whose values change."""
+        kept = batch.to(self._device).mapped(Tensor.clone)
+        scale = torch.ones((), device=self._device)
+        return _Pass(kept, scale, lambda: self._run(kept, scale))
 
     def clear(self) -> None:
         """Set the gradients to 0 where they are."""

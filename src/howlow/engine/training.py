@@ -201,8 +201,7 @@ class Trainer:
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         self._graphs = StepGraphs(recorder, self.device, self._pass, gradients)
         with kept_weights(self.parameters.values()):
-            for batch in batches:
-                self._graphs.record_pass(batch)
+            self._graphs.record_passes(batches)
             self._graphs.record_move(self._move)
         for kept in self.optimizer.state.values():
             torch._foreach_zero_(list(kept.values()))

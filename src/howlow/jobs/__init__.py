@@ -27,10 +27,20 @@ from howlow.jobs.events import (
     TrialStarted,
     TrialWaits,
 )
-from howlow.jobs.search import BatchSetting, LargestFound, MemoryBudget, MemoryLine, Probe, RankMemory, RankProbes
+from howlow.jobs.search import (
+    BatchSetting,
+    LargestFound,
+    MemoryBudget,
+    MemoryLine,
+    Probe,
+    RankMemory,
+    RankProbes,
+    whole_takes_more,
+)
 from howlow.jobs.work import (
     CounterPaces,
     EnvironmentJob,
+    ForetellJob,
     IdleAbsent,
     IdleJob,
     Job,
@@ -54,6 +64,7 @@ __all__ = [
     "BudgetSet",
     "CounterPaces",
     "EnvironmentJob",
+    "ForetellJob",
     "Hear",
     "IdleAbsent",
     "IdleJob",
@@ -93,4 +104,5 @@ __all__ = [
     "TrialWaits",
     "on_device",
     "value_of",
+    "whole_takes_more",
 ]

@@ -50,13 +50,17 @@ class ProbeBegun(Frozen):
     event: Literal["probe_begun"] = "probe_begun"
     batch: int
     load: int
+    is_whole: bool = True
+    confirms: bool = False
 
 
 class ProbeEnded(Frozen):
-    """A batch was run."""
+    """A batch was run, and so many regions of the model were compiled for it."""
 
     event: Literal["probe_ended"] = "probe_ended"
     probe: Probe
+    compilations: int = 0
+    compiling_s: float = 0.0
 
 
 JobEvent = Annotated[

@@ -1,5 +1,6 @@
 """What a search for the largest batch knows, as its processes tell one another."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +13,33 @@ BatchSetting = Literal["training.batch_size", "inference.batch_size"]
 
 @dataclass(frozen=True)
 class Probe:
-    """One batch that was run: its load (tokens of its heaviest part) and its peak; None where memory ran out."""
+    """One batch that was run: its load (tokens of its heaviest part) and its peak; None where memory ran out.
+
+    is_first: it was the first of its process. is_whole: all that the trial runs was run; a *plain* probe leaves out
+    what a trial does only once, such as compiling, recording and merging.
+    """
 
     batch: int
     load: int
     peak_bytes: int | None
     fits: bool
+    is_first: bool = False
+    is_whole: bool = True
+
+
+def whole_takes_more(probes: Iterable[Probe]) -> int | None:
+    """By how much a whole probe's peak is above a plain one's of the same batch, at the heaviest run in both ways.
+
+    None where no batch was; where a whole one ran out of memory, it is not known by how much.
+    """
+    whole, plain = dict[int, tuple[int, int]](), dict[int, int]()
+    for probe in probes:
+        if probe.peak_bytes is not None and probe.is_whole:
+            whole[probe.batch] = probe.load, probe.peak_bytes
+        elif probe.peak_bytes is not None:
+            plain[probe.batch] = probe.peak_bytes
+    both = [(load, peak - plain[batch]) for batch, (load, peak) in whole.items() if batch in plain]
+    return max(both)[1] if both else None
 
 
 @dataclass(frozen=True)

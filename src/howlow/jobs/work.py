@@ -123,6 +123,20 @@ class LayoutJob(Job[LayoutChoice]):
         return f"model {self.settings.model}"
 
 
+class ForetellJob(Job[tuple[RecordWarning, ...]]):
+    """Say what will qualify the numbers of trials with these settings and layouts."""
+
+    entry: ClassVar[str] = "howlow.trial.entries.foretell_entry"
+    stop_within_s: ClassVar[float] = 2.0  # there is nothing to save
+
+    trials: tuple[tuple[TrialKind, Settings, LayoutChoice], ...]
+
+    @property
+    def subject(self) -> str:
+        """The models that are built."""
+        return f"model {', '.join(dict.fromkeys(settings.model for _, settings, _ in self.trials))}"
+
+
 class EnvironmentJob(Job[Environment]):
     """Say what trials would run on here."""
 

@@ -1,11 +1,13 @@
-"""The limit on a process's memory, and whether an error means that memory ran out."""
+"""The limit on a process's memory, whether an error means that memory ran out, and how a process goes on after that."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 
 import torch
 
+from howlow.memory import heap, peaks
 from howlow.outcomes import names_lack_of_memory, requested_bytes
 
 
@@ -31,6 +33,43 @@ def unlimit_memory() -> None:
 
         _, highest = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (highest, highest))
+
+
+_ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+
+
+def map_pages(device: torch.device) -> None:
+    """Let CUDA's allocator grow and shrink its blocks by pages (expandable segments), where memory is bounded.
+
+    It is what `heap.bound_heap` is on a CPU: blocks of fixed sizes that do not fit the next step's tensors would
+    otherwise count as reserved, more with every step, until the limit is reached with memory to spare. To be called
+    before the device is used. What the user's own variable says about segments, or about another allocator, holds.
+    """
+    if device.type != "cuda":
+        return
+    told = next((os.environ[name] for name in _ALLOCATOR_VARIABLES if os.environ.get(name)), "")
+    if "expandable_segments" in told or "backend:cudaMallocAsync" in told.replace(" ", ""):
+        return
+    _configure_allocator(",".join(filter(None, (told, "expandable_segments:True"))))
+
+
+def _configure_allocator(options: str) -> None:
+    """All options at once: each call starts from the defaults."""
+    configure = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # since torch 2.9
+    if configure is None:
+        configure = torch.cuda.memory._set_allocator_settings
+    configure(options)
+
+
+def give_back(device: torch.device) -> int | None:
+    """Give back what a computation has left, also one that ran out of memory; what this process still holds then.
+
+    cuBLAS keeps workspaces in torch's allocator, which a process that has just loaded its model does not have yet.
+    """
+    if device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()
+    heap.release(device)
+    return peaks.held_bytes(device)
 
 
 def is_memory_limited() -> bool:

@@ -11,7 +11,14 @@ Absent is `None`, never 0, -1 or NaN.
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
 from howlow.records.data import DataRecord, DataSource
-from howlow.records.energy import CounterPace, EnergyPart, EnergySource, EnergyWindow, ErrorCover
+from howlow.records.energy import (
+    CounterPace,
+    EnergyPart,
+    EnergySource,
+    EnergyWindow,
+    ErrorCover,
+    common_cover,
+)
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -27,7 +34,7 @@ from howlow.records.files import (
 )
 from howlow.records.gemms import GemmRecord
 from howlow.records.identity import Provenance
-from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage
+from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage, SearchDurations
 from howlow.records.schema import (
     SCHEMA_VERSION,
     Environment,
@@ -90,6 +97,7 @@ __all__ = [
     "Resolved",
     "SCHEMA_VERSION",
     "Scores",
+    "SearchDurations",
     "ShrunkRecord",
     "Spectra",
     "Spread",
@@ -97,6 +105,7 @@ __all__ = [
     "Step",
     "WarningKind",
     "clear_temporaries",
+    "common_cover",
     "cut_lines",
     "differences",
     "has_record",

@@ -169,6 +169,9 @@ class LayoutChoice(Frozen):
         None, description="how answers are written where that differs; single: one prompt at a time"
     )
     generation_problem: str | None = Field(None, description="why answers are not written in the layout")
+    idle_layers: tuple[str, ...] = Field(
+        (), description="linear layers that had no influence on the losses of the texts that the model was checked on"
+    )
     gemms: tuple[GemmRecord, ...] = Field((), description="empty: oneDNN computes all products, or none is fused")
 
 

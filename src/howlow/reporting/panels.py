@@ -174,7 +174,7 @@ def _within_reach(points: Sequence[ChartPoint]) -> list[float]:
 
 
 def _lines(comparison: Comparison, canvas: Canvas, points: Sequence[ChartPoint], y: "alt.Y") -> list[Any]:
-    """The lines that join means, their intervals, and the points; hollow where a ratio is not significant."""
+    """The lines that join means, their intervals, and the points; hollow where a ratio may not stand as a number."""
     import altair as alt
 
     ranks, data = _ranks(points), canvas.data
@@ -182,10 +182,9 @@ def _lines(comparison: Comparison, canvas: Canvas, points: Sequence[ChartPoint],
     x = alt.X("rank:Q", scale=_rank_scale(ranks), axis=rank_axis(ranks))
     encoded: dict[str, Any] = {"x": x, "y": y, "color": _color(comparison, canvas)}
     layers: list[Any] = [means.mark_line(strokeWidth=2.2).encode(**encoded)]
-    if bars := [_bar(point) for point in points if point.low is not None]:
-        layers.append(
-            data.add(bars).mark_rule(strokeWidth=5, opacity=0.3, clip=True).encode(**encoded, y2=alt.Y2("high:Q"))
-        )
+    if bars := _bars(points):
+        rules = data.add(bars).mark_rule(strokeWidth=5, opacity=0.3, clip=True)
+        layers.append(rules.encode(**encoded, y2=alt.Y2("high:Q")))
     if dots := [point.datum() for point in points if point.is_dot]:
         layers.append(canvas.marked(data.add(dots), size=40, opacity=0.35, filled=True).encode(**encoded))
     size, edge = (14, 0) if len(ranks) > 2 * MOST_TICKS else (42, 1)
@@ -197,8 +196,15 @@ def _lines(comparison: Comparison, canvas: Canvas, points: Sequence[ChartPoint],
     return layers
 
 
-def _bar(point: ChartPoint) -> Datum:
-    return {**point.datum(), "y": point.low}
+def _bars(points: Sequence[ChartPoint]) -> list[Datum]:
+    """The intervals, cut far outside of the axis: a bar of millions of pixels stops the renderer of PNG."""
+    heights = _within_reach(points)
+    far = 10 * (max(heights) - min(heights) + max(map(abs, heights)))
+    return [
+        {**point.datum(), "y": max(point.low, min(heights) - far), "high": min(point.high, max(heights) + far)}
+        for point in points
+        if point.low is not None and point.high is not None
+    ]
 
 
 def _color(comparison: Comparison, canvas: Canvas) -> Any:

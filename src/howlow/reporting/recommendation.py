@@ -285,7 +285,7 @@ def bill_words(item: BillItem) -> BillWords:
     column = item.column
     stage = {"train": "training ", "inference": "inference "}.get(column.stage or "", "")
     value, reference = (formatting.quantity(value, column.unit) for value in (item.value, item.reference))
-    ratio = formatting.NOT_SIGNIFICANT if item.ratio is None else formatting.relative(item.ratio, with_ends=True)
+    ratio = "not compared" if item.ratio is None else formatting.relative(item.ratio, with_ends=True)
     return BillWords(f"{stage}{column.label}", value, reference, ratio)
 
 

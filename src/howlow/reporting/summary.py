@@ -1,7 +1,7 @@
 """What the table says before it is drawn: cells, references, absences and warnings, for terminal and page alike.
 
 One row stands for trials that differ only in their seed and repeat. Each value comes with its ratio to the reference
-rank's, which carries its error or is replaced by the words "not significant".
+rank's, which carries its error or is replaced by the words "not significant" or "no error".
 """
 
 from collections import defaultdict

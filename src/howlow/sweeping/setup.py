@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from howlow.errors import UserError, reason
-from howlow.jobs import AdapterSize, Job, JobRunner, LayoutJob, PreparationReport, PrepareJob, Sizes, value_of
+from howlow.jobs import (
+    AdapterSize,
+    ForetellJob,
+    Job,
+    JobRunner,
+    LayoutJob,
+    PreparationReport,
+    PrepareJob,
+    Sizes,
+    value_of,
+)
 from howlow.outcomes import DiskFullError, StoppedError, is_disk_full
-from howlow.records import HeapMode, LayoutChoice, Provenance, write_atomically
+from howlow.records import HeapMode, LayoutChoice, Provenance, RecordWarning, write_atomically
 from howlow.records.run_directory import Conditions, refuse_changed_conditions
 from howlow.settings import TrialPlan, adapts, layout_key, preparation_key
 
@@ -109,6 +119,16 @@ def choose_layouts(
         chosen[key] = LayoutChoice(**cached["layout"])
         gemms = {one.product: one for one in chosen[key].gemms} | gemms
     return chosen
+
+
+def foretell(
+    runner: JobRunner, pending: Sequence[TrialPlan], layouts: Mapping[str, LayoutChoice], folder: Path
+) -> tuple[RecordWarning, ...]:
+    """What these trials will warn about before their first steps, each once."""
+    # What else differs between trials, such as the seed, changes no such warning.
+    alike = {(one.kind, one.rank, one.settings.lora.target_modules, layout_key(one.settings)): one for one in pending}
+    trials = tuple((one.kind, one.settings, layouts[layout_key(one.settings)]) for one in alike.values())
+    return _value(runner, ForetellJob(trials=trials), folder) if trials else ()
 
 
 def _training_batch(plan: TrialPlan) -> float:

@@ -26,6 +26,7 @@ from howlow.records import (
     LayoutChoice,
     Provenance,
     Record,
+    RecordWarning,
     Status,
     has_record,
     read_record,
@@ -45,6 +46,7 @@ from howlow.sweeping.setup import (
     Preparation,
     check_space,
     choose_layouts,
+    foretell,
     prepare_all,
     refuse_changed_data,
     unwritable,
@@ -71,11 +73,15 @@ class SweepResult:
 
 @dataclass(frozen=True)
 class DryRun:
-    """What a sweep would do: run those of its `plans` that have not `ended` (name -> status)."""
+    """What a sweep would do: run those of its `plans` that have not `ended` (name -> status).
+
+    warnings: what these trials would warn about before their first steps, beyond what the preparations say.
+    """
 
     plans: tuple[TrialPlan, ...]
     ended: Mapping[str, Status]
     preparations: tuple[Preparation, ...]
+    warnings: tuple[RecordWarning, ...] = ()
 
     @property
     def to_run(self) -> tuple[str, ...]:
@@ -165,9 +171,10 @@ def dry_run(
     with _scratch() as scratch:
         prepared = prepare_all(runner, plans, scratch, cores_shared_by=settings.run.workers or 1)
         refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
-        choose_layouts(runner, plans, pending, prepared, scratch)
+        layouts = choose_layouts(runner, plans, pending, prepared, scratch)
+        warnings = foretell(runner, pending, layouts, scratch)
     ended = {plan.name: existing[plan.name].status for plan in plans if plan.name in existing}
-    return DryRun(tuple(plans), ended, tuple(prepared.values()))
+    return DryRun(tuple(plans), ended, tuple(prepared.values()), warnings)
 
 
 @contextmanager

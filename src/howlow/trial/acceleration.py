@@ -60,16 +60,24 @@ def ready(
         return execution, Filling(state, pad_id), []
     layout, training = state.choice.layout, state.settings.training
     sizes = [buckets.size_of(part, layout, training.sequence_length, training.loss_on) for part in micro_batches]
-    shapes = buckets.choose_shapes(sizes, fills_rows=layout != "padded")
-    state.resolve(row_lengths=tuple(shape.tokens for shape in shapes.shapes), row_padding=shapes.padding)
-    filling = Filling(state, pad_id, shapes)
-    batches = _first_and_last(filling, shapes, sizes, micro_batches)
+    filling = filling_of(state, execution, pad_id, sizes)
+    assert filling.shapes is not None, "the execution fills shapes"
+    batches = _first_and_last(filling, filling.shapes, sizes, micro_batches)
     first, last = batches[0]
     found, problems = trusted(model, execution, first, last, lambda: CudaGraphs(execution.device))
     for problem in problems:
         state.warn(WarningKind.PLAINER_STEPS, problem, "train")
     state.resolve(joined_adapters=found.joined_adapters, compiled=found.compiled, graphed=found.graphed)
     return found, filling, [first for first, _ in batches] if found.graphed else []
+
+
+def filling_of(state: TrialState, execution: Execution, pad_id: int, sizes: Sequence[Size]) -> Filling:
+    """How batches of these sizes are laid out; their shapes go into the record."""
+    if not execution.fills_shapes:
+        return Filling(state, pad_id)
+    shapes = buckets.choose_shapes(sizes, fills_rows=state.choice.layout != "padded")
+    state.resolve(row_lengths=tuple(shape.tokens for shape in shapes.shapes), row_padding=shapes.padding)
+    return Filling(state, pad_id, shapes)
 
 
 def _first_and_last(

@@ -7,7 +7,7 @@ prompts of the trial's own test. What does not hold is left out, with a warning.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from howlow.engine.cuda.graphs import CudaGraphs
+from howlow.engine.cuda.graphs import CudaGraphs, drop_unused
 from howlow.engine.decode_check import trusted_graphs
 from howlow.engine.decode_graphs import DecodeGraphs, decode_shapes
 from howlow.engine.execution import Running
@@ -36,8 +36,10 @@ def recorded_steps(state: TrialState, run: Running, batches: Sequence[Prompts]) 
             for prompts in _first_and_last_of_longest(batches)
         ]
         device = run.execution.device
+        drop_unused(device)  # such as the steps of a test before its adapter was merged
         graphs, problem = trusted_graphs(run, shapes, rows, max_new_tokens=new, recorder=lambda: CudaGraphs(device))
         if problem is not None:
+            drop_unused(device)
             state.warn(WarningKind.PLAINER_STEPS, problem, "generate")
         state.resolve(generation_graphed=graphs is not None)
         yield graphs

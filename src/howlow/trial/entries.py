@@ -15,6 +15,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401  (transformer
 from howlow.jobs import (
     CounterPaces,
     EnvironmentJob,
+    ForetellJob,
     IdleAbsent,
     IdleJob,
     LayoutJob,
@@ -31,8 +32,9 @@ from howlow.meters.machine import choose_device, environment
 from howlow.meters.sources import open_meters
 from howlow.meters.timeouts import answered
 from howlow.outcomes import StoppedError
-from howlow.records import Environment, Idle, LayoutChoice, Status
+from howlow.records import Environment, Idle, LayoutChoice, RecordWarning, Status
 from howlow.trial import preparation
+from howlow.trial.foretold import before_the_first_step
 from howlow.trial.layout_choice import choose
 from howlow.trial.metering import asked_of
 from howlow.trial.pacing import counter_paces
@@ -54,6 +56,12 @@ def choose_entry(job: LayoutJob, link: Link) -> LayoutChoice:
     settle(job.cores_shared_by)
     prepared = read_prepared(job.data_folder)
     return choose(job.settings, prepared.train, prepared.test, job.gemms)
+
+
+def foretell_entry(job: ForetellJob, link: Link) -> tuple[RecordWarning, ...]:
+    """Say what will qualify the numbers of trials (`howlow.trial.foretold`); what several have alike, once."""
+    settle()
+    return tuple(dict.fromkeys(warning for trial in job.trials for warning in before_the_first_step(*trial)))
 
 
 def environment_entry(job: EnvironmentJob, link: Link) -> Environment:

@@ -17,6 +17,7 @@ from howlow.meters.session import Session
 from howlow.meters.totals import PhaseTotals
 from howlow.records import Part, WarningKind
 from howlow.settings import Settings, adapts
+from howlow.trial import foretold
 from howlow.trial.acceleration import Filling, new_trainer, ready
 from howlow.trial.checkpointing import Saved, save_training
 from howlow.trial.lines import StepLines
@@ -104,8 +105,8 @@ def _warn_about_batch(state: TrialState) -> None:
 
 
 def _warn_about_idle(state: TrialState, trainer: Trainer) -> None:
-    """A warning where parameters never had a gradient: their part of the model has no influence on a loss."""
-    idle = trainer.idle()
+    """A warning where parameters never had a gradient, unless it was foretold: they have no influence on a loss."""
+    idle = [name for name in trainer.idle() if not foretold.is_idle(name, state.choice)]
     if idle:
         detail = f"{len(idle)} of {len(trainer.parameters)} trained tensors never had a gradient: {', '.join(idle[:3])}"
         state.warn(WarningKind.LAYERS_LEFT_OUT, detail, "train")

@@ -111,6 +111,7 @@ class _Choosing:
             problem=None if problem is None else f"{name} cannot take {wanted}: {problem}",
             generation=generation,
             generation_problem=reason,
+            idle_layers=self._truth.idle_layers,
         )
 
     @cached_property

@@ -1,6 +1,6 @@
 """What a trial loads: the model with the parameters that train, and its tokenizer; and how the model will run."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from typing import Any, Literal
 
 import torch
@@ -10,9 +10,9 @@ from howlow.engine.chat_template import special_token, turn_end
 from howlow.engine.cpu.gemm import NO_CHOICE, GemmChoice, Gemms
 from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.references import locate
-from howlow.engine.rotary import depends_on_length
-from howlow.records import ModelRecord, Resolved, WarningKind
+from howlow.records import ModelRecord, Resolved
 from howlow.settings import Settings, adapts
+from howlow.trial import foretold
 from howlow.trial.state import TrialState
 
 
@@ -123,10 +123,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     commit = state.found.data.model_commit if state.found.data else None
     model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
     eos = answer_ends(settings, model, tokenizer)
-    length = settings.training.sequence_length
-    if depends_on_length(model, length):
-        detail = f"rotary frequencies are those of a row of {length} tokens, for shorter texts as well"
-        state.warn(WarningKind.FREQUENCIES_OF_FULL_ROW, detail)
+    state.keep_all(foretold.of_model(settings, model))
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
     if adapts(state.kind):
         structure = _structure_of_base(settings, commit)
@@ -141,8 +138,8 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
             unreached_layers=structure.unreached_layers,
         )
         adapters = models.adapters_of(model)
-        state.resolve(target_modules=_ends(adapters))
-        _warn_about_layers(state, structure, adapters)
+        state.resolve(target_modules=foretold.ends_of(adapters))
+        state.keep_all(foretold.of_adapters(settings.lora, structure, adapters, state.choice))
     if state.kind == "full":
         idle = _structure_of_base(settings, commit).unreached_parameters
         for name, parameter in model.named_parameters():
@@ -180,35 +177,3 @@ def turn_ends(settings: Settings, tokenizer: Any) -> frozenset[int]:
     end = turn_end(tokenizer) if settings.task.template == "chat" else None
     stop = special_token(tokenizer, settings.task.stop) if settings.task.stop else None
     return frozenset(token for token in (end, stop) if token is not None)
-
-
-def _is_attention(layer: str) -> bool:
-    """Whether a layer is part of attention, by the names that models give to it (`self_attn`, `attention`, ...)."""
-    return "attn" in layer.lower() or "attention" in layer.lower()
-
-
-def _ends(layers: Iterable[str]) -> tuple[str, ...]:
-    """What layers' names end in, each once."""
-    return tuple(dict.fromkeys(name.rpartition(".")[2] for name in layers))
-
-
-def _warn_about_layers(state: TrialState, structure: models.Structure, adapters: Mapping[str, tuple[int, int]]) -> None:
-    """adapters: rank and smaller side of each adapted layer (`howlow.engine.model.adapters_of`)."""
-    lora, shapes, idle = state.settings.lora, structure.linear_shapes, structure.unreached_layers
-    small = {name: side for name, (rank, side) in adapters.items() if side < rank}
-    if small:
-        ends = sorted({f"{name.rpartition('.')[2]} ({side})" for name, side in small.items()})
-        detail = f"rank {lora.rank} is above the smaller side of {len(small)} layers: {', '.join(ends)}"
-        state.warn(WarningKind.RANK_ABOVE_MATRIX, detail)
-    moved = [name for name in models.matched_layers(shapes, lora.target_modules, idle) if name not in adapters]
-    if moved:
-        detail = f"PEFT puts the adapter into fused experts, and none into {len(moved)} layers of these names: "
-        state.warn(WarningKind.ADAPTER_IN_EXPERTS, detail + ", ".join(moved[:3]))
-    without = [name for name in shapes if name not in adapters and not _is_attention(name)]
-    if without and all(map(_is_attention, adapters)):
-        detail = f"the adapter is in attention alone; linear layers without one end in: {' '.join(_ends(without))}"
-        state.warn(WarningKind.ATTENTION_ALONE_ADAPTED, detail)
-    left = [name for target in lora.target_modules for name in models.matching(sorted(idle), target)]
-    if left:
-        detail = f"no adapter in {len(left)} layers that no text reaches: {', '.join(left[:3])}"
-        state.warn(WarningKind.LAYERS_LEFT_OUT, detail)

@@ -8,12 +8,13 @@ from howlow.claims import neighbours
 from howlow.engine.execution import Execution
 from howlow.jobs import IdleAbsent
 from howlow.memory.heap import bound_heap, keep_heap
-from howlow.memory.limits import limit_memory
+from howlow.memory.limits import limit_memory, map_pages
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.machine import choose_device, environment
 from howlow.meters.sources import Meters, open_meters
 from howlow.records import PhaseName, WarningKind
 from howlow.tasks import task_named
+from howlow.trial import foretold
 from howlow.trial.checkpointing import Saved, resume
 from howlow.trial.loading import execution_of, with_execution
 from howlow.trial.metering import asked_of, energy_source
@@ -59,6 +60,8 @@ def set_up(state: TrialState) -> Setup:
     settings, found = state.settings, state.found
     device = choose_device(state.device or settings.run.device)
     heap = bound_heap() if state.is_bounded else keep_heap()
+    if state.is_bounded:
+        map_pages(device)
     execution = execution_of(state, device, heap.kernels_kept)
     own = execution if state.trains else execution.for_evaluation()
     found.resolved = with_execution(found.resolved, own)
@@ -72,9 +75,7 @@ def set_up(state: TrialState) -> Setup:
     for warning in prepared.warnings:
         state.keep(warning)
     _warn_about_energy(state, meters.energy)
-    _warn_about_layout(state)
-    if settings.random_weights:
-        state.warn(WarningKind.RANDOM_WEIGHTS, "random weights: quality is absent")
+    state.keep_all(foretold.of_settings(settings, state.choice))
     return Setup(device, execution, saved, prepared, meters)
 
 
@@ -95,13 +96,3 @@ def _warn_about_energy(state: TrialState, energy: EnergyMeter) -> None:
         state.warn(WarningKind.ENERGY_OF_ANOTHER_DEVICE, detail)
     if energy.name == "assumed":
         state.warn(WarningKind.ENERGY_ASSUMED, energy.detail)
-
-
-def _warn_about_layout(state: TrialState) -> None:
-    if state.choice.problem:
-        state.warn(WarningKind.LAYOUT_FELL_BACK, state.choice.problem)
-    if state.choice.generation and task_named(state.settings.task.name).generates:
-        is_single = state.choice.generation == "single"
-        kind = WarningKind.WRITTEN_ONE_BY_ONE if is_single else WarningKind.LAYOUT_FELL_BACK
-        how = "one prompt at a time" if is_single else "padded"
-        state.warn(kind, f"generation runs {how}: {state.choice.generation_problem}", "generate")

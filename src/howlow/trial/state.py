@@ -1,7 +1,7 @@
 """What the parts of a trial share: its identity, the record as far as it is known, and the link to its worker."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,6 +152,11 @@ class TrialState:
         """Put this warning into the record, once."""
         if warning not in self.found.warnings:
             self.found.warnings.append(warning)
+
+    def keep_all(self, warnings: Iterable[RecordWarning]) -> None:
+        """Put these warnings into the record, each once."""
+        for warning in warnings:
+            self.keep(warning)
 
     def resolve(self, **facts: Any) -> None:
         """Note what was decided."""

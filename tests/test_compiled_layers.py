@@ -1,0 +1,114 @@
+"""Layers are traced whole by torch's compiler, FlexAttention included, and a training compiles each kind of them once.
+
+The backend is `aot_eager`: what is traced, forward and backward, runs as it is. FlexAttention refuses gradients on a
+CPU because its compiled kernel has none there; the plain code that is traced has them.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from executions import on_cpu
+from test_adapters import adapted, in_bf16
+from test_step_graphs import Repeating
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention import flex_attention
+
+from howlow.engine import buckets, layouts, order
+from howlow.engine.layouts import Batch
+from howlow.engine.tokens import TokenizedExample
+from howlow.engine.training import Optimization, Trainer
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # from within the tracer
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+]
+LAYERS = 3
+EXAMPLES, STEP_SIZE, LENGTH = 96, 16, 512
+
+
+@pytest.fixture(autouse=True)
+def _gradients_of_flex_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
+    """Counts what is compiled in an execution with compiled layers; a graph break is an error."""
+    found, own = CompileCounterWithBackend("aot_eager"), torch.nn.Module.compile
+
+    def compile_whole(self: torch.nn.Module, *, dynamic: bool | None = None) -> None:
+        own(self, backend=found, fullgraph=True, dynamic=dynamic)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_whole)
+    return found
+
+
+def squad(folder: Path) -> list[TokenizedExample]:
+    """Real questions and their paragraphs, a token a word."""
+    document = json.loads((folder / "squad" / "dev-v1.1.json").read_text(encoding="utf-8"))
+    found: list[TokenizedExample] = []
+    for number, paragraph in enumerate(one for article in document["data"] for one in article["paragraphs"]):
+        for asked in paragraph["qas"]:
+            prompt, answer = ids(f"{paragraph['context']} {asked['question']}"), ids(asked["answers"][0]["text"])
+            if len(prompt) + len(answer) < LENGTH:
+                found.append(TokenizedExample(asked["id"], str(number), prompt, (*answer, 2)))
+        if len(found) >= EXAMPLES:
+            return found[:EXAMPLES]
+    raise AssertionError("the data have fewer questions")
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(3 + zlib.crc32(word.encode()) % 58 for word in text.split())
+
+
+def epoch(examples: Sequence[TokenizedExample]) -> tuple[list[Batch], int]:
+    """The filled batches of an epoch in `shared`, and how many shapes they have."""
+    steps = order.steps([example.group for example in examples], "groups", 0, 1, STEP_SIZE)
+    parts = [[examples[index] for index in step] for step in steps]
+    sizes = [buckets.size_of(part, "shared", LENGTH, "completion") for part in parts]
+    shapes, batches = buckets.choose_shapes(sizes, fills_rows=True), []
+    for part, size in zip(parts, sizes, strict=True):
+        bucket = shapes.of(size)
+        assert bucket is not None
+        batches.append(buckets.fill(layouts.lay_out(part, "shared", LENGTH, 0, "completion"), bucket, 0))
+    return batches, len({batch.input_ids.shape for batch in batches})
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("llama", 1), ("qwen3", 1), ("gemma2", 2)])
+def test_an_epoch_of_squad_compiles_once_for_each_kind_of_layer(
+    name: str, kinds: int, real_data: Path, counter: CompileCounterWithBackend
+):
+    """Whatever shapes its batches have; Gemma 2's layers with and without a sliding window are two kinds."""
+    batches, shapes = epoch(squad(real_data))
+    assert len(batches) == EXAMPLES // STEP_SIZE
+    assert shapes > 2
+    losses = []
+    for options in ({"attention": "flex", "compiles": True, "joins_adapters": True}, {"attention": "sdpa"}):
+        with on_cpu(in_bf16(adapted(name, layers=LAYERS)), "bf16", **options) as run:
+            trainer = Trainer(run, Optimization(learning_rate=1e-3))
+            losses.append([trainer.outcome(trainer.step([batch])).loss for batch in batches])
+    assert counter.frame_count == kinds < LAYERS
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_rows_that_examples_share_go_through_one_recording(real_data: Path):
+    """Batches of different paragraphs and one shape: what is recorded keeps nothing of the first one's tree."""
+    batches, _ = epoch(squad(real_data)[:64])
+    found = []
+    for recorder in (None, Repeating()):
+        with on_cpu(adapted(), attention="flex") as run:
+            trainer = Trainer(run, Optimization(learning_rate=1e-2))
+            if recorder is not None:
+                by_shape = {batch.input_ids.shape: batch for batch in reversed(batches)}
+                trainer.record(recorder, list(by_shape.values()))
+                assert len(by_shape) < len(batches), "one recording is for several batches"
+            found.append([trainer.outcome(trainer.step([batch])).loss for batch in batches])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
