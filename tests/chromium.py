@@ -50,6 +50,6 @@ def opened(browser: Any, path: Path, width: int = 1400, **context: Any) -> tuple
     page.on("console", lambda said: heard.complaints.append(said.text) if said.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: heard.complaints.append(str(error)))
     page.on("request", lambda asked: heard.requests.append(asked.url))
-    page.goto(path.as_uri())
+    page.goto(path.resolve().as_uri())
     assert page.get_attribute("html", "data-ready") is not None, heard.complaints
     return page, heard

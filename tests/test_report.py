@@ -356,7 +356,8 @@ def test_the_page_does_not_depend_on_hashing(run: Path) -> None:
 
 
 def test_a_chart_holds_nothing_that_runs() -> None:
-    good = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><g id="a" fill="#0072b2"><text>&lt;b></text></g></svg>'
+    shapes = '<g id="a" fill="#0072b2"><text>&lt;b></text></g>'
+    good = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">{shapes}</svg>'
     shown = inlined(good, "x", "about")
     assert 'id="x-a"' in shown
     assert 'fill="var(--series-1)"' in shown

@@ -101,6 +101,7 @@ class AnswerView {
     byId("bill").replaceChildren(billTable(decision, found));
     byId("reasons").replaceChildren(...decision.reasons.map(reason => el("li", {}, reason)));
     byId("why").hidden = !this.isAsked;
+    if (found.verdict === "not_enough_evidence") byId("why").open = true;  // they say what would settle it
     this.drawCommand();
     document.dispatchEvent(new CustomEvent("decided", {detail: {decision, found, number: this.decisions.indexOf(decision)}}));
   }
