@@ -90,6 +90,8 @@ def _batch_size(stage: Stage, meaning: str) -> Column:
 TRAIN_BATCH_SIZE = _batch_size("train", "examples in one forward and backward pass")
 INFERENCE_BATCH_SIZE = _batch_size("inference", "test examples in one batch")
 BATCH_SIZES: dict[Stage, Column] = {"train": TRAIN_BATCH_SIZE, "inference": INFERENCE_BATCH_SIZE}
+BATCH_AXES: dict[Stage, str] = {"train": "training.batch_size", "inference": "inference.batch_size"}
+"""The setting that each batch follows from, which a grid may have as an axis."""
 _FINAL_LOSS = Column(
     "final_loss",
     "final loss",

@@ -81,7 +81,7 @@ class Reference:
 
     def is_beside(self, group: Group) -> bool:
         """Whether a group differs from the reference in rank alone: shrunk adapters are not beside trained ones."""
-        return group.kind == self.group.kind and _key(group.axes) == _key(self.axes)
+        return group.kind == self.group.kind and axes_key(group.axes) == axes_key(self.axes)
 
     def suits(self, axes: Mapping[str, Any]) -> bool:
         """Whether adapters with these axes are divided by it: equal on all axes that concern its own."""
@@ -103,7 +103,7 @@ class Comparison:
 
     @cached_property
     def _by_axes(self) -> dict[str, Reference]:
-        return {_key(reference.axes): reference for reference in self.references}
+        return {axes_key(reference.axes): reference for reference in self.references}
 
     def reference_for(self, row: Row) -> Reference | None:
         """The reference with a row's own axes; a baseline has one where only one reference fits its axes.
@@ -112,7 +112,7 @@ class Comparison:
         """
         if adapts(row[KIND.name]):
             axes = {axis: row[axis] for axis in self.results.axes}
-            return self._by_axes.get(_key(axes)) or next((one for one in self.references if one.suits(axes)), None)
+            return self._by_axes.get(axes_key(axes)) or next((one for one in self.references if one.suits(axes)), None)
         fitting = [
             reference
             for reference in self.references
@@ -177,7 +177,7 @@ def compare(results: Results) -> Comparison:
     found: dict[tuple[str, int | None, str], list[Trial]] = {}
     for trial in results.trials:
         axes = {axis: trial.row[axis] for axis in results.axes}
-        found.setdefault((trial.record.kind, trial.record.rank, _key(axes)), []).append(trial)
+        found.setdefault((trial.record.kind, trial.record.rank, axes_key(axes)), []).append(trial)
     groups = tuple(
         Group(kind, rank, {axis: trials[0].row[axis] for axis in results.axes}, tuple(trials))
         for (kind, rank, _), trials in found.items()
@@ -212,11 +212,12 @@ def _by_rank(groups: Iterable[Group]) -> list[dict[int, Group]]:
     found: dict[str, dict[int, Group]] = {}
     for group in groups:
         if group.rank is not None:
-            found.setdefault(_key(group.axes), {})[group.rank] = group
+            found.setdefault(axes_key(group.axes), {})[group.rank] = group
     return list(found.values())
 
 
-def _key(axes: Mapping[str, Any]) -> str:
+def axes_key(axes: Mapping[str, Any]) -> str:
+    """Equal for equal values of the axes."""
     return json.dumps(axes, sort_keys=True, default=str)
 
 

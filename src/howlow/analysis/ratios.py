@@ -64,21 +64,57 @@ class Ratio:
 
 def relative_to(column: Column, value: float, ours: Sequence[Trial], theirs: Sequence[Trial]) -> Ratio:
     """The ratio `value` of the means of a column over two groups of trials, with its interval."""
-    if {trial.record.trial for trial in ours} == {trial.record.trial for trial in theirs}:
+    if is_itself(ours, theirs):
         return Ratio(value, value, value, "itself")
-    own, other = _Side.of(column, ours), _Side.of(column, theirs)
-    spread, basis = _spread(column, own, other)
-    bounds = [side.bound if side.bound is not None or basis != "processes" else 0.0 for side in (own, other)]
-    if spread is None or None in bounds:
-        return _unknown(value, "bound" if spread is not None else own.lack or other.lack or "process")
+    return product_of(column, value, [(ours, theirs)])
+
+
+def is_itself(ours: Sequence[Trial], theirs: Sequence[Trial]) -> bool:
+    """Whether two groups are the same trials, so that their ratio is 1 without an error."""
+    return {trial.record.trial for trial in ours} == {trial.record.trial for trial in theirs}
+
+
+def product_of(column: Column, value: float, pairs: Sequence[tuple[Sequence[Trial], Sequence[Trial]]]) -> Ratio:
+    """The product `value` of the ratios of several pairs of groups, whose errors are independent, with its interval."""
+    found = [_Relation.of(column, ours, theirs) for ours, theirs in pairs]
+    if (lack := next((one.lack for one in found if one.lack is not None), None)) is not None:
+        return _unknown(value, lack)
+    spreads = [one.spread for one in found if one.spread is not None]
+    bounds = [bound or 0.0 for one in found for bound in one.bounds]
+    inexact: list[Basis] = [one.basis for one in found if one.basis != "exact"]
+    spread, basis = summed(spreads), inexact[0] if inexact else found[0].basis
     if not spread.variance and not any(bounds):
         return Ratio(value, value, value, basis)
     if value <= 0:
         return _unknown(value, "zero")
-    found = interval_around(value, spread, *(bound or 0.0 for bound in bounds))
-    ratio = Ratio(value, found.low, found.high, basis)
+    interval = interval_around(value, spread, sum(bounds[::2]), sum(bounds[1::2]))
+    ratio = Ratio(value, interval.low, interval.high, basis)
     is_vague = _is_vague(column, spread, basis == "processes") and not ratio.is_significant
     return _unknown(value, "wide") if is_vague else ratio
+
+
+@dataclass(frozen=True)
+class _Relation:
+    """One group over another one: the spread of their ratio's logarithm, both energies' bounds, and what is lacking."""
+
+    spread: LogVariance | None
+    basis: Basis
+    bounds: tuple[float | None, float | None]
+    lack: NoError | None
+
+    @classmethod
+    def of(cls, column: Column, ours: Sequence[Trial], theirs: Sequence[Trial]) -> "_Relation":
+        own, other = _Side.of(column, ours), _Side.of(column, theirs)
+        spread, basis = _spread(column, own, other)
+        own_bound, other_bound = (
+            side.bound if side.bound is not None or basis != "processes" else 0.0 for side in (own, other)
+        )
+        lack: NoError | None = None
+        if spread is None:
+            lack = own.lack or other.lack or "process"
+        elif own_bound is None or other_bound is None:
+            lack = "bound"
+        return cls(spread, basis, (own_bound, other_bound), lack)
 
 
 def _unknown(value: float, lack: NoError) -> Ratio:

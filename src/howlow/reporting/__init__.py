@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["Report", "read_report", "write_report"]
+DECOMPOSITION_CSV = "decomposition.csv"
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,17 @@ class Report:
 
     def table(self, width: int = 100) -> "RenderableType":
         """The table with its notes and warnings, for a terminal of that width."""
+        from howlow.reporting.decomposition import decomposition_lines
         from howlow.reporting.summary import summarize
         from howlow.reporting.tables import terminal_table
 
-        return terminal_table(summarize(self.comparison), width)
+        return terminal_table(summarize(self.comparison), width, decomposition_lines(self.comparison))
 
     def table_text(self, width: int = 100) -> str:
         """The same as plain text."""
-        from howlow.reporting.summary import summarize
         from howlow.reporting.tables import terminal_text
 
-        return terminal_text(summarize(self.comparison), width)
+        return terminal_text(self.table(width), width)
 
     def json_text(self) -> str:
         """The document that `howlow report --json` prints."""
@@ -83,33 +84,31 @@ def write_report(
 
 
 def _files(comparison: Comparison) -> tuple[dict[str, str | bytes], set[str]]:
-    """The contents of the report's files by their names, and the names of figures that no data supports any more."""
+    """The contents of the report's files by their names, and the names of files that no data supports any more."""
     from howlow.reporting.charts import figures
+    from howlow.reporting.decomposition import decomposition_csv
     from howlow.reporting.figure import FIGURE_NAMES, render_png, render_svg
     from howlow.reporting.page import page
     from howlow.reporting.results import csv_text
 
-    drawn = [(figure, render_svg(figure)) for figure in figures(comparison)]
+    drawn = [(figure, render_svg(figure.spec)) for figure in figures(comparison)]
     files: dict[str, str | bytes] = {}
     for figure, svg in drawn:
         files |= {f"figures/{figure.name}.svg": svg, f"figures/{figure.name}.png": render_png(svg)}
-    files |= {"results.csv": csv_text(comparison.results), "report.html": page(comparison, drawn)}
-    return files, set(FIGURE_NAMES) - {figure.name for figure, _ in drawn}
+    files |= {"results.csv": csv_text(comparison.results), "report.html": page(comparison)}
+    stale = {f"figures/{name}.{kind}" for name in FIGURE_NAMES for kind in ("svg", "png")} - files.keys()
+    if (parts := decomposition_csv(comparison)) is None:
+        return files, stale | {DECOMPOSITION_CSV}
+    return files | {DECOMPOSITION_CSV: parts}, stale
 
 
 def _write(out: Path, files: Mapping[str, str | bytes], stale: Iterable[str]) -> Iterator[Path]:
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    _remove(out / "figures", stale)
+    for name in stale:  # left by an earlier report
+        (out / name).unlink(missing_ok=True)
     for name, content in files.items():
         _write_atomically(out / name, content.encode("utf-8") if isinstance(content, str) else content)
         yield out / name
-
-
-def _remove(folder: Path, stale: Iterable[str]) -> None:
-    """Remove figures that an earlier report left and that no data supports any more."""
-    for name in stale:
-        (folder / f"{name}.svg").unlink(missing_ok=True)
-        (folder / f"{name}.png").unlink(missing_ok=True)
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

@@ -103,6 +103,12 @@ def quantity(value: Any, unit: Unit) -> str:
             return significant(value, 4)
 
 
+def scale(largest: float, unit: Unit) -> tuple[str, float]:
+    """The unit in which an axis shows quantities up to this one, and the factor to it from SI."""
+    shown = quantity(largest, unit).rpartition(" ")[2] if unit not in ("per_second", "number", "nats", "count") else ""
+    return shown, _SCALES.get(shown, 1.0)
+
+
 def deviation(value: float, unit: Unit, mean: float) -> str:
     """A standard deviation in the unit that its mean is shown in."""
     shown = quantity(mean, unit).rpartition(" ")[2]

@@ -11,6 +11,7 @@ from howlow.analysis.comparison import Comparison, Group
 from howlow.analysis.rows import Results
 from howlow.analysis.statistics import LEVEL, Statistic
 from howlow.reporting import formatting
+from howlow.reporting.decomposition import decomposition_document
 
 
 def csv_text(results: Results) -> str:
@@ -36,6 +37,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "warnings": results.warnings,
         "level": LEVEL,
         "groups": [_group(comparison, group) for group in comparison.groups],
+        "decomposition": decomposition_document(comparison),
     }
 
 

@@ -30,8 +30,8 @@ _MARKS = "ᵃᵇᶜᵈᵉᶠᵍʰⁱʲᵏˡᵐⁿᵒᵖʳˢᵗᵘᵛʷˣʸᶻᴬ
 """One character a kind of warning, because one number may carry several; digits, which look like powers, come last."""
 
 
-def terminal_table(summary: Summary, width: int = 100) -> "RenderableType":
-    """The table with its notes and warnings, for a terminal of that width."""
+def terminal_table(summary: Summary, width: int = 100, sections: Sequence[str] = ()) -> "RenderableType":
+    """The table with its notes and warnings, for a terminal of that width; `sections`: lines below its notes."""
     from rich.console import Group
     from rich.text import Text
 
@@ -39,7 +39,7 @@ def terminal_table(summary: Summary, width: int = 100) -> "RenderableType":
     marks = _marks(summary.warnings)
     for chunk in _chunks(summary, width, marks):
         parts += [_table(summary, chunk, marks), Text("")]
-    notes = [Text(note) for note in _notes(summary)]
+    notes = [Text(note) for note in (*_notes(summary), *sections)]
     notes += [Text(line, style="red") for line in _failure_lines(summary.failures)]
     notes += [Text(line, style="yellow") for line in warning_lines(summary.warnings)]
     return Group(*parts, *notes)
@@ -58,15 +58,15 @@ def _failure_lines(failures: Sequence[Failure]) -> Iterator[str]:
         yield f"... and {len(failures) - _MOST} more kinds of failure, see the page"
 
 
-def terminal_text(summary: Summary, width: int = 100) -> str:
-    """The same as plain text."""
+def terminal_text(table: "RenderableType", width: int = 100) -> str:
+    """A table as plain text."""
     from rich.console import Console
 
     console = Console(
         file=io.StringIO(), width=width, force_terminal=False, color_system=None, legacy_windows=False, _environ={}
     )
     with console.capture() as capture:
-        console.print(terminal_table(summary, width))
+        console.print(table)
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
