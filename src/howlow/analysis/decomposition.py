@@ -70,7 +70,8 @@ class Split:
         if self.rank is None or self.batch is None or not self.total.is_significant:
             return None
         parts = [math.log(part.value) if part.value > 0 else math.nan for part in (self.batch, self.rank)]
-        return parts[0] / sum(parts) if parts[0] * parts[1] >= 0 and sum(parts) else None
+        whole = math.fsum(parts)
+        return parts[0] / whole if parts[0] * parts[1] >= 0 and whole else None
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,10 @@ def quantity(value: Any, unit: Unit) -> str:
             return significant(value, 4)
 
 
-def scale(largest: float, unit: Unit) -> tuple[str, float]:
-    """The unit in which an axis shows quantities up to this one, and the factor to it from SI."""
-    shown = quantity(largest, unit).rpartition(" ")[2] if unit not in ("per_second", "number", "nats", "count") else ""
-    return shown, _SCALES.get(shown, 1.0)
+def unit_and_factor(value: float, unit: Unit) -> tuple[str, float]:
+    """The unit that a value of that kind is shown in, and what to multiply by to get there; "" without a unit."""
+    _, space, shown = quantity(value, unit).rpartition(" ")
+    return (shown, _SCALES.get(shown, 1.0)) if space and unit not in ("text", "count") else ("", 1.0)
 
 
 def deviation(value: float, unit: Unit, mean: float) -> str:

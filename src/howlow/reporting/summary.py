@@ -17,6 +17,7 @@ from howlow.reporting import formatting
 from howlow.reporting.absences import absences
 from howlow.reporting.evidence import averaged_over, error_notes, repeats_sentence, runs_words
 from howlow.reporting.failure import failure_words
+from howlow.reporting.sweeps import apart_lines, axis_cells, table_axes
 
 _MOST_REFERENCES = 6
 
@@ -85,6 +86,7 @@ class Summary:
     has_repeats: bool
     headings: tuple[Heading, ...]
     rows: tuple[TableRow, ...]
+    apart: tuple[str, ...]
     references: tuple[str, ...]
     errors: tuple[str, ...]
     absences: tuple[str, ...]
@@ -103,11 +105,12 @@ def summarize(comparison: Comparison, for_page: bool = False) -> Summary:
     headings = [heading for column in present if (heading := _heading(results, column)) is not None]
     warnings = _warnings(comparison)
     return Summary(
-        axes=results.axes,
+        axes=table_axes(results),
         has_seeds=any(group.seeds > 1 for group in comparison.groups),
         has_repeats=any(group.repeats > 1 for group in comparison.groups),
         headings=tuple(headings),
         rows=tuple(_row(comparison, group, headings, warnings, for_page) for group in comparison.groups),
+        apart=tuple(apart_lines(results)),
         references=tuple(_reference_notes(comparison)),
         errors=tuple(_error_notes(comparison, headings, for_page)),
         absences=tuple(absences(results, [c for c in costs if c not in present and not c.is_optional])),
@@ -159,7 +162,7 @@ def _row(
     shown = {heading.column.name for heading in headings}
     return TableRow(
         label=label_of(group),
-        axes=tuple(formatting.plain(value) if value is not None else "-" for value in group.axes.values()),
+        axes=axis_cells(comparison.results, group),
         seeds=group.seeds,
         repeats=group.repeats,
         status=_status(group.status_counts),

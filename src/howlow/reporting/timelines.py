@@ -75,8 +75,11 @@ def _panel(timeline: TrialTimeline, lines: Sequence[TimelineLine], devices: Sequ
     import altair as alt
 
     title, unit = _PANELS[lines[0].quantity]
-    canvas, axis = page_canvas(), _Axis(*formatting.scale(max(span.end_s for span in timeline.phases), "seconds"))
-    shown, factor = formatting.scale(max(max(line.values) for line in lines), unit)
+    canvas, axis = (
+        page_canvas(),
+        _Axis(*formatting.unit_and_factor(max(span.end_s for span in timeline.phases), "seconds")),
+    )
+    shown, factor = formatting.unit_and_factor(max(max(line.values) for line in lines), unit)
     values = [
         {"time": axis.at(time_s), "y": float(f"{value * factor:.5g}"), "device": line.device}
         for line in lines

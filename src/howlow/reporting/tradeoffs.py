@@ -48,7 +48,7 @@ def _panel(answer: Answer, name: str) -> PagePanel | None:
     what, unit, metric = LIMITED[name].label, LIMITED[name].unit, answer.found.terms.metric
     costs = [one.costs[name].cost for one in answer.inputs.candidates if name in one.costs]
     largest = max((cost for cost in costs if cost is not None), default=0.0)
-    shown, factor = formatting.scale(largest, unit)
+    shown, factor = formatting.unit_and_factor(largest, unit)
     spots = _spots(answer, name, factor)
     if len(spots) < 2:
         return None
