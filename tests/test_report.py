@@ -255,7 +255,7 @@ def test_figures_are_written_as_svg_and_png(report: Report, run: Path) -> None:
     names = {path.relative_to(run).as_posix() for path in report.files}
     stems = ("fine_tuning", "inference", "loss")
     pictures = {f"figures/{stem}.{end}" for stem in stems for end in ("svg", "png")}
-    assert names == {"results.csv", "report.html", *pictures}
+    assert names == {"results.csv", "decomposition.csv", "report.html", *pictures}
     for stem in stems:
         assert (run / f"figures/{stem}.svg").read_text(encoding="utf-8").startswith("<svg")
         data = (run / f"figures/{stem}.png").read_bytes()

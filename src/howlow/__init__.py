@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from howlow.analysis import load_results as load
     from howlow.analysis.recommendation import recommend
+    from howlow.deciding import sweep_until_decided
     from howlow.errors import UserError
     from howlow.reporting import write_report as report
     from howlow.settings import Settings
@@ -35,6 +36,7 @@ __all__ = [
     "report",
     "shrink_settings",
     "sweep",
+    "sweep_until_decided",
 ]
 __version__ = "0.1.0"
 
@@ -46,6 +48,7 @@ _HOMES = {
     "recommend": ("howlow.analysis.recommendation", "recommend"),
     "report": ("howlow.reporting", "write_report"),
     "sweep": ("howlow.sweeping", "sweep"),
+    "sweep_until_decided": ("howlow.deciding", "sweep_until_decided"),
 }
 
 

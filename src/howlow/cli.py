@@ -18,6 +18,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -27,6 +28,7 @@ from typer.core import TyperCommand
 import howlow
 from howlow.cli_recommend import recommend_command
 from howlow.cli_report import AcceptDifferent, print_report, report_command
+from howlow.cli_until import UntilDecided
 from howlow.console import make_safe
 from howlow.errors import OURS, SYSTEM, UserError, lacks_access, raised_by, reason
 from howlow.outcomes import DiskFullError, is_disk_full
@@ -89,6 +91,12 @@ def sweep_command(
     ] = None,
     accept_different: AcceptDifferent = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and run nothing")] = False,
+    until_decided: Annotated[bool, typer.Option("--until-decided", help="end when the recommendation holds")] = False,
+    max_time: Annotated[float | None, typer.Option("--max-time", metavar="S", help="then end undecided")] = None,
+    max_trials: Annotated[int | None, typer.Option("--max-trials", metavar="N", help="then end undecided")] = None,
+    metric: Annotated[str | None, typer.Option("--metric", help="to decide by, as for recommend")] = None,
+    margin: Annotated[float | None, typer.Option("--margin", help="to decide by, as for recommend")] = None,
+    confidence: Annotated[float | None, typer.Option("--confidence", metavar="P", help="as for recommend")] = None,
 ) -> None:
     """Run or resume a sweep: one fine-tuning per rank, measured and scored; ends with the report."""
     from howlow import settings as asked
@@ -111,13 +119,20 @@ def sweep_command(
     overrides = [flags, *(asked.parse_assignment(text) for text in set_ or [])]
     settings = howlow.load_settings(source, overrides)
     statuses = _statuses(retry)
-    accepted = accept_different or []
+    accepted, until = accept_different or [], UntilDecided(metric, margin, confidence, max_time, max_trials)
+    if not until_decided:
+        until.refuse_alone()
     if dry_run:
+        settings = until.planned(settings) if until_decided else settings
         print_dry_run(settings, out, statuses, accepted)
         return
     if out is None:
         raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
 
+    if until_decided:
+        failed = until.run(settings, out, statuses, accepted, partial(_watched, out=out), print_report)
+        _say_failed(failed, out)
+        return
     _run_sweep(settings, out, statuses, accepted)
 
 

@@ -69,9 +69,10 @@ class Split:
         """The batch's share of the step's logarithm; None where the parts oppose each other or nothing is certain."""
         if self.rank is None or self.batch is None or not self.total.is_significant:
             return None
-        parts = [math.log(part.value) if part.value > 0 else math.nan for part in (self.batch, self.rank)]
-        whole = math.fsum(parts)
-        return parts[0] / whole if parts[0] * parts[1] >= 0 and whole else None
+        if self.rank.value <= 0 or self.batch.value <= 0:
+            return None
+        of_batch, of_rank = math.log(self.batch.value), math.log(self.rank.value)
+        return of_batch / (of_batch + of_rank) if of_batch * of_rank >= 0 and of_batch + of_rank else None
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from howlow.analysis.group_sequential import FIRST_LOOK, LookPlan
 from howlow.analysis.quality_statistics import ClusterScores, PairedDifference, paired
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The paired differences of candidates that stand in the order of their size."""
+    """The paired differences of candidates that stand in the order of their size.
+
+    plan: where the data were looked at while they grew; every bound then has the level of its look.
+    """
 
     scores: Sequence[ClusterScores]
+    plan: LookPlan | None = None
     _found: dict[tuple[int, int], PairedDifference | None] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -50,7 +55,9 @@ class Pairs:
     def low(self, ours: int, theirs: int, confidence: float) -> float:
         """The one-sided lower bound of that difference; minus infinity where nothing bounds it."""
         found = self.difference(ours, theirs)
-        return float("-inf") if found is None else found.low(confidence)
+        if found is None or (self.plan is not None and found.seeds < FIRST_LOOK):
+            return float("-inf")
+        return found.low(confidence if self.plan is None else self.plan.confidence(found.seeds, confidence))
 
     def value(self, ours: int, theirs: int) -> float:
         """The difference as estimated, over the seeds that both have."""

@@ -77,17 +77,18 @@ def is_itself(ours: Sequence[Trial], theirs: Sequence[Trial]) -> bool:
 def product_of(column: Column, value: float, pairs: Sequence[tuple[Sequence[Trial], Sequence[Trial]]]) -> Ratio:
     """The product `value` of the ratios of several pairs of groups, whose errors are independent, with its interval."""
     found = [_Relation.of(column, ours, theirs) for ours, theirs in pairs]
-    if (lack := next((one.lack for one in found if one.lack is not None), None)) is not None:
+    lack = next((one.lack for one in found if one.lack is not None), None)
+    if lack is not None:
         return _unknown(value, lack)
-    spreads = [one.spread for one in found if one.spread is not None]
-    bounds = [bound or 0.0 for one in found for bound in one.bounds]
     inexact: list[Basis] = [one.basis for one in found if one.basis != "exact"]
-    spread, basis = summed(spreads), inexact[0] if inexact else found[0].basis
-    if not spread.variance and not any(bounds):
+    basis = inexact[0] if inexact else found[0].basis
+    spread = summed([one.spread for one in found if one.spread is not None])
+    own, other = (sum(one.bounds[side] or 0.0 for one in found) for side in (0, 1))
+    if not spread.variance and not own and not other:
         return Ratio(value, value, value, basis)
     if value <= 0:
         return _unknown(value, "zero")
-    interval = interval_around(value, spread, sum(bounds[::2]), sum(bounds[1::2]))
+    interval = interval_around(value, spread, own, other)
     ratio = Ratio(value, interval.low, interval.high, basis)
     is_vague = _is_vague(column, spread, basis == "processes") and not ratio.is_significant
     return _unknown(value, "wide") if is_vague else ratio
@@ -95,7 +96,7 @@ def product_of(column: Column, value: float, pairs: Sequence[tuple[Sequence[Tria
 
 @dataclass(frozen=True)
 class _Relation:
-    """One group over another one: the spread of their ratio's logarithm, both energies' bounds, and what is lacking."""
+    """One group over another one: the spread of their ratio's logarithm, both energies' bounds, and what they lack."""
 
     spread: LogVariance | None
     basis: Basis

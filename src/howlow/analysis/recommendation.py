@@ -16,12 +16,14 @@ from howlow.analysis.comparison import Group, Reference, compare
 from howlow.analysis.constraints import CostLimits, Kept, kept
 from howlow.analysis.contest import Contest, contest_of, one_a_seed, trained_references
 from howlow.analysis.example_scores import cluster_scores, names_clusters
+from howlow.analysis.group_sequential import LookPlan
 from howlow.analysis.margins import DEFAULT_CONFIDENCE, QualityScale, checked_confidence
 from howlow.analysis.noninferiority import Pairs, Standing, standing_of, worst_obstacle
 from howlow.analysis.rows import Results, rows
 from howlow.analysis.setting_choice import SCALING
 from howlow.analysis.settling import Settlement, settlement
 from howlow.errors import UserError
+from howlow.records import LooksRecord, read_looks
 
 Verdict = Literal["recommended", "no_adapter", "not_enough_evidence", "constraints_not_met"]
 
@@ -74,6 +76,7 @@ class Recommendation:
     """The verdict, and everything that it rests on.
 
     groups: the candidates' trials, the smallest candidate first. excluded: ranks that miss limits, with these limits.
+    looks: how the data were looked at while they grew, where they were: every bound has the level of its look.
     """
 
     terms: Terms
@@ -82,6 +85,7 @@ class Recommendation:
     excluded: Mapping[int, tuple[Kept, ...]]
     pairs: Pairs
     has_clusters: bool
+    looks: LooksRecord | None = None
 
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -131,8 +135,9 @@ class Recommendation:
         """What more data would settle the decision; None where there is evidence enough, or nothing to decide."""
         if self.verdict != "not_enough_evidence":
             return None
-        examples = self.test_examples or 0
-        return settlement(self.pairs, self.terms.gain, self.terms.confidence, self.seeds, examples)
+        examples, sure, plan = self.test_examples or 0, self.terms.confidence, self.pairs.plan
+        last = sure if plan is None else plan.confidence(plan.seeds, sure)
+        return settlement(self.pairs, self.terms.gain, last, self.seeds, examples)
 
     @property
     def test_examples(self) -> int | None:
@@ -158,7 +163,8 @@ def recommend_from(
     """The recommendation that records support.
 
     metric: a column of quality; None: the task's main one. margin: None: the metric's default. where: values of further
-    grid axes, where the sweep has several settings.
+    grid axes, where the sweep has several settings. Where the sweep looked at its data while they grew, the bounds
+    have the levels of its plan.
 
     Raises:
         UserError: there is nothing to compare, or an argument is wrong.
@@ -210,13 +216,16 @@ def _answered(contest: Contest, terms: Terms) -> Recommendation:
     _refuse_unmeasured(list(costs.values()), contest)
     excluded = {rank: missed for rank, all_ in costs.items() if (missed := _missed(all_))}
     base = contest.base
-    fitting = [group for rank, group in contest.ranks.items() if rank not in excluded]
+    looks = read_looks(contest.comparison.results.folders[0])
+    stopped = {one.rank for one in (looks.stopped if looks else None) or ()}
+    fitting = [group for rank, group in contest.ranks.items() if rank not in excluded and rank not in stopped]
     if base is not None and not _missed(kept(base, terms.limits)):
         fitting.insert(0, base)
-    pairs = Pairs(cluster_scores([one_a_seed(group) for group in fitting], contest.metric)) if fitting else Pairs(())
+    scores = cluster_scores([one_a_seed(group) for group in fitting], contest.metric) if fitting else []
+    pairs = Pairs(scores, LookPlan(looks.information) if looks is not None and looks.information else None)
     first = contest.ranks[min(contest.ranks)].trials[0]
     has_clusters = "answers" not in contest.metric.subjects or names_clusters(first)
-    return Recommendation(terms, contest, tuple(fitting), excluded, pairs, has_clusters)
+    return Recommendation(terms, contest, tuple(fitting), excluded, pairs, has_clusters, looks)
 
 
 def _missed(all_: Sequence[Kept]) -> tuple[Kept, ...]:

@@ -35,6 +35,7 @@ from howlow.records.files import (
 )
 from howlow.records.gemms import GemmRecord
 from howlow.records.identity import Provenance
+from howlow.records.looks import LookRecord, LooksEnd, LooksRecord, StoppedRank, read_looks, write_looks
 from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage, SearchDurations
 from howlow.records.schema import (
     SCHEMA_VERSION,
@@ -85,6 +86,9 @@ __all__ = [
     "MemoryShortage",
     "MergedRecord",
     "MeterRecord",
+    "LookRecord",
+    "LooksEnd",
+    "LooksRecord",
     "ModelRecord",
     "ModuleSpectrum",
     "Part",
@@ -104,6 +108,7 @@ __all__ = [
     "Spread",
     "Status",
     "Step",
+    "StoppedRank",
     "WarningKind",
     "between_sweeps",
     "clear_temporaries",
@@ -114,6 +119,7 @@ __all__ = [
     "measured_steps",
     "other_cards",
     "read_lines",
+    "read_looks",
     "read_record",
     "read_records",
     "read_spectra",
@@ -122,6 +128,7 @@ __all__ = [
     "refuse_other_machine",
     "refuse_to_mix",
     "write_atomically",
+    "write_looks",
     "write_record",
     "write_spectra",
     "window_times_s",

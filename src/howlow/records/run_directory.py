@@ -58,7 +58,7 @@ def refuse_foreign(folder: Path) -> None:
         return
     # A sweep that was killed while it wrote sweep.toml leaves a temporary file.
     names = sorted(entry.name for entry in folder.iterdir() if not entry.match(".sweep.toml.*.tmp"))
-    ours = (".howlow", "trials", *(_REPORT if "trials" in names else ()))
+    ours = (".howlow", "trials", "looks.json", *(_REPORT if "trials" in names else ()))
     foreign = [name for name in names if name not in ours]
     if foreign:
         raise UserError(f"--out {folder}: holds other files ({foreign[0]}) and no sweep; give a new folder")

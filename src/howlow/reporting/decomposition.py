@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from howlow.analysis.columns import RANK
 from howlow.analysis.comparison import Comparison
 from howlow.analysis.decomposition import Decomposition, NoBatch, RankEffect, RankStep, Split, decompositions
 from howlow.analysis.ratios import Ratio
@@ -50,7 +51,7 @@ class DecompositionPanel:
     data: Decomposition
 
 
-HEADINGS = ("ranks", "batches", "figure", "values", "in all", "batch", "rank", "rank at other batches")
+HEADINGS = ("ranks", "batches", "figure", "values", "in all", "batch", RANK.label, "rank at other batches")
 """Of the columns of a panel's table: the fields of `PartRow` up to `others`."""
 
 
@@ -89,7 +90,7 @@ def _sentence(step: RankStep, split: Split) -> str:
     figure = split.column.label[0].upper() + split.column.label[1:]
     told = f"{figure} is {_change(split)} {ends}"
     if not split.total.is_shown:
-        told = f"{figure}: the change {ends} is {formatting.NOT_SIGNIFICANT}"
+        told = f"{figure}, the change {ends}: {_change(split)}"
     if split.rank is None or split.batch is None:
         return f"{told}; no batch ran at both ranks, so the two causes cannot be told apart."
     if not step.changes_batch:
@@ -142,7 +143,7 @@ def _by(split: Split, part: Ratio) -> str:
 
 def _inverse(ratio: Ratio) -> Ratio:
     low, high = (1 / end if end else None for end in (ratio.high, ratio.low))
-    return Ratio(1 / ratio.value, low, high, ratio.basis)
+    return Ratio(1 / ratio.value, low, high, ratio.basis, ratio.lack)
 
 
 def _lines(panel: DecompositionPanel) -> Iterator[str]:
@@ -257,7 +258,7 @@ def _ratio_document(ratio: Ratio | None) -> dict[str, Any] | None:
     return {"value": ratio.value, **ends, "significant": ratio.is_significant, "basis": ratio.basis}
 
 
-_RATIOS = ("total", "batch", "rank")
+_RATIOS = ("total", "batch", RANK.name)
 
 
 def decomposition_csv(comparison: Comparison) -> str | None:

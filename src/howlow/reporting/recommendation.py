@@ -21,6 +21,7 @@ from howlow.analysis.recommendation import (
 )
 from howlow.analysis.rows import Results, rows
 from howlow.reporting import formatting
+from howlow.reporting.looks import looks_document, looks_sentences
 from howlow.reporting.settling import settling_document, settling_sentences
 from howlow.reporting.summary import axes_words
 
@@ -78,14 +79,8 @@ def recommendation_text(found: Recommendation) -> str:
 
 def reasons(found: Recommendation) -> list[str]:
     """Why, in plain sentences: the candidates, what takes no part, what it costs, and what would settle it."""
-    return [
-        *_of_candidates(found),
-        *_of_settings(found),
-        *_of_others(found),
-        *_of_scope(found),
-        *_of_bill(found),
-        *settling_sentences(found),
-    ]
+    about = (_of_candidates, _of_settings, _of_others, _of_scope, looks_sentences, _of_bill, settling_sentences)
+    return [sentence for sentences in about for sentence in sentences(found)]
 
 
 def recommendation_json(found: Recommendation) -> str:
@@ -111,6 +106,7 @@ def recommendation_json(found: Recommendation) -> str:
         "nearest": found.nearest,
         "not_done": [{"rank": rank, "trials": words} for rank, words in found.contest.not_done.items()],
         "settle": settling_document(found),
+        "looks": looks_document(found),
     }
     return json.dumps(document, indent=1, allow_nan=False)
 

@@ -7,7 +7,7 @@ checkpoint if it has one. So the same command resumes a sweep that was killed at
 import random
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,11 +56,13 @@ from howlow.worker.measuring import Worker
 from howlow.worker.taking import take_trials
 
 RETRYABLE: tuple[Status, ...] = ("failed", "out_of_memory", "diverged")
+Rounds = Callable[[Sequence[TrialPlan]], Iterable[Collection[str]]]
+"""Chooses from all trials of a sweep the names of those to run next, again and again once these have their records."""
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The records of the trials that were asked for, and the folder."""
+    """The records of the trials that were asked for and run, and the folder."""
 
     folder: Path
     records: tuple[Record, ...]
@@ -104,6 +106,7 @@ def sweep(
     retry: Sequence[Status] = (),
     accept_different: Sequence[str] = (),
     on_event: Tell | None = None,
+    rounds: Rounds | None = None,
 ) -> SweepResult:
     """Run, or resume, the sweep that `settings` describes in the folder `out`.
 
@@ -113,6 +116,7 @@ def sweep(
         retry: statuses whose trials are run again; the old files are kept under `attempts/`.
         accept_different: keys that may differ from what the folder's trials ran with (`howlow.records.comparability`).
         on_event: is called with each event (`howlow.jobs`), in this thread.
+        rounds: which trials to run, in rounds; None: all of them.
 
     Raises:
         UserError: found before the first trial: other settings in the folder, wrong data, an unknown model, ...
@@ -137,13 +141,15 @@ def sweep(
         for name in again:
             set_aside(folder / "trials" / name)
         jobs = _jobs(pending, prepared, layouts, heap, shared_by)
-        write_board(folder, jobs)
         sizes = tuple(one.sizes for one in prepared.values() if one.sizes is not None)
         tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending), sizes=sizes))
-        if jobs:
-            _run(runner, folder, jobs, _devices(settings, prepared), tell)
-        existing |= {job.name: _ended(folder, job.name) for job in jobs}
-        return SweepResult(folder, tuple(existing[plan.name] for plan in plans))
+        for names in [[plan.name for plan in plans]] if rounds is None else rounds(plans):
+            chosen = tuple(job for job in jobs if job.name in names and job.name not in existing)
+            write_board(folder, chosen)
+            if chosen:
+                _run(runner, folder, chosen, _devices(settings, prepared), tell)
+            existing |= {job.name: _ended(folder, job.name) for job in chosen}
+        return SweepResult(folder, tuple(existing[plan.name] for plan in plans if plan.name in existing))
 
 
 def dry_run(
