@@ -9,12 +9,14 @@ Trials that ran one after the other form a pair, in random order, as two ranks o
 follow each other are two ranks with `run.repeats = 3`. The sweep resumes in DIR, and --pairs adds trials to it.
 Energy is assumed: watts times time.
 
-*Simulated*: pairs of trials whose steps do the same work, 4 to 8 samples each, with noise whose successive values are
-correlated (AR(1), correlation 0.6), once without and once with an offset of 1 % that each process has for itself.
+*Simulated*: pairs of trials with 4 to 8 samples a step and noise in the time per sample. One process without an offset:
+successive values are correlated (AR(1), 0 to 0.9), normal or lognormal, and both trials do the same work or other work.
+Further pairs have an offset of 1 % that each process has for itself, with and without repeats (correlation 0.6).
 
 Claims: with repeats, and with step errors where processes have no offset, the rate is at most 5 %. It fails where the
 lower end of its binomial interval (Clopper-Pearson, 95 %) is above that. Step errors alone leave out what processes
-differ by, as the report says, so their rate is shown and not claimed. The last line is one JSON document.
+differ by, as the report says, so their rate is shown and not claimed. A pair without an error is no claim; how many
+there are is shown. The last line is one JSON document.
 """
 
 import argparse
@@ -23,7 +25,7 @@ import os
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,10 +37,10 @@ from scipy.stats import binomtest
 import howlow
 from howlow.analysis.column import Column
 from howlow.analysis.columns import column_named
-from howlow.analysis.ratios import relative_to
+from howlow.analysis.ratios import Ratio, relative_to
 from howlow.analysis.rows import Trial
 from howlow.analysis.statistics import LEVEL, of_steps
-from howlow.analysis.uncertainty import Evidence
+from howlow.analysis.uncertainty import of_sample
 
 REPEATS = 3
 STATED = 1 - LEVEL
@@ -48,10 +50,11 @@ Pair = tuple[list[Trial], list[Trial]]
 
 @dataclass(frozen=True)
 class Rate:
-    """How many of the pairs were claimed to differ; whether at most 5 % are promised."""
+    """How many of the pairs were claimed to differ, how many have no error, and whether at most 5 % are promised."""
 
     name: str
     claimed: int
+    without_error: int
     pairs: int
     is_promised: bool
 
@@ -73,15 +76,21 @@ class Rate:
         share = f"{self.claimed / self.pairs:6.1%} ({low:.1%} to {high:.1%})"
         return f"{self.name:66} {self.claimed:5} of {self.pairs:5}  {share}  {verdict}"
 
+    def cell(self) -> str:
+        """The rate and the share without an error, for a table."""
+        mark = " " if self.holds else "!"
+        return f"{self.claimed / self.pairs:6.1%}{mark} ({self.without_error / self.pairs:4.0%})"
+
 
 def rate(name: str, pairs: Iterable[Pair], column: Column, *, is_promised: bool) -> Rate:
-    found = list(pairs)
-    return Rate(name, sum(is_claimed(column, *pair) for pair in found), len(found), is_promised)
+    found = [ratio_of(column, *pair) for pair in pairs]
+    claimed = sum(one.is_significant for one in found)
+    return Rate(name, claimed, sum(one.lack is not None for one in found), len(found), is_promised)
 
 
-def is_claimed(column: Column, ours: Sequence[Trial], theirs: Sequence[Trial]) -> bool:
+def ratio_of(column: Column, ours: Sequence[Trial], theirs: Sequence[Trial]) -> Ratio:
     means = [sum(trial.row[column.name] for trial in trials) / len(trials) for trials in (ours, theirs)]
-    return relative_to(column, means[0] / means[1], ours, theirs).is_significant
+    return relative_to(column, means[0] / means[1], ours, theirs)
 
 
 # -- measured -------------------------------------------------------------------------------------------------------
@@ -170,26 +179,47 @@ def renamed(trial: Trial, name: str, repeat: int) -> Trial:
 # -- simulated ------------------------------------------------------------------------------------------------------
 
 
-def simulated_pairs(count: int, steps: int, repeats: int, offset: float, draw: np.random.Generator) -> Iterable[Pair]:
-    for _ in range(count):
-        works = [draw.integers(4, 9, steps).astype(float) for _ in range(repeats)]
-        ours, theirs = (
-            [simulated(f"{side}{repeat}", repeat, samples, offset, draw) for repeat, samples in enumerate(works)]
-            for side in "ab"
+@dataclass(frozen=True)
+class Noise:
+    """How the time per sample varies: from step to step, and between processes."""
+
+    correlation: float
+    is_skewed: bool = False
+    offset: float = 0.0
+
+
+def simulated_pairs(
+    count: int, steps: int, noise: Noise, repeats: int = 1, *, is_same_work: bool = True, seed: int = 0
+) -> Iterable[Pair]:
+    draw = np.random.default_rng(seed)
+    works = [draw.integers(4, 9, (count, repeats, steps)).astype(float) for _ in "ab"]
+    sides = [works[0], works[0] if is_same_work else works[1]]
+    times = [samples * slowness(noise, samples.shape, draw) for samples in sides]
+    for pair in range(count):
+        yield tuple(  # type: ignore[misc]
+            [
+                simulated(f"{name}{repeat}", repeat, sides[side][pair, repeat], times[side][pair, repeat], work)
+                for repeat in range(repeats)
+                for work in [repeat if is_same_work else (name, repeat)]
+            ]
+            for side, name in enumerate("ab")
         )
-        yield ours, theirs
 
 
-def simulated(name: str, repeat: int, samples: np.ndarray, offset: float, draw: np.random.Generator) -> Any:
-    """A trial whose steps have these samples, and whose time per sample is correlated from step to step."""
-    steps = len(samples)
-    noise, correlation = np.empty(steps), 0.6
-    noise[0] = draw.normal()
-    for step in range(1, steps):
-        noise[step] = correlation * noise[step - 1] + (1 - correlation**2) ** 0.5 * draw.normal()
-    times = samples * np.exp(0.05 * noise + offset * draw.normal())
-    found = of_steps(samples.tolist(), times.tolist(), repeat)
-    evidence = Evidence(None if found is None else (found,))
+def slowness(noise: Noise, shape: tuple[int, ...], draw: np.random.Generator) -> Any:
+    """The time per sample of each step, correlated along the last axis."""
+    values = draw.normal(size=shape)
+    for step in range(1, shape[-1]):
+        new = (1 - noise.correlation**2) ** 0.5 * values[..., step]
+        values[..., step] = noise.correlation * values[..., step - 1] + new
+    spread = np.exp(values) / 2 if noise.is_skewed else values
+    return np.exp(0.05 * spread + noise.offset * draw.normal(size=(*shape[:-1], 1)))
+
+
+def simulated(name: str, repeat: int, samples: Any, times: Any, work: Any) -> Any:
+    """A trial whose steps have these samples and times; `work` is equal where the same steps did the same work."""
+    found = of_steps(samples.tolist(), times.tolist(), work)
+    evidence = of_sample(found, "steps")
     record = SimpleNamespace(trial=name, seed=0, repeat=repeat)
     row = {THROUGHPUT.name: float(samples.sum() / times.sum())}
     return SimpleNamespace(record=record, row=row, evidence={THROUGHPUT.name: evidence})
@@ -197,17 +227,38 @@ def simulated(name: str, repeat: int, samples: np.ndarray, offset: float, draw: 
 
 # -- all of it ------------------------------------------------------------------------------------------------------
 
+STEPS, CORRELATIONS = (3, 4, 5, 6, 8, 12, 20, 40, 100, 400), (0.0, 0.3, 0.6, 0.9)
+KINDS = (("normal, same work", False, True), ("normal, other work", False, False), ("lognormal, same work", True, True))
 
-def simulate(count: int) -> list[Rate]:
-    draw, found = np.random.default_rng(0), []
+
+def simulate_processes(count: int) -> dict[tuple[int, str], list[Rate]]:
+    """One process of each trial, without an offset: a row of rates, one a correlation, for each number of steps."""
+    return {
+        (steps, kind): [
+            rate(f"simulated, {steps} steps, {kind}, {noise.correlation}", pairs, THROUGHPUT, is_promised=True)
+            for noise in (Noise(correlation, is_skewed) for correlation in CORRELATIONS)
+            for pairs in [simulated_pairs(count, steps, noise, is_same_work=is_same_work, seed=steps)]
+        ]
+        for steps in STEPS
+        for kind, is_skewed, is_same_work in KINDS
+    }
+
+
+def table(rows: Mapping[tuple[int, str], Sequence[Rate]]) -> Iterable[str]:
+    yield "claimed to differ (without an error), one process, by the correlation from step to step"
+    yield f"{'steps':>5}  {'noise':22}" + "".join(f"{correlation:>16}" for correlation in CORRELATIONS)
+    for (steps, kind), rates in rows.items():
+        yield f"{steps:5}  {kind:22}" + "".join(f"{one.cell():>16}" for one in rates)
+
+
+def simulate_offsets(count: int) -> Iterable[Rate]:
+    """Processes with an offset of their own: with step errors alone, and with repeats."""
     for steps in (12, 40, 400):
-        for repeats, offset in ((1, 0.0), (1, 0.01), (REPEATS, 0.01)):
-            told_offset = "with an offset of 1 %" if offset else "without an offset"
+        for repeats in (1, REPEATS):
             rests_on = "one process, step errors" if repeats == 1 else f"{repeats} repeats"
-            pairs = simulated_pairs(count, steps, repeats, offset, draw)
-            name = f"simulated, {steps} steps, processes {told_offset}: {rests_on}"
-            found.append(rate(name, pairs, THROUGHPUT, is_promised=repeats > 1 or not offset))
-    return found
+            pairs = simulated_pairs(count, steps, Noise(0.6, offset=0.01), repeats, seed=steps)
+            name = f"simulated, {steps} steps, an offset of 1 %: {rests_on}"
+            yield rate(name, pairs, THROUGHPUT, is_promised=repeats > 1)
 
 
 def compare(trials: Sequence[Trial]) -> list[Rate]:
@@ -224,7 +275,7 @@ def compare(trials: Sequence[Trial]) -> list[Rate]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=45, help="measured pairs; 0: simulate only")
-    parser.add_argument("--simulated", type=int, default=2000, help="simulated pairs of each kind")
+    parser.add_argument("--simulated", type=int, default=1000, help="simulated pairs of each kind")
     parser.add_argument(
         "--out", type=Path, default=Path(tempfile.gettempdir()) / "howlow-aa", help="the sweep's folder"
     )
@@ -232,14 +283,15 @@ def main() -> None:
     if 0 < asked.pairs < REPEATS:
         parser.error(f"--pairs {asked.pairs}: give 0, or at least {REPEATS}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    rates = simulate(asked.simulated)
-    rates += compare(measure(asked.out, 2 * asked.pairs)) if asked.pairs else []
+    processes = simulate_processes(asked.simulated)
+    others = list(simulate_offsets(asked.simulated))
+    others += compare(measure(asked.out, 2 * asked.pairs)) if asked.pairs else []
     print("", file=sys.stderr)
-    for one in rates:
-        print(one.line())
+    print("\n".join([*table(processes), "", *(one.line() for one in others)]))
+    rates = [*(one for row in processes.values() for one in row), *others]
     lines = [
         {"name": one.name, "claimed": one.claimed, "pairs": one.pairs, "low": one.ends[0], "high": one.ends[1]}
-        | {"promised": one.is_promised, "holds": one.holds}
+        | {"without_error": one.without_error, "promised": one.is_promised, "holds": one.holds}
         for one in rates
     ]
     print(json.dumps({"stated": round(STATED, 3), "rates": lines}))

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from random import Random
 from statistics import median
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ from howlow.meters.energy_bounds import BoundedEnergy, Missing
 from howlow.meters.instruments import Finding, Look
 from howlow.meters.sampler import Reader
 from howlow.meters.timeline import Timeline
-from howlow.records import CounterPace, WarningKind
+from howlow.records import CounterPace, ErrorCover, WarningKind, common_cover
 
 START_S = 3.0
 IDLE_W = 110.0
@@ -290,3 +291,51 @@ def test_a_counter_that_dies_or_is_reset_in_the_window_has_no_energy() -> None:
     reset, _ = measured(Device(lambda _: 300.0, 3.0, reset_s=START_S + 1.5))
     assert isinstance(reset, Missing)
     assert "reset" in reset.detail
+
+
+# -- lost updates ---------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(devices, st.floats(0.3, 0.7))
+def test_an_update_that_no_reading_shows_as_lost_is_in_the_error_or_the_error_says_that_it_is_not(
+    device: Device, share: float
+) -> None:
+    lost_s = START_S + 0.1 + share * device.length_s
+    device.frozen = (lost_s, lost_s + device.period_s)
+    device.work = lambda _: 300.0
+    found, true_j = measured(device)
+    if not isinstance(found, BoundedEnergy):
+        return  # a reading showed it
+    assert found.error_j is not None
+    if "losses" not in found.covers:
+        assert abs(found.energy_j - true_j) <= found.error_j + 1e-3
+    assert device.has_power or "losses" in found.covers
+
+
+@pytest.mark.parametrize(
+    ("has_power", "length_s", "lag_s", "covers"),
+    [
+        (True, 2.0, 0.03, "everything"),
+        (True, 2.0, 0.0, "all_but_lag"),
+        (False, 2.0, 0.03, "all_but_losses"),
+        (False, 2.0, 0.0, "all_but_lag_and_losses"),
+        (True, 0.4, 0.03, "all_but_losses"),
+    ],
+)
+def test_the_error_says_what_it_assumes_of_the_counter(
+    has_power: bool, length_s: float, lag_s: float, covers: str
+) -> None:
+    found, _ = measured(Device(lambda _: 300.0, length_s, has_power=has_power, lag_s=lag_s))
+    assert isinstance(found, BoundedEnergy)
+    assert found.covers == covers
+
+
+@given(st.lists(st.sampled_from(get_args(ErrorCover)), min_size=1, max_size=4))
+def test_the_error_of_a_sum_covers_nothing_that_one_of_its_errors_leaves_out(covers: list[ErrorCover]) -> None:
+    found = common_cover(covers)
+    if "edges" in covers:
+        assert found == "edges"
+        return
+    for part in ("lag", "losses"):
+        assert (part in found) == any(part in cover for cover in covers)

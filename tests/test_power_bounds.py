@@ -1,18 +1,22 @@
 """Polled power -> energy: known joules in, the same joules out within what the error covers, and holes stay holes."""
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from test_energy_bounds import Curve
 
+from howlow.meters.energy import EnergyMeter, InstrumentReadings, window_energy
 from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point
 from howlow.meters.power_bounds import integrate_power, power_energy, statistical_error_w
 from howlow.meters.schedule import Schedule
-from howlow.records import WarningKind
+from howlow.records import EnergySource, EnergyWindow, WarningKind
+from howlow.reporting.page import _uncovered
 
 moments = st.lists(st.floats(0, 100), min_size=4, max_size=40, unique=True).map(sorted)
 
@@ -214,3 +218,45 @@ def test_correlated_readings_have_a_larger_error_than_independent_ones() -> None
     error_w = statistical_error_w(readings)
     assert error_w is not None
     assert error_w > 2 * 1.96 * 20 / 800**0.5
+
+
+# -- sensors that sample by themselves ------------------------------------------------------------------------------
+
+
+def in_part(wave: Wave, t: float) -> float:
+    """What a sensor shows that measures the first 25 of every 100 ms, as A100 and H100 do."""
+    updated_s = math.floor(t / 0.1) * 0.1 - 0.075
+    return (wave.energy_j(updated_s) - wave.energy_j(updated_s - 0.025)) / 0.025
+
+
+def told(share: float | None) -> BoundedEnergy:
+    """A minute of a load whose steps have the sensor's own period, read with some noise."""
+    noise = random.Random(3)
+    points = polled(lambda t: in_part(LOCKED, t) + noise.gauss(0, 5), 64.0)
+    trace = InstrumentReadings([], points, 0.25, 0.1)
+    found = window_energy(EnergyMeter("nvml power", "", "power", sampled_share=share), [trace], 2.0, 62.0)
+    assert isinstance(found, BoundedEnergy)
+    return found
+
+
+LOCKED = Wave(500.0, 0.1, 0.5)
+"""A load that such a sensor only ever sees in its high part."""
+
+
+def test_a_sensor_that_samples_by_itself_has_no_statistical_error() -> None:
+    wrong_j = abs(told(0.25).energy_j - (LOCKED.energy_j(62.0) - LOCKED.energy_j(2.0)))
+    assert told(0.25).statistical_error_j is None
+    assert told(0.25).covers == "edges"
+    error_j = told(None).statistical_error_j
+    assert error_j is not None
+    assert error_j < wrong_j / 100  # what random moments of reading would make of it
+
+
+@pytest.mark.parametrize(("share", "names_it"), [(None, False), (0.25, True)])
+def test_what_the_page_says_of_polled_power(share: float | None, names_it: bool) -> None:
+    source = EnergySource(name="nvml power", detail="power of GPU-1", power_sampled_share=share)
+    window = EnergyWindow(part="measured", energy_j=9.0, error_j=1.0, error_covers="edges")
+    phase = SimpleNamespace(windows=(window,))
+    (line,) = _uncovered(SimpleNamespace(energy=source, phases=(phase,)))
+    assert "swings between two readings are not in it" in line
+    assert ("no statistical error" in line) == names_it

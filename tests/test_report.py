@@ -185,6 +185,18 @@ def test_a_warning_stands_beside_the_numbers_that_it_touches(tmp_path: Path) -> 
     assert all(cell.endswith(("J", "W")) for cell in marked)
 
 
+def test_what_is_said_of_all_adapters_marks_no_row_and_stands_last(tmp_path: Path) -> None:
+    everywhere = RecordWarning(kind="attention_alone_adapted", detail="the adapter is in attention alone")
+    short = [RecordWarning(kind="short_burn_in", detail=f"{phase}: 0", phase=phase) for phase in ("train", "evaluate")]
+    for rank in (4, 8):
+        trial_of(tmp_path, rank, 1.0, 0.5, warnings=(everywhere, *short))
+    text = read_report([tmp_path]).table_text(160)
+    assert "\nwarning: attention_alone_adapted, all adapters: " in text
+    assert len([line for line in text.splitlines() if line.startswith("   4")]) == text.count("rank  status")
+    assert "ᵃ warning: short_burn_in, 2 trials (r0004-s0, r0008-s0)" in text  # some of it touches columns
+    assert text.index("short_burn_in") < text.index("attention_alone_adapted")
+
+
 def test_absent_columns_are_dropped_and_named_once_with_the_reason(tmp_path: Path) -> None:
     warning = RecordWarning(kind="energy_absent", detail=NO_ENERGY.detail)
     trial_of(tmp_path, 4, 1.0, 0.5, energy=False, warnings=(warning,))

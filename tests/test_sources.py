@@ -305,6 +305,17 @@ def test_energy_that_is_not_the_trials_own_cards_alone_is_told(
     assert (meter.name, meter.of_another_device) == ("nvidia-smi", is_another)
 
 
+@pytest.mark.parametrize(("share", "note"), [(0.25, "; its power sensor measures for 25% of the time"), (None, "")])
+def test_nvidia_smi_names_a_sensor_that_measures_in_part(
+    monkeypatch: pytest.MonkeyPatch, share: float | None, note: str
+) -> None:
+    card = SimpleNamespace(averaged_share=share)
+    monkeypatch.setattr(sources, "smi_devices", lambda: {"GPU-1": True})
+    monkeypatch.setattr(sources, "_through_nvml", lambda _: card)
+    meter = open_energy(Asked("nvidia-smi", CPU))
+    assert (meter.sampled_share, meter.detail) == (share, f"power.draw of GPU-1, integrated{note}")
+
+
 def test_nvidia_smi_leaves_outside_work_to_the_library() -> None:
     other = (WarningKind.OTHER_PROCESS_ON_DEVICE, "pid 7")
     assert NvidiaSmi("GPU-1", 4.0, None, Scripted(findings=[other])).findings() == [other]

@@ -4,8 +4,9 @@ import json
 import math
 import re
 import statistics
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,8 +19,11 @@ from howlow.analysis.columns import COLUMNS
 from howlow.analysis.columns import column_named as named
 from howlow.analysis.ratios import Ratio
 from howlow.analysis.statistics import (
+    FEWEST_BLOCKS,
     MOST_BLOCKS,
+    Interval,
     LogVariance,
+    NoError,
     Sample,
     between,
     interval_around,
@@ -29,8 +33,12 @@ from howlow.analysis.statistics import (
     quantile,
     summed,
 )
-from howlow.records import EnergyWindow, Reading, Scores, WarningKind
+from howlow.records import EnergySource, EnergyWindow, Reading, Scores, WarningKind
 from howlow.reporting import formatting, read_report
+from howlow.reporting.charts import figures
+from howlow.reporting.panels import _bars
+from howlow.reporting.points import ChartPoint
+from howlow.reporting.words import sentences
 
 THROUGHPUT, TIME, ENERGY = map(named, ("train_samples_per_s", "train_time_per_sample_s", "train_energy_per_sample_j"))
 POWER, MEMORY = named("train_power_w"), named("train_peak_memory_bytes")
@@ -48,7 +56,7 @@ def test_equal_values_have_a_spread_of_exactly_zero_and_their_own_mean(value: fl
     assert (found.mean, found.deviation) == (value, 0.0)
 
 
-@given(positive, st.integers(2, 30))
+@given(positive, st.integers(FEWEST_BLOCKS, 30))
 def test_equal_processes_and_equal_steps_have_an_error_of_exactly_zero(value: float, count: int) -> None:
     processes = of_processes(dict.fromkeys(range(count), value))
     assert processes is not None
@@ -69,14 +77,15 @@ def test_processes_have_the_textbook_error_of_a_mean(values: list[float]) -> Non
 
 
 def test_a_ratio_of_sums_has_the_error_of_the_ratio_estimator() -> None:
-    # Two steps of 2 and 6 samples in 1 and 5 s: 6 s / 8 samples. Residuals t - R n: -0.5 and 0.5.
-    found = of_steps([1.0, 5.0], [2.0, 6.0], "work")
+    # 15 s / 20 samples. Residuals t - R n: -0.5, 0.5, 0.5, -0.5 and 0.
+    found = of_steps([1.0, 5.0, 2.0, 4.0, 3.0], [2.0, 6.0, 2.0, 6.0, 4.0], "work")
     assert found is not None
-    assert found.moves == pytest.approx((-0.5 / 6, 0.5 / 6))
-    assert found.spread.variance == pytest.approx(2 / 1 * 2 * (0.5 / 6) ** 2)
+    assert found.moves == pytest.approx((-0.5 / 15, 0.5 / 15, 0.5 / 15, -0.5 / 15, 0))
+    independent = replace(found, in_order=False)
+    assert independent.spread.variance == pytest.approx(5 / 4 * 4 * (0.5 / 15) ** 2)
 
 
-@given(st.lists(st.tuples(positive, positive), min_size=2, max_size=200))
+@given(st.lists(st.tuples(positive, positive), min_size=FEWEST_BLOCKS, max_size=200))
 def test_a_ratio_and_its_inverse_have_the_same_error_and_blocks_are_few(steps: list[tuple[float, float]]) -> None:
     above, below = [a for a, _ in steps], [b for _, b in steps]
     one, other = of_steps(above, below, "w"), of_steps(below, above, "w")
@@ -87,24 +96,36 @@ def test_a_ratio_and_its_inverse_have_the_same_error_and_blocks_are_few(steps: l
     assert math.fsum(one.moves) == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("steps", [[], [1.0]])
-def test_too_few_steps_have_no_error(steps: list[float]) -> None:
-    assert of_steps(steps, steps, "work") is None
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 4])
+def test_too_few_steps_have_no_error(steps: int) -> None:
+    assert of_steps([1.0] * steps, [1.0] * steps, "work") is None
+    assert of_steps([1.0] * FEWEST_BLOCKS, [1.0] * FEWEST_BLOCKS, "work") is not None
+
+
+@given(st.integers(2, 16), st.floats(0.001, 3.0), st.floats(0.05, 20))
+def test_what_says_nothing_is_no_error(degrees: int, deviation: float, value: float) -> None:
+    """An interval from below half to above twice the figure is not stated, but a difference that it shows is."""
+    spread = LogVariance(deviation**2, degrees)
+    ends = interval_around(value, spread)
+    assert ends.low is not None
+    assert ends.high is not None
+    assert spread.is_too_wide == (ends.high > 2.0 * value)
+    assert (ends.low < value / 2) == (ends.high > 2.0 * value)
 
 
 def test_what_paired_parts_have_in_common_cancels() -> None:
-    work = [1.0, 2.0, 8.0, 3.0]
-    ours, theirs = of_steps(work, [1.0] * 4, "same"), of_steps([2 * part for part in work], [1.0] * 4, "same")
-    other = of_steps(work, [1.0] * 4, "other")
+    work = [1.0, 2.0, 8.0, 3.0, 4.0]
+    ours, theirs = of_steps(work, [1.0] * 5, "same"), of_steps([2 * part for part in work], [1.0] * 5, "same")
+    other = of_steps(work, [1.0] * 5, "other")
     assert ours is not None
     assert theirs is not None
     assert other is not None
-    assert between(ours, theirs) == LogVariance(0.0, 3)
+    assert between(ours, theirs) == LogVariance(0.0, 4)
     assert between(ours, other).variance == pytest.approx(2 * ours.spread.variance)
-    assert between(ours, other).degrees == pytest.approx(6)
+    assert between(ours, other).degrees == pytest.approx(2 * ours.spread.degrees)
 
 
-@given(st.lists(positive, min_size=2, max_size=100))
+@given(st.lists(positive, min_size=FEWEST_BLOCKS, max_size=100))
 def test_likeness_of_neighbours_never_makes_an_error_smaller(times: list[float]) -> None:
     found = of_steps(times, [1.0] * len(times), "work")
     assert found is not None
@@ -144,7 +165,7 @@ def test_a_reference_that_may_be_zero_bounds_nothing_above() -> None:
 # -- coverage -------------------------------------------------------------------------------------------------------
 
 
-def claims(correlation: float, steps: int, work: str = "ab", pairs: int = 400) -> float:
+def claims(correlation: float, steps: int, work: str = "ab", pairs: int = 400, is_skewed: bool = False) -> float:
     """The share of pairs of equal trials whose ratio is significant; noise is correlated from step to step."""
     draw, found = np.random.default_rng(1), 0
     for _ in range(pairs):
@@ -153,18 +174,28 @@ def claims(correlation: float, steps: int, work: str = "ab", pairs: int = 400) -
             noise = draw.normal(size=steps)
             for step in range(1, steps):
                 noise[step] = correlation * noise[step - 1] + math.sqrt(1 - correlation**2) * noise[step]
+            noise = np.exp(noise) / 2 if is_skewed else noise
             sizes = draw.integers(4, 9, steps).astype(float)
             samples.append((sizes, sizes * np.exp(0.05 * noise), side))
         ours, theirs = (of_steps(times.tolist(), sizes.tolist(), side) for sizes, times, side in samples)
         ratio = np.log(samples[0][1].sum() / samples[0][0].sum() * samples[1][0].sum() / samples[1][1].sum())
-        found += abs(ratio) > between(ours, theirs).half_width  # type: ignore[arg-type]
+        found += ours is not None and abs(ratio) > between(ours, theirs).half_width  # type: ignore[arg-type]
     return found / pairs
 
 
 @pytest.mark.parametrize("work", ["ab", "aa"])
-@pytest.mark.parametrize(("correlation", "steps"), [(0.0, 10), (0.5, 12), (0.6, 40), (0.8, 400)])
-def test_equal_trials_are_claimed_to_differ_about_as_often_as_stated(correlation: float, steps: int, work: str) -> None:
-    assert claims(correlation, steps, work) <= 0.085  # 5 %, and three standard errors of 400 pairs
+@pytest.mark.parametrize(
+    ("correlation", "steps", "is_skewed"),
+    [
+        *((0.6, 4, False), (0.6, 5, False), (0.9, 5, False), (0.6, 8, False), (0.9, 8, True), (0.9, 12, False)),
+        *((0.0, 10, False), (0.5, 12, False), (0.6, 16, False), (0.6, 40, False), (0.9, 40, True), (0.8, 400, False)),
+    ],
+)
+def test_equal_trials_are_claimed_to_differ_about_as_often_as_stated(
+    correlation: float, steps: int, is_skewed: bool, work: str
+) -> None:
+    found = claims(correlation, steps, work, is_skewed=is_skewed)
+    assert found <= 0.085  # 5 %, and three standard errors of 400 pairs
 
 
 def test_without_the_correlation_of_neighbours_too_much_would_be_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +249,7 @@ def test_assumed_energy_has_the_error_of_time_and_its_power_none(tmp_path: Path)
 def test_an_energys_bound_is_in_its_ratio_and_in_that_of_its_power(tmp_path: Path) -> None:
     for rank, error_j in ((1, 12.0), (8, 20.0)):
         window = EnergyWindow(part="measured", energy_j=100.0 + rank, error_j=error_j, duration_s=4.0, samples=32)
-        steps, phases = steps_of("train", [9.0, 1.0, 1.0, 1.0, 1.0]), (phase_of("train", windows=(window,)),)
+        steps, phases = steps_of("train", [9.0, *[0.8] * 5]), (phase_of("train", windows=(window,)),)
         write_trial(tmp_path, rank, steps=steps, phases=phases, energy=COUNTER)
     for column in (ENERGY, POWER):
         found = ratio_of(tmp_path, column)
@@ -230,8 +261,24 @@ def test_an_energys_bound_is_in_its_ratio_and_in_that_of_its_power(tmp_path: Pat
 def test_an_energy_without_a_bound_has_no_interval(tmp_path: Path) -> None:
     for rank in (1, 8):
         phases = (phase_of("train", energy_j=100.0 * rank),)
-        write_trial(tmp_path, rank, steps=steps_of("train", [9.0, 1.0, 1.0]), phases=phases, energy=COUNTER)
-    assert ratio_of(tmp_path, ENERGY).basis == "unknown"
+        write_trial(tmp_path, rank, steps=steps_of("train", [9.0, *[1.0] * 5]), phases=phases, energy=COUNTER)
+    found = ratio_of(tmp_path, ENERGY)
+    assert (found.basis, found.lack) == ("unknown", "bound")
+
+
+def test_energy_polled_from_a_sensor_that_samples_by_itself_has_no_error(tmp_path: Path) -> None:
+    for share, folder in ((0.25, tmp_path / "part"), (None, tmp_path / "always")):
+        source = EnergySource(name="nvml power", detail="power of GPU-1", power_sampled_share=share)
+        for rank in (1, 8):
+            window = EnergyWindow(
+                part="measured", energy_j=100.0 * rank, error_j=1.0, error_covers="edges", duration_s=4.0, samples=32
+            )
+            steps, phases = steps_of("train", [9.0, *[0.8] * 5]), (phase_of("train", windows=(window,)),)
+            write_trial(folder, rank, steps=steps, phases=phases, energy=source)
+    for column in (ENERGY, POWER):
+        assert ratio_of(tmp_path / "part", column).lack == "sensor"
+        assert ratio_of(tmp_path / "always", column).is_significant
+    assert ratio_of(tmp_path / "part", THROUGHPUT).lack is None
 
 
 def test_readings_of_power_are_in_the_error_of_energy(tmp_path: Path) -> None:
@@ -241,7 +288,7 @@ def test_readings_of_power_are_in_the_error_of_energy(tmp_path: Path) -> None:
             Reading(time_s=9.0 + 0.5 * index, device="cuda:0", power_w=watts, phase="train")
             for index, watts in enumerate((20.0, 30.0, 20.0, 30.0, 25.0, 25.0, 31.0, 19.0))
         ]
-        steps, phases = steps_of("train", [9.0, 1.0, 1.0, 1.0, 1.0]), (phase_of("train", windows=(window,)),)
+        steps, phases = steps_of("train", [9.0, *[0.8] * 5]), (phase_of("train", windows=(window,)),)
         write_trial(tmp_path, rank, steps=steps, readings=readings, phases=phases, energy=COUNTER)
     assert ratio_of(tmp_path, THROUGHPUT).low == 1.0
     low = ratio_of(tmp_path, ENERGY).low
@@ -274,6 +321,15 @@ def test_a_trial_measured_once_is_as_uncertain_as_a_process_of_the_other_rank(tm
     assert not found.is_significant
     assert found.high is not None
     assert found.high > 1.5
+
+
+def test_a_trial_that_is_too_short_for_an_error_does_not_get_that_of_the_other_ranks_repeats(tmp_path: Path) -> None:
+    for repeat in (1, 2, 3):
+        noisy(tmp_path, 8, 1.0, 0.001, repeat=repeat)
+    steps = steps_of("train", [9.0, 0.2, 0.4, 0.3])
+    write_trial(tmp_path, 1, steps=steps, phases=(phase_of("train"),), energy=ASSUMED)
+    found = ratio_of(tmp_path, THROUGHPUT)
+    assert (found.low, found.lack) == (None, "steps")
 
 
 def test_an_a_a_run_is_not_significant_and_shows_the_spread_of_its_repeats(tmp_path: Path) -> None:
@@ -339,12 +395,39 @@ def test_seeds_are_paired_in_quality(tmp_path: Path) -> None:
     assert found.is_shown
 
 
-def test_an_error_needs_two_steps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_an_error_needs_five_steps_and_its_absence_is_told_everywhere(steps: int, tmp_path: Path) -> None:
     for rank in (1, 8):
-        write_trial(tmp_path, rank, steps=steps_of("train", [9.0, float(rank)]), phases=(phase_of("train"),))
+        durations = [9.0, *[float(rank)] * steps]
+        write_trial(tmp_path, rank, steps=steps_of("train", durations), phases=(phase_of("train"),))
     found = ratio_of(tmp_path, THROUGHPUT)
-    assert (found.low, found.high, found.basis) == (None, None, "unknown")
+    assert (found.low, found.high, found.basis, found.lack) == (None, None, "unknown", "steps")
     assert not found.is_shown
+    assert not found.is_significant
+    assert formatting.relative(found) == "no error"
+    assert formatting.relative(found, with_ends=True) == "no error: fewer than 5 steps"
+    report = read_report([tmp_path])
+    table, sentence = report.table_text(), " ".join(sentences(report.comparison))
+    assert "no error: fewer than 5 steps" in table
+    assert formatting.NOT_SIGNIFICANT not in table
+    assert "ratios without a known error in the training throughput" in sentence
+    assert "(fewer than 5 steps)" in sentence
+    (figure, *_) = figures(report.comparison)
+    assert "hollow points: no error: fewer than 5 steps" in figure.description
+    told = json.loads(report.json_text())["groups"][0]["figures"][THROUGHPUT.name]["relative"]
+    assert (told["significant"], told["no_error_because"]) == (False, "fewer than 5 steps")
+
+
+def test_a_difference_that_is_larger_than_a_wide_interval_is_still_shown(tmp_path: Path) -> None:
+    for rank, factor in ((1, 40.0), (8, 1.0)):
+        noisy(tmp_path / "apart", rank, factor, 0.9, seed=5)
+        noisy(tmp_path / "near", rank, 1.1 if rank == 1 else 1.0, 0.9, seed=5)
+    apart, near = (ratio_of(tmp_path / name, THROUGHPUT) for name in ("apart", "near"))
+    assert apart.is_significant
+    assert (near.low, near.high, near.lack) == (None, None, "wide")
+    group = compare(rows([tmp_path / "near"])).groups[0]
+    assert group.interval(THROUGHPUT) == Interval(None, None)
+    assert group.trials[0].row["train_samples_per_s_low"] is None
 
 
 def test_a_difference_that_is_no_figures_own_has_none(tmp_path: Path) -> None:
@@ -406,12 +489,37 @@ def test_a_ratio_is_shown_with_its_error_or_in_words(value: float, share: float)
         (0.04, 0.144, 0.585, "0.144x (0.040 to 0.585)"),
         (0.938, 0.938, 0.938, "0.938x"),
         (0.98, 1.01, 1.04, "not significant"),
-        (None, 1.5, None, "not significant"),
     ],
 )
 def test_a_ratio_reads_as_its_interval_says(low: float | None, value: float, high: float | None, text: str) -> None:
     assert formatting.relative(Ratio(value, low, high, "one process")) == text
 
 
+@pytest.mark.parametrize("lack", get_args(NoError))
+def test_a_ratio_without_an_error_says_so_and_why(lack: NoError) -> None:
+    found = Ratio(1.5, None, None, "unknown", lack)
+    assert formatting.relative(found) == "no error"
+    assert formatting.relative(found, with_ends=True) == f"no error: {formatting.NO_ERROR_BECAUSE[lack]}"
+    assert "significant" not in formatting.relative(found, with_ends=True)
+
+
 def test_a_sample_is_scaled_with_its_figures_logarithm() -> None:
     assert Sample((1, 2), (0.1, -0.1), in_order=True).scaled(2.0).moves == (0.2, -0.2)
+
+
+def test_a_bar_that_reaches_far_beyond_the_axis_can_be_drawn() -> None:
+    points = [ChartPoint(4, "", 1.0, "1.0", "r0004-s0", low=1e-9, high=1e9), ChartPoint(8, "", 1.2, "1.2", "r0008-s0")]
+    (bar,) = _bars(points)
+    assert 1e-9 <= bar["y"] <= 1.0 < 10 < bar["high"] < 100
+
+
+def test_seeds_do_not_hide_that_the_test_examples_say_nothing(tmp_path: Path) -> None:
+    lines = [json.dumps({"id": str(index), "scores": {"f1": float(index == 3)}}) for index in range(6)]
+    for seed in (0, 1, 2):
+        for rank, level in ((1, 0.16), (8, 0.17)):
+            write_trial(tmp_path, rank, seed=seed, scores=Scores(f1=level))
+            (tmp_path / f"trials/r{rank:04d}-s{seed}/predictions.jsonl").write_text(
+                "".join(f"{one}\n" for one in lines)
+            )
+    group = compare(rows([tmp_path])).groups[0]
+    assert group.interval(named("f1")) == Interval(None, None)

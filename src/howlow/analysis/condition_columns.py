@@ -44,7 +44,7 @@ FURTHER_ENERGIES = (
         "statistical error/sample",
         "joules",
         "of polled power: half of the 95 % interval of energy/sample that follows from the spread of the readings; "
-        "swings between readings are in it",
+        "swings between readings are in it; absent where the sensor measures for only a part of the time",
         is_relative=False,
         is_optional=True,
     ),

@@ -2,9 +2,9 @@
 
 Where a group has several processes (seeds, repeats), the spread between them is its error; with one process, what that
 process itself shows (`howlow.analysis.uncertainty`). Where only one of the two groups has several, its spread stands
-for one process of the other, too. An energy whose bound is not known has an interval only where several processes show
-how far it varies. Repeats of one seed give the same scores, so scores vary between seeds; they also
-vary with the test examples, and the two variances are added.
+for one process of the other, too, unless that is too short to show its own. An energy whose bound is not known has an
+interval only where several processes show how far it varies. Repeats of one seed give the same scores, so scores vary
+between seeds; they also vary with the test examples, and the two variances are added.
 """
 
 from collections import defaultdict
@@ -18,6 +18,7 @@ from howlow.analysis.rows import Trial
 from howlow.analysis.statistics import (
     Interval,
     LogVariance,
+    NoError,
     Sample,
     averaged,
     between,
@@ -40,6 +41,8 @@ class Ratio:
     low: float | None
     high: float | None
     basis: Basis
+    lack: NoError | None = None
+    """why no error is known; None where one is"""
 
     @property
     def is_significant(self) -> bool:
@@ -67,26 +70,44 @@ def relative_to(column: Column, value: float, ours: Sequence[Trial], theirs: Seq
     spread, basis = _spread(column, own, other)
     bounds = [side.bound if side.bound is not None or basis != "processes" else 0.0 for side in (own, other)]
     if spread is None or None in bounds:
-        return Ratio(value, None, None, "unknown")
+        return _unknown(value, "bound" if spread is not None else own.lack or other.lack or "process")
     if not spread.variance and not any(bounds):
         return Ratio(value, value, value, basis)
     if value <= 0:
-        return Ratio(value, None, None, "unknown")
+        return _unknown(value, "zero")
     found = interval_around(value, spread, *(bound or 0.0 for bound in bounds))
-    return Ratio(value, found.low, found.high, basis)
+    ratio = Ratio(value, found.low, found.high, basis)
+    is_vague = _is_vague(column, spread, basis == "processes") and not ratio.is_significant
+    return _unknown(value, "wide") if is_vague else ratio
+
+
+def _unknown(value: float, lack: NoError) -> Ratio:
+    return Ratio(value, None, None, "unknown", lack)
 
 
 def mean_interval(column: Column, trials: Sequence[Trial]) -> Interval:
     """The interval of a column's mean over a group of trials; without ends where no error is known."""
     side = _Side.of(column, trials)
+    spread = _of_mean(column, side)
+    if spread is None or _is_vague(column, spread, side.processes is not None):
+        return Interval(None, None)
+    if side.bound is None or side.mean is None or side.mean <= 0:
+        return Interval(None, None)
+    found = interval_around(side.mean, spread, side.bound)
+    is_above = column.unit == "fraction" and found.high is not None and found.high > 1
+    return replace(found, high=1.0) if is_above else found
+
+
+def _of_mean(column: Column, side: "_Side") -> LogVariance | None:
     parts = [side.processes.spread] if side.processes else []
     if column.follows_from_seed or not parts:
         parts += [summed([sample.spread for sample in side.samples])] if side.samples is not None else []
-    if not parts or side.bound is None or side.mean is None or side.mean <= 0:
-        return Interval(None, None)
-    found = interval_around(side.mean, summed(parts), side.bound)
-    is_above = column.unit == "fraction" and found.high is not None and found.high > 1
-    return replace(found, high=1.0) if is_above else found
+    return summed(parts) if parts else None
+
+
+def _is_vague(column: Column, spread: LogVariance, has_processes: bool) -> bool:
+    """Whether what single processes show, or the test examples, makes an interval too wide to say anything."""
+    return spread.is_too_wide and (column.follows_from_seed or not has_processes)
 
 
 @dataclass(frozen=True)
@@ -98,6 +119,8 @@ class _Side:
     number: int
     samples: tuple[Sample, ...] | None
     bound: float | None
+    lack: NoError | None
+    """why its trials show no error themselves; None where they do"""
 
     @classmethod
     def of(cls, column: Column, trials: Sequence[Trial]) -> "_Side":
@@ -105,12 +128,15 @@ class _Side:
         values = _processes(column, there)
         evidence = [trial.evidence.get(column.name, _nothing(column)) for trial in there]
         bounds = [one.bound for one in evidence if one.bound is not None]
+        samples = _averaged(evidence)
+        lacks = [one.lack for one in evidence if one.samples is None]
         return cls(
             mean([trial.row[column.name] for trial in there]) if there else None,
             of_processes(values),
             len(values),
-            _averaged(evidence),
+            samples,
             mean(bounds) if bounds and len(bounds) == len(evidence) else None,
+            None if samples is not None else next(iter(lacks), "process"),
         )
 
 
@@ -148,12 +174,15 @@ def _spread(column: Column, own: _Side, other: _Side) -> tuple[LogVariance | Non
     return within, "exact" if column.is_exact else "one process"
 
 
+_TOO_FEW: Sequence[NoError] = ("steps", "readings")
+
+
 def _between_processes(own: _Side, other: _Side) -> LogVariance | None:
-    """The spread between processes; None where neither group has several."""
+    """The spread between processes; None where neither group has several, or the only one of a group is too short."""
     if own.processes and other.processes:
         return between(own.processes, other.processes)
     several, one = (own, other) if own.processes else (other, own)
-    if several.processes is None:
+    if several.processes is None or one.lack in _TOO_FEW:
         return None
     of_mean = several.processes.spread
     of_one = max(of_mean.variance * several.number, _variance(one))

@@ -11,12 +11,16 @@ A ratio of sums weights steps by their samples, as the figure itself does; a mea
 Successive steps are alike: heat, clocks and background load change more slowly than steps. Blocks of many steps are
 nearly independent (batch means; Schmeiser, Operations Research 30, 1982). Blocks of few steps are not, so their
 correlation r from one block to the next counts. Its estimate is too small by about (1 + 4 r) / B (Kendall, Biometrika
-41, 1954) and noisy, so it is raised by that and by 1 / B more, and lies between 0 and 0.9. Then
+41, 1954) and noisy, so it is raised by that and by 2 / B more, and lies between 0 and 0.9. Then
 
     var(ln R) is f = (1 + r) / (1 - r) times as large, and Student's t has B / f - 3 degrees of freedom, at least 1:
 
-B correlated blocks tell as much as B / f independent ones, and r itself costs two. Up to 4 blocks cannot show r; there
-f is 1, and t has B - 1.
+B correlated blocks tell as much as B / f independent ones, and r itself costs two. Up to 4 blocks cannot show r, so
+fewer than 5 steps have no error.
+
+**Too wide.** Few steps that are alike, or very unsteady ones, lead to an interval that says nothing. Where what one
+process shows reaches from below half to above twice the figure, no error is stated, and the report says why. A ratio
+so uncertain keeps its interval where that leaves out 1, because it still shows a difference.
 
 **Several processes.** The n values x of a figure move the logarithm of their mean m by u = (x - m) / (n m). The same
 formula then gives the usual s^2 / (n m^2) with n - 1 degrees of freedom.
@@ -35,10 +39,11 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Literal
 
 LEVEL = 0.95
 """How often an interval holds the truth, where its premises hold."""
-MOST_BLOCKS = 16
+FEWEST_BLOCKS, MOST_BLOCKS = 5, 16
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,12 @@ def mean(values: Sequence[float]) -> float:
 # -- what an error rests on -----------------------------------------------------------------------------------------
 
 
+NoError = Literal["steps", "readings", "examples", "wide", "sensor", "bound", "process", "zero"]
+"""Why a figure has no error: too few steps, readings or test examples; an interval too wide to say anything; a power
+sensor that measures for only a part of the time; an energy without a bound; one process, which does not show it; a
+figure that is not above 0, so that it has no logarithm."""
+
+
 @dataclass(frozen=True)
 class LogVariance:
     """The variance of a figure's logarithm, and its degrees of freedom."""
@@ -78,6 +89,11 @@ class LogVariance:
     def half_width(self) -> float:
         """How far the logarithm's interval reaches to each side."""
         return quantile(self.degrees) * math.sqrt(self.variance) if self.variance else 0.0
+
+    @property
+    def is_too_wide(self) -> bool:
+        """Whether the interval reaches from below half to above twice the figure, which says nothing about it."""
+        return self.half_width > _WIDEST
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,7 @@ class Sample:
         """How far the figure is to be trusted."""
         parts, squares = len(self.moves), math.fsum(move * move for move in self.moves)
         variance = parts / (parts - 1) * squares
-        if not self.in_order or parts < _FEWEST_CORRELATED or not squares:
+        if not self.in_order or not squares:
             return LogVariance(variance, parts - 1)
         products = math.fsum(move * after for move, after in pairwise(self.moves))
         factor = _inflation(products / squares, parts)
@@ -115,13 +131,13 @@ class Sample:
 
 _ROUNDING = 1e-15
 """A smaller move of a logarithm is no more than the rounding of floating-point numbers."""
-_FEWEST_CORRELATED = 5
 _STRONGEST = 0.9
+_WIDEST = math.log(2)
 
 
 def _inflation(correlation: float, parts: int) -> float:
     """How much larger the variance is because successive parts are alike."""
-    raised = (correlation + 2 / parts) / (1 - 4 / parts)
+    raised = (correlation + 3 / parts) / (1 - 4 / parts)
     kept = min(max(raised, 0.0), _STRONGEST)
     return (1 + kept) / (1 - kept)
 
@@ -132,7 +148,7 @@ def of_steps(numerators: Sequence[float], denominators: Sequence[float], work: H
     work: equal where the same steps did the same work.
     """
     number = min(MOST_BLOCKS, len(numerators))
-    if number < 2:
+    if number < FEWEST_BLOCKS:
         return None
     edges = [round(index * len(numerators) / number) for index in range(number + 1)]
     above, below = (

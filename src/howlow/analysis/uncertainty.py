@@ -10,14 +10,14 @@ peaks of one process are exact. Of any other figure one process shows no error.
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from howlow.analysis.column import Column, StepSum
 from howlow.analysis.columns import COLUMNS
 from howlow.analysis.energy import Seen, inside, looks_of, powers_of
-from howlow.analysis.statistics import Interval, LogVariance, Sample, interval_around, of_steps, summed
+from howlow.analysis.statistics import Interval, LogVariance, NoError, Sample, interval_around, of_steps, summed
 from howlow.records import PhaseRecord, Record, Step, measured_steps, read_lines, window_times_s
 
 
@@ -25,12 +25,13 @@ from howlow.records import PhaseRecord, Record, Step, measured_steps, read_lines
 class Evidence:
     """What the error of one process's figure rests on.
 
-    samples: their spreads add up; empty: nothing about it is random; None: they are too few, so no error is known.
+    samples: their spreads add up; empty: nothing about it is random; None: no error is known, and `lack` says why.
     bound: the share of the figure by which its energy may be off at most; None: no bound is known.
     """
 
     samples: tuple[Sample, ...] | None = ()
     bound: float | None = 0.0
+    lack: NoError = "process"
 
     @property
     def spread(self) -> LogVariance | None:
@@ -40,9 +41,14 @@ class Evidence:
     def interval(self, value: float) -> Interval | None:
         """The interval of the figure by what this process alone shows; None where it is not known."""
         spread = self.spread
-        if spread is None or self.bound is None or value <= 0:
+        if spread is None or spread.is_too_wide or self.bound is None or value <= 0:
             return None
         return interval_around(value, spread, self.bound)
+
+
+def of_sample(sample: Sample | None, lack: NoError) -> Evidence:
+    """The evidence of one sample; `lack`: what is too little where there is none."""
+    return Evidence(None if sample is None else (sample,), lack=lack)
 
 
 def evidence_of(
@@ -101,21 +107,31 @@ class _Stage:
     def evidence(self, column: Column, row: Mapping[str, Any]) -> Evidence:
         """What the error of one of the phase's figures rests on."""
         is_assumed = self.record.energy is not None and self.record.energy.name == "assumed"
-        samples = self._samples(column)
+        found = self._random(column)
         if not column.energy_of or is_assumed:
-            return Evidence(samples)
+            return found
+        if self._is_polled_in_part(column):
+            return Evidence(None, lack="sensor")
         power = self._power(column)
-        with_power = samples if samples is None or power is None else (*samples, power)
-        return Evidence(with_power, self._bound(column, row))
+        samples = found.samples if found.samples is None or power is None else (*found.samples, power)
+        return replace(found, samples=samples, bound=self._bound(column, row))
 
-    def _samples(self, column: Column) -> tuple[Sample, ...] | None:
+    def _random(self, column: Column) -> Evidence:
+        """What varies from step to step, or from reading to reading."""
         if column.over_steps is not None:
-            found = self._over_steps(*column.over_steps)
-        elif column.reading is not None:
-            found = self._over_readings([getattr(seen, column.reading) for seen in self.looks])
-        else:
-            return () if column.is_exact or column.energy_of else None
-        return None if found is None else (found,)
+            return of_sample(self._over_steps(*column.over_steps), "steps")
+        if column.reading is not None:
+            read = [getattr(seen, column.reading) for seen in self.looks]
+            return of_sample(self._over_readings(read), "readings")
+        return Evidence() if column.is_exact or column.energy_of else Evidence(None)
+
+    def _is_polled_in_part(self, column: Column) -> bool:
+        """Whether the energy is polled from a sensor that measures for only a part of the time."""
+        energy = self.record.energy
+        if energy is None or energy.power_sampled_share is None:
+            return False
+        windows = [self.phase.window(*which) for which in column.energy_of]
+        return any(window is not None and window.error_covers == "edges" for window in windows)
 
     def _over_steps(self, *names: StepSum) -> Sample | None:
         if names not in self.found:
@@ -182,7 +198,7 @@ def _of_quality(row: Mapping[str, Any], steps: Sequence[Step], folder: Path) -> 
         sample = _of_answers(lines, column) if "answers" in column.subjects else loss
         if sample is not None and "exponential" in column.subjects:
             sample = sample.scaled(math.log(row[column.name]))
-        found[column.name] = Evidence(None if sample is None else (sample,))
+        found[column.name] = of_sample(sample, "examples")
     return found
 
 

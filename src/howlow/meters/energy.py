@@ -14,15 +14,13 @@ from typing import Literal
 from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point, counter_energy, standstill, suspect_s
 from howlow.meters.instruments import Instrument
 from howlow.meters.power_bounds import power_energy
-from howlow.records import CounterPace, ErrorCover, WarningKind
+from howlow.records import CounterPace, ErrorCover, WarningKind, common_cover
 
 LONGEST_STANDSTILL = 1.5  # update periods for which a counter may keep its value
 SHORTEST_STANDSTILL_S = 0.05  # less is no fault: the driver of a fast counter may be held up as long
 _CONTRADICTED = 1.1  # more than a power sensor and a counter may differ by
 _CONTRADICTED_IN_PART = 1.25  # the same where the power sensor measures for a part of the time
 _FEWEST_POWERS = 3
-
-_LEAST_FIRST: tuple[ErrorCover, ...] = ("edges", "all_but_lag", "everything")
 
 MeterKind = Literal["counter", "power", "assumed", "absent"]
 MeterName = Literal["trial", "cpu"]
@@ -101,7 +99,7 @@ def _summed(energies: Sequence[BoundedEnergy]) -> BoundedEnergy:
         sum(part.energy_j for part in energies),
         sum(errors) if len(errors) == len(energies) else None,
         sum(part.readings for part in energies),
-        min((part.covers for part in energies), key=_LEAST_FIRST.index, default="everything"),
+        common_cover(part.covers for part in energies),
         sum(statistical) if energies and len(statistical) == len(energies) else None,
     )
 
@@ -116,7 +114,14 @@ def _instrument_energy(
     if meter.kind == "counter":
         found = _counted(meter, trace, start_s, end_s)
     else:
-        found = power_energy(trace.powers, start_s, end_s, trace.period_s, trace.update_period_s)
+        found = power_energy(
+            trace.powers,
+            start_s,
+            end_s,
+            trace.period_s,
+            trace.update_period_s,
+            measures_always=meter.sampled_share is None,
+        )
     problem = trace.problems.get(meter.kind)
     if isinstance(found, Missing) and found.kind == WarningKind.ENERGY_GAP and problem is not None:
         return Missing(found.kind, f"{found.detail}: {problem}")
@@ -180,12 +185,13 @@ def _against_power(
 
     A rise below the integrated power by more than both errors and the tolerance is a fault. What the tolerance lets
     pass is added to the error, and so is what the counter may have lost unseen, up to what the power has room for.
+    Where there is no power to compare with, the error says that it assumes no loss.
     """
     first_s = window[0] + trace.update_period_s  # an earlier reading may show what was drawn before the window
     inside = [point for point in trace.powers if first_s < point.asked_s and point.time_s < window[1]]
     power = power_energy(inside, *window, trace.period_s, trace.update_period_s)
     if isinstance(power, Missing):
-        return found
+        return replace(found, covers=common_cover([found.covers, "all_but_losses"]))
     error_j = found.error_j or 0.0
     most_w = max(_powers_in(inside, *window))
     unseen_j = most_w * suspect_s(trace.counters, *window, trace.update_period_s)

@@ -20,7 +20,8 @@ device only waits, so a quarter more is enough. Where there are no such readings
 A counter that loses energy breaks these bounds. `howlow.meters.energy` compares its rise with the power that was read:
 a standstill must be followed by a rise that the power read in it explains, and where none was read there is no energy.
 Seconds in which an update may have been lost unseen (`suspect_s`) widen the error as far as the power leaves room.
-A window without power, or too short to integrate it, has no such protection: one lost update may be missing from it.
+A window without power, or too short to integrate it, has no such protection: one lost update may be missing from it,
+and its error says so (`all_but_losses`).
 
 The error does not include the sensor's own tolerance, which few makers state. Where a window is shorter than one update
 period, has no reading at an edge, or holds a reset, it has no energy: `Missing` says why.

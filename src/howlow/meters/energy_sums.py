@@ -16,7 +16,7 @@ from typing import Literal
 from howlow.meters.energy import EnergyMeter, MeterName, window_energy
 from howlow.meters.energy_bounds import BoundedEnergy, Missing
 from howlow.meters.sampler import Reader
-from howlow.records import EnergyPart, EnergyWindow, RecordWarning, WarningKind
+from howlow.records import EnergyPart, EnergyWindow, ErrorCover, RecordWarning, WarningKind, common_cover
 
 SumKey = tuple[EnergyPart, str | None]
 """The part and the device of an `EnergyWindow`."""
@@ -160,6 +160,12 @@ def _window(key: SumKey, stretch: Stretch, found: BoundedEnergy) -> EnergyWindow
     )
 
 
+def _common(*covers: ErrorCover | None) -> ErrorCover | None:
+    """What the error of a sum covers; None where one of the errors is of an older record, which does not say."""
+    known = [cover for cover in covers if cover is not None]
+    return common_cover(known) if len(known) == len(covers) else None
+
+
 def _summed(before: EnergyWindow | None, added: EnergyWindow) -> EnergyWindow:
     if before is None:
         return added
@@ -169,7 +175,7 @@ def _summed(before: EnergyWindow | None, added: EnergyWindow) -> EnergyWindow:
         update={
             "energy_j": before.energy_j + added.energy_j,
             "error_j": (before.error_j or 0.0) + (added.error_j or 0.0) if has_error else None,
-            "error_covers": added.error_covers if has_error else None,
+            "error_covers": _common(before.error_covers, added.error_covers) if has_error else None,
             "statistical_error_j": None if None in statistical else math.hypot(*filter(None, statistical)),
             "duration_s": (before.duration_s or 0.0) + (added.duration_s or 0.0),
             "samples": None if added.samples is None else (before.samples or 0) + added.samples,

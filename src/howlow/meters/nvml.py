@@ -8,7 +8,7 @@ is asked through the older functions. What takes long is asked at most once a se
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pynvml
@@ -144,9 +144,16 @@ class NvmlDevice:
     @property
     def sampled_share(self) -> float | None:
         """The share of the time in which the sensor of `power_w` measures, where it is known to be a part."""
+        return self._share_of(_SAMPLED_SHARE) if self.reads_instant_power else self.averaged_share
+
+    @property
+    def averaged_share(self) -> float | None:
+        """The same of `nvmlDeviceGetPowerUsage`, which is what nvidia-smi prints as power.draw."""
+        return self._share_of(_AVERAGED_IN_PART)
+
+    def _share_of(self, models: Iterable[str]) -> float | None:
         name = self.name() or ""
-        names = _SAMPLED_SHARE if self.reads_instant_power else _AVERAGED_IN_PART
-        return next((_SAMPLED_SHARE[model] for model in names if model in name), None)
+        return next((_SAMPLED_SHARE[model] for model in models if model in name), None)
 
     # -- readings -----------------------------------------------------------------------------------------------------
 

@@ -10,11 +10,16 @@ the readings adds a hundredth of a watt, that of the coarsest source. Without a 
 bounds its end, and there is no such error. Swings that start and end between two readings are not in it.
 
 **The statistical error** includes those swings. Readings are taken at random moments, one in each period
-(`howlow.meters.schedule`), so over a stationary load their mean is that of the power, whatever the load's period. Its
-standard error follows from the means of blocks of successive readings. The blocks are doubled until neighbouring ones
-are no longer correlated, because correlated readings say less than independent ones (Flyvbjerg and Petersen 1989,
-"Error estimates on averages of correlated data"). Where too few blocks are left, the load was not stationary for long
-enough, and there is no such error.
+(`howlow.meters.schedule`), so over a stationary load their mean is that of the power, if every moment is in a reading:
+a sensor shows the power of the moment, or its mean since the last update. Its standard error follows from the means of
+blocks of successive readings. The blocks are doubled until neighbouring ones are no longer correlated, because
+correlated readings say less than independent ones (Flyvbjerg and Petersen 1989, "Error estimates on averages of
+correlated data"). Where too few blocks are left, the load was not stationary for long enough, and there is no such
+error.
+
+A sensor that measures for only a part of the time, at moments of its own (25 of every 100 ms on A100 and H100), breaks
+that premise. A load of its period shows it the high or the low part alone, at whatever moment it is read. With such a
+sensor there is no statistical error. Of other sensors it is not known that they do.
 """
 
 import math
@@ -34,11 +39,18 @@ _CONFIDENCE = 0.95
 
 
 def power_energy(
-    points: Sequence[Point], start_s: float, end_s: float, period_s: float, update_period_s: float
+    points: Sequence[Point],
+    start_s: float,
+    end_s: float,
+    period_s: float,
+    update_period_s: float,
+    *,
+    measures_always: bool = True,
 ) -> BoundedEnergy | Missing:
     """The energy of a window from readings of power, which are in the order of time.
 
-    period_s: the intended time between two readings.
+    period_s: the intended time between two readings. measures_always: False where the sensor is known to measure for
+    only a part of the time, so that there is no statistical error.
     """
     first = max(0, bisect_right(points, start_s, key=lambda point: point.time_s) - 1)
     last, knowing = (
@@ -60,7 +72,7 @@ def power_energy(
     if (near + later)[-1][0] >= end_s + update_period_s:
         error_j = _edges_error_j(near, later, (start_s, end_s), update_period_s, holes_s)
     inside = [power_w for time_s, power_w in near if start_s <= time_s <= end_s]
-    error_w = statistical_error_w(inside)
+    error_w = statistical_error_w(inside) if measures_always else None
     statistical_j = None if error_w is None else error_w * (end_s - start_s)
     return BoundedEnergy(energy_j, error_j, len(near), "edges", statistical_j)
 

@@ -5,7 +5,7 @@ then the Jetson's rails; on an AMD GPU and on Apple silicon zeus; on a CPU RAPL.
 whatever the trial's device, with all of the source's devices or those of `meters.devices`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -169,7 +169,11 @@ def _of_nvml(devices: Sequence[NvmlDevice], other: bool) -> EnergyMeter:
 
 
 def _sampled(devices: Sequence[NvmlDevice]) -> float | None:
-    return min((device.sampled_share for device in devices if device.sampled_share is not None), default=None)
+    return _least(device.sampled_share for device in devices)
+
+
+def _least(shares: Iterable[float | None]) -> float | None:
+    return min((share for share in shares if share is not None), default=None)
 
 
 def sampling_note(share: float | None) -> str:
@@ -182,11 +186,14 @@ def _nvidia_smi(asked: Asked) -> EnergyMeter:
     chosen = _chosen(asked, list(there))
     if not any(there.get(uuid) for uuid, _ in chosen):
         raise SmiAbsentError(f"nvidia-smi reads no power of {_listed([uuid for uuid, _ in chosen])}")
-    instruments = tuple(NvidiaSmi(uuid, asked.rate_hz, label, _through_nvml(uuid)) for uuid, label in chosen)
-    detail = f"power.draw of {_listed([uuid for uuid, _ in chosen])}, integrated"
-    other = _has_another(chosen, asked)
-    period_s = nvidia_smi.POWER_PERIOD_S
-    return EnergyMeter("nvidia-smi", detail, "power", instruments, period_s, of_another_device=other)
+    cards = [_through_nvml(uuid) for uuid, _ in chosen]
+    instruments = tuple(
+        NvidiaSmi(uuid, asked.rate_hz, label, card) for (uuid, label), card in zip(chosen, cards, strict=True)
+    )
+    share = _least(card.averaged_share for card in cards if card is not None)
+    detail = f"power.draw of {_listed([uuid for uuid, _ in chosen])}, integrated{sampling_note(share)}"
+    other, period_s = _has_another(chosen, asked), nvidia_smi.POWER_PERIOD_S
+    return EnergyMeter("nvidia-smi", detail, "power", instruments, period_s, None, other, share)
 
 
 def _chosen(asked: Asked, uuids: Sequence[str]) -> list[tuple[str, str]]:

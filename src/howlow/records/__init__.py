@@ -11,7 +11,14 @@ Absent is `None`, never 0, -1 or NaN.
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
 from howlow.records.data import DataRecord, DataSource
-from howlow.records.energy import CounterPace, EnergyPart, EnergySource, EnergyWindow, ErrorCover
+from howlow.records.energy import (
+    CounterPace,
+    EnergyPart,
+    EnergySource,
+    EnergyWindow,
+    ErrorCover,
+    common_cover,
+)
 from howlow.records.files import (
     LineWriter,
     clear_temporaries,
@@ -98,6 +105,7 @@ __all__ = [
     "Step",
     "WarningKind",
     "clear_temporaries",
+    "common_cover",
     "cut_lines",
     "differences",
     "has_record",

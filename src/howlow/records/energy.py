@@ -3,6 +3,7 @@
 `PhaseRecord.windows` holds them. A part without energy has no window; the record's warnings say why.
 """
 
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field
@@ -10,8 +11,24 @@ from pydantic import Field
 from howlow.records.warnings import Frozen
 
 EnergyPart = Literal["measured", "pauses", "prefill", "decode", "phase"]
-ErrorCover = Literal["everything", "all_but_lag", "edges"]
+ErrorCover = Literal["everything", "all_but_lag", "all_but_losses", "all_but_lag_and_losses", "edges"]
 """What a window's `error_j` covers; polled power can only have the last."""
+
+
+_LEFT_OUT: Mapping[ErrorCover, frozenset[str]] = {
+    "everything": frozenset(),
+    "all_but_lag": frozenset({"lag"}),
+    "all_but_losses": frozenset({"losses"}),
+    "all_but_lag_and_losses": frozenset({"lag", "losses"}),
+    "edges": frozenset({"lag", "losses", "swings"}),
+}
+"""What each of them leaves out."""
+
+
+def common_cover(covers: Iterable[ErrorCover]) -> ErrorCover:
+    """What the sum of several errors covers: nothing that one of them leaves out."""
+    left_out = frozenset[str]().union(*(_LEFT_OUT[cover] for cover in covers))
+    return next(cover for cover, parts in _LEFT_OUT.items() if left_out <= parts)
 
 
 class CounterPace(Frozen):
@@ -80,16 +97,19 @@ class EnergyWindow(Frozen):
     )
     error_covers: ErrorCover | None = Field(
         None,
-        description="everything: all that a counter's readings leave open, its lag included; all_but_lag: the same, "
-        "but nobody could measure whether the counter lags, and the error assumes that it does not; edges: rounding, "
-        "gaps at the edges and in holes, and late readings of polled power, but not swings that start and end between "
-        "two readings; None: no error, or an older record",
+        description="everything: all that a counter's readings leave open, its lag and an update that it lost "
+        "included; all_but_lag: nobody could measure whether the counter lags, and the error assumes that it does not; "
+        "all_but_losses: no power was read that would show a lost update, or the window is too short for it, and the "
+        "error assumes that none was lost (older records call this everything, too); all_but_lag_and_losses: it "
+        "assumes both; edges: rounding, gaps at the edges and in holes, and late readings of polled power, but not "
+        "swings that start and end between two readings; None: no error, or an older record",
     )
     statistical_error_j: float | None = Field(
         None,
         description="of polled power: half of the 95 % interval, in joules, that follows from the spread of the "
         "readings (means of blocks of them), swings between readings included; None: the readings are too few, all "
-        "equal, or not stationary",
+        "equal, or not stationary, or the sensor is known to measure for only a part of the time "
+        "(`power_sampled_share`), so that it may beat with the load",
     )
     duration_s: float | None = Field(None, description="the time that energy_j covers; schema 1 did not always keep it")
     samples: int | None = Field(

@@ -12,8 +12,9 @@ from typing import Any
 from howlow.analysis.column import Column, Stage
 from howlow.analysis.columns import BATCH_SIZES, drawn, drawn_quality
 from howlow.analysis.comparison import Comparison
+from howlow.reporting import formatting
 from howlow.reporting.absences import absence_reason
-from howlow.reporting.evidence import level, ratios_of
+from howlow.reporting.evidence import level, no_error_notes, ratios_of
 from howlow.reporting.figure import FIGURE_NAMES, Datasets, Figure, context_lines, finished
 from howlow.reporting.loss_curves import loss_figure
 from howlow.reporting.panels import WIDTH, cost_panel, quality_panel
@@ -99,5 +100,7 @@ def _bars(comparison: Comparison, stage: Stage) -> list[str]:
     ratios = list(ratios_of(comparison, drawn(stage)))
     has_bars = any(ratio.low is not None and ratio.low != ratio.high for ratio in ratios)
     bars = [f"bars: {level()} intervals"] if has_bars else []
-    hollow = "hollow points: not significant, the interval holds 1 or is not known"
-    return [", ".join([*bars, hollow])] if any(not ratio.is_shown for ratio in ratios) else bars
+    is_even = any(not ratio.is_shown and ratio.lack is None for ratio in ratios)
+    even = [f"{formatting.NOT_SIGNIFICANT}, the interval holds 1"] if is_even else []
+    hollow = [f"hollow points: {'; or '.join(found)}"] if (found := [*even, *no_error_notes(ratios)]) else []
+    return [", ".join([*bars, *hollow])] if bars or hollow else []

@@ -27,16 +27,21 @@ def ratios_of(comparison: Comparison, columns: Iterable[Column]) -> Iterator[Rat
 
 def error_notes(comparison: Comparison, columns: Iterable[Column], sign: str) -> list[str]:
     """What the errors of the ratios in these columns mean; `sign`: how the table writes them."""
-    bases = {one.basis for one in ratios_of(comparison, columns)}
-    uncertain: set[Basis] = {"processes", "one process", "test examples", "unknown"}
-    if not bases & uncertain:
-        return []
+    ratios = list(ratios_of(comparison, columns))
+    bases = {one.basis for one in ratios}
+    uncertain: set[Basis] = {"processes", "one process", "test examples"}
     told = (
-        f"{sign} {level()} interval; {formatting.NOT_SIGNIFICANT}: that interval holds 1, or too few steps, "
-        "readings or seeds were measured to know it"
+        [f"{sign} {level()} interval; {formatting.NOT_SIGNIFICANT}: that interval holds 1"] if bases & uncertain else []
     )
     notes = {"one process": ONE_PROCESS, "test examples": TEST_EXAMPLES}
-    return [told, *(note for basis, note in notes.items() if basis in bases)]
+    return [*told, *no_error_notes(ratios), *(note for basis, note in notes.items() if basis in bases)]
+
+
+def no_error_notes(ratios: Iterable[Ratio]) -> list[str]:
+    """Why ratios have no error, in one line; empty where all have one."""
+    lacks = dict.fromkeys(one.lack for one in ratios if one.lack is not None)
+    reasons = [formatting.NO_ERROR_BECAUSE[lack] for lack in lacks]
+    return [f"{formatting.NO_ERROR}: {', or '.join(reasons)}"] if reasons else []
 
 
 def level() -> str:
@@ -62,7 +67,7 @@ def runs_words(group: Group) -> str | None:
 
 
 def repeats_sentence(group: Group) -> str | None:
-    """What differences measurements repeated as often as these would show; None where nothing was repeated."""
+    """What differences measurements repeated as often as these show and do not; None where nothing was repeated."""
     parts = [words for column in tabulated() if (words := _visible(group, column)) is not None]
     if group.repeats < 2 or not parts:
         return None
@@ -70,7 +75,7 @@ def repeats_sentence(group: Group) -> str | None:
     measured = formatting.counted(len(group.trials), "time")
     differ = formatting.enumerated(parts)
     told = f"Two settings measured as often are told apart if they differ by about {differ}."
-    return f"{name} was measured {measured}. {told}"
+    return f"{name} was measured {measured}. {told} What measurements of one setting differ by is not significant."
 
 
 def _visible(group: Group, column: Column) -> str | None:

@@ -1,13 +1,27 @@
 """Numbers as people read them: the only place where SI becomes ms, GiB or %."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from howlow.analysis.column import Unit
 from howlow.analysis.ratios import Ratio
+from howlow.analysis.statistics import FEWEST_BLOCKS, NoError
 
 ABSENT = "n/a"
 NOT_SIGNIFICANT = "not significant"
+NO_ERROR = "no error"
+NO_ERROR_BECAUSE: Mapping[NoError, str] = {
+    "steps": f"fewer than {FEWEST_BLOCKS} steps",
+    "readings": f"fewer than {FEWEST_BLOCKS} readings",
+    "examples": f"fewer than {FEWEST_BLOCKS} scored test examples",
+    "wide": "the interval would reach from below half to above twice the figure",
+    "sensor": "the power sensor measures for only a part of the time",
+    "bound": "no bound of the energy is known",
+    "process": "one process does not show it",
+    "zero": "the figure is not above 0",
+}
+"""Why a figure has no error, in words."""
 _WIDE = 0.25
 _SCALES = {
     "ms": 1e3,
@@ -113,7 +127,10 @@ def relative(ratio: Ratio, *, with_ends: bool = False) -> str:
     """`1.13x ±0.04`, or with its ends `1.13x (1.09 to 1.17)`; the words where the evidence carries no difference.
 
     Where ± would say something else than the ends (the interval is wide, or ends close to 1), the ends are written.
+    Where no error is known, that stands there, with its reason where the ends would be.
     """
+    if ratio.lack is not None:
+        return f"{NO_ERROR}: {NO_ERROR_BECAUSE[ratio.lack]}" if with_ends else NO_ERROR
     if not ratio.is_shown or ratio.low is None or ratio.high is None:
         return NOT_SIGNIFICANT
     if ratio.error < 1e-6 * ratio.value:

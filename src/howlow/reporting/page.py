@@ -4,7 +4,7 @@ The template escapes every text; JSON inside a script has its `<` written as an 
 """
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from howlow.analysis.columns import ENERGY_SOURCE
@@ -177,17 +177,30 @@ def _source(record: Record) -> list[str]:
     if energy is not None and energy.power_sampled_share is not None:
         share = formatting.quantity(energy.power_sampled_share, "fraction")
         lines.append(f"the device's power sensor measures for {share} of the time only")
-    if any(window.error_covers == "edges" for phase in record.phases for window in phase.windows):
-        lines.append(
-            "polled power: the error covers rounding, gaps at the edges and late readings; swings between two readings "
-            "are not in it"
-        )
+    lines += _uncovered(record)
     if energy is not None and energy.cpu == "rapl":
         lines.append("the CPU's energy: from rapl, in columns of its own, never added to the device's")
     if idle is not None:
         cpu = "" if idle.cpu_power_w is None else f", the CPU {formatting.quantity(idle.cpu_power_w, 'watts')}"
         lines.append(f"idle power {formatting.quantity(idle.power_w, 'watts')}{cpu}, measured {idle.measured_at}")
     return lines
+
+
+def _uncovered(record: Record) -> Iterator[str]:
+    """What the errors of the energies leave out."""
+    covers = {window.error_covers for phase in record.phases for window in phase.windows}
+    is_partial = record.energy is not None and record.energy.power_sampled_share is not None
+    if "edges" in covers:
+        beat = "; such a sensor may beat with the load, so there is no statistical error either" if is_partial else ""
+        yield (
+            "polled power: the error covers rounding, gaps at the edges and late readings; swings between two readings "
+            f"are not in it{beat}"
+        )
+    if covers & {"all_but_losses", "all_but_lag_and_losses"}:
+        yield (
+            "where no power is read beside a counter, or a window is too short for it, nothing would show an update "
+            "that the counter lost, and the error assumes that it lost none"
+        )
 
 
 def _counter(pace: CounterPace) -> str:

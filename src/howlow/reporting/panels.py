@@ -165,7 +165,7 @@ def _within_reach(points: Sequence[ChartPoint]) -> list[float]:
 def _lines(
     comparison: Comparison, data: Datasets, points: Sequence[ChartPoint], y: "alt.Y", y_tooltip: "alt.Tooltip"
 ) -> list[Any]:
-    """The lines that join means, their intervals, and the points; hollow where a ratio is not significant."""
+    """The lines that join means, their intervals, and the points; hollow where a ratio may not stand as a number."""
     import altair as alt
 
     ranks = _ranks(points)
@@ -174,7 +174,7 @@ def _lines(
     encoded: dict[str, Any] = {"x": x, "y": y, "color": _color(comparison)}
     tooltip = _tooltip(comparison, y_tooltip)
     layers: list[Any] = [means.mark_line(strokeWidth=2.2).encode(**encoded)]
-    if bars := [_bar(point) for point in points if point.low is not None]:
+    if bars := _bars(points):
         layers.append(data.add(bars).mark_rule(strokeWidth=5, opacity=0.3, clip=True).encode(**encoded, y2="high:Q"))
     if dots := [point.datum() for point in points if point.is_dot]:
         layers.append(data.add(dots).mark_circle(size=40, opacity=0.35).encode(**encoded, tooltip=tooltip))
@@ -187,8 +187,15 @@ def _lines(
     return layers
 
 
-def _bar(point: ChartPoint) -> Datum:
-    return {**point.datum(), "y": point.low}
+def _bars(points: Sequence[ChartPoint]) -> list[Datum]:
+    """The intervals, cut far outside of the axis: a bar of millions of pixels stops the renderer of PNG."""
+    heights = _within_reach(points)
+    far = 10 * (max(heights) - min(heights) + max(map(abs, heights)))
+    return [
+        {**point.datum(), "y": max(point.low, min(heights) - far), "high": min(point.high, max(heights) + far)}
+        for point in points
+        if point.low is not None and point.high is not None
+    ]
 
 
 def _color(comparison: Comparison) -> Any:

@@ -268,7 +268,7 @@ def _item_words(item: BillItem) -> str:
     column = item.column
     stage = {"train": "training ", "inference": "inference "}.get(column.stage or "", "")
     values = [formatting.quantity(value, column.unit) for value in (item.value, item.reference)]
-    ratio = formatting.NOT_SIGNIFICANT if item.ratio is None else formatting.relative(item.ratio, with_ends=True)
+    ratio = "not compared" if item.ratio is None else formatting.relative(item.ratio, with_ends=True)
     return f"{stage}{column.label} {values[0]} instead of {values[1]} ({ratio})"
 
 

@@ -10,6 +10,7 @@ from howlow.analysis.columns import RANK
 from howlow.analysis.comparison import Comparison, Group
 from howlow.analysis.rows import Results
 from howlow.analysis.statistics import LEVEL, Statistic
+from howlow.reporting import formatting
 
 
 def csv_text(results: Results) -> str:
@@ -61,11 +62,12 @@ def _group(comparison: Comparison, group: Group) -> dict[str, Any]:
 
 
 def _figure(comparison: Comparison, group: Group, column: Column, found: Statistic) -> dict[str, Any]:
-    """A mean with its interval and its ratio; `basis` says where the ratio's error comes from."""
+    """A mean with its interval and its ratio, and where the ratio's error comes from (`basis`) or why it has none."""
     ends, ratio = group.interval(column), comparison.ratio(group, column)
     relative = None
     if ratio is not None:
-        told = {"significant": ratio.is_significant, "basis": ratio.basis}
+        why = None if ratio.lack is None else formatting.NO_ERROR_BECAUSE[ratio.lack]
+        told = {"significant": ratio.is_significant, "basis": ratio.basis, "no_error_because": why}
         relative = {"value": ratio.value, "low": ratio.low, "high": ratio.high, **told}
     mean = {"mean": found.mean, "low": ends.low, "high": ends.high, "deviation": found.deviation, "n": found.n}
     return {**mean, "relative": relative}

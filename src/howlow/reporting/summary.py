@@ -1,7 +1,7 @@
 """What the table says before it is drawn: cells, references, absences and warnings, for terminal and page alike.
 
 One row stands for trials that differ only in their seed and repeat. Each value comes with its ratio to the reference
-rank's, which carries its error or is replaced by the words "not significant".
+rank's, which carries its error or is replaced by the words "not significant" or "no error".
 """
 
 from collections import defaultdict
@@ -257,21 +257,24 @@ def _warnings(comparison: Comparison) -> tuple[WarningNote, ...]:
     alike: dict[tuple[str, str, str], list[TrialWarning]] = defaultdict(list)
     for warning in comparison.results.trial_warnings:
         alike[warning.kind, warning.detail, warning.remedy].append(warning)
-    adapters = _compared_adapters(comparison)
-    notes = [_note(key, warnings, adapters) for key, warnings in alike.items()]
-    ordered = sorted(notes, key=lambda note: (note.is_general, note.kind))
-    return tuple(replace(note, number=number) for number, note in enumerate(ordered, 1))
+    notes = [_note(key, warnings) for key, warnings in alike.items()]
+    marked = {note.kind for note in notes if not _is_general(comparison, note)}
+    ordered = sorted(notes, key=lambda note: (note.kind not in marked, note.kind))
+    return tuple(
+        replace(note, number=number, is_general=note.kind not in marked) for number, note in enumerate(ordered, 1)
+    )
 
 
-def _compared_adapters(comparison: Comparison) -> frozenset[str]:
-    """The trials of adapters that are done, where there are several to compare."""
-    done = [group for group in comparison.groups if group.rank is not None and group.is_done]
-    trials = (trial.record for group in done if len(done) > 1 for trial in group.trials)
-    return frozenset(record.trial for record in trials if record.status == "done")
+def _is_general(comparison: Comparison, note: WarningNote) -> bool:
+    """Whether a warning touches no column and is about all adapters, of which there are several, and nothing else."""
+    adapters = [group for group in comparison.groups if group.rank is not None]
+    records = [trial.record for group in adapters for trial in group.trials]
+    done = {record.trial for record in records if record.status == "done"}
+    are_several = sum(group.is_done for group in adapters) > 1
+    return are_several and not note.columns and done <= set(note.trials) <= {record.trial for record in records}
 
 
-def _note(key: tuple[str, str, str], warnings: Sequence[TrialWarning], adapters: frozenset[str]) -> WarningNote:
+def _note(key: tuple[str, str, str], warnings: Sequence[TrialWarning]) -> WarningNote:
     trials = dict.fromkeys(warning.trial for warning in warnings)
     columns = dict.fromkeys(name for warning in warnings for name in warning.columns)
-    is_general = bool(adapters) and not columns and adapters <= set(trials)
-    return WarningNote(0, *key, trials=tuple(trials), columns=tuple(columns), is_general=is_general)
+    return WarningNote(0, *key, trials=tuple(trials), columns=tuple(columns))

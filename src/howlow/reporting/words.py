@@ -4,21 +4,23 @@ No sentence here claims that a difference in quality is more than chance. A cost
 only where the interval does not hold 1.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from howlow.analysis.column import Column
 from howlow.analysis.columns import ADAPTER_BYTES, ENERGY_SOURCE, TRAIN_BATCH_SIZE, tabulated
 from howlow.analysis.comparison import Comparison, Distances, Group, Reference, compare, distances
 from howlow.analysis.margins import QualityScale
+from howlow.analysis.ratios import Ratio
 from howlow.analysis.rows import inference_phase, rows
+from howlow.analysis.statistics import FEWEST_BLOCKS
 from howlow.analysis.worth_training import WorthTraining, worth_training
 from howlow.reporting import formatting
 from howlow.reporting.evidence import repeats_sentence
 from howlow.reporting.summary import axes_words
 
 _MOST_SETTINGS = 6
-_FEW = 5  # a throughput of fewer measured steps is a rough figure
 
 
 def sentences(comparison: Comparison) -> list[str]:
@@ -159,16 +161,27 @@ def _ratios(comparison: Comparison, smallest: Group, reference: Reference) -> st
         return None
     few = _few_steps([smallest, reference.group])
     caveat = f" ({few}: rough figures)" if few else ""
-    said = _said([(formatting.relative(ratio, with_ends=True), phrase) for ratio, phrase in ratios])
+    said = _said(ratios)
     return f"Compared with rank {reference.rank}, rank {smallest.rank} has {said}{caveat}."
 
 
-def _said(ratios: Sequence[tuple[str, str]]) -> str:
-    """The ratios, then what differs by no more than chance."""
-    told = [f"{ratio} {phrase}" for ratio, phrase in ratios if ratio != formatting.NOT_SIGNIFICANT]
-    equal = [phrase for ratio, phrase in ratios if ratio == formatting.NOT_SIGNIFICANT]
-    differences = f"no significant difference in {formatting.enumerated(equal)}" if equal else ""
-    return "; ".join(part for part in (formatting.enumerated(told) if told else "", differences) if part)
+def _said(ratios: Sequence[tuple[Ratio, str]]) -> str:
+    """The ratios, then what differs by no more than chance, and what has no error."""
+    told = [f"{formatting.relative(ratio, with_ends=True)} {phrase}" for ratio, phrase in ratios if ratio.is_shown]
+    known = [(ratio, phrase) for ratio, phrase in ratios if not ratio.is_shown]
+    equal = [phrase for ratio, phrase in known if ratio.lack is None]
+    differences = [f"no significant difference in {formatting.enumerated(equal)}"] if equal else []
+    return "; ".join([*([formatting.enumerated(told)] if told else []), *differences, *_without_error(known)])
+
+
+def _without_error(ratios: Sequence[tuple[Ratio, str]]) -> Iterator[str]:
+    """The figures whose ratio has no error, by the reason."""
+    phrases: dict[str, list[str]] = defaultdict(list)
+    for ratio, phrase in ratios:
+        if ratio.lack is not None:
+            phrases[formatting.NO_ERROR_BECAUSE[ratio.lack]].append(phrase)
+    for reason, alike in phrases.items():
+        yield f"ratios without a known error in {formatting.enumerated(alike)} ({reason})"
 
 
 def _few_steps(groups: Sequence[Group]) -> str:
@@ -179,7 +192,9 @@ def _few_steps(groups: Sequence[Group]) -> str:
         "inference": min(trial.measured_steps[inference_phase(trial.record) or "evaluate"] for trial in trials),
     }
     few = [
-        f"{formatting.counted(number, 'measured step')} of {name}" for name, number in fewest.items() if number < _FEW
+        f"{formatting.counted(number, 'measured step')} of {name}"
+        for name, number in fewest.items()
+        if number < FEWEST_BLOCKS
     ]
     return f"only {formatting.enumerated(few)}" if few else ""
 
