@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from howlow.reporting.paper_tables import Head, PaperCell, PaperTable
+from howlow.reporting.paper_tables import ColumnHead, PaperCell, PaperTable
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -59,7 +59,7 @@ def _row(cells: Sequence[str]) -> str:
     return f"{' & '.join(cells)} \\\\"
 
 
-def _head(head: Head) -> str:
+def _head(head: ColumnHead) -> str:
     label = escaped_latex(head.label)
     return f"\\shortstack{{{label}\\\\({escaped_latex(head.unit)})}}" if head.unit else label
 

@@ -35,7 +35,7 @@ _WINDOW = (
 
 
 @dataclass(frozen=True)
-class Head:
+class ColumnHead:
     """A column's head: what it is, and its unit, empty where it has none or the label holds it."""
 
     label: str
@@ -57,7 +57,7 @@ class PaperTable:
 
     name: str
     caption: str
-    heads: tuple[Head, ...]
+    heads: tuple[ColumnHead, ...]
     rows: tuple[tuple[PaperCell, ...], ...]
     notes: tuple[str, ...]
 
@@ -85,7 +85,12 @@ def _table(
     name: str,
     caption: str,
 ) -> PaperTable:
-    first = [Head("rank"), *map(Head, summary.axes), *([Head("seeds")] if summary.has_seeds else []), Head("status")]
+    first = [
+        ColumnHead("rank"),
+        *map(ColumnHead, summary.axes),
+        *([ColumnHead("seeds")] if summary.has_seeds else []),
+        ColumnHead("status"),
+    ]
     figures = [_Figures.of(comparison, heading) for _, heading in columns]
     rows = []
     for group, row in zip(comparison.groups, summary.rows, strict=True):
@@ -113,7 +118,7 @@ class _Figures:
     """A column in the unit of its largest value."""
 
     heading: Heading
-    head: Head
+    head: ColumnHead
     factor: float
 
     @classmethod
@@ -121,7 +126,7 @@ class _Figures:
         means = [group.mean(heading.column) for group in comparison.groups]
         largest = max((mean for mean in means if mean is not None), key=abs, default=0.0)
         unit, factor = formatting.unit_and_factor(largest, heading.column.unit)
-        return cls(heading, Head(heading.label, unit), factor)
+        return cls(heading, ColumnHead(heading.label, unit), factor)
 
     def cell(self, group: Group, marks: str) -> PaperCell:
         """The mean over a group's trials with its error."""
