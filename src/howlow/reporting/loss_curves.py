@@ -142,11 +142,11 @@ def _points(groups: Iterable[Group], name: str | None = None) -> list[Datum]:
 
 def _ends(groups: Iterable[Group]) -> list[Datum]:
     """The last point of each curve, with a label."""
-    ends = (_points([group])[-1] for group in groups)
-    return [
-        end | {"label": f"rank {end['rank']}; step {end['step']:.6g}; loss {formatting.significant(end['loss'], 4)}"}
-        for end in ends
-    ]
+    return [end | {"label": _label(*end.values())} for end in (_points([group])[-1] for group in groups)]
+
+
+def _label(rank: Any, step: Any, loss: Any) -> str:
+    return f"rank {rank}; step {step:.6g}; loss {formatting.significant(loss, 4)}"
 
 
 # -- panels ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Where a run was sent to its end, its folder holds a file that says so.
 
 import os
 from pathlib import Path
+from typing import Any
 
 from howlow.tracking.trial_runs import TrialRun
 
@@ -18,7 +19,7 @@ def send_to_wandb(run: TrialRun, project: str) -> bool:
     home = Path(os.environ.get("WANDB_DIR", "."))
     if any((folder / _COMPLETE).exists() for folder in (home / "wandb").glob(f"*run-*-{run.key}")):
         return False
-    mode = os.environ.get("WANDB_MODE", "offline")
+    mode: Any = os.environ.get("WANDB_MODE", "offline")  # wandb itself refuses a word that it does not know
     there = wandb.init(
         project=project,
         id=run.key,
