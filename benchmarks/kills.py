@@ -266,6 +266,7 @@ def one_kill(case: Case, process: subprocess.Popen[bytes], way: str, chance: ran
 
 def one_sweep(case: Case, chance: random.Random, whole_s: float, most: int) -> dict[str, int]:
     """Start, kill, start again, at most so many times, then let it end; gives the kills by way."""
+    longest_s = max(300.0, 5 * whole_s)  # other work may slow the machine down
     kills = dict.fromkeys(WAYS, 0)
     ways = (*WAYS, "worker") if case.is_joined else WAYS[:-1]  # twice as often as the others
     process = case.start()
@@ -275,12 +276,12 @@ def one_sweep(case: Case, chance: random.Random, whole_s: float, most: int) -> d
         way = chance.choice(ways)
         kills[way] += one_kill(case, process, way, chance, whole_s)
         if process.poll() is not None or way == "trial":
-            process.wait(300)
+            process.wait(longest_s)
             process = case.start()
-    process.wait(300)
+    process.wait(longest_s)
     if process.returncode == 1:  # a trial that was killed alone: its record says so, and --retry runs it again
         process = case.start()
-        process.wait(300)
+        process.wait(longest_s)
     assert process.returncode == 0, f"the last start ended with {process.returncode}; see {case.log}"
     return kills
 

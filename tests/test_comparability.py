@@ -1,5 +1,6 @@
 """What must be equal before figures are compared: for quality, and for costs."""
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -261,7 +262,7 @@ def test_a_machine_joins_where_costs_can_be_compared() -> None:
     refuse_other_machine(there, here, ["costs"], "DIR")
 
 
-def test_the_command_line_refuses_with_exit_code_2_and_one_line_and_the_flag_marks(
+def test_the_command_line_compares_costs_of_two_sweeps_only_where_the_flag_says_so_and_marks_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for rank, driver in ((1, "560.1"), (2, "570.2")):
@@ -273,10 +274,14 @@ def test_the_command_line_refuses_with_exit_code_2_and_one_line_and_the_flag_mar
     monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit) as caught:
         cli.main()
-    assert caught.value.code == 2
-    refused = capsys.readouterr()
-    assert (refused.out, refused.err.count("\n")) == ("", 1)
-    assert "environment.driver: 1/r0001-s0 has '560.1', 2/r0002-s0 has '570.2'" in refused.err
+    assert not caught.value.code
+    document = json.loads(capsys.readouterr().out)
+    (apart,) = document["apart"]
+    assert (apart["sweep"], apart["other"]) == ("2", "1")
+    assert [(one["key"], one["value"], one["other_value"]) for one in apart["differences"]] == [
+        ("environment.driver", "570.2", "560.1")
+    ]
+    assert [group["reference"] for group in document["groups"]] == [["1/r0001-s0"], ["2/r0002-s0"]]
     monkeypatch.setattr("sys.argv", [*command, "--accept-different", "environment.driver"])
     with pytest.raises(SystemExit) as caught:
         cli.main()

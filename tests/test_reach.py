@@ -238,6 +238,7 @@ FORETOLD = {
     WarningKind.WRITTEN_ONE_BY_ONE,
     WarningKind.FREQUENCIES_OF_FULL_ROW,
     WarningKind.RANDOM_WEIGHTS,
+    WarningKind.ATTENTION_ALONE_ADAPTED,
 }
 
 

@@ -315,11 +315,14 @@ def test_warnings_carry_their_remedy(tmp_path: Path) -> None:
 # -- several directories --------------------------------------------------------------------------------------------
 
 
-def test_directories_whose_trials_collide_are_refused_by_name(tmp_path: Path) -> None:
+def test_of_trials_that_two_directories_hold_both_stay_under_their_own_names(tmp_path: Path) -> None:
     write_trial(tmp_path / "one")
     write_trial(tmp_path / "two")
-    with pytest.raises(UserError, match=r"r0008-s0 is in .*one and in .*two"):
-        rows([tmp_path / "one", tmp_path / "two"])
+    results = rows([tmp_path / "one", tmp_path / "two"])
+    assert [(row["trial"], row["sweep"]) for row in results.rows] == [("one/r0008-s0", "one"), ("two/r0008-s0", "two")]
+    (apart,) = results.apart
+    assert (apart.sweep, apart.other, apart.trials, apart.differences) == ("two", "one", ("r0008-s0",), ())
+    assert len(compare(results).groups) == 2
 
 
 def test_of_a_baseline_that_two_sweeps_measured_alike_the_first_counts(tmp_path: Path) -> None:
@@ -334,12 +337,13 @@ def test_of_a_baseline_that_two_sweeps_measured_alike_the_first_counts(tmp_path:
     assert "one holds another measurement of base-s0" in warning["detail"]
 
 
-def test_baselines_that_differ_in_what_was_accepted_still_collide(tmp_path: Path) -> None:
+def test_of_baselines_that_differ_in_what_was_accepted_both_stay(tmp_path: Path) -> None:
     write_trial(tmp_path / "one", None, kind="base", trial="base-s0")
     other = ENVIRONMENT.model_copy(update={"driver": "570.1"})
     write_trial(tmp_path / "two", None, kind="base", trial="base-s0", environment=other)
-    with pytest.raises(UserError, match=r"base-s0 is in .*one and in .*two"):
-        rows([tmp_path / "one", tmp_path / "two"], ["environment.driver"])
+    results = rows([tmp_path / "one", tmp_path / "two"], ["environment.driver"])
+    assert [row["trial"] for row in results.rows] == ["one/base-s0", "two/base-s0"]
+    assert [warning["kind"] for warning in results.warnings] == ["costs_not_comparable"]
 
 
 def test_the_same_directory_given_twice_counts_once(tmp_path: Path) -> None:
@@ -347,12 +351,16 @@ def test_the_same_directory_given_twice_counts_once(tmp_path: Path) -> None:
     assert len(rows([tmp_path, tmp_path / "." / ""]).rows) == 1
 
 
-def test_directories_measured_differently_are_refused(tmp_path: Path) -> None:
+def test_directories_measured_on_other_devices_are_told_apart(tmp_path: Path) -> None:
     write_trial(tmp_path / "one", 4, status="failed", error="boom", model=None, environment=None, data=None)
     write_trial(tmp_path / "one", 8)
     write_trial(tmp_path / "two", 16, environment=ENVIRONMENT.model_copy(update={"device_name": "NVIDIA H100"}))
-    with pytest.raises(UserError, match=r"environment\.device_name.*A100.*H100"):
-        rows([tmp_path / "one", tmp_path / "two"])
+    results = rows([tmp_path / "one", tmp_path / "two"])
+    (apart,) = results.apart
+    (difference,) = apart.differences
+    assert (difference.key, difference.is_of_costs_alone) == ("environment.device_name", True)
+    assert (difference.value, difference.other_value) == ("NVIDIA H100", "NVIDIA A100-SXM4-80GB")
+    assert {reference.rank for reference in compare(results).references} == {8, 16}
 
 
 def test_costs_that_were_accepted_are_marked_at_the_trials_that_differ(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from typer.core import TyperCommand
 
 import howlow
 from howlow.cli_recommend import recommend_command
+from howlow.cli_report import AcceptDifferent, print_report, report_command
 from howlow.cli_until import UntilDecided
 from howlow.console import make_safe
 from howlow.errors import OURS, SYSTEM, UserError, lacks_access, raised_by, reason
@@ -42,6 +43,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("recommend")(recommend_command)
+app.command("report")(report_command)
 
 
 class _Described(TyperCommand):
@@ -66,10 +68,6 @@ def _values(key: str) -> str:
 
 
 Source = Annotated[str | None, typer.Argument(metavar="[SETTINGS.toml|PRESET]", help="settings file or preset")]
-AcceptDifferent = Annotated[
-    list[str] | None,
-    typer.Option("--accept-different", metavar="KEY", help="compare although this key differs; costs: any cost key"),
-]
 Out = Annotated[str | None, typer.Option("--out", help="the run directory", metavar="DIR")]
 
 
@@ -132,7 +130,7 @@ def sweep_command(
         raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
 
     if until_decided:
-        failed = until.run(settings, out, statuses, accepted, partial(_watched, out=out), _print_report)
+        failed = until.run(settings, out, statuses, accepted, partial(_watched, out=out), print_report)
         _say_failed(failed, out)
         return
     _run_sweep(settings, out, statuses, accepted)
@@ -143,7 +141,7 @@ def _run_sweep(settings: Any, out: str, retry: list[Any], accepted: list[str]) -
     from howlow.sweeping.sweep import sweep
 
     result = _watched(lambda tell: sweep(settings, out, retry=retry, accept_different=accepted, on_event=tell), out)
-    _print_report([Path(out)], accepted)
+    print_report([Path(out)], accepted)
     if settings.lora.start is None:
         _print_recommendations(Path(out), accepted)
     else:
@@ -245,28 +243,6 @@ def _statuses(text: str | None) -> list[Any]:
         if status not in RETRYABLE:
             raise UserError(f"--retry {status}: one or more of {','.join(RETRYABLE)} are expected")
     return asked
-
-
-@app.command("report")
-def report_command(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="run directories", readable=False)],
-    accept_different: AcceptDifferent = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the rows as one JSON document")] = False,
-) -> None:
-    """Write the table, results.csv, figures and page anew from the records alone."""
-    _print_report(folders, accept_different or [], as_json)
-
-
-def _print_report(folders: list[Path], accept_different: list[str], as_json: bool = False) -> None:
-    import shutil
-
-    from howlow.reporting import read_report
-
-    report = read_report(folders, accept_different=accept_different)
-    print(report.json_text() if as_json else report.table_text(shutil.get_terminal_size((100, 24)).columns))
-    report = report.written(folders[0])  # the table is there even if the files cannot be written
-    places = dict.fromkeys(str(path if path.parent.name != "figures" else path.parent) for path in report.files)
-    _say(f"written: {', '.join(places)}")
 
 
 def _print_recommendations(folder: Path, accept_different: list[str]) -> None:

@@ -39,7 +39,7 @@ class UntilDecided:
         retry: Sequence[Any],
         accepted: Sequence[str],
         watched: Callable[[Callable[[Any], Any]], Any],
-        report: Callable[[list[Path], list[str]], None],
+        report: Callable[[list[Path], list[str]], object],
     ) -> Any:
         """Run until decided, then print the report, the answer and why it ended; gives the trials that failed."""
         from howlow.deciding import SweepBudget, sweep_until_decided

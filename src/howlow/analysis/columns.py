@@ -38,6 +38,7 @@ KIND = Column(
 )
 RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent without an adapter")
 STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
+SWEEP = Column("sweep", "sweep", "text", "the run directory that the trial is from; there where there are several")
 REPEAT = Column("repeat", "repeat", "count", "which measurement of the same trial this is, counted from 1")
 ADAPTER_BYTES = Column(
     "adapter_bytes",
@@ -166,12 +167,12 @@ COLUMNS: tuple[Column, ...] = (
     CONTINUED_STEPS,
     *VALIDATION.values(),
 )
-_BY_NAME = {column.name: column for column in COLUMNS}
+_BY_NAME = {column.name: column for column in (*COLUMNS, SWEEP)}
 
 
 def columns_of(axes: Iterable[str]) -> tuple[Column, ...]:
-    """All columns of results whose grid has these further axes."""
-    return (*COLUMNS, *map(_axis, axes))
+    """All columns of results that are told apart by these further axes."""
+    return (*COLUMNS, *map(column_named, axes))
 
 
 def column_named(name: str) -> Column:

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from howlow.analysis.column import Column
-from howlow.analysis.columns import KIND, TRIAL, column_named
+from howlow.analysis.columns import KIND, SWEEP, TRIAL, column_named
 from howlow.analysis.ratios import Ratio, mean_interval, relative_to
 from howlow.analysis.rows import Results, Row, Trial
 from howlow.analysis.statistics import Interval, Statistic, statistic
@@ -199,9 +199,10 @@ def _references_of(results: Results, groups: Iterable[Group]) -> Iterable[Refere
         if not done:
             continue
         largest = max(done)
+        asked = results.asked[ranks[largest].axes.get(SWEEP.name)]
         missing = tuple(
             (rank, "/".join(ranks[rank].status_counts) if rank in ranks else "not run yet")
-            for rank in results.asked_ranks
+            for rank in asked
             if rank > largest
         )
         yield Reference(ranks[largest].axes, largest, ranks[largest], missing)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from howlow.analysis.column import Column
-from howlow.analysis.columns import KIND, column_named
+from howlow.analysis.columns import KIND, SWEEP, column_named
 from howlow.analysis.comparison import Comparison, Group, Reference, compare, metrics_of
 from howlow.analysis.quality_columns import TEXT_WEIGHTS
 from howlow.analysis.rows import Results, Trial
@@ -58,7 +58,7 @@ def contest_of(results: Results, metric: str | None, where: Mapping[str, Any]) -
     if len(ranks) < 2:
         raise UserError(_too_few(results, sorted(ranks), ended, column))
     reference = next(one for one in settings if one.is_beside(chosen[max(ranks)]))
-    missing = {rank: "not run yet" for rank in results.asked_ranks if rank not in ended}
+    missing = {rank: "not run yet" for rank in results.asked[reference.axes.get(SWEEP.name)] if rank not in ended}
     return Contest(
         comparison,
         reference,

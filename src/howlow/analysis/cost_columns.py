@@ -167,7 +167,8 @@ METERED = (
         "energy error/sample",
         "joules",
         "how far energy/sample can be from what the sensor measured; of polled power only rounding, gaps at the edges "
-        "and late readings: swings between two readings are not in it",
+        "and late readings: swings between two readings are not in it; of a counter that no power is read beside (as "
+        "RAPL), an update that it lost is not in it",
         table=at(5),
         is_relative=False,
         is_optional=True,

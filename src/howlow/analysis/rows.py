@@ -17,11 +17,12 @@ from howlow.analysis.columns import (
     COLUMNS,
     CONTINUED_STEPS,
     START_RANK,
+    SWEEP,
     UPDATE_KEPT,
     columns_of,
 )
 from howlow.analysis.energy import Seen, meter_figures, read_seen
-from howlow.analysis.one_table import asked_ranks, records_for_one_table
+from howlow.analysis.one_table import Apart, OneTable, asked_ranks, axis_value, records_for_one_table
 from howlow.analysis.phase_figures import generation_figures, phase_figures
 from howlow.analysis.quality_columns import UNMATCHABLE_REFERENCES, VALIDATION
 from howlow.analysis.uncertainty import Evidence, evidence_of, interval_figures
@@ -34,7 +35,7 @@ from howlow.records import (
     WarningKind,
     read_steps,
 )
-from howlow.settings import Settings, concerns, trains
+from howlow.settings import trains
 from howlow.tasks import task_named
 
 Row = dict[str, Any]
@@ -67,12 +68,29 @@ class TrialWarning:
 
 @dataclass(frozen=True)
 class Results:
-    """The trials of one or several run directories that may stand in one table."""
+    """The trials of one or several run directories that may stand in one table.
+
+    axes: what trials are told apart by before they are compared: further grid axes, and first the sweep where sweeps
+    stand apart. sweeps: the folder of each sweep by its name. asked: the ranks that were asked for, by the sweep's
+    value on the axis; under None those of all of them.
+    """
 
     folders: tuple[Path, ...]
     trials: tuple[Trial, ...]
     axes: tuple[str, ...]
-    asked_ranks: tuple[int, ...]
+    asked: Mapping[str | None, tuple[int, ...]]
+    sweeps: Mapping[str, Path]
+    apart: tuple[Apart, ...]
+
+    @property
+    def asked_ranks(self) -> tuple[int, ...]:
+        """The ranks that were asked for, run or not."""
+        return self.asked[None]
+
+    @property
+    def has_sweeps(self) -> bool:
+        """Whether the trials are from several sweeps, so that every row says from which."""
+        return len(self.sweeps) > 1
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -87,7 +105,8 @@ class Results:
     @cached_property
     def columns(self) -> tuple[Column, ...]:
         """The columns of every row, in order."""
-        return columns_of(self.axes)
+        further = [SWEEP.name, *self.axes] if self.has_sweeps else self.axes
+        return columns_of(dict.fromkeys(further))
 
     @cached_property
     def trial_warnings(self) -> list[TrialWarning]:
@@ -138,23 +157,42 @@ def rows(folders: Sequence[Path], accept_different: Sequence[str] = ()) -> Resul
             in one of them carries a warning.
 
     Raises:
-        UserError: a folder is no run directory or has no record; records were not measured alike; two directories
-            hold a trial of the same name that is not a baseline.
+        UserError: a folder is no run directory or has no record; records of one sweep were not measured alike; sweeps
+            are of other data or another model.
     """
     found = records_for_one_table(folders, accept_different)
-    axes = tuple(sorted({axis for _, record in found for axis in record.axes}))
-    trials = [_trial(record, folder / "trials" / record.trial, axes) for folder, record in found]
+    axes = tuple(sorted({axis for member in found.members for axis in member.record.axes}))
+    sweep_of = _sweep_values(found)
+    trials = [_trial(member.record, member.home, axes, sweep_of.get(member.sweep)) for member in found.members]
     trials.sort(key=_order)
-    asked = {record.rank for _, record in found if record.rank is not None}
-    for folder in {folder for folder, _ in found}:
-        asked.update(asked_ranks(folder))
-    return Results(tuple(folders), tuple(trials), axes, tuple(sorted(asked)))
+    own = (SWEEP.name,) if len(found.joined) > 1 else ()
+    return Results(tuple(folders), tuple(trials), (*own, *axes), _asked(found, sweep_of), found.folders, found.apart)
+
+
+def _sweep_values(found: OneTable) -> dict[str, str]:
+    """What the rows of each sweep say in the column of that name; those of sweeps that are one name them all."""
+    if len(found.folders) < 2:
+        return {}
+    together = len(found.joined) > 1
+    return {name: " + ".join(sorted(names)) if together else name for names in found.joined for name in names}
+
+
+def _asked(found: OneTable, sweep_of: Mapping[str, str]) -> dict[str | None, tuple[int, ...]]:
+    asked: dict[str | None, set[int]] = {None: set()}
+    for member in found.members:
+        for key in (None, sweep_of.get(member.sweep)):
+            asked.setdefault(key, set()).update(() if member.record.rank is None else [member.record.rank])
+    for sweep, folder in found.folders.items():
+        for key in (None, sweep_of.get(sweep)):
+            asked.setdefault(key, set()).update(asked_ranks(folder))
+    return {key: tuple(sorted(ranks)) for key, ranks in asked.items()}
 
 
 def _order(trial: Trial) -> tuple[Any, ...]:
     record = trial.record
     axes = [_sortable(record.axes.get(axis)) for axis in sorted(record.axes)]
-    return ("base", "full", "lora", "shrunk").index(record.kind), record.rank or 0, axes, record.seed, record.repeat
+    kind = ("base", "full", "lora", "shrunk").index(record.kind)
+    return kind, record.rank or 0, axes, trial.row.get(SWEEP.name) or "", record.seed, record.repeat
 
 
 def _sortable(value: Any) -> tuple[int, float, str]:
@@ -166,7 +204,7 @@ def _sortable(value: Any) -> tuple[int, float, str]:
 # -- one trial ------------------------------------------------------------------------------------------------------
 
 
-def _trial(record: Record, folder: Path, axes: Sequence[str]) -> Trial:
+def _trial(record: Record, folder: Path, axes: Sequence[str], sweep: str | None) -> Trial:
     steps, readings = read_steps(folder), read_seen(folder)
     by_part = {
         part: {
@@ -176,7 +214,8 @@ def _trial(record: Record, folder: Path, axes: Sequence[str]) -> Trial:
         for part in ("burn_in", "measured")
     }
     losses = [(step.step, loss) for step in steps if step.phase == "train" and (loss := _loss(step)) is not None]
-    row = _row(record, steps, readings, axes)
+    row = _row(record, steps, readings) | ({} if sweep is None else {SWEEP.name: sweep})
+    row.update({axis: axis_value(record, axis) for axis in axes})
     evidence = evidence_of(record, _phases(record), row, steps, readings, folder)
     row.update(interval_figures(row, evidence))
     return Trial(record, folder, row, tuple(losses), by_part["burn_in"], by_part["measured"], evidence)
@@ -196,7 +235,7 @@ def layout_of(record: Record) -> str:
     return layout if generation == layout else f"{layout}, generation {generation}"
 
 
-def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: Sequence[str]) -> Row:
+def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen]) -> Row:
     row: Row = dict.fromkeys(column.name for column in COLUMNS)
     settings, model = record.settings, record.model
     row.update(
@@ -235,21 +274,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen], axes: 
     row.update({column.name: _finite(getattr(aside, name)) for name, column in VALIDATION.items()})
     row[UNMATCHABLE_REFERENCES.name] = record.data.unmatchable_references if record.data else None
     row.update(meter_figures(record))
-    row.update({axis: axis_value(record, axis) for axis in axes})
     return row
-
-
-def axis_value(record: Record, axis: str) -> Any:
-    """The value of a further grid axis; where the trial's own grid lacks the axis, the value of its setting.
-
-    A trial has no value on axes that do not concern its kind, and the zero-shot `base` on none but its own.
-    """
-    if axis in record.axes or record.kind == "base":
-        return record.axes.get(axis)
-    if not concerns(record.kind, axis):
-        return None
-    settings: Settings = record.settings
-    return settings.get(axis)
 
 
 def inference_phase(record: Record) -> PhaseName | None:

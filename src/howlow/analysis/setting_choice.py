@@ -39,7 +39,7 @@ def differing_axes(settings: Sequence[Reference]) -> list[str]:
 
 def may_be_chosen(axes: Sequence[str]) -> bool:
     """Whether all of these axes change nothing but quality."""
-    return all(effects()[axis] == {"quality"} for axis in axes)
+    return all(effects().get(axis, frozenset()) == {"quality"} for axis in axes)  # the sweep is an axis, and no setting
 
 
 def is_validated(groups: Sequence[Group], metric: Column) -> bool:

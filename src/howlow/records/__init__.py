@@ -8,6 +8,7 @@ summaries: throughput and relative figures are computed when records are read (`
 Absent is `None`, never 0, -1 or NaN.
 """
 
+from howlow.records.between_sweeps import between_sweeps
 from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
 from howlow.records.data import DataRecord, DataSource
@@ -109,6 +110,7 @@ __all__ = [
     "Step",
     "StoppedRank",
     "WarningKind",
+    "between_sweeps",
     "clear_temporaries",
     "common_cover",
     "cut_lines",

@@ -9,6 +9,8 @@ the same sources of howlow. Three questions are answered here:
 * may a sweep continue what its folder holds (`differing_settings`, `refuse_changed`);
 * may a machine join a sweep (`refuse_other_machine`).
 
+`between_sweeps` asks the first one of whole sweeps.
+
 The axes of a grid may differ within its sweep, and so may what follows from them. So may the cards of one machine:
 within a run directory trials on several devices of one kind stand in one table, and a warning says which ran where.
 A key that one side does not know
@@ -211,9 +213,8 @@ def refuse_to_mix(
     Raises:
         UserError: names the first key that differs, both values and both trials.
     """
-    axes = {axis for trial in trials for axis in trial.axes}
     is_one_machine = is_one_sweep and _are_cards_of_one_machine([trial.environment for trial in trials])
-    found = differences(trials, axes.union(_MAY_DIFFER_IN_A_TABLE, {_CARD} if is_one_machine else ()))
+    found = differences(trials, may_differ_in_a_table(trials).union({_CARD} if is_one_machine else ()))
     left = not_accepted(found, accept_different)
     if left:
         first, is_of_costs = left[0], all(one.is_of_costs_alone for one in left)
@@ -221,10 +222,15 @@ def refuse_to_mix(
         then = "compares their quality alone" if is_of_costs else "compares them anyway"
         raise UserError(
             f"records differ in {first.key}: {first.other} has {shown(first.other_value)}, {first.trial} has "
-            f"{shown(first.value)}{_further(left)}; {what} measured differently are not compared; "
+            f"{shown(first.value)}{further(left)}; {what} measured differently are not compared; "
             f"{flags(left)} {then}, and marks the {what}"
         )
     return found
+
+
+def may_differ_in_a_table(trials: Iterable[Identified]) -> frozenset[str]:
+    """The settings that may differ between trials of one table: their grid axes, seed, rank and batch size."""
+    return frozenset(axis for trial in trials for axis in trial.axes).union(_MAY_DIFFER_IN_A_TABLE)
 
 
 def refuse_changed(then: Identified, now: Identified, accept_different: Sequence[str], where: str) -> None:
@@ -239,7 +245,7 @@ def refuse_changed(then: Identified, now: Identified, accept_different: Sequence
         first = left[0]
         raise UserError(
             f"{where}: {_what(first.key)} has changed since {then.trial} was measured: {first.key} was "
-            f"{shown(first.other_value)} and is now {shown(first.value)}{_further(left)}; "
+            f"{shown(first.other_value)} and is now {shown(first.value)}{further(left)}; "
             f"give another folder, {advice(left)}"
         )
 
@@ -295,7 +301,7 @@ def _told(left: Sequence[Difference]) -> str:
     first = left[0]
     is_hash = first.key.endswith("sha256")
     here, there = (str(value)[:12] if is_hash else shown(value) for value in (first.value, first.other_value))
-    return f"{first.key} is {here} here, {there} in the sweep{_further(left)}"
+    return f"{first.key} is {here} here, {there} in the sweep{further(left)}"
 
 
 def _changes(then: Identified, now: Identified) -> list[Difference]:
@@ -374,7 +380,8 @@ def advice(left: Sequence[Difference]) -> str:
     return f"or {flags(left)}: the figures are marked"
 
 
-def _further(left: Sequence[Difference]) -> str:
+def further(left: Sequence[Difference]) -> str:
+    """The keys that differ apart from the first one, in brackets."""
     keys = list(dict.fromkeys(one.key for one in left))[1:]
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return f" (also: {', '.join(keys[:3])}{more})" if keys else ""

@@ -74,6 +74,11 @@ def cut_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
         write_atomically(path, path.read_bytes()[:kept].decode("utf-8"))
 
 
+def record_file(folder: Path) -> Path:
+    """Where a trial's folder holds its record."""
+    return folder / "record.json"
+
+
 def has_record(run_directory: Path, trial: str) -> bool:
     """Whether a trial has ended."""
     return (run_directory / "trials" / trial / "record.json").exists()

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-NOT_OF_A_TRIAL = ("__main__.py", "analysis", "cli.py", "progress.py", "reporting")
+NOT_OF_A_TRIAL = ("__main__.py", "analysis", "cli.py", "progress.py", "reporting", "tracking")
 _GIT_TIMEOUT_S = 5.0
 
 
@@ -20,7 +20,7 @@ def code_sha256(package: Path = PACKAGE) -> str:
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         name = path.relative_to(package)
-        if name.parts[0] not in NOT_OF_A_TRIAL:
+        if name.parts[0] not in NOT_OF_A_TRIAL and not name.parts[0].startswith("cli_"):
             digest.update(f"{name.as_posix()} {path.stat().st_size}\n".encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -18,7 +18,15 @@ from howlow.records.identity import Provenance
 from howlow.records.schema import SCHEMA_VERSION, Environment, HeapMode, PhaseRecord, Record, Resolved
 from howlow.settings import Settings, adapts, load, united
 
-_REPORT = ("results.csv", "decomposition.csv", "report.html", "figures")
+_REPORT = (
+    "results.csv",
+    "results.parquet",
+    "results.tex",
+    "results.md",
+    "decomposition.csv",
+    "report.html",
+    "figures",
+)
 
 
 @dataclass(frozen=True)

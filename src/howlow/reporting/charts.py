@@ -1,4 +1,4 @@
-"""The paper's figures: one Vega-Lite specification each, for SVG, PNG and the interactive page.
+"""The paper's figures as Vega-Lite: each whole for its SVG and PNG, and panel by panel for the page.
 
 The figure of a stage has one panel a quantity over the rank (log2), relative to the reference rank as in the paper's
 figures 1 to 4; grey dashed lines mark where the batch size changes. Quality is drawn as it is, with the bare model
@@ -6,8 +6,8 @@ figures 1 to 4; grey dashed lines mark where the batch size changes. Quality is 
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from howlow.analysis.column import Column, Stage
 from howlow.analysis.columns import BATCH_SIZES, drawn, drawn_quality
@@ -15,10 +15,25 @@ from howlow.analysis.comparison import Comparison
 from howlow.reporting import formatting
 from howlow.reporting.absences import absence_reason
 from howlow.reporting.evidence import level, no_error_notes, ratios_of
-from howlow.reporting.figure import FIGURE_NAMES, Datasets, Figure, context_lines, finished
-from howlow.reporting.loss_curves import loss_figure
-from howlow.reporting.panels import WIDTH, cost_panel, quality_panel
-from howlow.reporting.points import batch_changes, points_of, ranks_of
+from howlow.reporting.figure import (
+    FIGURE_NAMES,
+    FILE_SIZE,
+    Canvas,
+    Datasets,
+    DrawnPanel,
+    Figure,
+    LegendEntry,
+    PageFigure,
+    PagePanel,
+    colors_of,
+    context_lines,
+    finished,
+    on_page,
+    page_canvas,
+)
+from howlow.reporting.loss_curves import loss_figure, loss_on_page
+from howlow.reporting.panels import cost_panel, panel_name, quality_panel
+from howlow.reporting.points import batch_changes, drawn_series, points_of, ranks_of, series_label
 from howlow.reporting.spectra import spectra_figure
 from howlow.settings import adapts
 
@@ -35,48 +50,78 @@ def figures(comparison: Comparison) -> list[Figure]:
     return [figure for figure in found if figure is not None]
 
 
+def page_figures(comparison: Comparison) -> list[PageFigure]:
+    """The same figures as the page shows them: panel by panel, so that they flow into any width."""
+    fine_tuning, inference, *_ = FIGURE_NAMES
+    found = [
+        _on_page(comparison, "train", fine_tuning, "Fine-tuning"),
+        _on_page(comparison, "inference", inference, "Inference and quality"),
+        loss_on_page(comparison),
+    ]
+    return [figure for figure in found if figure is not None]
+
+
 @dataclass
 class _Panels:
-    """The panels of a figure, their titles, and by reason the titles of those that have no data."""
+    """The panels of a figure, and by reason the titles of those that have no data."""
 
-    data: Datasets = field(default_factory=Datasets)
-    panels: list[Any] = field(default_factory=list)
-    titles: list[str] = field(default_factory=list)
+    panels: list[tuple[Canvas, DrawnPanel]] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+
+def _panels(comparison: Comparison, stage: Stage, canvas: Callable[[], Canvas]) -> _Panels:
+    """The panels of a stage, each on a canvas; those of inference begin the quality of the test."""
+    shown = _Panels()
+    for column in drawn(stage):
+        if points := points_of(comparison, column, relative=True):
+            own = canvas()
+            shown.panels.append((own, cost_panel(comparison, own, column, points)))
+        else:
+            shown.missing[absence_reason(comparison.results, column)].append(panel_name(column).lower())
+    if stage == "inference":
+        for column in _present_quality(comparison):
+            own, points = canvas(), points_of(comparison, column, relative=False)
+            shown.panels.append((own, quality_panel(comparison, own, column, points)))
+    return shown
 
 
 def _stage_figure(comparison: Comparison, stage: Stage, name: str, title: str) -> Figure | None:
     import altair as alt
 
-    shown = _Panels()
-    _add_costs(comparison, stage, shown)
-    if stage == "inference":
-        _add_quality(comparison, shown)
+    canvas = Canvas(Datasets(), *FILE_SIZE)
+    shown = _panels(comparison, stage, lambda: canvas)
     if not shown.panels:
         return None
-    subtitle = _subtitle(comparison, stage, shown)
-    chart = alt.concat(*shown.panels, columns=2, spacing={"row": 130, "column": 124}, bounds="flush")
-    ranks = ranks_of(comparison)
-    about = f"{title}: {', '.join(shown.titles)} over ranks {min(ranks)} to {max(ranks)}. {' '.join(subtitle)}"
-    return Figure(name, title, about, finished(chart, shown.data, title, subtitle))
+    subtitle = [*context_lines(comparison), *_notes(comparison, stage, shown)]
+    titled = [panel.titled(offset=6) for _, panel in shown.panels]
+    chart = alt.concat(*titled, columns=2, spacing={"row": 130, "column": 124}, bounds="flush")
+    about = f"{title}: {_about(comparison, shown)} {' '.join(subtitle)}"
+    return Figure(name, title, about, finished(chart, canvas.data, title, subtitle))
 
 
-def _add_costs(comparison: Comparison, stage: Stage, shown: _Panels) -> None:
-    for column in drawn(stage):
-        title = column.panel.title if column.panel and column.panel.title else column.label
-        points = points_of(comparison, column, relative=True)
-        if points:
-            shown.panels.append(cost_panel(comparison, shown.data, column, points))
-            shown.titles.append(title)
-        else:
-            shown.missing[absence_reason(comparison.results, column)].append(title.lower())
+def _about(comparison: Comparison, shown: _Panels) -> str:
+    ranks, titles = ranks_of(comparison), [panel.title for _, panel in shown.panels]
+    return f"{', '.join(titles)} over ranks {min(ranks)} to {max(ranks)}."
 
 
-def _add_quality(comparison: Comparison, shown: _Panels) -> None:
-    for column in _present_quality(comparison):
-        points = points_of(comparison, column, relative=False)
-        shown.panels.append(quality_panel(comparison, shown.data, column, points))
-        shown.titles.append(column.label)
+def _on_page(comparison: Comparison, stage: Stage, name: str, title: str) -> PageFigure | None:
+    shown = _panels(comparison, stage, page_canvas)
+    if not shown.panels:
+        return None
+    return PageFigure(
+        name,
+        title,
+        (*context_lines(comparison)[1:], *_notes(comparison, stage, shown)),
+        tuple(PagePanel(panel.title, panel.subtitle, on_page(panel.chart, own.data)) for own, panel in shown.panels),
+        tuple(_legend(comparison)),
+    )
+
+
+def _legend(comparison: Comparison) -> Iterator[LegendEntry]:
+    """What the colours of lines mean, where there are several."""
+    names, _ = drawn_series(comparison)
+    if len(names) > 1:
+        yield from map(LegendEntry, map(series_label, names), colors_of(names))
 
 
 def _present_quality(comparison: Comparison) -> list[Column]:
@@ -87,12 +132,13 @@ def _present_quality(comparison: Comparison) -> list[Column]:
     return [column for column in present if column.panel is not None and column.panel.unless not in names]
 
 
-def _subtitle(comparison: Comparison, stage: Stage, shown: _Panels) -> list[str]:
+def _notes(comparison: Comparison, stage: Stage, shown: _Panels) -> list[str]:
+    """What bars, hollow points and dashed lines mean, and which panels are absent, and why."""
     absent = [f"{', '.join(titles)}: absent, {why}" for why, titles in shown.missing.items()]
-    subtitle = [*context_lines(comparison), *_bars(comparison, stage), *absent]
-    if batch_changes(comparison, BATCH_SIZES[stage], ranks_of(comparison), WIDTH):
-        subtitle.append("grey dashed lines: the batch size changes")
-    return subtitle
+    notes = [*_bars(comparison, stage), *absent]
+    if batch_changes(comparison, BATCH_SIZES[stage], ranks_of(comparison), FILE_SIZE[0]):
+        notes.append("grey dashed lines: the batch size changes")
+    return notes
 
 
 def _bars(comparison: Comparison, stage: Stage) -> list[str]:

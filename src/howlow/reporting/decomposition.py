@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from howlow.analysis.columns import RANK
 from howlow.analysis.comparison import Comparison
 from howlow.analysis.decomposition import Decomposition, NoBatch, RankEffect, RankStep, Split, decompositions
 from howlow.analysis.ratios import Ratio
@@ -50,7 +51,7 @@ class DecompositionPanel:
     data: Decomposition
 
 
-HEADINGS = ("ranks", "batches", "figure", "values", "in all", "batch", "rank", "rank at other batches")
+HEADINGS = ("ranks", "batches", "figure", "values", "in all", "batch", RANK.label, "rank at other batches")
 """Of the columns of a panel's table: the fields of `PartRow` up to `others`."""
 
 
@@ -257,7 +258,7 @@ def _ratio_document(ratio: Ratio | None) -> dict[str, Any] | None:
     return {"value": ratio.value, **ends, "significant": ratio.is_significant, "basis": ratio.basis}
 
 
-_RATIOS = ("total", "batch", "rank")
+_RATIOS = ("total", "batch", RANK.name)
 
 
 def decomposition_csv(comparison: Comparison) -> str | None:

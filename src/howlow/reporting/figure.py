@@ -1,7 +1,7 @@
 """A figure as Vega-Lite: its frame, its style, and how it becomes SVG and PNG."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,12 @@ from howlow.reporting.evidence import averaged_over
 from howlow.reporting.points import MOST_POINTS, drawn_ranks, drawn_series, ranks_of
 
 FIGURE_NAMES = ("fine_tuning", "inference", "loss", "spectra")
-INK, SOFT = "#1f2933", "#5f6b7a"
+INK, SOFT, RULE, GRID, AXIS = "#1f2933", "#5f6b7a", "#9aa5b1", "#e6e9ee", "#b8c0cc"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a4fa3", "#6b6b6b")
+"""After Okabe and Ito, whose colours people with any kind of colour vision tell apart."""
+_RAMP = ((0x54, 0x70, 0xC6), (0x2A, 0x8F, 0x9E), (0x7F, 0xAE, 0x4D), (0xD9, 0xA6, 0x2E))
+FILE_SIZE, PAGE_SIZE = (400, 190), (310, 170)
+"""Width and height of a panel; on the page it is as wide as a phone."""
 Datum = dict[str, Any]
 
 
@@ -23,6 +28,47 @@ class Figure:
     title: str
     description: str
     spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PagePanel:
+    """A panel of the page: texts that HTML holds, and the specification of its chart."""
+
+    title: str
+    subtitle: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """What a colour means."""
+
+    label: str
+    color: str
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure of the page: its name, title, notes, panels, and what their colours mean."""
+
+    name: str
+    title: str
+    notes: tuple[str, ...]
+    panels: tuple[PagePanel, ...]
+    legend: tuple[LegendEntry, ...] = ()
+
+
+@dataclass(frozen=True)
+class DrawnPanel:
+    """A chart of one quantity, without the title and the subtitle that stand above it."""
+
+    title: str
+    subtitle: str
+    chart: Any
+
+    def titled(self, offset: int) -> Any:
+        """The chart with its title, as a figure's file shows it."""
+        return self.chart.properties(title=panel_title(self.title, self.subtitle, offset))
 
 
 @dataclass
@@ -40,13 +86,45 @@ class Datasets:
         return alt.Chart(alt.NamedData(name))
 
 
-def render_svg(figure: Figure) -> str:
-    """The figure as SVG, without any request to the network."""
+@dataclass(frozen=True)
+class Canvas:
+    """Where a panel is drawn: in a figure's file, or on the page.
+
+    The page holds titles and legends as HTML. There each point has a label, which is shown on hovering over it.
+    """
+
+    data: Datasets
+    width: int
+    height: int
+    is_on_page: bool = False
+
+    def marked(self, chart: Any, **mark: Any) -> Any:
+        """The chart's points; on the page with the label in their data."""
+        import altair as alt
+
+        points = chart.mark_point(**mark, aria=self.is_on_page)
+        return points.encode(description=alt.Description("label:N")) if self.is_on_page else points
+
+    def shaded(self, chart: Any) -> Any:
+        """The chart's cells; labelled as points are."""
+        import altair as alt
+
+        cells = chart.mark_rect(aria=self.is_on_page)
+        return cells.encode(description=alt.Description("label:N")) if self.is_on_page else cells
+
+
+def page_canvas() -> Canvas:
+    """A canvas for one panel of the page."""
+    return Canvas(Datasets(), *PAGE_SIZE, is_on_page=True)
+
+
+def render_svg(spec: Mapping[str, Any]) -> str:
+    """A specification as SVG, without any request to the network."""
     import altair as alt
     import vl_convert
 
     version = vega_lite_version(alt.SCHEMA_VERSION, vl_convert.get_vegalite_versions())
-    svg: str = vl_convert.vegalite_to_svg(figure.spec, vl_version=version, allowed_base_urls=[])
+    svg: str = vl_convert.vegalite_to_svg(dict(spec), vl_version=version, allowed_base_urls=[])
     return svg
 
 
@@ -109,42 +187,79 @@ def _left_out(comparison: Comparison) -> list[str]:
 def finished(chart: Any, data: Datasets, title: str, subtitle: Sequence[str], offset: int = 40) -> dict[str, Any]:
     """The specification with title and house style."""
     lines = [line for text in subtitle for line in textwrap.wrap(text, 130, max_lines=2, placeholder=" ...")]
-    titled = chart.properties(title=_title(title, lines, offset), padding=16, background="white")
-    spec: dict[str, Any] = _styled(titled).to_dict(validate=False)
-    return {**spec, "datasets": data.values}
+    spec = _specification(chart, data)
+    return {**spec, "title": _title(title, lines, offset), "padding": 16, "background": "white"}
 
 
-def _title(title: str, subtitle: list[str], offset: int) -> Any:
-    import altair as alt
-
-    return alt.TitleParams(
-        title,
-        subtitle=subtitle,
-        anchor="start",
-        fontSize=20,
-        subtitleFontSize=13,
-        offset=offset,
-        subtitlePadding=6,
-    )
+def on_page(chart: Any, data: Datasets) -> dict[str, Any]:
+    """The specification of a panel for the page: no title, no background, and equal room for the axis' labels."""
+    spec, padding = _specification(chart, data), {"left": 4, "right": 10, "top": 18, "bottom": 4}
+    own = {**_QUIET, "axisLeft": {"minExtent": 34, "maxExtent": 34}}
+    return {**spec, "padding": padding, "background": None, "config": {**spec["config"], **own}}
 
 
-def _styled(chart: Any) -> Any:
-    return (
-        chart.configure_view(stroke=None)
-        .configure_mark(aria=False)  # the figure has a description; a label for each point would double the file
-        .configure_title(color=INK, subtitleColor=SOFT, fontWeight=600)
-        .configure_axis(
-            labelColor=SOFT,
-            titleColor=SOFT,
-            titleFontWeight="normal",
-            labelFontSize=12,
-            titleFontSize=12,
-            gridColor="#e6e9ee",
-            domainColor="#b8c0cc",
-            tickColor="#b8c0cc",
-        )
-        .configure_legend(labelColor=INK, titleColor=SOFT, labelFontSize=12, titleFontSize=12, titleFontWeight=600)
-    )
+def map_on_page(chart: Any, data: Datasets) -> dict[str, Any]:
+    """The same for a heat map, whose axes hold names."""
+    spec = _specification(chart, data)
+    return {**spec, "padding": 4, "background": None, "config": {**spec["config"], **_QUIET}}
+
+
+def _specification(chart: Any, data: Datasets) -> dict[str, Any]:
+    """The chart with the style of the house; altair's own methods for it copy the whole chart each time."""
+    spec: dict[str, Any] = chart.to_dict(validate=False)
+    return {**spec, "config": {**spec.get("config", {}), **_CONFIG}, "datasets": data.values}
+
+
+def ramp(number: int) -> list[str]:
+    """Colours of ordered things, from dark blue to amber: their lightness rises, for those who see no hues."""
+    found = []
+    for index in range(number):
+        place = index / max(1, number - 1) * (len(_RAMP) - 1)
+        left = min(int(place), len(_RAMP) - 2)
+        pairs = zip(_RAMP[left], _RAMP[left + 1], strict=True)
+        found.append("#" + "".join(f"{round(a + (b - a) * (place - left)):02x}" for a, b in pairs))
+    return found
+
+
+def colors_of(names: Sequence[str]) -> list[str]:
+    """A colour for each of several lines."""
+    return list(PALETTE[: len(names)]) if len(names) <= len(PALETTE) else ramp(len(names))
+
+
+def _title(title: str, subtitle: list[str], offset: int) -> dict[str, Any]:
+    sizes = {"fontSize": 20, "subtitleFontSize": 13}
+    return {"text": title, "subtitle": subtitle, "anchor": "start", "offset": offset, "subtitlePadding": 6, **sizes}
+
+
+_CONFIG: Mapping[str, Mapping[str, Any]] = {
+    "view": {"stroke": None},
+    "mark": {"aria": False},  # the figure has a description; a label for each point would double the file
+    "title": {"color": INK, "subtitleColor": SOFT, "fontWeight": 600},
+    "axis": {
+        "labelColor": SOFT,
+        "titleColor": SOFT,
+        "titleFontWeight": "normal",
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "gridColor": GRID,
+        "domainColor": AXIS,
+        "tickColor": AXIS,
+    },
+    "legend": {
+        "labelColor": INK,
+        "titleColor": SOFT,
+        "labelFontSize": 12,
+        "titleFontSize": 12,
+        "titleFontWeight": 600,
+    },
+}
+
+
+_QUIET: Mapping[str, Any] = {
+    "axis": {**_CONFIG["axis"], "aria": False},
+    "legend": {**_CONFIG["legend"], "aria": False},
+}
+"""On the page only points and cells have labels."""
 
 
 def panel_title(title: str, subtitle: str, offset: int) -> Any:

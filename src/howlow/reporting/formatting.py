@@ -103,6 +103,12 @@ def quantity(value: Any, unit: Unit) -> str:
             return significant(value, 4)
 
 
+def unit_and_factor(value: float, unit: Unit) -> tuple[str, float]:
+    """The unit that a value of that kind is shown in, and what to multiply by to get there; "" without a unit."""
+    _, space, shown = quantity(value, unit).rpartition(" ")
+    return (shown, _SCALES.get(shown, 1.0)) if space and unit not in ("text", "count") else ("", 1.0)
+
+
 def deviation(value: float, unit: Unit, mean: float) -> str:
     """A standard deviation in the unit that its mean is shown in."""
     shown = quantity(mean, unit).rpartition(" ")[2]

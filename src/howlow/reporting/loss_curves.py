@@ -11,7 +11,23 @@ from howlow.analysis.comparison import Comparison, Group
 from howlow.analysis.statistics import mean
 from howlow.reporting import formatting
 from howlow.reporting.evidence import averaged_over
-from howlow.reporting.figure import FIGURE_NAMES, INK, Datasets, Datum, Figure, context_lines, finished, panel_title
+from howlow.reporting.figure import (
+    FIGURE_NAMES,
+    INK,
+    Canvas,
+    Datasets,
+    Datum,
+    Figure,
+    LegendEntry,
+    PageFigure,
+    PagePanel,
+    context_lines,
+    finished,
+    on_page,
+    page_canvas,
+    panel_title,
+    ramp,
+)
 from howlow.reporting.points import MOST_POINTS, evenly, evenly_in_log, series_label, series_of
 
 _MOST_CURVES = 24
@@ -41,13 +57,30 @@ def loss_figure(comparison: Comparison) -> Figure | None:
     curves = _curves(comparison)
     if not curves.adapters and not curves.full:
         return None
-    data = Datasets()
-    chart = _chart([_panel(data, name, curves, has_title=len(curves.panels) > 1) for name in curves.panels])
-    subtitle = _subtitle(comparison, curves)
+    has_titles, data = len(curves.panels) > 1, Datasets()
+    canvas = Canvas(data, 380, 220) if has_titles else Canvas(data, 840, 340)
+    panels = {series_label(name): _panel(canvas, name, curves) for name in curves.panels}
+    titled = [panel.properties(title=panel_title(name, "", offset=10)) for name, panel in panels.items()]
+    chart = _chart(titled if has_titles or "" not in curves.panels else list(panels.values()))
+    subtitle = [*context_lines(comparison)[:1], *_notes(comparison, curves)]
     ranks = formatting.listed([f"rank {rank}" for rank in curves.ranks], 12)
     title, offset = "Training loss", 30 if len(curves.panels) > 1 else 20
     about = f"Training loss over steps for {ranks}. {' '.join(subtitle)}"
     return Figure(FIGURE_NAMES[2], title, about, finished(chart, data, title, subtitle, offset))
+
+
+def loss_on_page(comparison: Comparison) -> PageFigure | None:
+    """The same for the page, panel by panel."""
+    curves = _curves(comparison)
+    if not curves.adapters and not curves.full:
+        return None
+    panels = []
+    for name in curves.panels:
+        canvas = page_canvas()
+        title = series_label(name) if len(curves.panels) > 1 else name
+        panels.append(PagePanel(title, "nats per target token", on_page(_panel(canvas, name, curves), canvas.data)))
+    legend = map(LegendEntry, (f"rank {rank}" for rank in curves.ranks), ramp(len(curves.ranks)))
+    return PageFigure(FIGURE_NAMES[2], "Training loss", tuple(_notes(comparison, curves)), tuple(panels), tuple(legend))
 
 
 def _curves(comparison: Comparison) -> _Curves:
@@ -66,15 +99,15 @@ def _some(groups: Sequence[Group], most: int) -> list[Group]:
     return [group for group in groups if group.rank in ranks]
 
 
-def _subtitle(comparison: Comparison, curves: _Curves) -> list[str]:
-    subtitle = context_lines(comparison)[:1]
+def _notes(comparison: Comparison, curves: _Curves) -> list[str]:
+    notes = []
     width = max(_bin_width(_mean_curve(group)) for group in [*curves.full, *curves.adapters])
     if width > 1:
-        subtitle.append(f"each point is the mean of up to {width} neighbouring steps")
+        notes.append(f"each point is the mean of up to {width} neighbouring steps")
     if len(curves.adapters) < curves.there:
-        subtitle.append(f"{len(curves.adapters)} of {formatting.counted(curves.there, 'curve')} drawn")
+        notes.append(f"{len(curves.adapters)} of {formatting.counted(curves.there, 'curve')} drawn")
     over = averaged_over(comparison)
-    return [*subtitle, f"means over {over}"] if over else subtitle
+    return [*notes, f"means over {over}"] if over else notes
 
 
 # -- curves ---------------------------------------------------------------------------------------------------------
@@ -107,6 +140,15 @@ def _points(groups: Iterable[Group], name: str | None = None) -> list[Datum]:
     ]
 
 
+def _ends(groups: Iterable[Group]) -> list[Datum]:
+    """The last point of each curve, with a label."""
+    return [end | {"label": _label(*end.values())} for end in (_points([group])[-1] for group in groups)]
+
+
+def _label(rank: Any, step: Any, loss: Any) -> str:
+    return f"rank {rank}; step {step:.6g}; loss {formatting.significant(loss, 4)}"
+
+
 # -- panels ---------------------------------------------------------------------------------------------------------
 
 
@@ -118,42 +160,41 @@ def _chart(panels: Sequence[Any]) -> Any:
     return alt.concat(*panels, columns=2, spacing={"row": 90, "column": 90}, bounds="flush")
 
 
-def _panel(data: Datasets, name: str, curves: _Curves, has_title: bool) -> Any:
+def _panel(canvas: Canvas, name: str, curves: _Curves) -> Any:
     import altair as alt
 
-    encoded = _encoding()
+    encoded = _encoding(canvas)
     layers: list[Any] = []
     if groups := curves.panels[name]:
-        lines = data.add(_points(groups)).mark_line(strokeWidth=1.6, opacity=0.9)
-        layers.append(lines.encode(**encoded, color=_color(curves.ranks), detail="rank:O"))
+        lines = canvas.data.add(_points(groups)).mark_line(strokeWidth=1.6, opacity=0.9)
+        color = _color(canvas, curves.ranks)
+        layers.append(lines.encode(**encoded, color=color, detail=alt.Detail("rank:O")))
+        if canvas.is_on_page:
+            ends = canvas.marked(canvas.data.add(_ends(groups)), size=30, filled=True, opacity=1)
+            layers.append(ends.encode(**encoded, color=color))
     for group in curves.full:
-        layers += _full_layers(data, group, encoded)
-    panel = alt.layer(*layers).properties(width=380 if has_title else 840, height=220 if has_title else 340)
-    return panel.properties(title=panel_title(series_label(name), "", offset=10)) if has_title or name else panel
+        layers += _full_layers(canvas.data, group, encoded)
+    return alt.layer(*layers, width=canvas.width, height=canvas.height)
 
 
-def _encoding() -> dict[str, Any]:
+def _encoding(canvas: Canvas) -> dict[str, Any]:
     import altair as alt
 
-    axis = alt.Axis(grid=False, tickMinStep=1, tickCount=10, labelFlush=False)
+    axis = alt.Axis(grid=False, tickMinStep=1, tickCount=5 if canvas.is_on_page else 10, labelFlush=False)
+    title = None if canvas.is_on_page else "loss (nats per target token)"
     return {
         "x": alt.X("step:Q", title="optimizer step", axis=axis, scale=alt.Scale(nice=False)),
-        "y": alt.Y("loss:Q", title="loss (nats per target token)", scale=alt.Scale(zero=False, nice=True)),
-        "tooltip": [
-            alt.Tooltip("rank:N", title=RANK.label),
-            alt.Tooltip("step:Q", format=".6~g"),
-            alt.Tooltip("loss:Q", format=".4~g"),
-        ],
+        "y": alt.Y("loss:Q", title=title, scale=alt.Scale(zero=False, nice=True)),
     }
 
 
-def _color(ranks: list[int]) -> Any:
+def _color(canvas: Canvas, ranks: list[int]) -> Any:
     import altair as alt
 
-    scheme = alt.SchemeParams(name="viridis", extent=[0.0, 0.88])
     columns = 2 if len(ranks) > 14 else 1
     legend = alt.Legend(title=RANK.label, columns=columns, symbolType="stroke", symbolStrokeWidth=3, offset=40)
-    return alt.Color("rank:O", sort=list(ranks), scale=alt.Scale(domain=list(ranks), scheme=scheme), legend=legend)
+    scale = alt.Scale(domain=list(ranks), range=ramp(len(ranks)))
+    return alt.Color("rank:O", sort=list(ranks), scale=scale, legend=None if canvas.is_on_page else legend)
 
 
 def _full_layers(data: Datasets, group: Group, encoded: Mapping[str, Any]) -> list[Any]:

@@ -1,30 +1,45 @@
-"""report.html: one file that needs no network. Figures are interactive where scripts run, still pictures elsewhere.
+"""report.html: one file that needs no network, and no script to be read: charts are drawn here, texts stand in HTML.
 
-The template escapes every text; JSON inside a script has its `<` written as an escape.
+Scripts add what moves: the sliders of the answer, the sortable table of records, what a point says, the theme.
+The template escapes every text; JSON inside a script has `<`, `>` and `&` written as escapes.
 """
 
-import base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from howlow.analysis.columns import ENERGY_SOURCE
-from howlow.analysis.comparison import Comparison, Group
-from howlow.analysis.rows import inference_phase, layout_of
-from howlow.records import CounterPace, DataRecord, Record
+from howlow.analysis.comparison import Comparison
+from howlow.analysis.rows import layout_of
+from howlow.records import DataRecord, Record
 from howlow.reporting import formatting
-from howlow.reporting.conditions import condition_facts, condition_lines
-from howlow.reporting.figure import Figure, vega_lite_version
-from howlow.reporting.spectra import spectra_summary
-from howlow.reporting.summary import axes_words, label_of, summarize
+from howlow.reporting.answer import Answers, answers, decision_document
+from howlow.reporting.charts import page_figures
+from howlow.reporting.conditions import condition_lines
+from howlow.reporting.decomposition import HEADINGS, decomposition_panels
+from howlow.reporting.figure import FIGURE_NAMES, PageFigure, PagePanel, render_svg
+from howlow.reporting.inline_svg import inlined, themed
+from howlow.reporting.measured import energy_lines, environment_facts, measured_rows, meter_lines
+from howlow.reporting.record_table import records_document
+from howlow.reporting.spectra import spectra_on_page, spectra_summary
+from howlow.reporting.summary import Summary, summarize
+from howlow.reporting.timelines import timelines
+from howlow.reporting.tradeoffs import tradeoffs
 from howlow.reporting.words import sentences
 from howlow.settings import Settings, to_toml
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 _MOST_ROWS = 200
 _MOST_TRIALS = 8
+_SCRIPTS = ("format", "dom", "theme", "decision", "answer", "charts", "records", "start")
 
 
-def page(comparison: Comparison, figures: Sequence[tuple[Figure, str]]) -> str:
-    """The page as text; `figures` come with their SVG."""
+def page(comparison: Comparison) -> str:
+    """The page as text."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -34,10 +49,15 @@ def page(comparison: Comparison, figures: Sequence[tuple[Figure, str]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    summary = summarize(comparison, for_page=True)
+    summary, found = summarize(comparison, for_page=True), answers(comparison)
     return environment.get_template("page.html.jinja").render(
         title=_title(comparison),
+        style=_files(["style.css"]),
+        script=_files([f"{name}.js" for name in _SCRIPTS]),
+        data=_json(_data_of(comparison, found, summary)),
+        answers=found,
         asked=_asked(comparison),
+        tradeoffs=_drawn("tradeoff", _tradeoffs(found)),
         sentences=sentences(comparison),
         summary=summary,
         rows=summary.rows[:_MOST_ROWS],
@@ -46,32 +66,83 @@ def page(comparison: Comparison, figures: Sequence[tuple[Figure, str]]) -> str:
             note.number: "all adapters" if note.is_general else formatting.listed(list(note.trials), _MOST_TRIALS)
             for note in summary.warnings
         },
-        measured=_measured(comparison)[:_MOST_ROWS],
-        energy=_energy(comparison),
-        meters=_meters(comparison),
+        figures=_drawn("figure", page_figures(comparison)),
+        files=FIGURE_NAMES,
+        decompositions=decomposition_panels(comparison),
+        decomposition_headings=HEADINGS,
+        spectra=spectra_summary(comparison),
+        spectra_figures=_drawn("spectra", spectra_on_page(comparison)),
+        timelines=_drawn("timeline", timelines(comparison)),
+        measured=measured_rows(comparison)[:_MOST_ROWS],
+        energy=energy_lines(comparison),
+        meters=meter_lines(comparison),
         conditions=condition_lines(comparison.results.records),
-        environment=_environment(comparison),
+        environment=environment_facts(comparison),
+        commands=_commands(comparison),
         settings=_settings(comparison),
         columns=comparison.results.columns,
-        spectra=spectra_summary(comparison),
-        figures=[{"figure": figure, "image": _image(svg)} for figure, svg in figures],
-        specs={figure.name: figure.spec for figure, _ in figures},
-        script=_script() if figures else "",
     )
 
 
-def _image(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+def _files(names: Iterable[str]) -> "Markup":
+    """Scripts or styles of our own, in which nothing has to be escaped."""
+    from markupsafe import Markup
+
+    folder = resources.files("howlow.reporting").joinpath("browser")
+    return Markup("".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names))
 
 
-def _script() -> str:
-    """Vega, Vega-Lite and vega-embed as one script; closing tags in their strings are escaped, or they would end it."""
-    import altair as alt
-    import vl_convert
+def _data_of(comparison: Comparison, found: Answers, summary: Summary) -> dict[str, Any]:
+    return {
+        "decisions": [decision_document(answer) for answer in found.found],
+        "records": records_document(comparison.results, summary.warnings),
+    }
 
-    version = vega_lite_version(alt.SCHEMA_VERSION, vl_convert.get_vegalite_versions())
-    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", version)
-    return bundle.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+def _json(data: Mapping[str, Any]) -> "Markup":
+    """Data as a script holds it: no text in it can end the script or begin a tag."""
+    from markupsafe import Markup
+
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+# -- charts ---------------------------------------------------------------------------------------------------------
+
+
+def _tradeoffs(found: Answers) -> Iterable[PageFigure]:
+    drawn = (tradeoffs(answer, number) for number, answer in enumerate(found.found))
+    return (figure for figure in drawn if figure is not None)
+
+
+def _drawn(kind: str, figures: Iterable[PageFigure]) -> list[dict[str, Any]]:
+    """Figures as the template shows them; `kind` begins the names within their SVGs."""
+    return [
+        {
+            "name": figure.name,
+            "title": figure.title,
+            "notes": figure.notes,
+            "legend": [{"label": entry.label, "color": themed(entry.color)} for entry in figure.legend],
+            "panels": [_panel(figure, panel, f"{kind}-{place}-{number}") for number, panel in enumerate(figure.panels)],
+        }
+        for place, figure in enumerate(figures)
+    ]
+
+
+def _panel(figure: PageFigure, panel: PagePanel, name: str) -> dict[str, Any]:
+    from markupsafe import Markup
+
+    label = ", ".join(part for part in (figure.title, panel.title, panel.subtitle) if part)
+    return {
+        "title": panel.title,
+        "subtitle": panel.subtitle,
+        "svg": Markup(inlined(render_svg(panel.spec), name, label)),
+    }
+
+
+# -- what was run ---------------------------------------------------------------------------------------------------
 
 
 def _title(comparison: Comparison) -> str:
@@ -115,138 +186,22 @@ def _training(records: Sequence[Record]) -> str:
     )
 
 
-# -- how it was measured --------------------------------------------------------------------------------------------
-
-
-def _measured(comparison: Comparison) -> list[dict[str, str]]:
-    return [
-        {
-            "label": label_of(group),
-            "axes": axes_words(group.axes),
-            "train": _steps(group, "train"),
-            "inference": _inference_steps(group),
-            "energy": formatting.listed(_distinct(trial.row[ENERGY_SOURCE.name] or "absent" for trial in group.trials)),
-            "resumed": _span(trial.record.resumed for trial in group.trials),
-            "total": _span_of_time([trial.record.total_s for trial in group.trials]),
-        }
-        for group in comparison.groups
+def _commands(comparison: Comparison) -> list[tuple[str, str]]:
+    """What to type to have it again."""
+    folders = [str(folder) for folder in comparison.results.folders]
+    sweeps = [
+        (
+            f"the trials of {folder} again, in a folder of their own",
+            ["howlow", "sweep", str(path), "--out", f"{folder}-again"],
+        )
+        for folder in folders
+        if (path := Path(folder) / "sweep.toml").exists()
     ]
-
-
-def _inference_steps(group: Group) -> str:
-    phase = next((found for trial in group.trials if (found := inference_phase(trial.record))), None)
-    return f"{phase}: {_steps(group, phase)}" if phase else formatting.ABSENT
-
-
-def _steps(group: Group, phase: str) -> str:
-    measured = _span(trial.measured_steps[phase] for trial in group.trials)
-    burn_in = _span(trial.burn_in_steps[phase] for trial in group.trials)
-    return formatting.ABSENT if (measured, burn_in) == ("0", "0") else f"{measured} measured, {burn_in} burn-in"
-
-
-def _span(counts: Iterable[int]) -> str:
-    there = sorted(set(counts))
-    return f"{there[0]:,}" if len(there) == 1 else f"{there[0]:,} to {there[-1]:,}"
-
-
-def _span_of_time(times_s: Sequence[float | None]) -> str:
-    there = sorted(time for time in times_s if time is not None)
-    if not there:
-        return formatting.ABSENT
-    first, last = formatting.duration(there[0]), formatting.duration(there[-1])
-    return first if first == last else f"{first} to {last}"
-
-
-def _distinct(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(texts))
-
-
-def _energy(comparison: Comparison) -> list[str]:
-    sources = [trial.record.energy for trial in comparison.results.trials if trial.record.energy is not None]
-    names = _distinct(f"{source.name or 'absent'}: {source.detail}" for source in sources)
-    return names + _distinct(line for trial in comparison.results.trials for line in _source(trial.record))
-
-
-def _source(record: Record) -> list[str]:
-    """How often the source is renewed, the CPU's own source, and the idle power that is subtracted."""
-    energy, idle = record.energy, record.meters.idle if record.meters else None
-    lines = []
-    if energy is not None and energy.update_period_s is not None:
-        lines.append(f"updated every {formatting.duration(round(energy.update_period_s, 3))}")
-    lines += [_counter(pace) for pace in energy.counters] if energy is not None else []
-    if energy is not None and energy.power_sampled_share is not None:
-        share = formatting.quantity(energy.power_sampled_share, "fraction")
-        lines.append(f"the device's power sensor measures for {share} of the time only")
-    lines += _uncovered(record)
-    if energy is not None and energy.cpu == "rapl":
-        lines.append("the CPU's energy: from rapl, in columns of its own, never added to the device's")
-    if idle is not None:
-        cpu = "" if idle.cpu_power_w is None else f", the CPU {formatting.quantity(idle.cpu_power_w, 'watts')}"
-        lines.append(f"idle power {formatting.quantity(idle.power_w, 'watts')}{cpu}, measured {idle.measured_at}")
-    return lines
-
-
-def _uncovered(record: Record) -> Iterator[str]:
-    """What the errors of the energies leave out."""
-    covers = {window.error_covers for phase in record.phases for window in phase.windows}
-    is_partial = record.energy is not None and record.energy.power_sampled_share is not None
-    if "edges" in covers:
-        beat = "; such a sensor may beat with the load, so there is no statistical error either" if is_partial else ""
-        yield (
-            "polled power: the error covers rounding, gaps at the edges and late readings; swings between two readings "
-            f"are not in it{beat}"
-        )
-    if covers & {"all_but_losses", "all_but_lag_and_losses"}:
-        yield (
-            "where no power is read beside a counter, or a window is too short for it, nothing would show an update "
-            "that the counter lost, and the error assumes that it lost none"
-        )
-
-
-def _counter(pace: CounterPace) -> str:
-    """How one energy counter behaves; its lag is in the errors, or the line says that they assume none."""
-    takes = f"a reading takes {formatting.duration(pace.latency_s)}"
-    if pace.lag_s is None:
-        return f"the counter of {pace.device}: {takes}; its lag could not be measured; the errors assume none"
-    return (
-        f"the counter of {pace.device}: {takes}; it lags by {formatting.duration(pace.lag_s)}, which the errors include"
-    )
-
-
-def _meters(comparison: Comparison) -> list[str]:
-    """How the meters did, at worst over all trials."""
-    found = [trial.record.meters for trial in comparison.results.trials if trial.record.meters is not None]
-    rates = [meters.rate_hz for meters in found if meters.rate_hz is not None]
-    gaps = [meters.largest_gap_s for meters in found if meters.largest_gap_s is not None]
-    lines = []
-    if rates and gaps:
-        largest = formatting.duration(max(gaps))
-        lines.append(f"at least {formatting.significant(min(rates))} readings a second, largest gap {largest}")
-    lines += _share("CPU time of a trial", [meters.cpu_share for meters in found])
-    return lines + _share("time of its steps", [meters.step_share for meters in found])
-
-
-def _share(of: str, shares: Iterable[float | None]) -> list[str]:
-    there = [share for share in shares if share is not None]
-    return [f"the meters took at most {formatting.significant(max(there) * 100)} % of the {of}"] if there else []
-
-
-def _environment(comparison: Comparison) -> Mapping[str, str]:
-    found = next((t.record.environment for t in comparison.results.trials if t.record.environment is not None), None)
-    if found is None:
-        return {}
-    facts = {
-        "device": f"{found.device_name} ({found.device})",
-        "driver": found.driver,
-        "device memory": formatting.quantity(found.device_memory_bytes, "bytes"),
-        "CPU": f"{found.cpu}, {found.cores} cores, {found.threads} threads used",
-        "memory": formatting.quantity(found.memory_bytes, "bytes"),
-        **condition_facts(found),
-        "platform": found.platform,
-        "Python": found.python,
-        **found.versions,
-    }
-    return {key: value for key, value in facts.items() if value is not None and value != formatting.ABSENT}
+    return [
+        *((what, shlex.join(words)) for what, words in sweeps),
+        ("this page, results.csv and the figures, from the records alone", shlex.join(["howlow", "report", *folders])),
+        *(("the answer for other terms", shlex.join(["howlow", "recommend", folder])) for folder in folders[:1]),
+    ]
 
 
 def _settings(comparison: Comparison) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """The panels of a figure: one quantity over the rank."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from howlow.analysis.column import Column
 from howlow.analysis.columns import BATCH_SIZES, RANK
 from howlow.analysis.comparison import Comparison
 from howlow.reporting import formatting
-from howlow.reporting.figure import SOFT, Datasets, Datum, panel_title
+from howlow.reporting.figure import AXIS, PALETTE, RULE, SOFT, Canvas, Datum, DrawnPanel, colors_of
 from howlow.reporting.points import (
     MOST_TICKS,
     BatchChange,
@@ -24,29 +24,30 @@ from howlow.reporting.summary import assumed_words
 if TYPE_CHECKING:
     import altair as alt
 
-WIDTH, HEIGHT = 400, 190
-_BLUE, _ORANGE, _GREEN = "#2f5d8c", "#c2562f", "#3f7d4e"
-_PALETTE = (_BLUE, _ORANGE, _GREEN, "#8a5aa3", "#b08a1e", "#4a9aa8", "#a3405f", "#6b6b6b")
-_LEVEL_COLORS = {"base": _ORANGE, "full": _GREEN}
+_LEVEL_COLORS = {"base": PALETTE[1], "full": PALETTE[2]}
 
 
 # -- costs ----------------------------------------------------------------------------------------------------------
 
 
-def cost_panel(comparison: Comparison, data: Datasets, column: Column, points: Sequence[ChartPoint]) -> Any:
+def cost_panel(comparison: Comparison, canvas: Canvas, column: Column, points: Sequence[ChartPoint]) -> DrawnPanel:
     """A cost relative to the reference rank; the axis spans at least 0.75 to 1.25, so that flat looks flat."""
     import altair as alt
 
     assert column.panel is not None, "only columns with a panel are drawn"
     assert column.stage is not None, "a cost is one of fine-tuning or inference"
-    ranks = _ranks(points)
     axis = alt.Axis(title=None, tickCount=5, labelExpr="format(datum.value, '.3~f') + '×'")
     y = alt.Y("y:Q", scale=_relative_scale(points), axis=axis)
-    one = data.add([{"y": 1}]).mark_rule(color="#b8c0cc", strokeWidth=1.2).encode(y=alt.Y("y:Q"))
-    changes = batch_changes(comparison, BATCH_SIZES[column.stage], ranks, WIDTH)
-    lines = _lines(comparison, data, points, y, alt.Tooltip("relative:N", title="relative"))
-    layers = [one, *_batch_rules(data, changes), *lines]
-    return _panel(data, layers, column.panel.title or column.label, _relative_words(comparison, column))
+    one = canvas.data.add([{"y": 1}]).mark_rule(color=AXIS, strokeWidth=1.2).encode(y=alt.Y("y:Q"))
+    changes = batch_changes(comparison, BATCH_SIZES[column.stage], _ranks(points), canvas.width)
+    layers = [one, *_batch_rules(canvas, changes), *_lines(comparison, canvas, points, y)]
+    return DrawnPanel(panel_name(column), _relative_words(comparison, column), _chart(canvas, layers))
+
+
+def panel_name(column: Column) -> str:
+    """What stands above the panel of a column."""
+    name = column.panel.title if column.panel and column.panel.title else column.label
+    return name[0].upper() + name[1:]
 
 
 def _relative_scale(points: Sequence[ChartPoint]) -> "alt.Scale":
@@ -69,19 +70,19 @@ def _relative_words(comparison: Comparison, column: Column) -> str:
     return f"relative to rank {reference.rank} ({shown}{note})"
 
 
-def _batch_rules(data: Datasets, changes: Sequence[BatchChange]) -> list[Any]:
+def _batch_rules(canvas: Canvas, changes: Sequence[BatchChange]) -> list[Any]:
     import altair as alt
 
     if not changes:
         return []
     x = alt.X("rank:Q")
-    rules = data.add([change.datum() for change in changes])
-    layers: list[Any] = [rules.mark_rule(color="#9aa5b1", strokeDash=[4, 4], strokeWidth=1.2).encode(x=x)]
+    rules = canvas.data.add([change.datum() for change in changes])
+    layers: list[Any] = [rules.mark_rule(color=RULE, strokeDash=[4, 4], strokeWidth=1.2).encode(x=x)]
     for row in (0, 1):
         own = [change.datum() for change in changes if change.row == row]
         if own:
-            text = data.add(own).mark_text(color=SOFT, fontSize=11, baseline="bottom", dy=-3 - 12 * row)
-            layers.append(text.encode(x=x, y=alt.value(0), text="label:N"))
+            text = canvas.data.add(own).mark_text(color=SOFT, fontSize=11, baseline="bottom", dy=-3 - 12 * row)
+            layers.append(text.encode(x=x, y=alt.value(0), text=alt.Text("label:N")))
     return layers
 
 
@@ -97,22 +98,25 @@ class _Level:
     label: str
 
 
-def quality_panel(comparison: Comparison, data: Datasets, column: Column, points: Sequence[ChartPoint]) -> Any:
+def quality_panel(comparison: Comparison, canvas: Canvas, column: Column, points: Sequence[ChartPoint]) -> DrawnPanel:
     """Quality as it is, with the bare model and full fine-tuning as dashed levels."""
-    import altair as alt
-
     levels = _levels(comparison, column)
     low, high = _quality_domain(points, levels)
-    is_share = column.unit == "fraction"
-    axis = alt.Axis(title=None, tickCount=5, labelExpr="format(datum.value, '.3~%')" if is_share else "datum.label")
-    y = alt.Y("y:Q", scale=alt.Scale(domain=[low, high], nice=False, zero=False), axis=axis)
-    tooltip = alt.Tooltip("y:Q", title=column.label, format=".4~%" if is_share else ".4~g")
-    layers = _lines(comparison, data, points, y, tooltip)
-    tops = spread([(high - level.y) / (high - low) * HEIGHT for level in levels])
+    layers = _lines(comparison, canvas, points, quality_axis(column, low, high))
+    tops = spread([(high - level.y) / (high - low) * canvas.height for level in levels])
     for level, top in zip(levels, tops, strict=True):
-        layers += _level_layers(data, level, y, top)
+        layers += _level_layers(canvas, level, top)
     better = f"{column.better} is better" if column.better else ""
-    return _panel(data, layers, column.label[0].upper() + column.label[1:], f"absolute; {better}")
+    return DrawnPanel(panel_name(column), f"absolute; {better}", _chart(canvas, layers))
+
+
+def quality_axis(column: Column, low: float, high: float) -> "alt.Y":
+    """The axis of a quality, in per cent where it is a share."""
+    import altair as alt
+
+    form = "format(datum.value, '.3~%')" if column.unit == "fraction" else "datum.label"
+    axis = alt.Axis(title=None, tickCount=5, labelExpr=form)
+    return alt.Y("y:Q", scale=alt.Scale(domain=[low, high], nice=False, zero=False), axis=axis)
 
 
 def _levels(comparison: Comparison, column: Column) -> list[_Level]:
@@ -124,19 +128,26 @@ def _levels(comparison: Comparison, column: Column) -> list[_Level]:
 
 
 def _quality_domain(points: Sequence[ChartPoint], levels: Sequence[_Level]) -> tuple[float, float]:
-    heights = [*_within_reach(points), *(level.y for level in levels)]
+    return padded_domain([*_within_reach(points), *(level.y for level in levels)])
+
+
+def padded_domain(heights: Sequence[float]) -> tuple[float, float]:
+    """The ends of an axis that holds these heights, with some room; it does not go below 0 for their sake."""
     margin = 0.08 * (max(heights) - min(heights)) or 0.1 * abs(max(heights)) or 0.1
     floor = 0.0 if min(heights) >= 0 else -math.inf
     return max(floor, min(heights) - margin), max(heights) + margin
 
 
-def _level_layers(data: Datasets, level: _Level, y: "alt.Y", top: float) -> list[Any]:
+def _level_layers(canvas: Canvas, level: _Level, top: float) -> list[Any]:
+    """A dashed line with its label: beside it in a file; on the page, where there is no room beside it, above it."""
     import altair as alt
 
-    own, color = data.add([{"y": level.y, "label": level.label, "kind": level.kind}]), _LEVEL_COLORS[level.kind]
-    rule = own.mark_rule(color=color, strokeDash=[6, 4], strokeWidth=1.5).encode(y=y)
-    text = own.mark_text(color=color, align="left", baseline="middle", fontSize=12)
-    return [rule, text.encode(y=alt.value(top), x=alt.value(WIDTH + 6), text="label:N")]
+    own, color = canvas.data.add([{"y": level.y, "label": level.label}]), _LEVEL_COLORS[level.kind]
+    rule = own.mark_rule(color=color, strokeDash=[6, 4], strokeWidth=1.5).encode(y=alt.Y("y:Q"))
+    place = {"align": "right", "baseline": "bottom"} if canvas.is_on_page else {"align": "left", "baseline": "middle"}
+    x, y = (canvas.width - 2, top - 4) if canvas.is_on_page else (canvas.width + 6, top)
+    text = own.mark_text(color=color, fontSize=12, **place)
+    return [rule, text.encode(y=alt.value(y), x=alt.value(x), text=alt.Text("label:N"))]
 
 
 def spread(tops: Sequence[float], apart: float = 14.0) -> list[float]:
@@ -162,28 +173,26 @@ def _within_reach(points: Sequence[ChartPoint]) -> list[float]:
     return [min(max(height, low), high) for point in points for height in point.extent]
 
 
-def _lines(
-    comparison: Comparison, data: Datasets, points: Sequence[ChartPoint], y: "alt.Y", y_tooltip: "alt.Tooltip"
-) -> list[Any]:
+def _lines(comparison: Comparison, canvas: Canvas, points: Sequence[ChartPoint], y: "alt.Y") -> list[Any]:
     """The lines that join means, their intervals, and the points; hollow where a ratio may not stand as a number."""
     import altair as alt
 
-    ranks = _ranks(points)
+    ranks, data = _ranks(points), canvas.data
     means = data.add([point.datum() for point in points if not point.is_dot])
     x = alt.X("rank:Q", scale=_rank_scale(ranks), axis=rank_axis(ranks))
-    encoded: dict[str, Any] = {"x": x, "y": y, "color": _color(comparison)}
-    tooltip = _tooltip(comparison, y_tooltip)
+    encoded: dict[str, Any] = {"x": x, "y": y, "color": _color(comparison, canvas)}
     layers: list[Any] = [means.mark_line(strokeWidth=2.2).encode(**encoded)]
     if bars := _bars(points):
-        layers.append(data.add(bars).mark_rule(strokeWidth=5, opacity=0.3, clip=True).encode(**encoded, y2="high:Q"))
+        rules = data.add(bars).mark_rule(strokeWidth=5, opacity=0.3, clip=True)
+        layers.append(rules.encode(**encoded, y2=alt.Y2("high:Q")))
     if dots := [point.datum() for point in points if point.is_dot]:
-        layers.append(data.add(dots).mark_circle(size=40, opacity=0.35).encode(**encoded, tooltip=tooltip))
+        layers.append(canvas.marked(data.add(dots), size=40, opacity=0.35, filled=True).encode(**encoded))
     size, edge = (14, 0) if len(ranks) > 2 * MOST_TICKS else (42, 1)
-    marks = means.mark_point(size=size, filled=True, opacity=1, stroke="white", strokeWidth=edge)
-    layers.append(marks.encode(**encoded, tooltip=tooltip))
+    marks = canvas.marked(means, size=size, filled=True, opacity=1, stroke="white", strokeWidth=edge)
+    layers.append(marks.encode(**encoded))
     if hollow := [point.datum() for point in points if not point.is_significant]:
-        marks = data.add(hollow).mark_point(size=size, filled=False, fill="white", opacity=1, strokeWidth=1.6)
-        layers.append(marks.encode(**encoded, tooltip=tooltip))
+        marks = canvas.marked(data.add(hollow), size=size, filled=False, fill="white", opacity=1, strokeWidth=1.6)
+        layers.append(marks.encode(**encoded))
     return layers
 
 
@@ -198,46 +207,28 @@ def _bars(points: Sequence[ChartPoint]) -> list[Datum]:
     ]
 
 
-def _color(comparison: Comparison) -> Any:
+def _color(comparison: Comparison, canvas: Canvas) -> Any:
     import altair as alt
 
     names, _ = drawn_series(comparison)
     if len(names) <= 1:
-        return alt.value(_BLUE)
+        return alt.value(PALETTE[0])
     legend = alt.Legend(title=None, orient="bottom", columns=2, labelLimit=420)
     if "" in names:
         legend.labelExpr = f"datum.label || '{series_label('')}'"
-    return alt.Color("series:N", scale=_series_scale(names), legend=legend)
+    scale = alt.Scale(domain=list(names), range=colors_of(names))
+    return alt.Color("series:N", scale=scale, legend=None if canvas.is_on_page else legend)
 
 
-def _tooltip(comparison: Comparison, y: "alt.Tooltip") -> list[Any]:
+def _chart(canvas: Canvas, layers: Sequence[Any]) -> Any:
     import altair as alt
 
-    tooltip: list[Any] = [
-        alt.Tooltip("rank:Q", title=RANK.label, format="d"),
-        alt.Tooltip("value:N", title="value"),
-        y,
-        alt.Tooltip("what:N", title="of"),
-    ]
-    if len(drawn_series(comparison)[0]) > 1:
-        tooltip.append(alt.Tooltip("series:N", title="setting"))
-    return tooltip
-
-
-def _series_scale(names: Sequence[str]) -> "alt.Scale":
-    import altair as alt
-
-    if len(names) <= len(_PALETTE):
-        return alt.Scale(domain=list(names), range=list(_PALETTE[: len(names)]))
-    return alt.Scale(domain=list(names), scheme=alt.SchemeParams(name="viridis", extent=[0.0, 0.88]))
-
-
-def _panel(data: Datasets, layers: Iterable[Any], title: str, subtitle: str) -> Any:
-    import altair as alt
-
+    sized = {"width": canvas.width, "height": canvas.height}
+    if canvas.is_on_page:
+        return alt.layer(*layers, **sized)
     # A label that sticks out at the top would move the title up; this invisible point keeps all titles level.
-    room = data.add([{}]).mark_point(opacity=0, size=1).encode(x=alt.value(0), y=alt.value(-15))
-    return alt.layer(room, *layers).properties(width=WIDTH, height=HEIGHT, title=panel_title(title, subtitle, offset=6))
+    room = canvas.data.add([{}]).mark_point(opacity=0, size=1).encode(x=alt.value(0), y=alt.value(-15))
+    return alt.layer(room, *layers, **sized)
 
 
 def _rank_scale(ranks: Sequence[int]) -> "alt.Scale":

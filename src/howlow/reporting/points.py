@@ -47,10 +47,15 @@ class ChartPoint:
         """The heights that the axis has to hold."""
         return [height for height in (self.y, self.low, self.high) if height is not None]
 
+    @property
+    def label(self) -> str:
+        """What is shown on hovering over it."""
+        parts = (f"rank {self.rank}", self.value, self.relative, self.what, self.series)
+        return "; ".join(part for part in parts if part)
+
     def datum(self) -> dict[str, Any]:
         """The point as Vega reads it."""
-        mean = {"rank": self.rank, "series": self.series, "y": self.y, "value": self.value, "what": self.what}
-        mean |= {"relative": self.relative} if self.relative else {}
+        mean: dict[str, Any] = {"rank": self.rank, "series": self.series, "y": self.y, "label": self.label}
         return mean if self.low is None else mean | {"low": self.low, "high": self.high}
 
 

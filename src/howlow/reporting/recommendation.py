@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -261,11 +262,27 @@ def _of_bill(found: Recommendation) -> Iterator[str]:
 
 
 def _item_words(item: BillItem) -> str:
+    words = bill_words(item)
+    return f"{words.label} {words.value} instead of {words.reference} ({words.ratio})"
+
+
+@dataclass(frozen=True)
+class BillWords:
+    """An item of the bill as texts."""
+
+    label: str
+    value: str
+    reference: str
+    ratio: str
+
+
+def bill_words(item: BillItem) -> BillWords:
+    """What a cost is called, its two values, and their ratio with its interval or the words "not significant"."""
     column = item.column
     stage = {"train": "training ", "inference": "inference "}.get(column.stage or "", "")
-    values = [formatting.quantity(value, column.unit) for value in (item.value, item.reference)]
+    value, reference = (formatting.quantity(value, column.unit) for value in (item.value, item.reference))
     ratio = "not compared" if item.ratio is None else formatting.relative(item.ratio, with_ends=True)
-    return f"{stage}{column.label} {values[0]} instead of {values[1]} ({ratio})"
+    return BillWords(f"{stage}{column.label}", value, reference, ratio)
 
 
 def _bill_document(item: BillItem) -> dict[str, Any]:

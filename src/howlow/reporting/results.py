@@ -12,6 +12,7 @@ from howlow.analysis.rows import Results
 from howlow.analysis.statistics import LEVEL, Statistic
 from howlow.reporting import formatting
 from howlow.reporting.decomposition import decomposition_document
+from howlow.reporting.sweeps import sweeps_document
 
 
 def csv_text(results: Results) -> str:
@@ -20,11 +21,12 @@ def csv_text(results: Results) -> str:
     writer = csv.DictWriter(text, [column.name for column in results.columns], lineterminator="\n")
     writer.writeheader()
     for row in results.rows:
-        writer.writerow({name: _csv_cell(value) for name, value in row.items()})
+        writer.writerow({name: plain_cell(value) for name, value in row.items()})
     return text.getvalue()
 
 
-def _csv_cell(value: Any) -> Any:
+def plain_cell(value: Any) -> Any:
+    """A value that no cell can hold as it is (a list, a truth value) as JSON; any other as it is."""
     return json.dumps(value) if isinstance(value, list | tuple | dict | bool) else value
 
 
@@ -38,6 +40,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
         "level": LEVEL,
         "groups": [_group(comparison, group) for group in comparison.groups],
         "decomposition": decomposition_document(comparison),
+        **sweeps_document(results),
     }
 
 

@@ -2,8 +2,8 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -12,7 +12,20 @@ from howlow.analysis.comparison import Comparison
 from howlow.analysis.spectra import UpdateSpectra, effective_rank, place_of, spectra_of
 from howlow.records.spectra import energy_kept
 from howlow.reporting import formatting
-from howlow.reporting.figure import FIGURE_NAMES, Datasets, Datum, Figure, context_lines, finished, panel_title
+from howlow.reporting.figure import (
+    FIGURE_NAMES,
+    PAGE_SIZE,
+    Canvas,
+    Datasets,
+    Datum,
+    DrawnPanel,
+    Figure,
+    PageFigure,
+    PagePanel,
+    context_lines,
+    finished,
+    map_on_page,
+)
 from howlow.reporting.points import evenly
 
 _MOST_TRIALS, _MOST_MODULES, _MOST_MAPS, _MOST_RANKS, _MOST_TICKS = 40, 300, 8, 8, 16
@@ -119,17 +132,44 @@ def spectra_figure(comparison: Comparison) -> Figure | None:
     one = _charted(spectra_of(comparison, 1))
     if one is None:
         return None
-    data = Datasets()
-    names = evenly(list(dict.fromkeys(place_of(module.module).name for module in one.modules)), _MOST_MAPS)
-    maps = [_kept_map(data, one, name) for name in names] if one.smaller_ranks else []
-    chart: Any = _effective_map(data, one)
+    canvas = Canvas(Datasets(), 150, 300)
+    maps = [panel.titled(6) for panel in _kept_maps(one, lambda: canvas)]
+    chart: Any = _effective_map(replace(canvas, width=840), one).titled(6)
     if maps:
         rows = alt.concat(*maps, columns=4, spacing={"row": 60, "column": 50})
         chart = alt.vconcat(chart, rows, spacing=60).resolve_scale(color="independent")
     title = "Why a rank is enough"
-    subtitle = [*context_lines(comparison)[:1], f"singular values of the update of {one.trial}, rank {one.rank}"]
+    subtitle = [*context_lines(comparison)[:1], _about(one)]
     about = f"Heat maps of effective rank and energy kept by layer and module. {' '.join(subtitle)}"
-    return Figure(FIGURE_NAMES[3], title, about, finished(chart, data, title, subtitle, 20))
+    return Figure(FIGURE_NAMES[3], title, about, finished(chart, canvas.data, title, subtitle, 20))
+
+
+def _about(one: UpdateSpectra) -> str:
+    return f"singular values of the update of {one.trial}, rank {one.rank}"
+
+
+def spectra_on_page(comparison: Comparison) -> list[PageFigure]:
+    """The same for the page, panel by panel; none where no trial has spectra."""
+    one = _charted(spectra_of(comparison, 1))
+    if one is None:
+        return []
+    canvases: list[Canvas] = []
+
+    def canvas() -> Canvas:
+        canvases.append(Canvas(Datasets(), PAGE_SIZE[0] - 60, 220, is_on_page=True))
+        return canvases[-1]
+
+    panels = [_effective_map(canvas(), one), *_kept_maps(one, canvas)]
+    shown = [
+        PagePanel(panel.title, panel.subtitle, map_on_page(panel.chart, own.data))
+        for panel, own in zip(panels, canvases, strict=True)
+    ]
+    return [PageFigure(FIGURE_NAMES[3], "Why a rank is enough", (_about(one),), tuple(shown))]
+
+
+def _kept_maps(one: UpdateSpectra, canvas: Callable[[], Canvas]) -> list[DrawnPanel]:
+    names = evenly(list(dict.fromkeys(place_of(module.module).name for module in one.modules)), _MOST_MAPS)
+    return [_kept_map(canvas(), one, name) for name in names] if one.smaller_ranks else []
 
 
 def _means(found: Iterable[tuple[int, Any, float | None]], fields: tuple[str, str, str]) -> list[Datum]:
@@ -144,29 +184,25 @@ def _means(found: Iterable[tuple[int, Any, float | None]], fields: tuple[str, st
     ]
 
 
-def _effective_map(data: Datasets, one: UpdateSpectra) -> Any:
+def _effective_map(canvas: Canvas, one: UpdateSpectra) -> DrawnPanel:
     import altair as alt
 
     places = ((place_of(module.module), effective_rank(module.singular_values)) for module in one.modules)
     values = _means(((place.layer, place.name, value) for place, value in places), ("layer", "module", "value"))
-    legend = alt.Legend(title=None, gradientLength=120)
-    color = alt.Color("value:Q", scale=alt.Scale(scheme="viridis", zero=False), legend=legend)
-    encoded = {
-        "x": alt.X("layer:O", title="layer", axis=_layer_axis(values)),
-        "y": alt.Y("module:N", title=None, sort=None, axis=alt.Axis(labelLimit=220)),
-        "color": color,
-        "tooltip": [
-            alt.Tooltip("layer:O"),
-            alt.Tooltip("module:N"),
-            alt.Tooltip("value:Q", title="effective rank", format=".3~g"),
-        ],
-    }
+    for cell in values:
+        cell["label"] = f"{cell['module']}; layer {cell['layer']}; effective rank {_number(cell['value'])}"
+    scale = alt.Scale(scheme="viridis", zero=False)
+    cells = canvas.shaded(canvas.data.add(values)).encode(
+        x=alt.X("layer:O", title="layer", axis=_layer_axis(values)),
+        y=alt.Y("module:N", title=None, sort=None, axis=alt.Axis(labelLimit=120 if canvas.is_on_page else 220)),
+        color=alt.Color("value:Q", scale=scale, legend=_legend(canvas)),
+    )
     rows = len({value["module"] for value in values})
-    panel = data.add(values).mark_rect().encode(**encoded).properties(width=840, height=max(60, 26 * rows))
-    return panel.properties(title=panel_title("Effective rank", "exp of the entropy of the singular values", 6))
+    sized = cells.properties(width=canvas.width, height=max(60, 26 * rows))
+    return DrawnPanel("Effective rank", "exp of the entropy of the singular values", sized)
 
 
-def _kept_map(data: Datasets, one: UpdateSpectra, name: str) -> Any:
+def _kept_map(canvas: Canvas, one: UpdateSpectra, name: str) -> DrawnPanel:
     import altair as alt
 
     ranks = evenly(one.smaller_ranks, _MOST_RANKS)
@@ -177,20 +213,26 @@ def _kept_map(data: Datasets, one: UpdateSpectra, name: str) -> Any:
         for rank in ranks
     )
     values = _means(found, ("layer", RANK.name, "value"))
-    legend = alt.Legend(title="kept", format=".0%", gradientLength=120)
-    encoded = {
-        "x": alt.X("rank:O", title="rank kept", axis=alt.Axis(labelAngle=0)),
-        "y": alt.Y("layer:O", title="layer", axis=_layer_axis(values)),
-        "color": alt.Color("value:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=legend),
-        "tooltip": [
-            alt.Tooltip("layer:O"),
-            alt.Tooltip("rank:O"),
-            alt.Tooltip("value:Q", title="energy kept", format=".1%"),
-        ],
-    }
+    for cell in values:
+        cell["label"] = f"layer {cell['layer']}; rank {cell[RANK.name]} keeps {_share(cell['value'])}"
+    legend = _legend(canvas, title=None if canvas.is_on_page else "kept", format=".0%")
+    cells = canvas.shaded(canvas.data.add(values)).encode(
+        x=alt.X("rank:O", title="rank kept", axis=alt.Axis(labelAngle=0)),
+        y=alt.Y("layer:O", title="layer", axis=_layer_axis(values)),
+        color=alt.Color("value:Q", scale=alt.Scale(scheme="viridis", domain=[0, 1]), legend=legend),
+    )
     layers = len({value["layer"] for value in values})
-    panel = data.add(values).mark_rect().encode(**encoded).properties(width=150, height=max(60, min(300, 9 * layers)))
-    return panel.properties(title=panel_title(name, "energy kept by a smaller rank", 6))
+    sized = cells.properties(width=canvas.width, height=max(60, min(canvas.height, 9 * layers)))
+    return DrawnPanel(name, "energy kept by a smaller rank", sized)
+
+
+def _legend(canvas: Canvas, title: str | None = None, **form: Any) -> Any:
+    """A gradient: beside the map in a file, above it on the page."""
+    import altair as alt
+
+    if canvas.is_on_page:
+        return alt.Legend(title=title, orient="top", gradientLength=canvas.width, gradientThickness=8, **form)
+    return alt.Legend(title=title, gradientLength=120, **form)
 
 
 def _layer_axis(values: Sequence[Datum]) -> Any:

@@ -17,6 +17,7 @@ from howlow.reporting import formatting
 from howlow.reporting.absences import absences
 from howlow.reporting.evidence import averaged_over, error_notes, repeats_sentence, runs_words
 from howlow.reporting.failure import failure_words
+from howlow.reporting.sweeps import apart_lines, axis_cells, table_axes
 
 _MOST_REFERENCES = 6
 
@@ -85,6 +86,7 @@ class Summary:
     has_repeats: bool
     headings: tuple[Heading, ...]
     rows: tuple[TableRow, ...]
+    apart: tuple[str, ...]
     references: tuple[str, ...]
     errors: tuple[str, ...]
     absences: tuple[str, ...]
@@ -103,11 +105,12 @@ def summarize(comparison: Comparison, for_page: bool = False) -> Summary:
     headings = [heading for column in present if (heading := _heading(results, column)) is not None]
     warnings = _warnings(comparison)
     return Summary(
-        axes=results.axes,
+        axes=table_axes(results),
         has_seeds=any(group.seeds > 1 for group in comparison.groups),
         has_repeats=any(group.repeats > 1 for group in comparison.groups),
         headings=tuple(headings),
         rows=tuple(_row(comparison, group, headings, warnings, for_page) for group in comparison.groups),
+        apart=tuple(apart_lines(results)),
         references=tuple(_reference_notes(comparison)),
         errors=tuple(_error_notes(comparison, headings, for_page)),
         absences=tuple(absences(results, [c for c in costs if c not in present and not c.is_optional])),
@@ -159,7 +162,7 @@ def _row(
     shown = {heading.column.name for heading in headings}
     return TableRow(
         label=label_of(group),
-        axes=tuple(formatting.plain(value) if value is not None else "-" for value in group.axes.values()),
+        axes=axis_cells(comparison.results, group),
         seeds=group.seeds,
         repeats=group.repeats,
         status=_status(group.status_counts),
@@ -257,21 +260,24 @@ def _warnings(comparison: Comparison) -> tuple[WarningNote, ...]:
     alike: dict[tuple[str, str, str], list[TrialWarning]] = defaultdict(list)
     for warning in comparison.results.trial_warnings:
         alike[warning.kind, warning.detail, warning.remedy].append(warning)
-    adapters = _compared_adapters(comparison)
-    notes = [_note(key, warnings, adapters) for key, warnings in alike.items()]
-    ordered = sorted(notes, key=lambda note: (note.is_general, note.kind))
-    return tuple(replace(note, number=number) for number, note in enumerate(ordered, 1))
+    notes = [_note(key, warnings) for key, warnings in alike.items()]
+    marked = {note.kind for note in notes if not _is_general(comparison, note)}
+    ordered = sorted(notes, key=lambda note: (note.kind not in marked, note.kind))
+    return tuple(
+        replace(note, number=number, is_general=note.kind not in marked) for number, note in enumerate(ordered, 1)
+    )
 
 
-def _compared_adapters(comparison: Comparison) -> frozenset[str]:
-    """The trials of adapters that are done, where there are several to compare."""
-    done = [group for group in comparison.groups if group.rank is not None and group.is_done]
-    trials = (trial.record for group in done if len(done) > 1 for trial in group.trials)
-    return frozenset(record.trial for record in trials if record.status == "done")
+def _is_general(comparison: Comparison, note: WarningNote) -> bool:
+    """Whether a warning touches no column and is about all adapters, of which there are several, and nothing else."""
+    adapters = [group for group in comparison.groups if group.rank is not None]
+    records = [trial.record for group in adapters for trial in group.trials]
+    done = {record.trial for record in records if record.status == "done"}
+    are_several = sum(group.is_done for group in adapters) > 1
+    return are_several and not note.columns and done <= set(note.trials) <= {record.trial for record in records}
 
 
-def _note(key: tuple[str, str, str], warnings: Sequence[TrialWarning], adapters: frozenset[str]) -> WarningNote:
+def _note(key: tuple[str, str, str], warnings: Sequence[TrialWarning]) -> WarningNote:
     trials = dict.fromkeys(warning.trial for warning in warnings)
     columns = dict.fromkeys(name for warning in warnings for name in warning.columns)
-    is_general = bool(adapters) and not columns and adapters <= set(trials)
-    return WarningNote(0, *key, trials=tuple(trials), columns=tuple(columns), is_general=is_general)
+    return WarningNote(0, *key, trials=tuple(trials), columns=tuple(columns))

@@ -46,6 +46,7 @@ def terminal_table(summary: Summary, width: int = 100, sections: Sequence[str] =
 
 
 def _notes(summary: Summary) -> Iterator[str]:
+    yield from summary.apart
     yield from summary.references
     yield from summary.errors
     yield from (f"absent: {absence}" for absence in summary.absences)
