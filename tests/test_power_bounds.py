@@ -16,7 +16,7 @@ from howlow.meters.energy_bounds import BoundedEnergy, Missing, Point
 from howlow.meters.power_bounds import integrate_power, power_energy, statistical_error_w
 from howlow.meters.schedule import Schedule
 from howlow.records import EnergySource, EnergyWindow, WarningKind
-from howlow.reporting.page import _uncovered
+from howlow.reporting.measured import _uncovered
 
 moments = st.lists(st.floats(0, 100), min_size=4, max_size=40, unique=True).map(sorted)
 
