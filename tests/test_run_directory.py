@@ -252,6 +252,7 @@ def test_a_dry_run_tells_finished_trials_from_failed_ones_and_honours_retry(
 ) -> None:
     monkeypatch.setitem(howlow.dry_run.__globals__, "prepare_all", lambda *_, **__: {})
     monkeypatch.setitem(howlow.dry_run.__globals__, "choose_layouts", lambda *_, **__: {})
+    monkeypatch.setitem(howlow.dry_run.__globals__, "foretell", lambda *_, **__: ())
     leave(tmp_path, settings, "record", status="failed")
     before = listed(tmp_path)
     found: DryRun = howlow.dry_run(settings, tmp_path)
