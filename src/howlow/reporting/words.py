@@ -81,8 +81,8 @@ def worth_training_words(found: WorthTraining) -> str:
     if found.rank == found.best_rank:
         cut = f"no cut of the adapter is better than that to rank {found.rank}"
     return (
-        f"Worth training: {noun} {ranks}. By {metric.label}, {cut}; {margin} would do, and training at a rank usually "
-        "does at least as well as a cut to it. This is a guess from one adapter, and the ranks are to be measured."
+        f"Worth training: {noun} {ranks}. By {metric.label}, {cut}; {margin} would do. This is a guess from "
+        "one adapter: a rank that is trained may do better or worse than a cut to it, and is to be measured."
     )
 
 
