@@ -14,6 +14,7 @@ from howlow.engine.rotary import depends_on_length
 from howlow.records import LayoutChoice, RecordWarning, WarningKind
 from howlow.settings import LoraSettings, Settings, TrialKind, adapts
 from howlow.tasks import task_named
+from howlow.trial.adapting import with_adapter
 
 
 def before_the_first_step(kind: TrialKind, settings: Settings, choice: LayoutChoice) -> list[RecordWarning]:
@@ -24,18 +25,8 @@ def before_the_first_step(kind: TrialKind, settings: Settings, choice: LayoutCho
     model = models.runnable(config, settings.trust_remote_code)
     found = [*of_settings(settings, choice), *of_model(settings, model)]
     if adapts(kind):
-        lora = settings.lora
-        adapted = models.attach_lora(
-            model,
-            rank=lora.rank,
-            alpha=lora.alpha_value,
-            scaling=lora.scaling,
-            target_modules=lora.target_modules,
-            dropout=lora.dropout,
-            seed=settings.seed,
-            unreached_layers=structure.unreached_layers,
-        )
-        found += of_adapters(lora, structure, models.adapters_of(adapted), choice)
+        adapted = with_adapter(model, settings, structure)
+        found += of_adapters(settings.lora, structure, models.adapters_of(adapted), choice)
     return found
 
 

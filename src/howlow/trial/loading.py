@@ -13,6 +13,7 @@ from howlow.engine.references import locate
 from howlow.records import ModelRecord, Resolved
 from howlow.settings import Settings, adapts
 from howlow.trial import foretold
+from howlow.trial.adapting import with_adapter
 from howlow.trial.state import TrialState
 
 
@@ -127,16 +128,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
     if adapts(state.kind):
         structure = _structure_of_base(settings, commit)
-        model = models.attach_lora(
-            model,
-            rank=lora.rank,
-            alpha=lora.alpha_value,
-            scaling=lora.scaling,
-            target_modules=lora.target_modules,
-            dropout=lora.dropout,
-            seed=settings.seed,
-            unreached_layers=structure.unreached_layers,
-        )
+        model = with_adapter(model, settings, structure)
         adapters = models.adapters_of(model)
         state.resolve(target_modules=foretold.ends_of(adapters))
         state.keep_all(foretold.of_adapters(settings.lora, structure, adapters, state.choice))
