@@ -89,10 +89,14 @@ def _chosen(
 
 def are_chosen(results: Results) -> bool:
     """Whether a sweep's settings, of its main metric, are chosen for each rank by validation scores."""
-    comparison = compare(results)
-    settings, metric = trained_references(comparison), metrics_there(results)
-    groups = [group for group in comparison.groups if any(one.is_beside(group) for one in settings)]
-    return bool(metric) and may_be_chosen(differing_axes(settings)) and is_validated(groups, metric[0])
+    comparison, metrics = compare(results), metrics_there(results)
+    settings = trained_references(comparison)
+    is_choosable = bool(metrics) and may_be_chosen(differing_axes(settings))
+    return is_choosable and _are_validated(comparison, settings, metrics[0])
+
+
+def _are_validated(comparison: Comparison, settings: Sequence[Reference], metric: Column) -> bool:
+    return is_validated([group for group in comparison.groups if any(one.is_beside(group) for one in settings)], metric)
 
 
 def trained_references(comparison: Comparison) -> list[Reference]:
@@ -193,9 +197,8 @@ def _settings(comparison: Comparison, metric: Column, where: Mapping[str, Any]) 
     found = [one for one in trained if all(str(one.axes[axis]) == str(value) for axis, value in where.items())]
     if len(found) == 1:
         return found
-    adapters = [group for group in comparison.groups if any(one.is_beside(group) for one in found)]
     is_choosable = bool(found) and may_be_chosen(differing_axes(found))
-    if is_choosable and is_validated(adapters, metric):
+    if is_choosable and _are_validated(comparison, found, metric):
         return found
     differing = differing_axes(trained)
     values = {axis: list(dict.fromkeys(str(one.axes[axis]) for one in trained)) for axis in differing}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from howlow.analysis.column import Column
-from howlow.analysis.comparison import Group, Reference, compare
+from howlow.analysis.comparison import Group, compare
 from howlow.analysis.constraints import CostLimits, Kept, kept
 from howlow.analysis.contest import Contest, contest_of, one_a_seed, trained_references
 from howlow.analysis.example_scores import cluster_scores, names_clusters
@@ -197,13 +197,11 @@ def verdicts_by_scaling(results: Results) -> list[tuple[dict[str, Any], Recommen
     Raises:
         UserError: at one of them there is nothing to compare.
     """
-    tried = [{axis: one.axes[axis] for axis in SCALING if axis in one.axes} for one in _trained(results)]
+    tried = [
+        {axis: one.axes[axis] for axis in SCALING if axis in one.axes} for one in trained_references(compare(results))
+    ]
     scalings = {repr(axes): axes for axes in tried if axes}
     return [(axes, recommend_from(results, where=axes)) for axes in scalings.values()]
-
-
-def _trained(results: Results) -> list[Reference]:
-    return trained_references(compare(results))
 
 
 def _terms_of(metric: Column, margin: float | None, confidence: float, limits: CostLimits | None) -> Terms:
