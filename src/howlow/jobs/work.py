@@ -1,7 +1,7 @@
 """Jobs, each for one process, and what runs them."""
 
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, NoReturn, Protocol, TypeVar
 
 from pydantic import Field, JsonValue
 
@@ -215,6 +215,9 @@ class Link(Protocol):
 
     def report(self, event: JobEvent) -> None:
         """Send an event up."""
+
+    def end(self, finished: Unfinished) -> NoReturn:
+        """End this process at once, with that end."""
 
 
 class JobRunner(Protocol):

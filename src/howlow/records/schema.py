@@ -230,6 +230,11 @@ class Resolved(Frozen):
     row_padding: float | None = Field(None, description="the share of the computed tokens that fills rows, 0..1")
     quantization: Literal["none"] | None = Field(None, description="how the frozen base is stored")
     threads: int | None = Field(None, description="torch's intra-op threads")
+    devices: tuple[str, ...] | None = Field(
+        None,
+        description="the devices over which the base is sharded, of each process; None: the trial has one. Memory is "
+        "then that of the device that had most, energy the sum of all",
+    )
     target_modules: tuple[str, ...] | None = Field(None, description="what the names of the adapted layers end in")
 
 

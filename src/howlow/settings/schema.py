@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from howlow.settings.adapter import LoraSettings
+from howlow.settings.devices import refuse_with_several_devices
 from howlow.settings.fields import BatchSize, Names, NonNegative, Positive, Section, Seed, Text, affects
 
 
@@ -273,6 +274,13 @@ class RunSettings(Section):
         "is compared by its threads, and a trial that ran beside others has a warning",
         json_schema_extra=affects(),
     )
+    devices_per_trial: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="over how many devices of this machine the base of a trial is sharded, layer by layer, for a model "
+        "that is larger than one of them; the examples of a batch are split over them. On a CPU: so many processes, "
+        "each with its part of the cores",
+        json_schema_extra=affects("layout", "execution", "memory", "cost"),
+    )
     order_seed: Seed = Field(
         0,
         description="shuffles the trials, baselines included, so that heat does not follow the rank",
@@ -304,6 +312,11 @@ class RunSettings(Section):
         "Equal processes differ by up to 0.5 %: with less room a trial may run out of memory",
         json_schema_extra=affects("memory"),
     )
+
+    @property
+    def processes(self) -> int:
+        """Processes that share the cores of this machine."""
+        return (self.workers or 1) * self.devices_per_trial
 
 
 class Settings(Section):
@@ -348,6 +361,12 @@ class Settings(Section):
         if self.training.layout == "shared" and self.lora.dropout:
             problem = "examples that share a prefix would share its dropout mask"
             raise ValueError(f'training.layout = "shared" with lora.dropout: {problem}; set "packed", or no dropout')
+        return self
+
+    @model_validator(mode="after")
+    def _devices_go_with_the_rest(self) -> Self:
+        if self.run.devices_per_trial > 1:
+            refuse_with_several_devices(self)
         return self
 
     def get(self, key: str) -> Any:

@@ -1,0 +1,29 @@
+"""What cannot be combined with a base that is sharded over several devices (`run.devices_per_trial`)."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from howlow.settings.schema import Settings
+
+_REFUSED: tuple[tuple[str, str, str], ...] = (
+    ("training.batch_size", "max", "the search for the largest batch runs on one device; give a number"),
+    ("inference.batch_size", "max", "the search for the largest batch runs on one device; give a number"),
+    ("inference.adapter", "merged", "a sharded matrix takes no adapter; set attached"),
+    ("run.device", "mps", "such a machine has one device; leave devices_per_trial out"),
+)
+
+
+def refuse_with_several_devices(settings: "Settings") -> None:
+    """Refuse settings that a sharded base cannot take.
+
+    Raises:
+        ValueError: naming the setting, why, and what to do.
+    """
+    asked = f"run.devices_per_trial = {settings.run.devices_per_trial}"
+    if "full" in settings.baselines:
+        raise ValueError(f'{asked} with baselines = ["full"]: only a frozen base is sharded; leave full out')
+    if settings.training.compile is True:
+        raise ValueError(f"{asked} with training.compile = true: sharded layers run plain; set false or auto")
+    for key, value, advice in _REFUSED:
+        if settings.get(key) == value:
+            raise ValueError(f'{asked} with {key} = "{value}": {advice}')
