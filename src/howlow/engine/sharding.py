@@ -150,7 +150,7 @@ def _largest(flags: Sequence[bool]) -> list[bool]:
 @torch.no_grad()
 def broadcast(tensors: Sequence[Tensor]) -> None:
     """Give every process the leading one's values."""
-    _in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0))
+    _in_buckets(tensors, lambda flat: dist.broadcast(flat, src=0), changes_own=dist.get_rank() != 0)
 
 
 @torch.no_grad()
@@ -165,14 +165,16 @@ def add_up(parameters: Sequence[nn.Parameter], losses: Tensor) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
-    _in_buckets([*gradients, losses], lambda flat: dist.reduce(flat, dst=0))
+    _in_buckets([*gradients, losses], lambda flat: dist.reduce(flat, dst=0), changes_own=dist.get_rank() == 0)
 
 
-def _in_buckets(tensors: Sequence[Tensor], exchange: Callable[[Tensor], object]) -> None:
-    """Exchange tensors of one dtype, many at once."""
+def _in_buckets(tensors: Sequence[Tensor], exchange: Callable[[Tensor], object], *, changes_own: bool) -> None:
+    """Exchange tensors of one dtype, many at once; changes_own: whether this process takes what came of it."""
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.detach().flatten() for tensor in bucket])
         exchange(flat)
+        if not changes_own:
+            continue
         for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
             tensor.copy_(part.view_as(tensor))
 

@@ -41,7 +41,9 @@ class TrialJob(Frozen):
     environment: Environment = Field(description="the machine that prepared the sweep; a worker's has to be equal")
     layout: LayoutChoice
     is_bounded: bool = Field(description="whether the heap gives memory back at once, as for a search or a limit")
-    cores_shared_by: int = Field(1, ge=1, description="trials that run at one time; each takes its part of the cores")
+    cores_shared_by: int = Field(
+        1, ge=1, description="processes that run at one time; each takes its part of the cores"
+    )
 
     @property
     def folder(self) -> str:
@@ -143,6 +145,7 @@ class EnvironmentJob(Job[Environment]):
     entry: ClassVar[str] = "howlow.trial.entries.environment_entry"
 
     device: str
+    devices_per_trial: int = 1
     cores_shared_by: int = 1
 
 

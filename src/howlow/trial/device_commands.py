@@ -138,9 +138,9 @@ class Generate:
 
     @property
     def prompt_tokens(self) -> int:
-        """The tokens that the model runs on to read the prompts; 0 where they are read one after the other."""
+        """The tokens that the model runs on to read the prompts."""
         if self.laid_out is None:
-            return 0
+            return sum(map(len, self.prompts))
         return self.laid_out.length if isinstance(self.laid_out, PromptRow) else self.laid_out[0].numel()
 
     def of(self, follower: Follower) -> tuple[list[Generated], int]:

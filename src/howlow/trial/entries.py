@@ -71,7 +71,7 @@ def foretell_entry(job: ForetellJob, link: Link) -> tuple[RecordWarning, ...]:
 def environment_entry(job: EnvironmentJob, link: Link) -> Environment:
     """Say what a trial would run on here."""
     settle(job.cores_shared_by)
-    return environment(choose_device(job.device))
+    return environment(choose_device(job.device, job.devices_per_trial))
 
 
 def trial_entry(job: MeasureJob, link: Link) -> Status | None:

@@ -49,6 +49,8 @@ _FORKS = sys.platform == "linux"
 _SETTLED_S = 2.0
 """Within this time it is known whether an error of the leading process is that of a follower which has ended."""
 _END_TIMEOUT_S = 10.0
+_THE_END = b""
+"""The message that ends a follower; a pipe that a thread still reads from is not closed by its owner."""
 
 
 @dataclass
@@ -194,14 +196,15 @@ class Followers:
     def end(self) -> None:
         """Let the followers end, and wait until they have."""
         self._is_over = True
-        sharding.leave()
-        for pipe in self._pipes:
-            pipe.close()
+        for number in range(len(self._pipes)):
+            self._send(number, _THE_END)
         for process in self._processes:
             process.join(_END_TIMEOUT_S)
             if process.is_alive():
                 process.kill()
                 process.join()
+        for pipe in self._pipes:
+            pipe.close()
         count_also([])
 
 
@@ -242,6 +245,7 @@ def followers_of(devices: int, link: Link, follow: Follow) -> Iterator[Followers
     try:
         followers.start(follow)
         yield followers
+        sharding.leave()  # not after an error: it would wait for a process that no longer answers
     except (StoppedError, ClaimLostError):
         raise
     except Exception:
@@ -274,10 +278,11 @@ class Inbox:
 
     def _listen(self) -> None:
         try:
-            while True:
-                self._commands.put(self._pipe.recv_bytes())
+            while message := self._pipe.recv_bytes():
+                self._commands.put(message)
         except (EOFError, OSError):
-            os._exit(0)
+            pass
+        os._exit(0)
 
 
 def _follower(follow: Follow, group: Group, pipe: "Pipe[Any, Any]", inherited: Sequence["Pipe[Any, Any]"]) -> None:
