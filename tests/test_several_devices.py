@@ -19,12 +19,14 @@ from test_resuming import Stopper, measure_job, run
 import howlow
 from howlow import load_settings as load
 from howlow.engine.layouts import Batch, Layout, lay_out
+from howlow.engine.sharding import leave
 from howlow.engine.shares import Part, SplitBatch, in_order, shares_of, split_batch
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
 from howlow.jobs import LayoutJob
 from howlow.records import LayoutChoice, read_lines
-from howlow.settings import merge
+from howlow.records.identity import OF_COSTS, OF_QUALITY
+from howlow.settings import effects, merge
 from howlow.trial.entries import choose_entry
 
 # A killed process leaves its files to the system.
@@ -144,6 +146,7 @@ def test_a_resumed_trial_is_that_of_an_unbroken_one_bit_for_bit(tiny_table: dict
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(table, whole, Stopper(), layout=CHOICES[1])
     assert run(table, broken, Stopper("train", 3), layout=CHOICES[1]) is None
+    leave()  # what the end of a process does
     record = run(table, broken, Stopper(), layout=CHOICES[1])
     assert record is not None
     assert (record.status, record.resumed) == ("done", 1)
@@ -199,6 +202,12 @@ def test_more_devices_than_there_are_are_refused_before_the_first_trial(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(told)):
         measure_job(table_of(tiny_table, 2, run=asked), tmp_path)
+
+
+def test_costs_of_other_numbers_of_devices_are_not_compared_and_quality_is() -> None:
+    affected = effects()["run.devices_per_trial"]
+    assert affected & OF_COSTS
+    assert not affected & OF_QUALITY
 
 
 @pytest.mark.gpu
