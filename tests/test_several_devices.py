@@ -20,7 +20,7 @@ import howlow
 from howlow import load_settings as load
 from howlow.engine.layouts import Batch, Layout, lay_out
 from howlow.engine.sharding import leave
-from howlow.engine.shares import Part, SplitBatch, in_order, shares_of, split_batch
+from howlow.engine.shares import DevicePart, SplitBatch, in_order, shares_of, split_batch
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError
 from howlow.jobs import LayoutJob
@@ -33,6 +33,7 @@ from howlow.trial.entries import choose_entry
 pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed file"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning"),
 ]
 
 
@@ -276,6 +277,6 @@ def test_a_split_batch_counts_what_the_whole_one_counts(
     found, whole = split_batch(batch, devices, laid_out, keeps_groups=keeps_groups), laid_out(batch)
     assert isinstance(found, SplitBatch)
     assert (found.samples, found.tokens, found.target_tokens) == (whole.samples, whole.tokens, whole.target_tokens)
-    parts: list[Part[Batch]] = [Part(found.own), *map(pickle.loads, found.others)]
+    parts: list[DevicePart[Batch]] = [DevicePart(found.own), *map(pickle.loads, found.others)]
     assert sum(part.batch.computed_tokens for part in parts) == found.computed_tokens
     assert sum(part.batch.target_tokens for part in parts if part.counts) == whole.target_tokens

@@ -36,7 +36,7 @@ _BUCKET_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
-class Group:
+class DeviceGroup:
     """The processes of one trial, one a device: which of them this is, how many there are, and where they meet.
 
     meeting: a file of this machine that does not exist before; None for a process that is alone.
@@ -81,7 +81,7 @@ class Group:
         return model
 
 
-ALONE = Group()
+ALONE = DeviceGroup()
 
 
 def leave() -> None:

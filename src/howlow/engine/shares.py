@@ -73,7 +73,7 @@ def in_order(shares: Sequence[Share], results: Sequence[Sequence[T]]) -> list[T]
 
 
 @dataclass(frozen=True)
-class Part(Generic[T]):
+class DevicePart(Generic[T]):
     """What one device runs; `counts` is False where it only runs along."""
 
     batch: T
@@ -101,7 +101,7 @@ def split_batch(
 ) -> Batch | SplitBatch:
     """Examples laid out for each device; for one device, the batch itself."""
     shares = shares_of(examples, devices, keeps_groups=keeps_groups)
-    parts = [Part(lay_out([examples[row] for row in share.rows]), bool(share.counted)) for share in shares]
+    parts = [DevicePart(lay_out([examples[row] for row in share.rows]), bool(share.counted)) for share in shares]
     if devices == 1:
         return parts[0].batch
     counted = [part.batch for part in parts if part.counts]

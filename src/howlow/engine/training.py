@@ -33,7 +33,7 @@ from howlow.engine.execution import Running
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import target_losses
 from howlow.engine.model import trainable
-from howlow.engine.shares import Part, SplitBatch
+from howlow.engine.shares import DevicePart, SplitBatch
 from howlow.engine.step_graphs import Recorder, StepGraphs, kept_weights
 
 MAX_SKIPPED_STEPS = 20
@@ -167,7 +167,7 @@ class Trainer:
             return self._graphs.accumulate(batch, scale)
         return self._pass(batch.to(self.device), scale)
 
-    def help(self, parts: Sequence[Part[Batch]]) -> None:
+    def help(self, parts: Sequence[DevicePart[Batch]]) -> None:
         """Run this device's parts of a step that another process leads; the gradients are added to those there."""
         scale, sums = torch.zeros((), device=self.device), []
         sharding.broadcast([*self.parameters.values(), scale])

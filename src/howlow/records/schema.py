@@ -89,7 +89,11 @@ class PhaseRecord(Frozen):
     phase: PhaseName
     start_s: float
     duration_s: float
-    peak_memory_bytes: int | None = Field(None, description="device memory in use on a GPU, resident on a CPU")
+    peak_memory_bytes: int | None = Field(
+        None,
+        description="device memory in use on a GPU, resident on a CPU; of several devices (`Resolved.devices`) that of "
+        "the one that had most, as all peaks",
+    )
     peak_process_memory_bytes: int | None = Field(
         None,
         description="on a GPU, what of it the trial's own process had, as the driver counts it (asked once a second)",

@@ -98,7 +98,7 @@ class Leave:
 
 @dataclass(frozen=True)
 class HelpStep:
-    """Run a device's part of an optimizer step: a pickled `Part` for each pass.
+    """Run a device's part of an optimizer step: a pickled `DevicePart` for each pass.
 
     Dropout draws from a generator that is seeded for each step, so that a resumed training draws the same.
     """

@@ -31,7 +31,7 @@ from howlow.engine.execution import Execution, Running, running
 from howlow.engine.generation import Generated
 from howlow.engine.layouts import Batch
 from howlow.engine.model import trainable
-from howlow.engine.sharding import ALONE, Group
+from howlow.engine.sharding import ALONE, DeviceGroup
 from howlow.engine.shares import SplitBatch
 from howlow.engine.training import BeginStep
 from howlow.jobs import Link
@@ -42,8 +42,8 @@ from howlow.outcomes import ClaimLostError, StoppedError, Unfinished
 from howlow.places import unfinished
 from howlow.trial.device_commands import BeginPhase, Command, Enter, Evaluate, Generate, HelpStep, Leave, ReadPeaks
 
-Pipe = connection.Connection
-Follow = Callable[["Inbox", Group], None]
+_Pipe = connection.Connection
+Follow = Callable[["Inbox", DeviceGroup], None]
 """What a follower does, until its inbox says that the leading process is done."""
 _FORKS = sys.platform == "linux"
 _SETTLED_S = 2.0
@@ -57,9 +57,9 @@ _THE_END = b""
 class Followers:
     """The followers of this process; none where a trial has one device, and in a follower itself."""
 
-    group: Group = ALONE
+    group: DeviceGroup = ALONE
     link: Link | None = None
-    _pipes: list["Pipe[Any, Any]"] = field(default_factory=list)
+    _pipes: list["_Pipe[Any, Any]"] = field(default_factory=list)
     _processes: list[Any] = field(default_factory=list)
     _answers: list["SimpleQueue[Any]"] = field(default_factory=list)
     _are_loaded: bool = False
@@ -152,7 +152,7 @@ class Followers:
         context = multiprocessing.get_context("fork" if _FORKS else "spawn")
         for index in range(1, self.group.count):
             ours, theirs = context.Pipe(duplex=True)
-            own = Group(index, self.group.count, self.group.meeting)
+            own = DeviceGroup(index, self.group.count, self.group.meeting)
             process = context.Process(  # type: ignore[attr-defined]
                 target=_follower, args=(follow, own, theirs, [*self._pipes, ours] if _FORKS else []), daemon=True
             )
@@ -241,7 +241,7 @@ def followers_of(devices: int, link: Link, follow: Follow) -> Iterator[Followers
         yield Followers()
         return
     place = Path(tempfile.mkdtemp(prefix="howlow-devices-"))
-    followers = Followers(Group(0, devices, place / "meeting"), link)
+    followers = Followers(DeviceGroup(0, devices, place / "meeting"), link)
     try:
         followers.start(follow)
         yield followers
@@ -262,7 +262,7 @@ def followers_of(devices: int, link: Link, follow: Follow) -> Iterator[Followers
 class Inbox:
     """A follower's end of its pipe: commands come in, answers go out. When the pipe breaks, the process ends."""
 
-    def __init__(self, pipe: "Pipe[Any, Any]") -> None:
+    def __init__(self, pipe: "_Pipe[Any, Any]") -> None:
         self._pipe = pipe
         self._commands: SimpleQueue[bytes] = SimpleQueue()
         threading.Thread(target=self._listen, name="howlow-lifeline", daemon=True).start()
@@ -285,7 +285,9 @@ class Inbox:
         os._exit(0)
 
 
-def _follower(follow: Follow, group: Group, pipe: "Pipe[Any, Any]", inherited: Sequence["Pipe[Any, Any]"]) -> None:
+def _follower(
+    follow: Follow, group: DeviceGroup, pipe: "_Pipe[Any, Any]", inherited: Sequence["_Pipe[Any, Any]"]
+) -> None:
     """What the process of a further device runs. inherited: the other ends of pipes, which a fork has copied."""
     for other in inherited:
         other.close()

@@ -9,7 +9,7 @@ from functools import partial
 
 from filelock import FileLock
 
-from howlow.engine.sharding import Group
+from howlow.engine.sharding import DeviceGroup
 from howlow.jobs import JobEvent, LayoutJob, MeasureJob
 from howlow.memory.heap import bound_heap, keep_heap
 from howlow.memory.limits import limit_memory, map_pages
@@ -39,14 +39,14 @@ class _Silent:
         """Not called: the leading process ends this one."""
 
 
-def follow_choice(job: LayoutJob, settle: Settle, inbox: Inbox, group: Group) -> None:
+def follow_choice(job: LayoutJob, settle: Settle, inbox: Inbox, group: DeviceGroup) -> None:
     """Make the choice that the leading process makes: it runs the model, whose layers all processes gather."""
     _settle(settle, job.cores_shared_by)
     prepared = read_prepared(job.data_folder)
     choose(job.settings, prepared.train, prepared.test, job.gemms, group)
 
 
-def follow_trial(job: MeasureJob, settle: Settle, inbox: Inbox, group: Group) -> None:
+def follow_trial(job: MeasureJob, settle: Settle, inbox: Inbox, group: DeviceGroup) -> None:
     """Load the trial's model, and run the commands of the leading process."""
     _settle(settle, job.trial.cores_shared_by)
     with FileLock(job.run_directory / job.trial.folder / f".lock-{group.index}"):  # one of before may still be ending
@@ -57,7 +57,7 @@ def follow_trial(job: MeasureJob, settle: Settle, inbox: Inbox, group: Group) ->
                 inbox.answer(answer)
 
 
-def _loaded(job: MeasureJob, group: Group) -> Follower:
+def _loaded(job: MeasureJob, group: DeviceGroup) -> Follower:
     settings = job.trial.settings
     state = state_of(job, _Silent(), Followers(group))  # type: ignore[arg-type]
     state.found.data = job.trial.data

@@ -20,7 +20,7 @@ from howlow.engine.layout_check import UnfitError, draws_at_random, problem_with
 from howlow.engine.layouts import Layout
 from howlow.engine.prefix_tree import length_of
 from howlow.engine.rotary import depends_on_length
-from howlow.engine.sharding import ALONE, Group
+from howlow.engine.sharding import ALONE, DeviceGroup
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.weights import refuse_broken
 from howlow.errors import UserError
@@ -46,7 +46,7 @@ def choose(
     train: Sequence[TokenizedExample],
     test: Sequence[TokenizedExample],
     gemms: Sequence[GemmRecord] = (),
-    group: Group = ALONE,
+    group: DeviceGroup = ALONE,
 ) -> LayoutChoice:
     """The layout for these trials, how they write answers, and which libraries multiply.
 

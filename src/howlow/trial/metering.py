@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from howlow.engine.sharding import Group
+from howlow.engine.sharding import DeviceGroup
 from howlow.meters import own_processes
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.sampler import Reader
@@ -24,7 +24,7 @@ from howlow.trial.state import ProcessMeters, TrialState
 def asked_of(settings: Settings, device: torch.device) -> Asked:
     """What the settings ask of the meters."""
     meters = settings.meters
-    devices = Group(count=settings.run.devices_per_trial).devices(device)
+    devices = DeviceGroup(count=settings.run.devices_per_trial).devices(device)
     return Asked(meters.energy, device, meters.assumed_power_w, meters.devices or (), meters.rate_hz, devices)
 
 
