@@ -128,15 +128,18 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, pieces: Pieces, scale: float, library: GemmLibrary = "onednn"
 ) -> Tensor:
     """Attention of a row: (1, heads, tokens, dimension) from keys and values of (1, key heads, tokens, dimension)."""
-    with torch.autocast("cpu", enabled=False):  # it would round what a batch of products is given
-        found: Tensor = _Products.apply(query, key, value, pieces.every, scale, library)  # type: ignore[no-untyped-call]
+    found: Tensor = _Products.apply(query, key, value, pieces.every, scale, library)  # type: ignore[no-untyped-call]
     return _by_head(found)  # outside of the function: a model may change it in place, but not a view made within
 
 
 class _Products(torch.autograd.Function):
-    """See the module. Within, queries are (key heads, tokens, query heads of a key head, dimension), all in fp32."""
+    """See the module. Within, queries are (key heads, tokens, query heads of a key head, dimension), all in fp32.
+
+    Autocast would round what a batch of products is given, so it is off.
+    """
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, pieces: tuple[Piece, ...], scale: float, library: Any
     ) -> Tensor:
@@ -159,6 +162,7 @@ class _Products(torch.autograd.Function):
         return found
 
     @staticmethod
+    @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, *kept = ctx.saved_tensors
         gradients, chances = _wide(gradient.transpose(0, 1)), iter(kept)
