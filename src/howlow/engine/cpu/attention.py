@@ -11,7 +11,7 @@ B.2, without tiles):
 Queries, keys and values in bf16 are widened: products, P and sums are in fp32, results are rounded to bf16.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
@@ -145,7 +145,7 @@ class _Products(torch.autograd.Function):
     ) -> Tensor:
         queries, keys, values = _by_key_head(query, key.shape[1], scale), _wide(key[0]), _wide(value[0])
         found = query.new_empty((*queries.transpose(0, 1).shape[:-1], values.shape[-1]))
-        multiplied, calls = _CALLS[library], _heads_a_call(library, len(keys))
+        multiplied, calls = _LIBRARIES[library].multiplied, _heads_a_call(library, len(keys))
         kept = []
         for piece in pieces:
             rows, seen_keys, seen_values = slice(piece.start, piece.end), _seen(keys, piece), _seen(values, piece)
@@ -166,19 +166,18 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         queries, keys, values, *kept = ctx.saved_tensors
         gradients, chances = _wide(gradient.transpose(0, 1)), iter(kept)
-        multiplied, calls = _CALLS[ctx.library], _heads_a_call(ctx.library, len(keys))
+        by, calls = _LIBRARIES[ctx.library], _heads_a_call(ctx.library, len(keys))
         d_queries = queries.new_empty(queries.transpose(0, 1).shape)
-        d_keys, d_values = (part.new_zeros(part.transpose(1, 2).shape) for part in (keys, values))
+        d_keys, d_values = by.zeros(keys), by.zeros(values)
         for piece in ctx.pieces:
             rows, seen_keys, seen_values = slice(piece.start, piece.end), _seen(keys, piece), _seen(values, piece)
-            turned, d_turned = _turned(queries[:, rows]), _turned(gradients[:, rows])
             for heads in calls:
-                p, dy = next(chances), gradients[heads, rows].flatten(1, 2)
-                _add(d_values[heads], piece, multiplied(d_turned[heads], p.transpose(1, 2)))
-                ds = torch._softmax_backward_data(multiplied(dy, seen_values[heads]), p, -1, p.dtype)
-                _add(d_keys[heads], piece, multiplied(turned[heads], ds.transpose(1, 2)))
+                p, q, dy = next(chances), *(part[heads, rows].flatten(1, 2) for part in (queries, gradients))
+                _add(d_values[heads], piece, by.summed(dy, p))
+                ds = torch._softmax_backward_data(by.multiplied(dy, seen_values[heads]), p, -1, p.dtype)
+                _add(d_keys[heads], piece, by.summed(q, ds))
                 of_heads = d_queries[rows, heads].transpose(0, 1)
-                of_heads.copy_(multiplied(ds, seen_keys[heads].transpose(1, 2)).view_as(of_heads))
+                of_heads.copy_(by.multiplied(ds, seen_keys[heads].transpose(1, 2)).view_as(of_heads))
         dtype = gradient.dtype
         d_key, d_value = (
             part.permute(2, 0, 1).to(dtype, memory_format=torch.contiguous_format).contiguous().transpose(0, 1)[None]
@@ -187,17 +186,45 @@ class _Products(torch.autograd.Function):
         return _by_head(d_queries.mul_(ctx.scale).to(dtype)), d_key, d_value, None, None, None
 
 
-def _one_product(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T of one head through oneDNN; x: (1, rows, in), W: (1, out, in)."""
-    return product(x[0], weight[0])[None]
+class _OneDnn:
+    """Products of one key head, in the layouts for which oneDNN makes no copy."""
+
+    @staticmethod
+    def multiplied(x: Tensor, weight: Tensor) -> Tensor:
+        """x W^T; x: (1, rows, in), W: (1, out, in)."""
+        return product(x[0], weight[0])[None]
+
+    @staticmethod
+    def summed(rows: Tensor, weights: Tensor) -> Tensor:
+        """The sums of rows (1, rows, dimension) with their weights for each key (1, rows, keys), see `zeros`."""
+        return product(rows[0].t().contiguous(), weights[0].t())[None]
+
+    @staticmethod
+    def zeros(like: Tensor) -> Tensor:
+        """Zeros of (heads, dimension, tokens) for a tensor of (heads, tokens, dimension)."""
+        return like.new_zeros(like.transpose(1, 2).shape)
 
 
-def _batch_of_products(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T of several heads through BLAS; x: (heads, rows, in), W: (heads, out, in)."""
-    return torch.bmm(x, weight.transpose(1, 2))
+class _Blas:
+    """The same for several heads at once; BLAS takes turned matrices as they are."""
+
+    @staticmethod
+    def multiplied(x: Tensor, weight: Tensor) -> Tensor:
+        """x W^T; x: (heads, rows, in), W: (heads, out, in)."""
+        return torch.bmm(x, weight.transpose(1, 2))
+
+    @staticmethod
+    def summed(rows: Tensor, weights: Tensor) -> Tensor:
+        """See `_OneDnn`."""
+        return torch.bmm(weights.transpose(1, 2), rows).transpose(1, 2)
+
+    @staticmethod
+    def zeros(like: Tensor) -> Tensor:
+        """See `_OneDnn`."""
+        return torch.zeros_like(like).transpose(1, 2)
 
 
-_CALLS: dict[GemmLibrary, Callable[[Tensor, Tensor], Tensor]] = {"onednn": _one_product, "blas": _batch_of_products}
+_LIBRARIES: dict[GemmLibrary, type[_OneDnn] | type[_Blas]] = {"onednn": _OneDnn, "blas": _Blas}
 
 
 def _heads_a_call(library: GemmLibrary, heads: int) -> list[slice]:
@@ -219,11 +246,6 @@ def _by_key_head(whole: Tensor, heads: int, scale: float) -> Tensor:
 def _by_head(whole: Tensor) -> Tensor:
     """(tokens, key heads, heads of each, dimension) -> (1, all heads, tokens, dimension)."""
     return whole.flatten(1, 2).transpose(0, 1)[None]
-
-
-def _turned(part: Tensor) -> Tensor:
-    """(key heads, tokens, heads of each, dimension) -> (key heads, dimension, tokens * heads of each)."""
-    return part.flatten(1, 2).transpose(1, 2).contiguous()
 
 
 def _seen(whole: Tensor, piece: Piece) -> Tensor:
@@ -275,4 +297,4 @@ def choose_attention(
 def _pieces_through(library: GemmLibrary, queries: Tensor, keys: Tensor) -> None:
     for _ in range(_TIMED_PIECES):
         for heads in _heads_a_call(library, len(keys)):
-            _CALLS[library](queries[heads], keys[heads])
+            _LIBRARIES[library].multiplied(queries[heads], keys[heads])
