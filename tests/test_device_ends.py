@@ -1,41 +1,60 @@
-"""A trial over several devices ends as a whole: one of its processes is killed, none is left, and a record says so."""
+"""A trial over several devices ends as a whole: a killed process of one of them ends all, and the trial resumes."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from test_several_devices import table_of
+import torch
+from test_resuming import Stopper, measure_job, run, told_at_every_step  # noqa: F401  (a fixture)
+from test_several_devices import CHOICES, adapter, losses, one_thread_a_process, table_of  # noqa: F401  (a fixture)
 
-import howlow
-from howlow import load_settings as load
-from howlow.jobs import SweepEvent, TrialProgress
+from howlow.executors.fork_server import ForkServer
+from howlow.jobs import JobEvent, StepProgress
+from howlow.outcomes import Unfinished
 
-pytestmark = pytest.mark.slow
-
-
-def followers() -> list[psutil.Process]:
-    """The processes that a trial's process has started: it is itself a child of the fork server."""
-    trials = [trial for server in psutil.Process().children() for trial in server.children()]
-    return [follower for trial in trials for follower in trial.children()]
+# A killed process leaves its files to the system.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:unclosed file"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 
-def test_a_killed_process_of_a_device_ends_the_trial_and_all_its_processes(
-    tiny_table: dict[str, Any], tmp_path: Path
+@pytest.fixture
+def processes() -> ForkServer:
+    """Runs a job in a fork of this process, which has all imports, rather than of a server that would make them."""
+    server = ForkServer()
+    server._context = multiprocessing.get_context("fork")
+    return server
+
+
+@pytest.mark.parametrize("who", ["follower", "leading"])
+def test_a_killed_process_ends_the_trial_which_resumes(
+    tiny_table: dict[str, Any], tmp_path: Path, processes: ForkServer, who: str
 ) -> None:
+    table = table_of(tiny_table, 2, training={"checkpoint_every_s": 1e-9, "epochs": 5})
+    ours, unbroken = tmp_path / "ours", tmp_path / "unbroken"
+    job = measure_job(table, ours, layout=CHOICES[0])
     found: list[psutil.Process] = []
 
-    def tell(event: SweepEvent) -> None:
-        if not found and isinstance(event, TrialProgress) and event.progress.phase == "train":
-            found.extend(followers())
-            found[0].kill()
+    def hear(event: JobEvent) -> None:
+        if isinstance(event, StepProgress) and event.step == 3 and not found:
+            leading = next(child for child in psutil.Process().children() if child.children())
+            found.extend([leading, *leading.children()])
+            found[1 if who == "follower" else 0].kill()
 
-    settings = load(None, [table_of(tiny_table, 2, training={"epochs": 40}, baselines=[])])
-    (record,) = howlow.sweep(settings, tmp_path, on_event=tell).records
-    assert len(found) == 1
-    assert record.status == "failed"
-    assert record.error is not None
-    assert "killed by signal 9" in record.error
-    assert "device 2 ended (signal 9)" in (tmp_path / "trials" / record.trial / "log.txt").read_text()
-    assert not found[0].is_running()
-    assert not followers()
+    log = ours / job.trial.folder / "log.txt"
+    end = processes.run(job, log, hear)
+    assert len(found) == 2
+    assert isinstance(end, Unfinished)
+    assert (end.outcome, end.exit_signal) == ("died", 9)
+    assert (who == "follower") == ("device 2 ended (signal 9), and the trial with it" in log.read_text())
+    _, left = psutil.wait_procs(found, timeout=60)
+    assert not left
+    record = run(table, ours, Stopper(), layout=CHOICES[0])
+    assert record is not None
+    assert (record.status, record.resumed) == ("done", 1)
+    run(table, unbroken, Stopper(), layout=CHOICES[0])
+    assert losses(ours, "train") == losses(unbroken, "train")
+    assert all(torch.equal(part, adapter(unbroken)[name]) for name, part in adapter(ours).items())
