@@ -236,6 +236,7 @@ class Running:
 def running(model: Any, execution: Execution) -> Iterator[Running]:
     """Within this context the model, which is on the execution's device, runs as it says."""
     with ExitStack() as stack:
+        stack.enter_context(_current(execution.device))
         wants_copies, dynamic = execution.joined_adapters, True if execution.attention == "flex" else None
         adapters = stack.enter_context(joined_adapters(model, execution.compute)) if wants_copies else None
         stack.enter_context(_compiled_layers(model, execution.compiled, dynamic))
@@ -244,6 +245,12 @@ def running(model: Any, execution: Execution) -> Iterator[Running]:
         if execution.full_row is not None:
             stack.enter_context(as_in_a_full_row(model, execution.full_row))
         yield Running(model, execution, adapters)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which this device is torch's current one: streams, events and graphs are made on that."""
+    is_there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.device(device) if is_there else nullcontext()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
