@@ -125,6 +125,7 @@ def search(work: Path, is_dry: bool, keep: Keep) -> Reply:
     options = settings_of(
         training__batch_size="max",
         training__max_steps=1,
+        training__compile="auto",
         task__train_examples=24 if is_dry else 4096,
         task__test_examples=2,
         inference__max_new_tokens=2,
