@@ -67,7 +67,7 @@ def expected(compiling_s: float) -> dict[str, Expected]:
         "generation": Expected(_START_S + 35, _START_S + 70),
         "tests": Expected(40, 140),
         "ranks": _ranks(compiling_s),
-        "search": Expected(25 + 90, 25 + 90 + 45 + 30),
+        "search": Expected(25 + 90, 25 + 90 + 10 + 12 + 30),
         "study": _study(),
         "meters": Expected(_START_S + 8, _START_S + 28),
     }

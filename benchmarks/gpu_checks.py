@@ -1,6 +1,7 @@
 """The checks of `gpu.py`: each runs in a process of its own, and keeps whatever it finds as soon as it has found it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -120,7 +121,10 @@ def continuations(subject: Subject, found: Reply, keep: Callable[[], None]) -> N
 
 
 def search(work: Path, is_dry: bool, keep: Keep) -> Reply:
-    """Search for one rank, and then for another, in `shared`; what the searches leave in their folder is kept."""
+    """Search for one rank, and then for another, in `shared`, as a sweep does before it runs the trials.
+
+    Each sweep is stopped when its search has ended. The second one begins with what the first one has prepared.
+    """
     limit: Reply = {"run__memory_limit_bytes": 1_500_000_000} if is_dry else {}
     options = settings_of(
         training__batch_size="max",
@@ -132,37 +136,46 @@ def search(work: Path, is_dry: bool, keep: Keep) -> Reply:
         **limit,
     )
     found: Reply = {"data": questions(work)[2]}
-    folder, model = work / "search", model_name(LARGE, work, is_dry)
+    model, earlier = model_name(LARGE, work, is_dry), set[str]()
     for rank in SEARCHED_RANKS:
-        ranks_so_far = ",".join(str(one) for one in SEARCHED_RANKS if one <= rank)
-        command = sweep_command(work, folder, model, "--ranks", ranks_so_far, "--layout", "shared", *options)
+        folder = work / f"search-{rank}"
+        if rank != SEARCHED_RANKS[0]:
+            shutil.copytree(work / f"search-{SEARCHED_RANKS[0]}" / ".howlow", folder / ".howlow")
+        command = sweep_command(work, folder, model, "--ranks", str(rank), "--layout", "shared", *options)
         with subprocess.Popen(command, stdout=sys.stderr) as process:
-            while process.poll() is None:
+            while process.poll() is None and f"rank {rank}" not in found:
                 time.sleep(_LOOKS_EVERY_S)
-                look_at_searches(folder, found)
+                found |= looked_at(folder / ".howlow", rank, earlier)
                 keep(found)
-        look_at_searches(folder, found)
-        found[f"ended {rank}"] = process.returncode
+            stop(process)
+        found |= looked_at(folder / ".howlow", rank, earlier)
         keep(found)
-    if any(f"rank {rank}" not in found for rank in SEARCHED_RANKS):
-        found["error"] = "a search has no result; the log says why"
+        if f"rank {rank}" not in found:
+            return found | {"error": f"the search for rank {rank} has no result; the log says why"}
+        earlier |= {path.name for path in (folder / ".howlow").glob("batch-*.json")}
     return found
 
 
-def look_at_searches(folder: Path, found: Reply) -> None:
-    """Fill in the searches that have ended, and the probes of one that has not."""
-    cache = folder / ".howlow"
-    new = [path for path in cache.glob("batch-*.json") if str(path) not in found.setdefault("files", [])]
-    for path in sorted(new, key=lambda path: path.stat().st_mtime):
-        ended = json.loads(path.read_text())["search"]
-        total_s = sum(value or 0 for value in (ended.get("duration_s") or {}).values())
-        rank = SEARCHED_RANKS[len(found["files"])]
-        found["files"].append(str(path))
-        found[f"rank {rank}"] = {"total_s": round(total_s, 1), **ended}
-    found["under_way"] = []
+def looked_at(cache: Path, rank: int, earlier: set[str]) -> Reply:
+    """The search in a run directory, if it has ended, else its probes so far."""
+    for path in cache.glob("batch-*.json"):
+        if path.name not in earlier:
+            ended = json.loads(path.read_text())["search"]
+            total_s = sum(value or 0 for value in (ended.get("duration_s") or {}).values())
+            return {f"rank {rank}": {"total_s": round(total_s, 1), **ended}, "under_way": None}
     for path in cache.glob("probes-*.json"):
         with suppress(FileNotFoundError):  # the search has just ended
-            found["under_way"].append(json.loads(path.read_text())["probes"])
+            return {"under_way": {"rank": rank, "probes": json.loads(path.read_text())["probes"]}}
+    return {}
+
+
+def stop(process: subprocess.Popen[bytes], patience_s: float = 20.0) -> None:
+    """End a sweep: it may take back what runs, and is killed if that takes long."""
+    process.terminate()
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def sweep_command(work: Path, out: Path, model: str, *options: str) -> list[str]:

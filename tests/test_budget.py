@@ -77,6 +77,28 @@ def test_with_the_times_of_an_h100_each_check_has_what_its_targets_need(gpu: Any
             assert limit_s >= max(divided.SHARES[name].least_s, expected[name].needed_s), (name, begins_s, limit_s)
 
 
+# -- what a check keeps ------------------------------------------------------------------------------------------------
+
+
+def test_a_check_that_is_stopped_has_what_it_had_kept(gpu: Any, tmp_path: Path):
+    (tmp_path / "machine.json").write_text('{"device": "a card"}')
+    found = gpu.run_check("machine", tmp_path, True, 0.01)
+    assert found["device"] == "a card"
+    assert found["error"].startswith("status stopped after 0 s")
+
+
+def test_a_search_is_read_from_its_folder_while_it_runs_and_when_it_has_ended(gpu: Any, tmp_path: Path):
+    look = sys.modules["gpu_checks"].looked_at
+    assert look(tmp_path / "not there yet", 8, set()) == {}
+    (tmp_path / "batch-of-rank-8.json").write_text('{"search": {"batch": 5, "duration_s": {"load": 1.5, "probe": 2}}}')
+    assert look(tmp_path, 8, set()) == {
+        "rank 8": {"total_s": 3.5, "batch": 5, "duration_s": {"load": 1.5, "probe": 2}},
+        "under_way": None,
+    }
+    (tmp_path / "probes-of-rank-64.json").write_text('{"probes": [1, 2]}')
+    assert look(tmp_path, 64, {"batch-of-rank-8.json"}) == {"under_way": {"rank": 64, "probes": [1, 2]}}
+
+
 # -- the targets -------------------------------------------------------------------------------------------------------
 
 
