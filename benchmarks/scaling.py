@@ -16,33 +16,21 @@ its own. The table has the mean over seeds and their spread. The last line is on
 
 import argparse
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from smollm2 import SQUAD, WIKITEXT, smollm2_settings
+
 import howlow
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("HOWLOW_TEST_DATA", ROOT.parent / "shared" / "data"))
 SCALINGS: dict[str, dict[str, Any]] = {
     "alpha = 2r": {"alpha": "2r"},
     "alpha = 32": {"alpha": 32.0},
     "rank-stabilised, alpha = 32": {"alpha": 32.0, "scaling": "rank_stabilized"},
 }
-TASKS: dict[str, dict[str, Any]] = {
-    "squad": {
-        "name": "question_answering",
-        "train": str(DATA / "squad" / "dev-v1.1.json"),
-        "test": str(DATA / "squad" / "dev-v2.0.json"),
-    },
-    "wikitext": {
-        "name": "language_modeling",
-        "train": str(DATA / "wikitext-2" / "valid.txt"),
-        "test": str(DATA / "wikitext-2" / "test.txt"),
-    },
-}
+TASKS = {"squad": SQUAD, "wikitext": WIKITEXT}
 METRIC = {"squad": "f1", "wikitext": "loss"}
 SIGN = {"squad": 1.0, "wikitext": -1.0}
 RATE = "training.learning_rate"
@@ -50,16 +38,8 @@ RATE = "training.learning_rate"
 
 def settings(task: str, scaling: str, asked: argparse.Namespace) -> howlow.Settings:
     sizes = {"train_examples": asked.train, "test_examples": asked.test, "validation_examples": asked.validation}
-    table = {
-        "model": "smollm2-135m",
-        "baselines": [],
-        "grid": {"lora.rank": asked.ranks, "seed": asked.seeds, RATE: asked.rates},
-        "task": {**TASKS[task], **sizes},
-        "lora": SCALINGS[scaling],
-        "training": {"batch_size": 8, "sequence_length": 512},
-        "inference": {"batch_size": 20, "max_new_tokens": 24},
-    }
-    return howlow.load_settings(None, [table])
+    grid = {"lora.rank": asked.ranks, "seed": asked.seeds, RATE: asked.rates}
+    return smollm2_settings(grid, {**TASKS[task], **sizes}, baselines=(), lora=SCALINGS[scaling])
 
 
 def of_rank(rows: Sequence[dict[str, Any]], rank: int, rate: float, column: str) -> list[float]:
