@@ -156,8 +156,9 @@ def _share(of_seed: float, of_clusters: float, seeds: int, planned: int) -> floa
 
 
 def _spaced(shares: Sequence[float]) -> tuple[float, ...]:
-    """The shares in hundredths, rounded down, each lower than the next one: enough to integrate between them."""
-    found = [100]
+    """The shares in hundredths (finer for many seeds), rounded down, each lower than the next one."""
+    steps = max(100, 4 * (len(shares) + 1))
+    found = [steps]
     for share in reversed(shares[:-1]):
-        found.append(min(int(100 * share + 1e-9), found[-1] - 1))
-    return tuple(share / 100 for share in reversed(found))
+        found.append(min(int(steps * share + 1e-9), found[-1] - 1))
+    return tuple(share / steps for share in reversed(found))
