@@ -1,4 +1,4 @@
-"""Labels of points: none covers another label, a point or the edge, however near the points are."""
+"""Labels of points: none covers another one, a point or the edge, and none is nearer to a point that is not its own."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +20,12 @@ def boxes_of(places: list[tuple[float, float] | None], texts: list[str]) -> list
 @given(points, st.lists(st.integers(1, 2048), min_size=14, max_size=14))
 def test_nothing_is_covered(there: list[tuple[float, float]], ranks: list[int]) -> None:
     texts = [str(rank) for rank in ranks[: len(there)]]
-    boxes = boxes_of(label_places(there, texts, [], SIZE), texts)
+    places = label_places(there, texts, [], SIZE)
+    boxes = boxes_of(places, texts)
+    for own, text, place in zip(there, texts, places, strict=True):
+        if place is not None:
+            label = box_around(*place, 6.6 * len(text), 12.0)
+            assert all(label.away(own) <= label.away(other) + 1e-6 for other in there)
     for place, box in enumerate(boxes):
         assert not any(box.covers(other) for other in boxes[:place])
         assert not any(box.covers(box_around(*point, 7, 7)) for point in there)

@@ -1,9 +1,11 @@
-"""Where the labels of points stand, so that none covers another label, a point or the edge of its chart.
+"""Where the labels of points stand: none covers another label, a point or the edge of its chart, and each is nearest to
+its own point.
 
 Labels are placed one after the other, the most important first: each at the place around its point that covers the
 least. A label that fits nowhere is left out; the point still says its name on hovering and by keys.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -30,6 +32,11 @@ class Box:
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
 
+    def away(self, point: tuple[float, float]) -> float:
+        """How far a point is from it."""
+        x, y = point
+        return math.hypot(max(self.left - x, 0.0, x - self.right), max(self.top - y, 0.0, y - self.bottom))
+
     @property
     def area(self) -> float:
         """Its area."""
@@ -53,9 +60,9 @@ def label_places(
     """
     marks = [box_around(x, y, _POINT, _POINT) for x, y in points]
     chart, placed, found = Box(0, 0, *size), list[Box](), list[tuple[float, float] | None]()
-    for (x, y), text in zip(points, texts, strict=True):
-        boxes = _boxes(x, y, text)
-        free = [box for box in boxes if _is_free(box, [*marks, *placed], chart)]
+    for point, text in zip(points, texts, strict=True):
+        nearest = [box for box in _boxes(*point, text) if all(box.away(point) <= box.away(other) for other in points)]
+        free = [box for box in nearest if _is_free(box, [*marks, *placed], chart)]
         best = min(free, key=lambda box: sum(box.covers(bar) for bar in bars), default=None)
         placed += [] if best is None else [best]
         found.append(None if best is None else ((best.left + best.right) / 2, (best.top + best.bottom) / 2))

@@ -8,6 +8,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ def page(comparison: Comparison) -> str:
             note.number: "all adapters" if note.is_general else formatting.listed(list(note.trials), _MOST_TRIALS)
             for note in summary.warnings
         },
+        warnings=[(kind, list(told)) for kind, told in groupby(summary.warnings, lambda note: note.kind)],
         figures=_drawn("figure", page_figures(comparison)),
         files=FIGURE_NAMES,
         decompositions=decomposition_panels(comparison),

@@ -26,6 +26,9 @@ from howlow.reporting.figure import (
 from howlow.reporting.label_places import Box, label_places
 from howlow.reporting.panels import padded_domain, quality_axis
 
+_FARTHEST = 1.5
+"""A bar is cut where it reaches beyond this many times the largest cost: it would press all points together."""
+
 
 @dataclass(frozen=True)
 class _Spot:
@@ -65,7 +68,8 @@ def _panel(answer: Answer, name: str) -> PagePanel | None:
     if len(spots) < 2:
         return None
     canvas = page_canvas()
-    wide = padded_domain([cost for spot in spots for cost in (spot.cost, spot.end)])
+    reach = _FARTHEST * max(spot.cost for spot in spots)
+    wide = padded_domain([cost for spot in spots for cost in (spot.cost, min(spot.end, reach))])
     high = padded_domain([value for spot in spots for value in (spot.low, spot.high)])
     places = pareto_front([s.cost for s in spots], [s.quality for s in spots], metric.better == "higher")
     front = [spots[place] for place in places]
@@ -104,7 +108,7 @@ def _layers(canvas: Canvas, spots: Sequence[_Spot], front: Sequence[_Spot], x: A
         data.mark_rule(color=PALETTE[0], opacity=0.35, strokeWidth=2).encode(
             x=x, y=alt.Y("low:Q"), y2=alt.Y2("high:Q")
         ),
-        data.mark_rule(color=PALETTE[0], opacity=0.35, strokeWidth=2).encode(**place, x2=alt.X2("end:Q")),
+        data.mark_rule(color=PALETTE[0], opacity=0.35, strokeWidth=2, clip=True).encode(**place, x2=alt.X2("end:Q")),
         points.encode(**place),
     ]
 
@@ -132,11 +136,8 @@ class _Frame:
     def bars(self, spot: _Spot) -> list[Box]:
         """The intervals of a candidate, as the lines that are drawn."""
         x, y = self.pixels(spot.cost, spot.quality)
-        end, (_, top), (_, bottom) = (
-            self.pixels(spot.end, spot.quality)[0],
-            self.pixels(spot.cost, spot.high),
-            self.pixels(spot.cost, spot.low),
-        )
+        end, top = self.pixels(spot.end, spot.high)
+        _, bottom = self.pixels(spot.cost, spot.low)
         return [Box(x, y - 1, end, y + 1), Box(x - 1, top, x + 1, bottom)]
 
 

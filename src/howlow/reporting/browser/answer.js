@@ -99,7 +99,7 @@ class AnswerView {
     this.drawShown(found);
     byId("candidates").replaceChildren(candidateTable(decision, found));
     byId("bill").replaceChildren(billTable(decision, found));
-    byId("reasons").replaceChildren(...decision.reasons.map(reason => el("li", {}, reason)));
+    byId("reasons").replaceChildren(...decision.reasons.map(reason => el("li", {}, ...withCode(reason))));
     byId("why").hidden = !this.isAsked;
     byId("across").replaceChildren(...decision.across.map(sentence => el("li", {}, sentence)));
     byId("across").hidden = !this.isAsked || !decision.across.length;
