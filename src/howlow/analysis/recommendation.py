@@ -210,6 +210,9 @@ def _answered(contest: Contest, terms: Terms) -> Recommendation:
     looks = read_looks(contest.comparison.results.folders[0])
     stopped = {one.rank for one in (looks.stopped if looks else None) or ()}
     fitting = [group for rank, group in contest.ranks.items() if rank not in excluded and rank not in stopped]
+    if not fitting and not excluded:
+        folder = contest.comparison.results.folders[0]
+        raise UserError(f"{folder}: its looks.json has stopped every rank, so none can be chosen; restore the file")
     if base is not None and not _missed(kept(base, terms.limits)):
         fitting.insert(0, base)
     scores = cluster_scores([one_a_seed(group) for group in fitting], contest.metric) if fitting else []

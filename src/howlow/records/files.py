@@ -176,16 +176,16 @@ def read_lines(path: Path, fields: Mapping[str, type | UnionType] = MappingProxy
 
 
 def _parsed(line: bytes) -> Any:
-    """What `json.loads` gives; a line that begins with its value and holds nothing else takes half the time."""
+    """What `json.loads` gives; a line that begins with its value and holds nothing else takes less time."""
     try:
         text = line.decode("utf-8")
-        found, end = _scanned(text, 0)
-    except (UnicodeDecodeError, StopIteration):
+        found, end = _DECODER.raw_decode(text)
+    except ValueError:
         return json.loads(line)
     return found if end == len(text) else json.loads(line)
 
 
-_scanned = json.JSONDecoder().scan_once
+_DECODER = json.JSONDecoder()
 
 
 def _read_models(path: Path, model: type[T]) -> list[T]:
