@@ -39,6 +39,7 @@ def _card(state: TrialState) -> str:
         "rank": lora.rank,
         "alpha": lora.alpha_value,
         "scaling": f"{lora.scaling}, factor {lora.scaling_factor:g}",
+        **_other_than_usual(state),
         "target modules": _targets(lora.target_modules, found.resolved.target_modules or ()),
         **_cut(state),
     }
@@ -54,6 +55,16 @@ def _card(state: TrialState) -> str:
     facts = made | (trained if state.trains else {}) | {"howlow": found.environment.versions["howlow"]}
     reference = locate(settings.model, settings.random_weights)
     return model_card(reference, facts, revision=settings.revision, random=settings.random_weights)
+
+
+def _other_than_usual(state: TrialState) -> dict[str, str]:
+    """The variant, where it is not plain LoRA, and how the base was stored, where it was quantised."""
+    variant, quantization = state.settings.lora.variant, state.settings.quantization
+    double = " with double quantisation" if quantization == "nf4" and state.settings.double_quantization else ""
+    found: dict[str, str] = {} if variant == "lora" else {"variant": variant}
+    if variant == "pissa":
+        found["saved as"] = f"plain LoRA of rank {state.settings.lora.saved_rank}, for the base as it came"
+    return found | ({} if quantization == "none" else {"base stored in": f"{quantization}{double}"})
 
 
 def _length(state: TrialState) -> str:
