@@ -29,6 +29,7 @@ def note_start(model: Any, variant: Variant) -> Any:
             a, b = own_factors(layer)
             layer.register_buffer(_START_A, a.detach().clone(), persistent=False)
             layer.register_buffer(_START_B, b.detach().clone(), persistent=False)
+    return model
 
 
 def own_factors(layer: Any) -> tuple[Tensor, Tensor]:

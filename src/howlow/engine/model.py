@@ -301,9 +301,8 @@ def attach_lora(
 ) -> Any:
     """Attach an adapter to the model: A uniform (Kaiming), B zero, so that training starts from the base model.
 
-    The base is frozen; the adapter is stored in fp32 whatever the base's dtype. PEFT gets the layers by their whole
-    names where target modules are "all-linear" or match layers that no text reaches. `howlow.engine.adapter_variants` has
-    what the variants start from.
+    PiSSA starts otherwise. The base is frozen; the adapter is stored in fp32 whatever the base's dtype. PEFT gets
+    whole names where target modules are "all-linear" or match layers that no text reaches.
     """
     from peft import LoraConfig, get_peft_model
 
