@@ -15,17 +15,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Variant = Literal["lora", "dora", "pissa"]
 _ADAPTER = "default"
 _START_A, _START_B = "start_a", "start_b"
 
 
+def start_of(variant: Variant, model: nn.Module) -> Literal["pissa", True]:
+    """What PEFT is told to start an adapter from; a model without storage has nothing that PiSSA could start from."""
+    has_values = not any(parameter.is_meta for parameter in model.parameters())
+    return "pissa" if variant == "pissa" and has_values else True
+
+
 def note_start(model: Any, variant: Variant) -> Any:
-    """The model, in whose layers the matrices from which PiSSA starts are kept."""
+    """The model, in whose layers the matrices from which PiSSA starts are kept.
+
+    Raises:
+        ValueError: PiSSA is to start in experts that are fused.
+    """
     for layer in model.modules():
         if variant == "pissa" and hasattr(layer, "get_delta_weight"):
+            if hasattr(layer, "parameter_name"):
+                raise ValueError("PEFT has no PiSSA for experts that are fused")
             a, b = own_factors(layer)
             layer.register_buffer(_START_A, a.detach().clone(), persistent=False)
             layer.register_buffer(_START_B, b.detach().clone(), persistent=False)

@@ -67,10 +67,13 @@ class QuantizedWeight(nn.Module):
         if self.kind == "int8":
             return held["codes"].float().mul_(held["magnitudes"].view(-1, 1)).mul_(1 / 127).to(self.dtype)
         found: Tensor = _bitsandbytes().dequantize_4bit(held["codes"], self._state(held))
-        return found
+        return found.view(self.shape)
 
     def _state(self, held: dict[str, Tensor]) -> Any:
-        """What bitsandbytes keeps beside its codes."""
+        """What bitsandbytes keeps beside its codes.
+
+        Its CPU kernel (0.50) reads wrong magnitudes in rows that end within a block, so these are read as one row.
+        """
         make, outer = _bitsandbytes().QuantState, None
         if "offset" in held:
             outer = make(
@@ -81,7 +84,7 @@ class QuantizedWeight(nn.Module):
             )
         return make(
             absmax=held["magnitudes"],
-            shape=self.shape,
+            shape=self.shape if self.shape[-1] % _BLOCK == 0 else torch.Size([self.shape.numel()]),
             code=held["values"],
             blocksize=_BLOCK,
             quant_type="nf4",
@@ -203,7 +206,8 @@ def count_parameters(model: nn.Module) -> int:
 def stored_bytes(model: nn.Module) -> int:
     """The bytes that a model's weights take, with the magnitudes of quantised ones."""
     quantized = [buffer for one in model.modules() if isinstance(one, QuantizedWeight) for buffer in one.buffers()]
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *quantized))
+    shared = {tensor.data_ptr(): tensor.nbytes for tensor in quantized}  # the values of codes, by all layers
+    return sum(tensor.nbytes for tensor in model.parameters()) + sum(shared.values())
 
 
 # -- bitsandbytes -----------------------------------------------------------------------------------------------------
