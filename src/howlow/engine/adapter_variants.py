@@ -22,7 +22,7 @@ _ADAPTER = "default"
 _START_A, _START_B = "start_a", "start_b"
 
 
-def start_of(variant: Variant, model: nn.Module) -> Literal["pissa", True]:
+def initial_weights_of(variant: Variant, model: nn.Module) -> Literal["pissa", True]:
     """What PEFT is told to start an adapter from; a model without storage has nothing that PiSSA could start from."""
     has_values = not any(parameter.is_meta for parameter in model.parameters())
     return "pissa" if variant == "pissa" and has_values else True

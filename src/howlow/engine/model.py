@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from howlow import hub
-from howlow.engine.adapter_variants import Variant, merged_weight, note_start, save_pretrained, start_of
+from howlow.engine.adapter_variants import Variant, initial_weights_of, merged_weight, note_start, save_pretrained
 from howlow.engine.encoding import tried
 from howlow.engine.kinds import refuse_other_kind
 from howlow.engine.quantization import Quantization, QuantizedLinear, not_quantized, quantize
@@ -321,7 +321,7 @@ def attach_lora(
         lora_dropout=dropout,
         fan_in_fan_out=bool(matched) and all(isinstance(module, Conv1D) for module in matched),
         use_dora=variant == "dora",
-        init_lora_weights=start_of(variant, model),
+        init_lora_weights=initial_weights_of(variant, model),
     )
     with warnings.catch_warnings():
         # PEFT gives fused experts ranks of their own, and then says of these that they match no module.

@@ -158,6 +158,8 @@ def quantize(model: Any, kind: Quantization, *, double: bool, device: torch.devi
         parent, _, own = name.rpartition(".")
         weight = weight.T if isinstance(layer, Conv1D) else weight  # (in, out), the other way round
         setattr(model.get_submodule(parent), own, QuantizedLinear(weight, bias, kind, double=double))
+    for parameter in model.parameters():  # the others may be parts of a mapped file, which would stay in memory whole
+        parameter.data = parameter.data.clone()
 
 
 def _is_linear(layer: object) -> bool:
@@ -206,8 +208,7 @@ def count_parameters(model: nn.Module) -> int:
 def stored_bytes(model: nn.Module) -> int:
     """The bytes that a model's weights take, with the magnitudes of quantised ones."""
     quantized = [buffer for one in model.modules() if isinstance(one, QuantizedWeight) for buffer in one.buffers()]
-    shared = {tensor.data_ptr(): tensor.nbytes for tensor in quantized}  # the values of codes, by all layers
-    return sum(tensor.nbytes for tensor in model.parameters()) + sum(shared.values())
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *quantized))
 
 
 # -- bitsandbytes -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from howlow.engine.cpu.gemm import NO_CHOICE, GemmChoice, Gemms
 from howlow.engine.execution import Execution, Precision, decide
 from howlow.engine.quantization import count_parameters, stored_bytes
 from howlow.engine.references import locate
+from howlow.memory.heap import release
 from howlow.records import ModelRecord, Resolved
 from howlow.settings import Settings, adapts
 from howlow.trial import foretold
@@ -117,6 +118,8 @@ def load_base(settings: Settings, execution: Execution, *, trains: bool = False,
         quantization=execution.quantization,
         double_quantization=execution.double_quantization,
     )
+    if execution.quantization != "none":
+        release(execution.device)  # what quantising took, which would count in the peaks of what follows
     return model.requires_grad_(trains)
 
 
