@@ -315,6 +315,17 @@ def test_each_quantisation_has_its_base(swept: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_full_baseline_of_a_sweep_of_its_own_stands_beside_it(
+    swept: Path, tiny_table: dict[str, Any], tmp_path: Path
+) -> None:
+    changes = {"grid": {"lora.rank": [2]}, "baselines": ["full"], "inference": {"adapter": "merged"}}
+    changes["training"] = {"layout": "shared"}
+    assert not sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "full").failed
+    rows = json.loads(write_report([swept, tmp_path / "full"], into=tmp_path / "both").json_text())["rows"]
+    assert {row["kind"] for row in rows} == {"base", "full", "lora"}
+
+
+@pytest.mark.slow
 def test_the_report_takes_it_as_any_axis(swept: Path) -> None:
     report = write_report([swept])
     assert {"none", "nf4", "int8"} == {row["quantization"] for row in json.loads(report.json_text())["rows"]}
