@@ -312,6 +312,9 @@ def test_each_quantisation_has_its_base(swept: Path) -> None:
     assert adapted.merged is not None
     assert adapted.merged.loss == pytest.approx(adapted.scores.loss, rel=1e-4)
     assert adapted.resolved.fused
+    card = (swept / "trials" / adapted.trial / "adapter" / "README.md").read_text()
+    assert "| base stored in | nf4 with double quantisation |" in card
+    assert 'load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True' in card
 
 
 @pytest.mark.slow
