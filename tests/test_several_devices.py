@@ -177,6 +177,8 @@ def test_the_layout_is_chosen_by_all_devices_together(tiny_table: dict[str, Any]
         ({"grid": {"training.batch_size": [4, "max"]}}, 'training.batch_size = "max": the search'),
         ({"inference": {"adapter": "merged"}}, 'inference.adapter = "merged": a sharded matrix takes no adapter'),
         ({"training": {"compile": True}}, "training.compile = true: sharded layers run plain"),
+        ({"quantization": "nf4"}, 'quantization = "nf4": its packed weights cannot be sharded'),
+        ({"grid": {"quantization": ["none", "int8"]}}, 'quantization = "int8": its packed weights cannot be sharded'),
         ({"run": {"device": "mps"}}, 'run.device = "mps": such a machine has one device'),
         ({"run": {"devices_per_trial": 0}}, "run.devices_per_trial = 0: input should be greater than or equal to 1"),
     ],

@@ -24,6 +24,9 @@ def refuse_with_several_devices(settings: "Settings") -> None:
         raise ValueError(f'{asked} with baselines = ["full"]: only a frozen base is sharded; leave full out')
     if settings.training.compile is True:
         raise ValueError(f"{asked} with training.compile = true: sharded layers run plain; set false or auto")
+    if settings.quantization != "none":
+        told = f'{asked} with quantization = "{settings.quantization}"'
+        raise ValueError(f'{told}: its packed weights cannot be sharded; set "none", or leave devices_per_trial out')
     for key, value, advice in _REFUSED:
         if settings.get(key) == value:
             raise ValueError(f'{asked} with {key} = "{value}": {advice}')
