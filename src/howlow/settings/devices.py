@@ -1,4 +1,4 @@
-"""What cannot be combined with a base that is sharded over several devices (`run.devices_per_trial`)."""
+"""A base that is sharded over several devices (`run.devices_per_trial`): what cannot be combined with it."""
 
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,19 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (
 )
 
 
+def processes_of(settings: "Settings") -> int:
+    """The processes of trials that share the cores of a machine."""
+    return (settings.run.workers or 1) * settings.run.devices_per_trial
+
+
 def refuse_with_several_devices(settings: "Settings") -> None:
     """Refuse settings that a sharded base cannot take.
 
     Raises:
         ValueError: naming the setting, why, and what to do.
     """
+    if settings.run.devices_per_trial == 1:
+        return
     asked = f"run.devices_per_trial = {settings.run.devices_per_trial}"
     if "full" in settings.baselines:
         raise ValueError(f'{asked} with baselines = ["full"]: only a frozen base is sharded; leave full out')

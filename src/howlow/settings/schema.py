@@ -277,9 +277,8 @@ class RunSettings(Section):
     )
     devices_per_trial: Annotated[int, Field(ge=1, le=64)] = Field(
         1,
-        description="over how many devices of this machine the base of a trial is sharded, layer by layer, for a model "
-        "that is larger than one of them; the examples of a batch are split over them. On a CPU: so many processes, "
-        "each with its part of the cores",
+        description="devices over which a trial's base is sharded, layer by layer, for a model that is larger than one "
+        "of them; a batch's examples are split over them. On a CPU: processes, each with its part of the cores",
         json_schema_extra=affects("layout", "execution", "memory", "cost"),
     )
     order_seed: Seed = Field(
@@ -313,11 +312,6 @@ class RunSettings(Section):
         "Equal processes differ by up to 0.5 %: with less room a trial may run out of memory",
         json_schema_extra=affects("memory"),
     )
-
-    @property
-    def processes(self) -> int:
-        """Processes that share the cores of this machine."""
-        return (self.workers or 1) * self.devices_per_trial
 
 
 class Settings(Section):
@@ -378,8 +372,7 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _devices_go_with_the_rest(self) -> Self:
-        if self.run.devices_per_trial > 1:
-            refuse_with_several_devices(self)
+        refuse_with_several_devices(self)
         return self
 
     @model_validator(mode="after")

@@ -41,7 +41,7 @@ from howlow.records.run_directory import (
     refuse_other_settings,
     set_aside,
 )
-from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, to_toml
+from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, processes_of, to_toml
 from howlow.sweeping.setup import (
     Preparation,
     check_space,
@@ -130,7 +130,7 @@ def sweep(
         left, heap = left_behind(folder, existing), _heap_of(expand(merged))
         refuse_other_settings(folder, left, merged, accept_different)
         tell(Preparing())
-        runner, shared_by = ForkServer(), settings.run.processes
+        runner, shared_by = ForkServer(), processes_of(settings)
         prepared = prepare_all(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
         refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
         check_space(folder, prepared.values(), plans)
@@ -175,7 +175,7 @@ def dry_run(
         refuse_other_settings(folder, left, merged, accept_different)
     pending, runner = [plan for plan in plans if plan.name not in existing], ForkServer()
     with _scratch() as scratch:
-        prepared = prepare_all(runner, plans, scratch, cores_shared_by=settings.run.processes)
+        prepared = prepare_all(runner, plans, scratch, cores_shared_by=processes_of(settings))
         refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
         layouts = choose_layouts(runner, plans, pending, prepared, scratch)
         warnings = foretell(runner, pending, layouts, scratch)
