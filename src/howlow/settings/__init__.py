@@ -5,9 +5,9 @@ One `Settings` value describes a sweep. It is put together from a preset or a TO
 `grid` maps dotted settings to lists of values; `expand` turns it into trials.
 
 `fields` holds the kinds of values and the effects, `schema` the settings, `adapter` those of LoRA, `devices` the rules
-of trials over several devices, `keys` what derives from effects, `task_rules` what depends on the task, `checking` the rules and the messages, `grid` the axes and
-the trials, `sources` the presets and files, `flags` the flags, `saved_adapter` what a folder with an adapter says of
-itself.
+of trials over several devices, `keys` what derives from effects, `task_rules` what depends on the task, `checking` the
+rules and the messages, `grid` the axes and the trials, `sources` the presets and files, `flags` the flags,
+`saved_adapter` what a folder with an adapter says of itself.
 """
 
 from howlow.settings.adapter import LoraSettings
