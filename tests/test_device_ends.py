@@ -49,7 +49,7 @@ def test_a_killed_process_ends_the_trial_which_resumes(
     assert len(found) == 2
     assert isinstance(end, Unfinished)
     assert (end.outcome, end.exit_signal) == ("died", 9)
-    assert (who == "follower") == ("device 2 ended (signal 9), and the trial with it" in log.read_text())
+    assert (who == "follower") == ("device 2 of 2 ended (signal 9), and the trial with it" in log.read_text())
     _, left = psutil.wait_procs(found, timeout=60)
     assert not left
     record = run(table, ours, Stopper(), layout=CHOICES[0])

@@ -184,10 +184,9 @@ class Followers:
     def _end_with(self, number: int, end: Unfinished) -> NoReturn:
         assert self.link is not None, "it was given with the followers"
         how = end.problem if end.exit_signal is None else f"signal {end.exit_signal}"
-        with suppress(OSError):  # straight into the log: the main thread may hold the lock of sys.stderr
-            os.write(
-                2, f"the process of the trial's device {number + 1} ended ({how}), and the trial with it\n".encode()
-            )
+        told = f"the process of the trial's device {number + 2} of {self.count} ended ({how}), and the trial with it\n"
+        with suppress(OSError):
+            os.write(2, told.encode())  # straight into the log: the main thread may hold the lock of sys.stderr
         self.link.end(end)
 
     def settle(self) -> None:
