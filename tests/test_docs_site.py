@@ -1,0 +1,78 @@
+"""The site: it builds without a network, every link leads somewhere, and no page fetches anything from elsewhere."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _docs_on_path() -> Iterator[None]:
+    """The scripts in docs/ import each other, as they do when one of them is run."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    yield
+    sys.path.remove(str(ROOT / "docs"))
+
+
+def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # whoever asks the network fails
+    module("build").main(tmp_path / "build")  # ends with an error at a warning, a dead link or a foreign request
+    site = tmp_path / "build" / "site"
+    for page in ("index.html", "docs/tutorial.html", "docs/reference/columns.html", "benchmarks/RESULTS.html"):
+        assert (site / page).is_file()
+    assert "train_samples_per_s" in (site / "docs/reference/columns.html").read_text(encoding="utf-8")
+
+
+def test_every_page_has_a_place_in_the_navigation() -> None:
+    named = set(module("build").navigated())
+    pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert pages <= named, pages - named
+    assert named - pages - module("build").EXPECTED == {"benchmarks/RESULTS.md", "CHANGELOG.md"}
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ('<a href="gone.html">x</a>', "the link gone.html leads nowhere"),
+        ('<a href="other.html#gone">x</a>', "the link other.html#gone leads nowhere"),
+        ('<a href="#gone">x</a>', "the link #gone leads nowhere"),
+        ('<img src="gone.png">', "gone.png is missing"),
+        ('<script src="https://cdn.example/x.js"></script>', "fetches https://cdn.example/x.js from another host"),
+        ('<link rel="stylesheet" href="//fonts.example/a.css">', "fetches //fonts.example/a.css from another host"),
+        ('<link rel="canonical" href="https://example.org/">', None),
+        ('<a href="https://example.org/">x</a>', None),
+        ('<a href="other.html#here">x</a><a href="#top">x</a><p id="top">', None),
+    ],
+)
+def test_the_check_sees_dead_links_and_foreign_requests(tmp_path: Path, body: str, problem: str | None) -> None:
+    (tmp_path / "page.html").write_text(f"<html><body>{body}</body></html>", encoding="utf-8")
+    (tmp_path / "other.html").write_text('<h1 id="here">x</h1>', encoding="utf-8")
+    found = module("site_check").problems_of_site(tmp_path)
+    assert found == ([] if problem is None else [f"page.html: {problem}"])
+
+
+def test_the_check_sees_requests_of_style_sheets(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text("<html></html>", encoding="utf-8")
+    (tmp_path / "a.css").write_text("body{background:url(https://cdn.example/x.png)}", encoding="utf-8")
+    assert module("site_check").problems_of_site(tmp_path) == [
+        "a.css: fetches https://cdn.example/x.png from another host"
+    ]
+
+
+def test_a_site_without_pages_is_a_problem(tmp_path: Path) -> None:
+    assert module("site_check").problems_of_site(tmp_path) == [f"{tmp_path}: no page was written"]
