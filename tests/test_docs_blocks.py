@@ -69,6 +69,8 @@ def write_model(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", documents(), ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_blocks_of_a_page_run(page: Path, pages: Pages) -> None:
     pages.run(page)
 
