@@ -39,7 +39,7 @@ format: setup
 
 docs: setup
 	$(BIN)/python docs/write_reference.py
-	$(BIN)/python docs/build.py
+	$(BIN)/python docs/build_site.py
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache

@@ -100,7 +100,7 @@ def record_page() -> str:
     lines = [
         "# The record",
         "",
-        f"{written_by('src/howlow/records/')} A trial's folder `DIR/trials/NAME/` holds everything that was measured.",
+        f"{written_by('src/howlow/records/')} A trial's folder `DIR/trials/NAME/` holds all that was measured.",
         "An absent value is `null`. A field that is marked *absent* may be `null`.",
         "",
         *table(
@@ -145,10 +145,16 @@ def parts_of(annotation: Any) -> Iterator[Any]:
 def fields_table(model: type[BaseModel]) -> list[str]:
     """The fields of a model: name, type and description."""
     rows = [
-        (f"`{name}`", type_words(field.annotation), field.description or "")
+        (f"`{name}`", type_words(field.annotation), field.description or what_it_holds(field.annotation))
         for name, field in model.model_fields.items()
     ]
     return table(("field", "type", "meaning"), rows)
+
+
+def what_it_holds(annotation: Any) -> str:
+    """What the model within an annotation is for; empty where there is none."""
+    inner = [kind for kind in parts_of(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+    return one_paragraph(inner[0].__doc__).split("\n")[0] if inner else ""
 
 
 def type_words(annotation: Any) -> str:

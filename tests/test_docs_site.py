@@ -31,7 +31,7 @@ def _docs_on_path() -> Iterator[None]:
 def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # whoever asks the network fails
-    module("build").main(tmp_path / "build")  # ends with an error at a warning, a dead link or a foreign request
+    module("build_site").main(tmp_path / "build")  # ends with an error at a warning, a dead link or a foreign request
     site = tmp_path / "build" / "site"
     for page in ("index.html", "docs/tutorial.html", "docs/reference/columns.html", "benchmarks/RESULTS.html"):
         assert (site / page).is_file()
@@ -39,10 +39,10 @@ def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path, monkeypatc
 
 
 def test_every_page_has_a_place_in_the_navigation() -> None:
-    named = set(module("build").navigated())
+    named = set(module("build_site").navigated())
     pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert pages <= named, pages - named
-    assert named - pages - module("build").EXPECTED == {"benchmarks/RESULTS.md", "CHANGELOG.md"}
+    assert named - pages - module("build_site").EXPECTED == {"benchmarks/RESULTS.md", "CHANGELOG.md"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Build the site: copy the pages to build/pages, run Zensical on them, and check every link of what it wrote.
 
-    python docs/build.py [--into DIR]
+    python docs/build_site.py [--into DIR]
 
 The pages are plain Markdown. They link to each other, and to other files of the repository, by relative paths. So the
 copy has the same folders as the repository; the README is the first page. `zensical.toml` has the navigation.
@@ -27,7 +27,7 @@ EXPECTED = {
     "docs/how-to/quantized-base.md",
     "docs/studies/scaling.md",
 }
-"""Pages of the navigation that may still be missing; a line takes their place."""
+"""Pages of the navigation that may still be missing (a line takes their place), and whose blocks no test runs yet."""
 _LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
