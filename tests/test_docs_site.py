@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from chromium import browser, missing
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,14 +29,33 @@ def _docs_on_path() -> Iterator[None]:
     sys.path.remove(str(ROOT / "docs"))
 
 
-def test_the_site_builds_and_its_links_lead_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")  # whoever asks the network fails
-    module("build_site").main(tmp_path / "build")  # ends with an error at a warning, a dead link or a foreign request
-    site = tmp_path / "build" / "site"
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; whoever asks the network meanwhile fails."""
+    folder = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            patch.setenv(name, "http://127.0.0.1:9")
+        module("build_site").main(folder)  # ends with an error at a warning, a dead link or a foreign request
+    return folder / "site"
+
+
+def test_the_site_builds_and_its_links_lead_somewhere(site: Path) -> None:
     for page in ("index.html", "docs/tutorial.html", "docs/reference/columns.html", "benchmarks/RESULTS.html"):
         assert (site / page).is_file()
     assert "train_samples_per_s" in (site / "docs/reference/columns.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(missing() is not None, reason=f"no browser: {missing()}")
+def test_a_browser_asks_no_other_host(site: Path) -> None:
+    asked: list[str] = []
+    with browser() as started:
+        page = started.new_context(offline=True).new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        for name in ("index.html", "docs/architecture.html", "docs/reference/record.html"):
+            page.goto((site / name).as_uri(), wait_until="networkidle")
+    assert len(asked) > 6
+    assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
 
 
 def test_every_page_has_a_place_in_the_navigation() -> None:
