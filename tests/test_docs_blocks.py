@@ -12,6 +12,9 @@ import pytest
 from conftest import tiny_config
 from doc_blocks import ROOT, RUN, SHOWN, Pages, documents, is_plain, joined_lines, parsed
 
+import howlow
+from howlow.settings import to_toml
+
 _FENCES = re.compile(r"^ *(```+)(\S*)[^\n]*\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
 
 
@@ -26,7 +29,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pages]:
 
 
 def write_data() -> None:
-    """The demo's questions as train.json and dev.json, their paragraphs as text, and answers to the test."""
+    """The demo's questions and settings, their paragraphs as text, and answers to the test."""
+    settings = howlow.load_settings("demo", [{"model": "my-model", "grid": {"lora.rank": [1, 4]}}])
+    Path("settings.toml").write_text(to_toml(settings), encoding="utf-8")
     for name, part in (("train.json", "demo-train.json"), ("dev.json", "demo-test.json")):
         with resources.as_file(resources.files("howlow") / "presets" / part) as path:
             shutil.copy(path, name)
