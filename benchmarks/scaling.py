@@ -76,8 +76,10 @@ def run(task: str, asked: argparse.Namespace) -> list[Trial]:
         known = {(trial.rank, trial.factor) for trial in found}
         ranks = [rank for rank in asked.ranks if (rank, factor_of(scaling, rank)) not in known]
         name = "".join(letter if letter.isalnum() else "-" for letter in scaling)
-        rows = howlow.sweep(settings(task, scaling, ranks, asked), asked.out / f"{task}-{name}").rows
-        found += [_trial(task, scaling, row) for row in rows if row["rank"] in ranks]
+        folder = asked.out / f"{task}-{name}"
+        howlow.sweep(settings(task, scaling, ranks, asked), folder)
+        rows = [trial.row for trial in howlow.load(folder).trials]
+        found += [_trial(task, scaling, row) for row in rows if row["rank"] in ranks and row["seed"] in asked.seeds]
     return found
 
 

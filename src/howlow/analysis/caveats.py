@@ -81,6 +81,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.LARGE_EFFECTIVE_BATCH: (),
     WarningKind.ATTENTION_ALONE_ADAPTED: (),
     WarningKind.ALPHA_GROWS_WITH_RANK: (),
+    WarningKind.ADAPTER_NOT_FUSED: (*_COSTS, "memory"),
     WarningKind.OTHER_SETTINGS_UNTRIED: (),
 }
 
