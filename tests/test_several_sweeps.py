@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_recommend import sweep as scored_sweep
 from test_report import trial_of
 from test_rows import DATA, ENVIRONMENT, write_trial
 
@@ -16,7 +17,9 @@ from howlow.analysis import compare, load_results
 from howlow.analysis.columns import column_named
 from howlow.analysis.one_table import named_sweeps
 from howlow.errors import UserError
+from howlow.records import LooksRecord, write_looks
 from howlow.reporting import Report, write_report
+from howlow.reporting.answer import answers
 from howlow.reporting.asked import asked_facts
 from howlow.reporting.figure import context_lines
 from howlow.reporting.measured import environment_facts
@@ -227,3 +230,19 @@ def test_a_setting_that_was_swept_has_all_its_values_on_the_page(tmp_path: Path)
     for rank, rate in product((1, 4), (1e-4, 5e-4)):
         trial_of(tmp_path, rank, 1.0, 0.5, axes={"training.learning_rate": rate})
     assert "learning rate 0.0001 or 0.0005" in asked_facts(compare(load_results(tmp_path)))["training"]
+
+
+def test_the_answer_of_each_sweep_has_its_own_looks_and_commands(tmp_path: Path) -> None:
+    """Of two sweeps that are compared apart, one was looked at; the other's bounds and commands are its own."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    scored_sweep(first, {1: 0.5, 8: 0.51}, seeds=2, noise=0.3)
+    scored_sweep(second, {1: 0.5, 8: 0.51}, seeds=2, noise=0.3, environment=H100)
+    looks = LooksRecord(metric="f1", margin=0.02, confidence=0.95, seeds=(0, 1, 2), information=(0.6, 1.0))
+    write_looks(first, looks)
+    found = {one.setting: one for one in answers(compare(load_results(first, second))).found}
+    assert found["sweep = first"].found.looks == looks
+    assert found["sweep = second"].found.looks is None
+    for name, folder in (("first", first), ("second", second)):
+        commands = [one for one in found[f"sweep = {name}"].reasons if "howlow sweep" in one]
+        assert commands
+        assert all(str(folder) in one for one in commands)
