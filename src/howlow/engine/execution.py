@@ -261,7 +261,7 @@ def running(model: Any, execution: Execution) -> Iterator[Running]:
 def _current(device: torch.device) -> AbstractContextManager[Any]:
     """The context in which this device is torch's current one: streams, events and graphs are made on that."""
     is_there = device.type == "cuda" and torch.cuda.is_available()
-    return torch.cuda.device(device) if is_there else nullcontext()  # type: ignore[no-untyped-call]
+    return torch.cuda.device(device) if is_there else nullcontext()
 
 
 @contextmanager
