@@ -135,6 +135,16 @@ CONTINUED_STEPS = Column(
     is_optional=True,
 )
 
+# -- several devices ------------------------------------------------------------------------------------------------
+
+DEVICES = Column(
+    "devices",
+    "devices",
+    "count",
+    "devices over which the base was sharded; energy is the sum of all, memory that of the one that had most",
+    is_relative=False,
+)
+
 # -- all of them ----------------------------------------------------------------------------------------------------
 
 COLUMNS: tuple[Column, ...] = (
@@ -166,6 +176,7 @@ COLUMNS: tuple[Column, ...] = (
     UPDATE_KEPT,
     CONTINUED_STEPS,
     *VALIDATION.values(),
+    DEVICES,
 )
 _BY_NAME = {column.name: column for column in (*COLUMNS, SWEEP)}
 

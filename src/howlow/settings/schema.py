@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from howlow.settings.adapter import LoraSettings
+from howlow.settings.devices import refuse_with_several_devices
 from howlow.settings.fields import BatchSize, Names, NonNegative, Positive, Section, Seed, Text, affects
 
 
@@ -274,6 +275,12 @@ class RunSettings(Section):
         "is compared by its threads, and a trial that ran beside others has a warning",
         json_schema_extra=affects(),
     )
+    devices_per_trial: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="devices over which a trial's base is sharded, layer by layer, for a model that is larger than one "
+        "of them; a batch's examples are split over them. On a CPU: processes, each with its part of the cores",
+        json_schema_extra=affects("layout", "execution", "memory", "cost"),
+    )
     order_seed: Seed = Field(
         0,
         description="shuffles the trials, baselines included, so that heat does not follow the rank",
@@ -361,6 +368,11 @@ class Settings(Section):
         if self.training.layout == "shared" and self.lora.dropout:
             problem = "examples that share a prefix would share its dropout mask"
             raise ValueError(f'training.layout = "shared" with lora.dropout: {problem}; set "packed", or no dropout')
+        return self
+
+    @model_validator(mode="after")
+    def _devices_go_with_the_rest(self) -> Self:
+        refuse_with_several_devices(self)
         return self
 
     @model_validator(mode="after")

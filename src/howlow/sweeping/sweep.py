@@ -41,7 +41,7 @@ from howlow.records.run_directory import (
     refuse_other_settings,
     set_aside,
 )
-from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, to_toml
+from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, processes_of, to_toml
 from howlow.sweeping.setup import (
     Preparation,
     check_space,
@@ -130,7 +130,7 @@ def sweep(
         left, heap = left_behind(folder, existing), _heap_of(expand(merged))
         refuse_other_settings(folder, left, merged, accept_different)
         tell(Preparing())
-        runner, shared_by = ForkServer(), settings.run.workers or 1
+        runner, shared_by = ForkServer(), processes_of(settings)
         prepared = prepare_all(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
         refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
         check_space(folder, prepared.values(), plans)
@@ -175,7 +175,7 @@ def dry_run(
         refuse_other_settings(folder, left, merged, accept_different)
     pending, runner = [plan for plan in plans if plan.name not in existing], ForkServer()
     with _scratch() as scratch:
-        prepared = prepare_all(runner, plans, scratch, cores_shared_by=settings.run.workers or 1)
+        prepared = prepare_all(runner, plans, scratch, cores_shared_by=processes_of(settings))
         refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
         layouts = choose_layouts(runner, plans, pending, prepared, scratch)
         warnings = foretell(runner, pending, layouts, scratch)
@@ -311,7 +311,9 @@ def _devices(settings: Settings, prepared: Mapping[str, Preparation]) -> list[st
     asked = settings.run.device
     found = max(preparation.report.devices for preparation in prepared.values())
     is_open = asked in ("auto", "cuda") and "run.device" not in settings.grid
-    devices = [f"cuda:{index}" for index in range(found)] if is_open and found > 1 else [None]
+    of_one = settings.run.devices_per_trial
+    firsts = range(0, found - of_one + 1, of_one)
+    devices = [f"cuda:{first}" for first in firsts] if is_open and len(firsts) > 1 else [None]
     number = settings.run.workers or len(devices)
     return [devices[index % len(devices)] for index in range(number)]
 

@@ -5,6 +5,7 @@ The fork server imports this module ahead of the jobs, and with it everything he
 
 import gc
 from dataclasses import replace
+from functools import partial
 
 import peft  # noqa: F401  (so that the fork server has it)
 import torch
@@ -35,13 +36,15 @@ from howlow.outcomes import StoppedError
 from howlow.records import Environment, Idle, LayoutChoice, RecordWarning, Status
 from howlow.trial import preparation
 from howlow.trial.asked_of_model import refuse_what_cannot_be
+from howlow.trial.followers import followers_of
+from howlow.trial.following import follow_choice, follow_trial
 from howlow.trial.foretold import before_the_first_step
 from howlow.trial.layout_choice import choose
 from howlow.trial.metering import asked_of
 from howlow.trial.pacing import counter_paces
 from howlow.trial.prepared import read_prepared
 from howlow.trial.run import run
-from howlow.trial.state import TrialState
+from howlow.trial.state import state_of
 
 
 def prepare_entry(job: PrepareJob, link: Link) -> PreparationReport:
@@ -57,7 +60,8 @@ def choose_entry(job: LayoutJob, link: Link) -> LayoutChoice:
     """Choose the layout of the trials with these settings (`howlow.trial.layout_choice`)."""
     settle(job.cores_shared_by)
     prepared = read_prepared(job.data_folder)
-    return choose(job.settings, prepared.train, prepared.test, job.gemms)
+    with followers_of(job.settings.run.devices_per_trial, link, partial(follow_choice, job, settle)) as followers:
+        return choose(job.settings, prepared.train, prepared.test, job.gemms, followers.group)
 
 
 def foretell_entry(job: ForetellJob, link: Link) -> tuple[RecordWarning, ...]:
@@ -69,33 +73,19 @@ def foretell_entry(job: ForetellJob, link: Link) -> tuple[RecordWarning, ...]:
 def environment_entry(job: EnvironmentJob, link: Link) -> Environment:
     """Say what a trial would run on here."""
     settle(job.cores_shared_by)
-    return environment(choose_device(job.device))
+    return environment(choose_device(job.device, job.devices_per_trial))
 
 
 def trial_entry(job: MeasureJob, link: Link) -> Status | None:
     """Run one trial to its record; None where a fresh process goes on from the end of fine-tuning."""
     trial = job.trial
     settle(trial.cores_shared_by)
-    state = TrialState(
-        name=trial.name,
-        kind=trial.kind,
-        axes=trial.axes,
-        repeat=trial.repeat,
-        settings=trial.settings,
-        folder=job.run_directory / trial.folder,
-        data_folder=job.run_directory / trial.data_folder,
-        link=link,
-        choice=trial.layout,
-        idle=job.idle,
-        paces=job.paces.counters,
-        is_bounded=trial.is_bounded,
-        batch_search=job.batch_search,
-        device=job.device,
-        claim=job.claim,
-        continues=job.continues,
-    )
-    with FileLock(state.folder / ".lock"):  # the process of a worker that has just died may still be ending
-        return run(state)
+    devices, follow = trial.settings.run.devices_per_trial, partial(follow_trial, job, settle)
+    with (
+        FileLock(job.run_directory / trial.folder / ".lock"),  # the process of a dead worker may still be ending
+        followers_of(devices, link, follow) as followers,
+    ):
+        return run(state_of(job, link, followers))
 
 
 def idle_entry(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:

@@ -131,7 +131,11 @@ def _chosen(run_directory: Path, board: Board, trial: str | None) -> tuple[Trial
 
 
 def _environment(runner: JobRunner, run_directory: Path, job: TrialJob, device: str | None) -> Environment:
-    asked = EnvironmentJob(device=device or job.settings.run.device, cores_shared_by=job.cores_shared_by)
+    asked = EnvironmentJob(
+        device=device or job.settings.run.device,
+        devices_per_trial=job.settings.run.devices_per_trial,
+        cores_shared_by=job.cores_shared_by,
+    )
     log = run_directory / ".howlow" / "worker.log"
     return value_of(runner.run(asked, log), asked, log)
 
