@@ -253,8 +253,8 @@ class RunSettings(Section):
 
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$",
-        description="auto: CUDA, then MPS, then CPU",
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?|(GPU|MIG)-[0-9A-Fa-f-]+)$",
+        description="auto: CUDA, then MPS, then CPU; a GPU also by its UUID (GPU-...)",
         json_schema_extra=affects("layout", "execution", "memory"),
     )
     gemm_library: Literal["auto", "onednn", "blas"] = Field(
@@ -269,8 +269,16 @@ class RunSettings(Section):
     )
     workers: Positive | None = Field(
         None,
-        description="trials that run at the same time on this machine; absent: one per device. What it costs a trial "
-        "is compared by its threads, and a trial that ran beside others has a warning",
+        description="trials that run at the same time on this machine; absent: one a device, so one where there is no "
+        "GPU. What it costs a trial is compared by its threads; its record says what ran beside it, and its costs are "
+        "marked",
+        json_schema_extra=affects(),
+    )
+    exclusive: bool = Field(
+        False,
+        description="whether trials whose costs count have their machine to themselves: all repeats of a sweep's first "
+        "seed. Trials of further seeds are for quality: they run side by side, and have no figures of time and energy "
+        "for a phase in which they had company. It holds between all sweeps on one machine",
         json_schema_extra=affects(),
     )
     order_seed: Seed = Field(

@@ -13,6 +13,7 @@ from howlow.meters.machine import process_age_s
 from howlow.meters.phase import Timed
 from howlow.meters.session import Session
 from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
+from howlow.node import Presence
 from howlow.outcomes import StoppedError
 from howlow.records import (
     BatchSearch,
@@ -26,6 +27,7 @@ from howlow.records import (
     MergedRecord,
     MeterRecord,
     ModelRecord,
+    Neighbour,
     Part,
     PhaseName,
     PhaseRecord,
@@ -62,6 +64,8 @@ class RecordDraft:
     phases: list[PhaseRecord] = field(default_factory=list)
     warnings: list[RecordWarning] = field(default_factory=list)
     resumed: int = 0
+    neighbours: tuple[Neighbour, ...] | None = ()
+    """What ran beside its earlier processes, and once it has ended, beside all of them; None: not known."""
     started_at: str = field(default_factory=utc)
     preparation_s: float | None = None
     second_load: PhaseRecord | None = None
@@ -103,6 +107,10 @@ class TrialState:
     repeat: int = 1
     continues: bool = False
     """Whether the process that fine-tuned has handed over to this one."""
+    alone: bool = False
+    """Whether the trial has its machine to itself."""
+    presence: Presence | None = None
+    """This process, as others on the machine see it; None where they cannot."""
     found: RecordDraft = field(default_factory=RecordDraft)
     session: Session | None = None
     _reported_s: float = -math.inf
@@ -122,6 +130,11 @@ class TrialState:
     def predictions_path(self) -> Path:
         """The answers, or the texts' log-likelihoods."""
         return self.folder / "predictions.jsonl"
+
+    @property
+    def waited_s(self) -> float:
+        """How long this process waited until it might use the machine."""
+        return self.presence.waited_s if self.presence is not None else 0.0
 
     @property
     def trains(self) -> bool:
@@ -199,9 +212,9 @@ class TrialState:
             self._has_looked = True
             self.session.look_for_outside_work()
         if self.found.preparation_s is None:
-            self.found.preparation_s = process_age_s()
+            self.found.preparation_s = process_age_s() - self.waited_s
         if self.found.trained_at_s is not None and self.found.handover_s is None:
-            self.found.handover_s = machine_s() - self.found.trained_at_s
+            self.found.handover_s = machine_s() - self.found.trained_at_s - self.waited_s
 
 
 def warn_unsteady(state: TrialState) -> None:
