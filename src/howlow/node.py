@@ -72,12 +72,14 @@ class Presence:
     def describe(self, device: str, device_uuid: str | None) -> None:
         """Tell others which device it is, once that is known."""
         self.visitor = replace(self.visitor, device=device, device_uuid=device_uuid)
-        _write(self._descriptor, self.visitor)
+        with suppress(OSError):  # a full disk: the others know less of it
+            _write(self._descriptor, self.visitor)
 
     def begin(self) -> None:
         """Tell others that it no longer waits."""
         self.visitor = replace(self.visitor, began_s=machine_s())
-        _write(self._descriptor, self.visitor)
+        with suppress(OSError):
+            _write(self._descriptor, self.visitor)
 
     def blocker(self) -> Visitor | None:
         """Whom this process has to wait for."""

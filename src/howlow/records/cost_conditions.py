@@ -6,7 +6,7 @@ is that of trials which have, in every key, the value that most trials have.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from howlow.records.comparability import Difference, shown
@@ -40,9 +40,16 @@ def cost_conditions(trials: Sequence[str], found: Iterable[Difference]) -> tuple
 
 def other_cards(trials: Sequence[Identified]) -> list[tuple[str, RecordWarning]]:
     """Of trials that several cards of one kind ran: each that ran on another card than most, with a warning."""
-    cards = [(one.trial, one.environment.device_uuid) for one in trials if one.environment is not None]
-    if len({card for _, card in cards}) < 2:
-        return []
+    kinds: dict[str, list[tuple[str, str]]] = {}
+    for one in trials:
+        if one.environment is not None and one.environment.device_uuid is not None:
+            kinds.setdefault(one.environment.device_name, []).append((one.trial, one.environment.device_uuid))
+    return [found for cards in kinds.values() for found in _on_other_cards(cards)]
+
+
+def _on_other_cards(cards: Sequence[tuple[str, str]]) -> Iterator[tuple[str, RecordWarning]]:
     ((usual, _),) = Counter(card for _, card in cards).most_common(1)
-    found = ((trial, f"measured on {card}, most trials on {usual}") for trial, card in cards if card != usual)
-    return [(trial, RecordWarning(kind=WarningKind.ANOTHER_CARD, detail=detail)) for trial, detail in found]
+    for trial, card in cards:
+        if card != usual:
+            detail = f"measured on {card}, most trials on {usual}"
+            yield trial, RecordWarning(kind=WarningKind.ANOTHER_CARD, detail=detail)

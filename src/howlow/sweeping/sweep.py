@@ -307,7 +307,7 @@ def _jobs(
                 layout=layouts[layout_key(plan.settings)],
                 is_bounded=heap == "bounded",
                 cores_shared_by=shared_by,
-                alone=plan.settings.run.exclusive and plan.seed == first_seed,
+                alone=plan.settings.run.exclusive and (plan.kind == "base" or plan.seed == first_seed),
             )
         )
     return tuple(sorted(found, key=lambda job: not job.alone))

@@ -57,7 +57,7 @@ def neighbours_so_far(state: TrialState) -> tuple[Neighbour, ...] | None:
 
 def _neighbour(state: TrialState, stay: Stay) -> Neighbour | None:
     """What another process was to this one; None for another process of this trial."""
-    visitor, here = stay.visitor, str(state.folder.parent.parent)
+    visitor, here = stay.visitor, str(state.folder.parent.parent.resolve())
     is_same = visitor.run_directory == here
     if is_same and visitor.trial == state.name:
         return None

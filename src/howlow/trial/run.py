@@ -19,6 +19,7 @@ from howlow.records import MemoryShortage, Record, Scores, Status, write_record
 from howlow.settings import adapts
 from howlow.trial.company import conclude_company
 from howlow.trial.layout_choice import layout_record
+from howlow.trial.lease import lease_watched
 from howlow.trial.metering import meter_report
 from howlow.trial.method import run_method
 from howlow.trial.shortage import shortage_of
@@ -40,7 +41,8 @@ def run(state: TrialState) -> Status | None:
 
     Out of memory, divergence and failure are results; a full disk and a stop are not.
     """
-    end = _run(state)
+    with lease_watched(state):
+        end = _run(state)
     if end is None:
         return None
     unlimit_memory()

@@ -14,7 +14,7 @@ from howlow.meters.phase import Timed
 from howlow.meters.session import Session
 from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
 from howlow.node import Presence
-from howlow.outcomes import StoppedError
+from howlow.outcomes import ClaimLostError, StoppedError
 from howlow.records import (
     BatchSearch,
     CounterPace,
@@ -109,6 +109,8 @@ class TrialState:
     """Whether the process that fine-tuned has handed over to this one."""
     alone: bool = False
     """Whether the trial has its machine to itself."""
+    has_lost_claim: bool = False
+    """Whether another worker may have taken the trial over (`howlow.trial.lease`)."""
     presence: Presence | None = None
     """This process, as others on the machine see it; None where they cannot."""
     found: RecordDraft = field(default_factory=RecordDraft)
@@ -193,7 +195,13 @@ class TrialState:
         refuse_if_lost(self.folder.parent.parent, self.name, self.claim)
 
     def report_progress(self, phase: PhaseName, step: int, steps: int, loss: float | None = None) -> None:
-        """Report to the worker, a few times a second at most, so that it costs nothing."""
+        """Report to the worker, a few times a second at most, so that it costs nothing.
+
+        Raises:
+            ClaimLostError: another worker may have taken this trial over.
+        """
+        if self.has_lost_claim:
+            raise ClaimLostError(self.name)
         if now_s() - self._reported_s >= _SECONDS_BETWEEN_REPORTS or step == steps:
             self._reported_s = now_s()
             self.link.report(StepProgress(phase=phase, step=step, steps=steps, loss=loss))
