@@ -72,7 +72,7 @@ def work(
     refuse_unseen_files(left, run_directory)
     if any(job.settings.run.exclusive for job in left):
         refuse_no_node()
-    devices = _devices(runner, run_directory, left[0], device)
+    devices = [device] if device or trial else _devices(runner, run_directory, left[0])
     here = _environment(runner, run_directory, left[0], devices[0])
     refuse_other_machine(left[0].environment, here, accept_different, str(run_directory), is_one_sweep=True)
     before = {job.name for job in jobs} - {job.name for job in left}
@@ -144,10 +144,10 @@ def _refuse_other_code(board: Board, run_directory: Path, accept_different: Sequ
     refuse_other_code(board.code, code_sha256(), accept_different, str(run_directory), revisions)
 
 
-def _devices(runner: JobRunner, run_directory: Path, job: TrialJob, asked: str | None) -> list[str | None]:
-    """The device of each worker of this machine: the one that was asked for, else every GPU that trials may use."""
-    if asked is not None or job.settings.run.device not in ("auto", "cuda"):
-        return [asked]
+def _devices(runner: JobRunner, run_directory: Path, job: TrialJob) -> list[str | None]:
+    """The device of each worker of this machine: every GPU that trials may use; None: as the settings say."""
+    if job.settings.run.device not in ("auto", "cuda") or not job.environment.device.startswith("cuda"):
+        return [None]
     question, log = GpusJob(device=job.settings.run.device), run_directory / ".howlow" / "worker.log"
     gpus = value_of(runner.run(question, log), question, log)
     return list(gpus) if len(gpus) > 1 else [None]
