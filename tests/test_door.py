@@ -78,9 +78,8 @@ def test_a_board_of_the_future_tells_of_a_clock_where_files_bear_the_time_of_the
 
 @pytest.mark.parametrize("key", ["model", "tokenizer", "lora.start"])
 def test_a_file_that_this_machine_does_not_see_is_refused(key: str, tmp_path: Path) -> None:
-    job: Any = SimpleNamespace(
-        settings=settings_of("question_answering", 1, 0, **{key: "/not/here", "lora.start_rank": 8})
-    )
+    changes = {key: "/not/here", **({"lora.start_rank": 8} if key == "lora.start" else {})}
+    job: Any = SimpleNamespace(settings=settings_of("question_answering", 1, 0, **changes))
     with pytest.raises(UserError, match=f"{HERE} does not see {key} = /not/here; put it into a folder"):
         door.refuse_unseen_files([job], tmp_path)
     named: Any = SimpleNamespace(settings=settings_of("question_answering", 1, 0, model="owner/name"))

@@ -86,8 +86,10 @@ class Presence:
         for number in _numbers(self.folder):
             path = _ticket(self.folder, number)
             if number < self.number and is_locked(path):
-                other = _read(path)
-                if other is not None and (self.visitor.is_alone or other.is_alone):
+                other = _read(path) or replace(
+                    self.visitor, trial="another trial", is_alone=True
+                )  # it is being written
+                if self.visitor.is_alone or other.is_alone:
                     return other
         return None
 
