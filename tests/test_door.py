@@ -14,7 +14,7 @@ from howlow.errors import UserError
 from howlow.jobs import PreparationReport
 from howlow.meters import machine
 from howlow.meters.machine import choose_device
-from howlow.sweeping import sweep
+from howlow.sweeping.sweep import _devices as devices_of
 from howlow.worker import board, door
 from howlow.worker.board import Board, clock_ahead_s
 from howlow.worker.joining import work
@@ -144,4 +144,4 @@ def test_there_is_a_worker_a_gpu_and_one_on_a_cpu(
 ) -> None:
     report = PreparationReport.model_construct(gpu_uuids=uuids)
     prepared: Any = {"one": SimpleNamespace(report=report)}
-    assert sweep._devices(settings_of("question_answering", 1, 0, **changes), prepared) == devices
+    assert devices_of(settings_of("question_answering", 1, 0, **changes), prepared) == devices
