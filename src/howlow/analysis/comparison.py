@@ -172,6 +172,8 @@ class Comparison:
 
     def _is_apart(self, own: Sequence[Trial], whole: Group, column: Column) -> bool:
         """Whether either was measured differently; costs under other conditions than most are divided among them."""
+        if not self.results.set_apart:
+            return False
         trials = {trial.record.trial for trial in (*own, *whole.trials)}
         is_among_them = column.is_cost and any(trial.conditions for trial in own)
         is_marked = any((trial, column.name) in self.results.set_apart for trial in trials)

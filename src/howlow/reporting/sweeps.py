@@ -1,6 +1,6 @@
 """Several sweeps, or several kinds of machine, in one report: which there are, and which figures are not compared."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from howlow.analysis.columns import COLUMNS, SWEEP, TRIAL
@@ -54,7 +54,10 @@ def _alike_lines(comparison: Comparison, alike: tuple[CostConditions, ...]) -> I
 
 def _rank_words(comparison: Comparison, alike: CostConditions) -> str:
     """The rank that costs are divided by, where it is not that of the quality."""
-    own = [trial for trial in comparison.results.trials if trial.row[TRIAL.name] in alike.trials]
+    results = comparison.results
+    is_one = len(results.conditions) == 1  # else trials bear their sweeps' names
+    own = [one for one in results.trials if is_one or one.row[TRIAL.name] in alike.trials]
+    own = [one for one in own if one.conditions == alike.number]
     ranks = {reference.rank: _costs_rank(comparison, reference, own) for reference in comparison.references}
     told = sorted({rank for quality, rank in ranks.items() if rank is not None and rank != quality})
     return f" (relative to rank {', '.join(map(str, told))})" if told else ""
@@ -102,6 +105,16 @@ def _conditions(results: Results) -> list[dict[str, Any]]:
 def _difference(found: Difference) -> dict[str, Any]:
     sides = {"trial": found.trial, "value": found.value, "other": found.other, "other_value": found.other_value}
     return {"key": found.key, **sides, "figures": sorted(found.figures)}
+
+
+def told_apart(results: Results, by_trial: Iterable[tuple[Trial, str]]) -> str:
+    """The texts of trials, each once, with the names of their sweeps where these have different ones."""
+    sweeps: dict[str, set[str]] = {}
+    for trial, text in by_trial:
+        sweeps.setdefault(text, set()).add(trial.row.get(SWEEP.name) or "")
+    if len(sweeps) > 1 and results.has_sweeps and len({frozenset(names) for names in sweeps.values()}) > 1:
+        return "; ".join(f"{text} (in {' and '.join(sorted(names))})" for text, names in sweeps.items())
+    return "; ".join(sweeps)
 
 
 def table_axes(results: Results) -> tuple[str, ...]:
