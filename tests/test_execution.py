@@ -68,10 +68,12 @@ def test_the_next_plainer_way_leaves_out_graphs_then_compiling_then_joined_adapt
     assert ways == [(True, True, True), (False, True, True), (False, False, True), (False, False, False)]
 
 
-def test_products_are_for_fp32_on_a_cpu_that_keeps_many_kernels():
+def test_products_are_for_a_cpu_that_keeps_many_kernels_and_computes_in_the_dtype():
     assert decided(kernels_kept=256).attention == "products"
     assert decided(kernels_kept=32).attention == "sdpa"
-    assert decided("bf16", kernels_kept=256).attention == "sdpa"
+    takes_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert decided("bf16", kernels_kept=256).attention == ("products" if takes_bf16 else "sdpa")
+    assert decided("bf16", kernels_kept=32).attention == "sdpa"
     assert decided("fp16-autocast", kernels_kept=256).attention == "sdpa"
     assert decided(device=CUDA, kernels_kept=256).attention == "sdpa"
     assert decided(attention="own", kernels_kept=256).attention == "own"

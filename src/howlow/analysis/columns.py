@@ -148,6 +148,16 @@ CONTINUED_STEPS = Column(
     is_optional=True,
 )
 
+# -- several devices ------------------------------------------------------------------------------------------------
+
+DEVICES = Column(
+    "devices",
+    "devices",
+    "count",
+    "devices over which the base was sharded; energy is the sum of all, memory that of the one that had most",
+    is_relative=False,
+)
+
 # -- all of them ----------------------------------------------------------------------------------------------------
 
 COLUMNS: tuple[Column, ...] = (
@@ -179,6 +189,7 @@ COLUMNS: tuple[Column, ...] = (
     UPDATE_KEPT,
     CONTINUED_STEPS,
     *VALIDATION.values(),
+    DEVICES,
     *RAN_ON,
     NEIGHBOURS,
 )

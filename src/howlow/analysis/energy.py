@@ -59,7 +59,7 @@ def inside(phase: PhaseName, steps: Iterable[Step], readings: Iterable[Seen]) ->
 
 
 def timeline_figures(record: Record, readings: Sequence[Seen]) -> dict[str, float | None]:
-    """Utilisation of the trial's own device, and percentiles of the power of those that energy comes from."""
+    """Utilisation of the trial's own devices, and percentiles of the power of those that energy comes from."""
     looks, powers = looks_of(record, readings), sorted(powers_of(record, readings))
     return {
         "utilization": _mean(reading.utilization for reading in looks),
@@ -69,9 +69,9 @@ def timeline_figures(record: Record, readings: Sequence[Seen]) -> dict[str, floa
 
 
 def looks_of(record: Record, readings: Iterable[Seen]) -> list[Seen]:
-    """The readings of the trial's own device."""
-    own = record.environment.device if record.environment else None
-    return [reading for reading in readings if own is None or reading.device == own]
+    """The readings of the trial's own device, or of all that it has."""
+    own = record.resolved.devices or ((record.environment.device,) if record.environment else None)
+    return [reading for reading in readings if own is None or reading.device in own]
 
 
 def powers_of(record: Record, readings: Iterable[Seen]) -> list[float]:

@@ -259,6 +259,7 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen]) -> Row
         layout=layout_of(record),
         inference_batch_size=_batch(record.resolved.inference_batch_size, settings.inference.batch_size),
         energy_source=record.energy.name if record.energy else None,
+        devices=settings.run.devices_per_trial,
     )
     if model is not None:
         row["precision"] = record.resolved.precision

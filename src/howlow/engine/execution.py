@@ -64,6 +64,8 @@ class Execution:
     compiled: whether the decoder's layers run compiled by torch.
     graphed: whether a training step is replayed as CUDA graphs (`howlow.engine.step_graphs`), in generation a token
         step (`howlow.engine.decode_graphs`).
+    devices: over how many devices the base is sharded (`howlow.engine.sharding`); where there are several, nothing of
+        it runs fused, compiled or graphed.
     full_row: the sequence length whose rotary frequencies hold in every layout; None leaves them to the batch's length.
     """
 
@@ -81,6 +83,7 @@ class Execution:
     graphed: bool
     full_row: int | None
     gemms: Gemms = NO_CHOICE
+    devices: int = 1
     quantization: Quantization = "none"
     double_quantization: bool = True
 
@@ -99,7 +102,7 @@ class Execution:
 
     def for_evaluation(self) -> "Execution":
         """The same without compiled layers and joined adapters; it runs fused wherever that is possible."""
-        is_fused = _can_fuse(self.device, self.storage, self.compute)
+        is_fused = self.devices == 1 and _can_fuse(self.device, self.storage, self.compute)
         return replace(self, compiled=False, graphed=False, joined_adapters=False, fused=is_fused)
 
     def for_generation(self) -> "Execution":
@@ -148,6 +151,7 @@ def decide(
     trains_base: bool = False,
     full_row: int | None = None,
     gemms: Gemms = NO_CHOICE,
+    devices: int = 1,
     quantization: Quantization = "none",
     double_quantization: bool = True,
 ) -> Execution:
@@ -160,12 +164,13 @@ def decide(
     graphs: whether training replays its steps as CUDA graphs.
     trains_base: whether the base's own weights train.
     gemms: the libraries that were measured for the model (`howlow.engine.cpu.gemm`).
+    devices: over how many devices the base is sharded.
     quantization, double_quantization: see `Execution`.
     """
     assert quantization == "none" or not trains_base, "settings refuse a quantised base that trains"
     compute = _COMPUTED_IN[precision]
     storage = torch.bfloat16 if precision == "bf16" and not trains_base else torch.float32
-    can_fuse = _can_fuse(device, storage, compute)
+    can_fuse = devices == 1 and _can_fuse(device, storage, compute)
     takes_products = attention == "sdpa" and can_fuse and kernels_kept >= FEWEST_KEPT
     return Execution(
         device=device,
@@ -183,6 +188,7 @@ def decide(
         graphed=graphs and device.type == "cuda",
         full_row=full_row,
         gemms=gemms,
+        devices=devices,
         quantization=quantization,
         double_quantization=double_quantization,
     )

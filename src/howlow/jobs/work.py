@@ -1,7 +1,7 @@
 """Jobs, each for one process, and what runs them."""
 
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar
 
 from pydantic import Field, JsonValue
 
@@ -41,7 +41,9 @@ class TrialJob(Frozen):
     environment: Environment = Field(description="the machine that prepared the sweep; a worker's has to be equal")
     layout: LayoutChoice
     is_bounded: bool = Field(description="whether the heap gives memory back at once, as for a search or a limit")
-    cores_shared_by: int = Field(1, ge=1, description="trials that run at one time; each takes its part of the cores")
+    cores_shared_by: int = Field(
+        1, ge=1, description="processes that run at one time; each takes its part of the cores"
+    )
     alone: bool = Field(False, description="whether it has its machine to itself, so that its costs count")
 
     @property
@@ -149,6 +151,7 @@ class EnvironmentJob(Job[Environment]):
     entry: ClassVar[str] = "howlow.trial.entries.environment_entry"
 
     device: str
+    devices_per_trial: int = 1
     cores_shared_by: int = 1
 
 
@@ -236,6 +239,9 @@ class Link(Protocol):
 
     def report(self, event: JobEvent) -> None:
         """Send an event up."""
+
+    def end(self, finished: Unfinished) -> NoReturn:
+        """End this process at once, with that end."""
 
 
 class JobRunner(Protocol):

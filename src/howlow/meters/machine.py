@@ -88,17 +88,47 @@ def _switches() -> dict[str, str]:
     }
 
 
-def choose_device(asked: str) -> torch.device:
-    """The trial's device; `auto` is CUDA, then MPS, then the CPU.
+def choose_device(asked: str, devices: int = 1) -> torch.device:
+    """The trial's device, or the first one of so many; `auto` is CUDA, then MPS, then the CPU.
 
     asked: also the UUID of a GPU, which is then the only one that this process sees. To be asked for before CUDA is
     used.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not there, or fewer than `devices` are from it on. A CPU counts as one a core.
     """
-    if is_gpu_uuid(asked):
-        return _pinned(asked)
+    first = _pinned(asked) if is_gpu_uuid(asked) else _device(asked)
+    there = _devices_from(first)
+    if devices > there:
+        what = _as_counted(first) if first.type == "cpu" else f"{_as_counted(first)} from {first} on"
+        raise UserError(f"run.devices_per_trial = {devices}: this machine has {there} {what}; give at most {there}")
+    return first
+
+
+def refuse_crowd(first: torch.device, workers: int, devices: int) -> None:
+    """Refuse trials side by side that need more devices than there are; trials of one device may share it.
+
+    Raises:
+        UserError: naming both settings.
+    """
+    there = _devices_from(first)
+    if devices > 1 and workers * devices > there:
+        raise UserError(
+            f"run.workers = {workers} with run.devices_per_trial = {devices}: they need {workers * devices} "
+            f"{_as_counted(first)}, this machine has {there}; lower one of them"
+        )
+
+
+def _devices_from(first: torch.device) -> int:
+    """How many devices there are, this one and those behind it."""
+    return {"cuda": torch.cuda.device_count() - (first.index or 0), "cpu": cores()}.get(first.type, 1)
+
+
+def _as_counted(device: torch.device) -> str:
+    return "cores" if device.type == "cpu" else f"{device.type} devices"
+
+
+def _device(asked: str) -> torch.device:
     if asked == "auto":
         best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device("cuda:0" if best == "cuda" else best)

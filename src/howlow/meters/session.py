@@ -35,7 +35,8 @@ class Session:
 
     time_offset_s: the trial's time at which this process begins, more than 0 where the trial resumes. Without `memory`
     phases have no peaks of resident and allocated memory. `paces` is what was measured of the counters before the first
-    trial; a counter without a pace is watched when the session begins.
+    trial; a counter without a pace is watched when the session begins. `further` are the other devices of a trial that
+    has several.
     """
 
     def __init__(
@@ -51,11 +52,12 @@ class Session:
         views: Sequence[Instrument] = (),
         paces: Sequence[CounterPace] = (),
         warn: Warn = lambda warning: None,
+        further: Sequence[torch.device] = (),
     ) -> None:
         cpu_energy = cpu_energy or no_energy("the CPU's energy was not asked for")
         self.device = device
         meters: dict[MeterName, EnergyMeter] = {"trial": energy, "cpu": cpu_energy}
-        self.sensors = Sensors(folder, device, meters, views, rate_hz, time_offset_s, paces)
+        self.sensors = Sensors(folder, device, meters, views, rate_hz, time_offset_s, paces, further)
         self.memory = memory
         self.warn = warn
         self.peak_problem: str | None = None

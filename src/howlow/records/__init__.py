@@ -13,7 +13,7 @@ from howlow.records.comparability import Difference, differences, refuse_other_m
 from howlow.records.conditions import DeviceConditions, Spread
 from howlow.records.cost_conditions import CostConditions, cost_conditions, other_cards
 from howlow.records.data import DataRecord, DataSource
-from howlow.records.devices import is_gpu_uuid, torch_name
+from howlow.records.devices import groups_of, is_gpu_uuid, torch_name
 from howlow.records.energy import (
     CounterPace,
     EnergyPart,
@@ -67,6 +67,7 @@ from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, 
 from howlow.records.window import measured_steps, window_times_s
 
 __all__ = [
+    "groups_of",
     "is_gpu_uuid",
     "torch_name",
     "Neighbour",

@@ -1,5 +1,12 @@
 """How a worker's device is named: as torch names it, or by its UUID."""
 
+from collections.abc import Sequence
+
+
+def groups_of(gpus: Sequence[str], number: int) -> list[str]:
+    """GPUs in groups of so many, as a trial needs them; those that are left over make no group."""
+    return [",".join(gpus[first : first + number]) for first in range(0, len(gpus) - number + 1, number)]
+
 
 def is_gpu_uuid(device: str) -> bool:
     """Whether a device is named by its UUID, or several by theirs, as in CUDA_VISIBLE_DEVICES."""

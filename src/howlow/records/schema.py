@@ -90,7 +90,11 @@ class PhaseRecord(Frozen):
     phase: PhaseName
     start_s: float
     duration_s: float
-    peak_memory_bytes: int | None = Field(None, description="device memory in use on a GPU, resident on a CPU")
+    peak_memory_bytes: int | None = Field(
+        None,
+        description="device memory in use on a GPU, resident on a CPU; of several devices (`Resolved.devices`) that of "
+        "the one that had most, as all peaks",
+    )
     peak_process_memory_bytes: int | None = Field(
         None,
         description="on a GPU, what of it the trial's own process had, as the driver counts it (asked once a second)",
@@ -234,6 +238,11 @@ class Resolved(Frozen):
         None, description="how the frozen base's linear layers are stored"
     )
     threads: int | None = Field(None, description="torch's intra-op threads")
+    devices: tuple[str, ...] | None = Field(
+        None,
+        description="the devices over which the base is sharded, of each process; None: the trial has one. Memory is "
+        "then that of the device that had most, energy the sum of all",
+    )
     target_modules: tuple[str, ...] | None = Field(None, description="what the names of the adapted layers end in")
 
 

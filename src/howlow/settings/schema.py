@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from howlow.settings.adapter import LoraSettings
+from howlow.settings.devices import refuse_with_several_devices
 from howlow.settings.fields import BatchSize, Names, NonNegative, Positive, Section, Seed, Text, affects
 
 
@@ -270,17 +271,20 @@ class RunSettings(Section):
     )
     workers: Positive | None = Field(
         None,
-        description="trials that run at the same time on this machine; absent: one a device, so one where there is no "
-        "GPU. What it costs a trial is compared by its threads; its record says what ran beside it, and its costs are "
-        "marked",
+        description="trials that run at the same time on this machine; absent: one a GPU, or one. What it costs a "
+        "trial is compared by its threads; its record says what ran beside it, and its costs are marked",
         json_schema_extra=affects(),
     )
     exclusive: bool = Field(
         False,
-        description="whether trials whose costs count have their machine to themselves: all repeats of a sweep's first "
-        "seed. Trials of further seeds are for quality: they run side by side, and have no figures of time and energy "
-        "for a phase in which they had company. It holds between all sweeps on one machine",
+        description="whether all trials of the first seed run alone on their machine; further seeds are for quality",
         json_schema_extra=affects(),
+    )
+    devices_per_trial: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="devices over which a trial's base is sharded, layer by layer, for a model that is larger than one "
+        "of them; a batch's examples are split over them. On a CPU: processes, each with its part of the cores",
+        json_schema_extra=affects("layout", "execution", "memory", "cost"),
     )
     order_seed: Seed = Field(
         0,
@@ -369,6 +373,11 @@ class Settings(Section):
         if self.training.layout == "shared" and self.lora.dropout:
             problem = "examples that share a prefix would share its dropout mask"
             raise ValueError(f'training.layout = "shared" with lora.dropout: {problem}; set "packed", or no dropout')
+        return self
+
+    @model_validator(mode="after")
+    def _devices_go_with_the_rest(self) -> Self:
+        refuse_with_several_devices(self)
         return self
 
     @model_validator(mode="after")

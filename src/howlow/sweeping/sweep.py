@@ -30,6 +30,7 @@ from howlow.records import (
     Record,
     RecordWarning,
     Status,
+    groups_of,
     has_record,
     read_record,
     read_records,
@@ -43,7 +44,7 @@ from howlow.records.run_directory import (
     refuse_other_settings,
     set_aside,
 )
-from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, to_toml
+from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, processes_of, to_toml
 from howlow.sweeping.setup import (
     Preparation,
     check_space,
@@ -134,7 +135,7 @@ def sweep(
         if settings.run.exclusive:
             refuse_no_node()
         tell(Preparing())
-        runner, shared_by = ForkServer(), settings.run.workers or 1
+        runner, shared_by = ForkServer(), processes_of(settings)
         prepared = prepare_all(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
         refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
         check_space(folder, prepared.values(), plans)
@@ -179,7 +180,7 @@ def dry_run(
         refuse_other_settings(folder, left, merged, accept_different)
     pending, runner = [plan for plan in plans if plan.name not in existing], ForkServer()
     with _scratch() as scratch:
-        prepared = prepare_all(runner, plans, scratch, cores_shared_by=settings.run.workers or 1)
+        prepared = prepare_all(runner, plans, scratch, cores_shared_by=processes_of(settings))
         refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
         layouts = choose_layouts(runner, plans, pending, prepared, scratch)
         warnings = foretell(runner, pending, layouts, scratch)
@@ -317,7 +318,8 @@ def _devices(settings: Settings, prepared: Mapping[str, Preparation]) -> list[st
     """The device of each worker; None: as the settings say."""
     asked = settings.run.device
     gpus = max((preparation.report.gpu_uuids for preparation in prepared.values()), key=len)
-    devices: list[str | None] = [*gpus] if asked in ("auto", "cuda") and len(gpus) > 1 else [None]
+    groups = groups_of(gpus, settings.run.devices_per_trial) if asked in ("auto", "cuda") else []
+    devices: list[str | None] = [*groups] if len(groups) > 1 else [None]
     number = settings.run.workers or len(devices)
     return [devices[index % len(devices)] for index in range(number)]
 

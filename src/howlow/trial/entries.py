@@ -6,6 +6,7 @@ The fork server imports this module ahead of the jobs, and with it everything he
 import gc
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import peft  # noqa: F401  (so that the fork server has it)
 import torch
@@ -39,13 +40,15 @@ from howlow.records import Environment, Idle, LayoutChoice, RecordWarning, Statu
 from howlow.trial import preparation
 from howlow.trial.asked_of_model import refuse_what_cannot_be
 from howlow.trial.company import visiting
+from howlow.trial.followers import followers_of
+from howlow.trial.following import follow_choice, follow_trial
 from howlow.trial.foretold import before_the_first_step
 from howlow.trial.layout_choice import choose
 from howlow.trial.metering import asked_of
 from howlow.trial.pacing import counter_paces
 from howlow.trial.prepared import read_prepared
 from howlow.trial.run import run
-from howlow.trial.state import TrialState
+from howlow.trial.state import state_of
 
 
 def prepare_entry(job: PrepareJob, link: Link) -> PreparationReport:
@@ -62,7 +65,8 @@ def choose_entry(job: LayoutJob, link: Link) -> LayoutChoice:
     """Choose the layout of the trials with these settings (`howlow.trial.layout_choice`)."""
     settle(job.cores_shared_by)
     prepared = read_prepared(job.data_folder)
-    return choose(job.settings, prepared.train, prepared.test, job.gemms)
+    with followers_of(job.settings.run.devices_per_trial, link, partial(follow_choice, job, settle)) as followers:
+        return choose(job.settings, prepared.train, prepared.test, job.gemms, followers.group)
 
 
 def foretell_entry(job: ForetellJob, link: Link) -> tuple[RecordWarning, ...]:
@@ -74,7 +78,7 @@ def foretell_entry(job: ForetellJob, link: Link) -> tuple[RecordWarning, ...]:
 def environment_entry(job: EnvironmentJob, link: Link) -> Environment:
     """Say what a trial would run on here."""
     settle(job.cores_shared_by)
-    return environment(choose_device(job.device))
+    return environment(choose_device(job.device, job.devices_per_trial))
 
 
 def gpus_entry(job: GpusJob, link: Link) -> tuple[str, ...]:
@@ -86,29 +90,16 @@ def trial_entry(job: MeasureJob, link: Link) -> Status | None:
     """Run one trial to its record; None where a fresh process goes on from the end of fine-tuning."""
     trial = job.trial
     settle(trial.cores_shared_by)
-    state = TrialState(
-        name=trial.name,
-        kind=trial.kind,
-        axes=trial.axes,
-        repeat=trial.repeat,
-        settings=trial.settings,
-        folder=job.run_directory / trial.folder,
-        data_folder=job.run_directory / trial.data_folder,
-        link=link,
-        choice=trial.layout,
-        idle=job.idle,
-        paces=job.paces.counters,
-        is_bounded=trial.is_bounded,
-        batch_search=job.batch_search,
-        device=job.device,
-        claim=job.claim,
-        continues=job.continues,
-        alone=trial.alone,
-    )
     device = job.device or trial.settings.run.device
     visitor = Visitor(trial.name, str(job.run_directory.resolve()), "trial", device, trial.alone)
-    # The process of a worker that has just died may still be ending.
-    with locked(state.folder / ".lock"), visiting(link, visitor) as state.presence:
+    devices, follow = trial.settings.run.devices_per_trial, partial(follow_trial, job, settle)
+    with (
+        locked(job.run_directory / trial.folder / ".lock"),  # the process of a dead worker may still be ending
+        visiting(link, visitor) as presence,
+        followers_of(devices, link, follow) as followers,
+    ):
+        state = state_of(job, link, followers)
+        state.presence = presence
         return run(state)
 
 

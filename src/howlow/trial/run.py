@@ -64,6 +64,7 @@ def _run(state: TrialState) -> _End | None:
     except Exception as problem:  # the trial's boundary: whatever happened is its result, and the others still run
         if is_disk_full(problem):
             raise
+        state.followers.settle()
         return _failure(state, problem)
     return None if scores is None else _End("done", scores=scores)
 

@@ -58,13 +58,13 @@ class Setup:
 def set_up(state: TrialState) -> Setup:
     """Set up this process for the trial, and note in the record what it runs on and what is to be distrusted."""
     settings, found = state.settings, state.found
-    device = choose_device(state.device or settings.run.device)
+    device = choose_device(state.device or settings.run.device, settings.run.devices_per_trial)
     heap = bound_heap() if state.is_bounded else keep_heap()
     if state.is_bounded:
         map_pages(device)
     execution = execution_of(state, device, heap.kernels_kept)
     own = execution if state.trains else execution.for_evaluation()
-    found.resolved = with_execution(found.resolved, own)
+    found.resolved = with_execution(found.resolved, own, state.followers.group.devices(device))
     limit_memory(settings.run.memory_limit_bytes, device)
     state.refuse_if_lost()  # resuming cuts files back
     saved = resume(state)

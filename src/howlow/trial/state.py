@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from howlow.claims import machine_s, refuse_if_lost
-from howlow.jobs import IdleAbsent, Link, StepProgress
+from howlow.jobs import IdleAbsent, Link, MeasureJob, StepProgress
 from howlow.meters.clock import now_s, utc
 from howlow.meters.machine import process_age_s
 from howlow.meters.phase import Timed
@@ -44,6 +44,7 @@ from howlow.records import (
 )
 from howlow.records.resolved import batch_of, resolved_before
 from howlow.settings import Settings, TrialKind, trains
+from howlow.trial.followers import Followers
 
 _SECONDS_BETWEEN_REPORTS = 0.25
 
@@ -107,6 +108,8 @@ class TrialState:
     repeat: int = 1
     continues: bool = False
     """Whether the process that fine-tuned has handed over to this one."""
+    followers: Followers = field(default_factory=Followers)
+    """The processes of the trial's other devices."""
     alone: bool = False
     """Whether the trial has its machine to itself."""
     has_lost_claim: bool = False
@@ -305,3 +308,28 @@ def split(items: Sequence[int], size: int) -> Iterator[list[int]]:
     """Consecutive parts of at most `size`."""
     for start in range(0, len(items), size):
         yield list(items[start : start + size])
+
+
+def state_of(job: MeasureJob, link: Link, followers: Followers) -> TrialState:
+    """The trial that a job asks for, in a process of its own."""
+    trial = job.trial
+    return TrialState(
+        name=trial.name,
+        kind=trial.kind,
+        axes=trial.axes,
+        repeat=trial.repeat,
+        settings=trial.settings,
+        folder=job.run_directory / trial.folder,
+        data_folder=job.run_directory / trial.data_folder,
+        link=link,
+        choice=trial.layout,
+        idle=job.idle,
+        paces=job.paces.counters,
+        is_bounded=trial.is_bounded,
+        batch_search=job.batch_search,
+        device=job.device,
+        claim=job.claim,
+        continues=job.continues,
+        alone=trial.alone,
+        followers=followers,
+    )

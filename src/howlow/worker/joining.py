@@ -18,7 +18,7 @@ from howlow.executors.local import run_workers
 from howlow.jobs import EnvironmentJob, GpusJob, JobRunner, SweepPrepared, Tell, TrialJob, value_of
 from howlow.node import refuse_no_node
 from howlow.outcomes import StoppedError
-from howlow.records import Environment, Record, has_record, read_record
+from howlow.records import Environment, Record, groups_of, has_record, read_record
 from howlow.records.comparability import refuse_other_code, refuse_other_machine
 from howlow.records.own_sources import code_sha256, revision
 from howlow.settings import RunSettings
@@ -150,11 +150,16 @@ def _devices(runner: JobRunner, run_directory: Path, job: TrialJob) -> list[str 
         return [None]
     question, log = GpusJob(device=job.settings.run.device), run_directory / ".howlow" / "worker.log"
     gpus = value_of(runner.run(question, log), question, log)
-    return list(gpus) if len(gpus) > 1 else [None]
+    groups = groups_of(gpus, job.settings.run.devices_per_trial)
+    return [*groups] if len(groups) > 1 else [None]
 
 
 def _environment(runner: JobRunner, run_directory: Path, job: TrialJob, device: str | None) -> Environment:
-    asked = EnvironmentJob(device=device or job.settings.run.device, cores_shared_by=job.cores_shared_by)
+    asked = EnvironmentJob(
+        device=device or job.settings.run.device,
+        devices_per_trial=job.settings.run.devices_per_trial,
+        cores_shared_by=job.cores_shared_by,
+    )
     log = run_directory / ".howlow" / "worker.log"
     try:
         return value_of(runner.run(asked, log), asked, log)
