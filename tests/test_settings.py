@@ -33,7 +33,7 @@ def test_a_digest_is_that_of_the_settings_it_names_and_of_what_is_beside_them() 
 def test_the_defaults_are_those_of_the_paper_and_the_design() -> None:
     found = load()
     assert found.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert (found.lora.alpha, found.lora.alpha_value, found.lora.scaling_factor) == ("2r", 16, 2)
+    assert (found.lora.alpha, found.lora.alpha_value, found.lora.scaling_factor) == (32, 32, 4)
     assert found.training.learning_rate == 5e-5
     assert found.training.sequence_length == 512
     assert found.training.betas == (0.9, 0.999)
