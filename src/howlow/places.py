@@ -1,4 +1,7 @@
-"""Which folder an error is about: a cache that cannot be written is to blame itself, not the run directory."""
+"""Which folder an error is about: a cache that cannot be written is to blame itself, not the run directory.
+
+And how a process has ended that an error has ended.
+"""
 
 import errno
 import math
@@ -6,7 +9,8 @@ import os
 import shutil
 from pathlib import Path
 
-from howlow.errors import lacks_access, path_of, reason, refused
+from howlow.errors import UserError, lacks_access, path_of, raised_by, reason, refused, subject_of
+from howlow.outcomes import ClaimLostError, StoppedError, Unfinished, is_disk_full
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -74,3 +78,18 @@ def _free_bytes(folder: Path) -> float:
         except OSError:
             continue
     return math.inf
+
+
+def unfinished(error: BaseException, results: Path | str) -> Unfinished:
+    """The end of a process whose work raised this error; `results`: as in `full_disk`."""
+    if isinstance(error, UserError):
+        return Unfinished("user_error", str(error))
+    if isinstance(error, StoppedError):
+        return Unfinished("stopped")
+    if isinstance(error, ClaimLostError):
+        return Unfinished("claim_lost")
+    if is_disk_full(error):
+        return Unfinished("disk_full", full_disk(error, results))
+    if lacks_access(error):
+        return Unfinished("user_error", told(error))
+    return Unfinished("crashed", told(error), raised_by=raised_by(error), subject=subject_of(error))

@@ -6,12 +6,21 @@ resumed, touches no column; its mark stands at the trial.
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 from howlow.analysis.column import Column, Stage, Subject
 from howlow.analysis.columns import COLUMNS
 from howlow.records import PhaseName, RecordWarning, WarningKind
 
 _COSTS: tuple[Subject, ...] = ("speed", "energy", "cpu_energy")
+_FURTHER_COSTS: tuple[Subject, ...] = (
+    "phase_energy",
+    "prefill_energy",
+    "decode_energy",
+    "energy_above_idle",
+    "power_readings",
+    "utilization",
+)
 _OF_PART: Mapping[str, tuple[Subject, ...]] = {
     "phase": ("phase_energy",),
     "prefill": ("prefill_energy",),
@@ -65,6 +74,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.OTHER_PROCESS_ON_DEVICE: (*_COSTS, "memory", "utilization"),
     WarningKind.OTHER_WORK_ON_MACHINE: _COSTS,
     WarningKind.RAN_BESIDE_OTHER_TRIALS: _COSTS,
+    WarningKind.COSTS_LEFT_OUT: (*_COSTS, *_FURTHER_COSTS),
     WarningKind.SWAPPING: (*_COSTS, "memory"),
     WarningKind.DEVICE_PARTITIONED: ("energy",),
     WarningKind.DEVICE_VIRTUAL: _COSTS,
@@ -80,6 +90,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.LARGE_EFFECTIVE_BATCH: (),
     WarningKind.ATTENTION_ALONE_ADAPTED: (),
     WarningKind.ALPHA_GROWS_WITH_RANK: (),
+    WarningKind.ADAPTER_NOT_FUSED: (*_COSTS, "memory"),
     WarningKind.OTHER_SETTINGS_UNTRIED: (),
 }
 
@@ -89,7 +100,11 @@ def qualified(warning: RecordWarning, inference: PhaseName | None) -> tuple[str,
 
     inference: the phase that the inference columns are about; a warning about another one does not touch them.
     """
-    subjects, stages = _subjects(warning), _stages(warning, inference)
+    return _touched(_subjects(warning), _stages(warning, inference))
+
+
+@cache
+def _touched(subjects: tuple[Subject, ...], stages: tuple[Stage, ...]) -> tuple[str, ...]:
     return tuple(column.name for column in COLUMNS if _is_touched(column, subjects, stages))
 
 

@@ -27,6 +27,7 @@ from howlow.engine.decode_graphs import DecodeGraphs, continue_recorded
 from howlow.engine.execution import Running
 from howlow.engine.model import base_of
 from howlow.engine.sampling import most_likely
+from howlow.engine.sharding import anyone
 from howlow.engine.single_generation import write_one_by_one
 from howlow.engine.tree_generation import Continuation, PromptRow, Writer, lay_out_prompts
 from howlow.errors import UserError
@@ -145,7 +146,7 @@ def write(
         return write_one_by_one(running, writer, prompts, max_new_tokens, on_prompts_read)
     if isinstance(laid_out, PromptRow):
         return _continue_trees(running, laid_out, writer, max_new_tokens, on_prompts_read)
-    return _continue_padded(running.model, *laid_out, writer, max_new_tokens, on_prompts_read)
+    return _continue_padded(running, *laid_out, writer, max_new_tokens, on_prompts_read)
 
 
 def _continue_trees(
@@ -161,8 +162,9 @@ def _continue_trees(
     on_prompts_read(computed)
     for _ in range(max_new_tokens - 1):
         kept = [index for index, prompt in enumerate(going) if not writer.is_done(prompt)]
-        if not kept:
+        if not anyone(bool(kept), running.execution.devices):
             break
+        kept = kept or list(range(len(going)))  # other devices go on, and need this one's part of the layers
         going, chosen = [going[index] for index in kept], chosen[kept]
         chosen = writer.write(going, continuation.step(going, chosen))
         computed += len(going)
@@ -170,10 +172,16 @@ def _continue_trees(
 
 
 def _continue_padded(
-    model: Any, ids: Tensor, mask: Tensor, rows: Writer, max_new_tokens: int, on_prompts_read: Callable[[int], None]
+    running: Running,
+    ids: Tensor,
+    mask: Tensor,
+    rows: Writer,
+    max_new_tokens: int,
+    on_prompts_read: Callable[[int], None],
 ) -> int:
     """Continue left-padded prompts: (rows, length) ids and mask; returns the number of tokens computed."""
-    ids, mask = ids.to(model.device), mask.to(model.device)
+    model, device, devices = running.model, running.execution.device, running.execution.devices
+    ids, mask = ids.to(device), mask.to(device)
     known = inspect.signature(base_of(model).forward).parameters
     everyone, positions = range(ids.shape[0]), (mask.cumsum(-1) - 1).clamp(min=0)
     cache = next((name for name in _CACHES if name in known), None)
@@ -191,7 +199,7 @@ def _continue_padded(
         chosen = rows.write(everyone, output.logits[:, -1])
         if step == 0:
             on_prompts_read(computed)
-        if all(map(rows.is_done, everyone)):
+        if not anyone(not all(map(rows.is_done, everyone)), devices):
             break
         ids = chosen[:, None]
         mask = torch.cat([mask, mask.new_ones(mask.shape[0], 1)], dim=1)

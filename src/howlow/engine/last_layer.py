@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from howlow.engine.model import REFUSALS, decoder_of, with_values
+from howlow.engine.model import REFUSALS, decoder_of
+from howlow.engine.sharding import gathered
+from howlow.engine.values import with_values
 
 _PROBED, _PROBED_ALONE = 6, (1, 4)  # tokens; those of them that are also run by themselves
 
@@ -62,7 +64,8 @@ def modules_by_token(model: nn.Module) -> list[nn.Module]:
     if len(stacks) != 1 or stacks[0][-1]._compiled_call_impl is not None:  # each batch would compile it again
         return []
     parts = [part for part in stacks[0][-1].children() if any(isinstance(one, nn.Linear) for one in part.modules())]
-    return [part for part in parts if _is_by_token(with_values(part))]
+    with gathered([stacks[0][-1]]):
+        return [part for part in parts if _is_by_token(with_values(part))]
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ def write_one_by_one(
             model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
+                synced_gpus=running.execution.devices > 1,
                 generation_config=config,
                 logits_processor=LogitsProcessorList([steps]),
                 stopping_criteria=StoppingCriteriaList([_Ended(writer, index)]),

@@ -14,10 +14,13 @@ reads its step counters there, but they are kept on the host; on CUDA it is one 
 
 Where the execution says so, a step is recorded before the training, once for each shape of batch, and then replayed
 (`Trainer.record`, `howlow.engine.step_graphs`).
+
+Where a trial has several devices, a step's examples are split over them. One process leads: its trainer alone moves
+the weights, and those of the others help (`Trainer.help`, `howlow.engine.sharding`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,10 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 
+from howlow.engine import sharding
 from howlow.engine.execution import Running
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import target_losses
 from howlow.engine.model import trainable
+from howlow.engine.shares import DevicePart, SplitBatch
 from howlow.engine.step_graphs import Recorder, StepGraphs, kept_weights
 
 MAX_SKIPPED_STEPS = 20
@@ -94,11 +99,17 @@ class StepOutcome:
     skipped: bool
 
 
+BeginStep = Callable[[int, Sequence[Batch | SplitBatch]], None]
+"""Gives the other devices of a trial their parts of a step, by its number; they then wait for the weights."""
+
+
 class Trainer:
     """Optimizer and scaler of one training; `step` is the whole loop's body."""
 
-    def __init__(self, running: Running, optimization: Optimization) -> None:
+    def __init__(self, running: Running, optimization: Optimization, begin: BeginStep | None = None) -> None:
+        """Begin with the weights that train; `begin` hands a step out to other devices, where there are any."""
         execution = running.execution
+        self._begin = begin
         self.running = running
         self.parameters = trainable(running.model)
         self.optimization = optimization
@@ -115,7 +126,7 @@ class Trainer:
         self.steps_done = 0
         self.skipped_in_a_row = 0
 
-    def step(self, micro_batches: Sequence[Batch]) -> StepTensors:
+    def step(self, micro_batches: Sequence[Batch | SplitBatch]) -> StepTensors:
         """Forward and backward over the micro-batches, one at a time on the device, then one move of the optimizer.
 
         The caller reads the result with `outcome` before it does anything with the weights.
@@ -133,23 +144,37 @@ class Trainer:
                 "weight decay or alpha"
             ) from None
 
-    def _step(self, micro_batches: Sequence[Batch]) -> StepTensors:
+    def _step(self, micro_batches: Sequence[Batch | SplitBatch]) -> StepTensors:
         target_tokens = sum(batch.target_tokens for batch in micro_batches)
         self.running.cast_adapters()
-        scale, sums = self._loss_scale() / target_tokens, []
-        for batch in micro_batches:
-            sums.append(self.accumulate(batch, scale))
+        scale = self._loss_scale() / target_tokens
+        if self._begin is not None:
+            self._begin(self.steps_done, micro_batches)
+            sharding.broadcast([*self.parameters.values(), scale])
+        own = (batch if isinstance(batch, Batch) else batch.own for batch in micro_batches)
+        sums = torch.stack([self.accumulate(batch, scale) for batch in own])
+        if self._begin is not None:
+            sharding.add_up([*self.parameters.values()], sums)
         self._set_learning_rate()
         norm, overflowed = self._move() if self._graphs is None else self._graphs.move()
         increment_version(self.parameters.values())  # a replay writes weights behind the back of autograd
         self.steps_done += 1
-        return StepTensors(self.steps_done - 1, target_tokens, torch.stack(sums), norm, overflowed)
+        return StepTensors(self.steps_done - 1, target_tokens, sums, norm, overflowed)
 
     def accumulate(self, batch: Batch, scale: Tensor) -> Tensor:
         """Forward and backward of a batch: adds to the gradients, times `scale`; returns the summed loss."""
         if self._graphs is not None and self._graphs.has(batch):
             return self._graphs.accumulate(batch, scale)
         return self._pass(batch.to(self.device), scale)
+
+    def help(self, parts: Sequence[DevicePart[Batch]]) -> None:
+        """Run this device's parts of a step that another process leads; the gradients are added to those there."""
+        scale, sums = torch.zeros((), device=self.device), []
+        sharding.broadcast([*self.parameters.values(), scale])
+        for part in parts:
+            sums.append(self.accumulate(part.batch, scale * part.counts) * part.counts)
+        sharding.add_up([*self.parameters.values()], torch.stack(sums))
+        self.clear()
 
     def clear(self) -> None:
         """Drop the gradients, or set them to 0 where recorded steps need them in place."""

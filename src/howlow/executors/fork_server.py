@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from multiprocessing import connection, forkserver, resource_tracker, util
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from howlow.console import write_log_as_utf8
-from howlow.errors import UserError, lacks_access, raised_by, reason, subject_of
+from howlow.errors import UserError, reason
 from howlow.jobs import Hear, Job, JobEvent, JobFailedError
-from howlow.outcomes import ClaimLostError, Finished, Returned, StoppedError, Unfinished, is_disk_full
-from howlow.places import full_disk, told
+from howlow.outcomes import ClaimLostError, Finished, Returned, StoppedError, Unfinished
+from howlow.places import unfinished
 
 T = TypeVar("T")
 Pipe = connection.Connection
@@ -68,6 +68,12 @@ class PipeLink:
         with self._lock:
             self._pipe.send(message)
 
+    def end(self, finished: Unfinished) -> NoReturn:
+        """End this process at once, with that end."""
+        with self._lock:  # nothing is sent after it
+            self._pipe.send(finished)
+            os._exit(1)
+
     def _listen(self) -> None:
         try:
             while True:
@@ -95,21 +101,12 @@ def _end_of(job: Job[Any], link: PipeLink, folder: Path) -> Finished[Any]:
     module, _, name = job.entry.rpartition(".")
     try:
         return Returned(getattr(importlib.import_module(module), name)(job, link))
-    except UserError as error:
-        return Unfinished("user_error", str(error))
-    except StoppedError:
-        return Unfinished("stopped")
-    except ClaimLostError:
-        return Unfinished("claim_lost")
     except BaseException as error:
-        with suppress(OSError):  # the log's disk may be the full one
-            traceback.print_exc()
-            sys.stderr.flush()
-        if is_disk_full(error):
-            return Unfinished("disk_full", full_disk(error, folder))
-        if lacks_access(error):
-            return Unfinished("user_error", told(error))
-        return Unfinished("crashed", told(error), raised_by=raised_by(error), subject=subject_of(error))
+        if not isinstance(error, UserError | StoppedError | ClaimLostError):
+            with suppress(OSError):  # the log's disk may be the full one
+                traceback.print_exc()
+                sys.stderr.flush()
+        return unfinished(error, folder)
 
 
 @dataclass(eq=False)

@@ -1,7 +1,7 @@
 """Jobs, each for one process, and what runs them."""
 
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, NoReturn, Protocol, TypeVar
 
 from pydantic import Field, JsonValue
 
@@ -41,7 +41,10 @@ class TrialJob(Frozen):
     environment: Environment = Field(description="the machine that prepared the sweep; a worker's has to be equal")
     layout: LayoutChoice
     is_bounded: bool = Field(description="whether the heap gives memory back at once, as for a search or a limit")
-    cores_shared_by: int = Field(1, ge=1, description="trials that run at one time; each takes its part of the cores")
+    cores_shared_by: int = Field(
+        1, ge=1, description="processes that run at one time; each takes its part of the cores"
+    )
+    alone: bool = Field(False, description="whether it has its machine to itself, so that its costs count")
 
     @property
     def folder(self) -> str:
@@ -73,6 +76,7 @@ class PreparationReport(Frozen):
     adapter_parameters: tuple[int, ...] = Field(description="of each adapter that was asked about")
     environment: Environment
     devices: int = Field(1, description="accelerators of the kind that trials run on")
+    gpu_uuids: tuple[str, ...] = Field((), description="of these, where trials run on CUDA")
 
 
 class Job(Frozen, Generic[T]):
@@ -98,6 +102,10 @@ class PrepareJob(Job[PreparationReport]):
     settings: Settings
     adapters: tuple[tuple[int, tuple[str, ...]], ...] = Field(description="rank and target modules of each adapter")
     heads: tuple[str, ...] = Field(description="the values of training.head")
+    variants: tuple[tuple[Literal["dora", "pissa"], int, tuple[str, ...]], ...] = Field(
+        (), description="variant, rank and target modules of each adapter that is not plain LoRA"
+    )
+    quantizations: tuple[Literal["nf4", "int8"], ...] = Field((), description="the values of quantization but none")
     folder: Path
     cores_shared_by: int = 1
 
@@ -143,7 +151,16 @@ class EnvironmentJob(Job[Environment]):
     entry: ClassVar[str] = "howlow.trial.entries.environment_entry"
 
     device: str
+    devices_per_trial: int = 1
     cores_shared_by: int = 1
+
+
+class GpusJob(Job[tuple[str, ...]]):
+    """List the UUIDs of the GPUs that trials on this device may use here; none where it is no GPU."""
+
+    entry: ClassVar[str] = "howlow.trial.entries.gpus_entry"
+
+    device: str
 
 
 class IdleJob(Job[Idle | IdleAbsent | None]):
@@ -153,6 +170,9 @@ class IdleJob(Job[Idle | IdleAbsent | None]):
 
     settings: Settings
     rest_s: float
+    run_directory: Path | None = Field(None, description="absent: no other process of this machine is waited for")
+    trial: str = Field("", description="the one that follows")
+    alone: bool = Field(False, description="whether the machine is to be this process's alone")
 
 
 class CounterPaces(Frozen):
@@ -168,6 +188,8 @@ class PaceJob(Job[CounterPaces]):
 
     settings: Settings
     run_directory: Path
+    trial: str = Field("", description="the one that follows")
+    alone: bool = Field(False, description="whether the machine is to be this process's alone")
 
 
 class ProbeJob(Job[LargestFound | None]):
@@ -182,6 +204,8 @@ class ProbeJob(Job[LargestFound | None]):
     data_folder: Path
     layout: LayoutChoice
     cores_shared_by: int = 1
+    run_directory: Path | None = Field(None, description="absent: no other process of this machine is waited for")
+    trial: str = ""
     budget: MemoryBudget | None = Field(None, description="the budget of this search's earlier processes")
     earlier_budget: MemoryBudget | None = Field(None, description="the budget under which an interrupted search probed")
     probes: tuple[Probe, ...] = ()
@@ -215,6 +239,9 @@ class Link(Protocol):
 
     def report(self, event: JobEvent) -> None:
         """Send an event up."""
+
+    def end(self, finished: Unfinished) -> NoReturn:
+        """End this process at once, with that end."""
 
 
 class JobRunner(Protocol):

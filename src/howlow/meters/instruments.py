@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import psutil
-
-from howlow.meters import clock, processor
+from howlow.meters import clock, own_processes, processor
 from howlow.meters.questions import Question
 from howlow.records import WarningKind
 
@@ -74,7 +72,10 @@ class Instrument(Protocol):
 
 
 class ProcessView:
-    """This process on a CPU: its resident memory, and how busy it keeps the cores that it may use."""
+    """This process on a CPU: its resident memory, and how busy it keeps the cores that it may use.
+
+    Of a trial over several devices, the largest of its processes, and the CPU time of all of them.
+    """
 
     range_j = None
     may_hang = False
@@ -83,17 +84,16 @@ class ProcessView:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self._process = psutil.Process()
         self._cores = cores()
         self._clock = Question(processor.clock_hz, is_slow=True)
-        self._last = (clock.now_s(), clock.process_cpu_s())
+        self._last = (clock.now_s(), own_processes.cpu_s())
 
     def look(self) -> Look:
         """Memory, and the share of the cores' time since the last look."""
-        (before_s, busy_before_s), self._last = self._last, (clock.now_s(), clock.process_cpu_s())
+        (before_s, busy_before_s), self._last = self._last, (clock.now_s(), own_processes.cpu_s())
         share = (self._last[1] - busy_before_s) / max(1e-9, (self._last[0] - before_s) * self._cores)
         return Look(
-            memory_bytes=self._process.memory_info().rss,
+            memory_bytes=own_processes.largest_resident_bytes(),
             utilization=min(1.0, share),
             cpu_clock_hz=self._clock.if_due(),
         )

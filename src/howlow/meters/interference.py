@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from howlow.meters import clock
+from howlow.meters import clock, own_processes
 from howlow.meters.instruments import Finding
 from howlow.meters.processor import allowed_cores
 from howlow.records import Reading, WarningKind
@@ -41,7 +41,7 @@ def machine_counters() -> MachineCounters:
     allowed = allowed_cores()
     return MachineCounters(
         at_s=clock.now_s(),
-        own_s=clock.process_cpu_s(),
+        own_s=own_processes.cpu_s(),
         busy_s=_busy_s(allowed),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         cores=len(allowed),

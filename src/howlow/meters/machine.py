@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ from howlow.meters import clock, processor
 from howlow.meters.instruments import cores
 from howlow.meters.nvml import NvmlAbsentError, NvmlDevice, device_uuids
 from howlow.meters.sources import own_uuid
-from howlow.records import Environment
+from howlow.records import Environment, is_gpu_uuid
 from howlow.records.own_sources import code_sha256, revision
 
 _VARIABLES = (
@@ -32,12 +33,15 @@ _NOT_OF_SPEED = {"CUDA_VISIBLE_DEVICES": None, "CUDA_DEVICE_ORDER": None, "CUDA_
 def environment(device: torch.device) -> Environment:
     """The machine, its settings and the code: all that costs depend on."""
     cuda = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    packages = ("howlow", "torch", "transformers", "peft", "tokenizers")
+    packages = ["howlow", "torch", "transformers", "peft", "tokenizers"]
+    if find_spec("bitsandbytes"):  # PEFT loads it in every trial
+        packages.append("bitsandbytes")
     card = _card(device)
     return Environment(
         device=str(device),
         device_name=cuda.name if cuda else _processor(),
         device_uuid=str(cuda.uuid) if cuda else None,
+        host=platform.node() or None,
         cards=_cards() if cuda else None,
         driver=card.driver() if card else None,
         device_memory_bytes=cuda.total_memory if cuda else None,
@@ -84,20 +88,80 @@ def _switches() -> dict[str, str]:
     }
 
 
-def choose_device(asked: str) -> torch.device:
-    """The trial's device; `auto` is CUDA, then MPS, then the CPU.
+def choose_device(asked: str, devices: int = 1) -> torch.device:
+    """The trial's device, or the first one of so many; `auto` is CUDA, then MPS, then the CPU.
+
+    asked: also the UUID of a GPU, which is then the only one that this process sees. To be asked for before CUDA is
+    used.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not there, or fewer than `devices` are from it on. A CPU counts as one a core.
     """
+    first = _pinned(asked) if is_gpu_uuid(asked) else _device(asked)
+    there = _devices_from(first)
+    if devices > there:
+        what = _as_counted(first) if first.type == "cpu" else f"{_as_counted(first)} from {first} on"
+        raise UserError(f"run.devices_per_trial = {devices}: this machine has {there} {what}; give at most {there}")
+    return first
+
+
+def refuse_crowd(first: torch.device, workers: int, devices: int) -> None:
+    """Refuse trials side by side that need more devices than there are; trials of one device may share it.
+
+    Raises:
+        UserError: naming both settings.
+    """
+    there = _devices_from(first)
+    if devices > 1 and workers * devices > there:
+        raise UserError(
+            f"run.workers = {workers} with run.devices_per_trial = {devices}: they need {workers * devices} "
+            f"{_as_counted(first)}, this machine has {there}; lower one of them"
+        )
+
+
+def _devices_from(first: torch.device) -> int:
+    """How many devices there are, this one and those behind it."""
+    return {"cuda": torch.cuda.device_count() - (first.index or 0), "cpu": cores()}.get(first.type, 1)
+
+
+def _as_counted(device: torch.device) -> str:
+    return "cores" if device.type == "cpu" else f"{device.type} devices"
+
+
+def _device(asked: str) -> torch.device:
     if asked == "auto":
         best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device("cuda:0" if best == "cuda" else best)
     device = torch.device("cuda:0" if asked == "cuda" else asked)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}[device.type]
     if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"run.device = {asked}: torch {torch.__version__} sees no such device here; use auto")
+        raise UserError(f"run.device = {asked}: torch {torch.__version__} sees no such device here{_there()}; use auto")
     return device
+
+
+def _pinned(uuids: str) -> torch.device:
+    """The GPU of this UUID, or the first of several; this process sees no others."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if before != uuids:
+        there = _there()
+        os.environ["CUDA_VISIBLE_DEVICES"] = uuids
+        if not torch.cuda.is_available() or torch.cuda.device_count() < uuids.count(",") + 1:
+            raise UserError(f"run.device = {uuids}: there is no such GPU here{there}; use auto")
+    return torch.device("cuda:0")
+
+
+def _there() -> str:
+    """The GPUs of this machine, for a message."""
+    if not torch.cuda.is_available():
+        return ": it has no GPU that torch can use"
+    last = torch.cuda.device_count() - 1
+    return f": it has cuda:0{f' to cuda:{last}' if last else ''}"
+
+
+def gpu_uuids() -> tuple[str, ...]:
+    """The UUIDs of the GPUs that this process may use, in CUDA's order."""
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return tuple(own_uuid(torch.device("cuda", index)) for index in range(number))
 
 
 def process_age_s() -> float:

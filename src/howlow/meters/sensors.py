@@ -48,7 +48,7 @@ class Sensors:
     """Readers of all instruments, from `start` to `stop`.
 
     time_offset_s: the trial's time at which this process begins, more than 0 where the trial resumes. paces: what was
-    measured of the counters before the first trial.
+    measured of the counters before the first trial. further: the other devices of a trial that has several.
     """
 
     def __init__(
@@ -60,7 +60,9 @@ class Sensors:
         rate_hz: float,
         time_offset_s: float,
         paces: Sequence[CounterPace] = (),
+        further: Sequence[torch.device] = (),
     ) -> None:
+        self._further = [str(device) for device in further]
         self._origin_s = clock.now_s() - time_offset_s
         self.device = device
         self.rate_hz = rate_hz
@@ -147,7 +149,7 @@ class Sensors:
         return conditions_between([reader.looks for reader in self.readers], start_s, end_s)
 
     def most_in_use_bytes(self, phase: PhaseName) -> int | None:
-        """The most memory of the trial's own device that a reading of this phase showed in use."""
+        """The most memory of the trial's own device (its fullest) that a reading of this phase showed in use."""
         return max((look.memory_bytes for look in self._own_looks(phase) if look.memory_bytes), default=None)
 
     def most_of_process_bytes(self, phase: PhaseName) -> int | None:
@@ -156,6 +158,6 @@ class Sensors:
         return max((size for size in own if size), default=None)
 
     def _own_looks(self, phase: PhaseName) -> list[Reading]:
-        own = str(self.device)
-        looks = [look for reader in self.readers if reader.instrument.device == own for look in reader.looks]
+        own = {str(self.device), *self._further}
+        looks = [look for reader in self.readers if reader.instrument.device in own for look in reader.looks]
         return [look for look in looks if look.phase == phase]

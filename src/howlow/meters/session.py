@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,12 +21,22 @@ from howlow.records import CounterPace, Idle, MeterRecord, PhaseName, RecordWarn
 _FINDINGS_TIMEOUT_S = 2.0
 
 
+@dataclass
+class PhaseInterval:
+    """When this process began and ended a phase, in the trial's time; without an end as long as it runs."""
+
+    phase: PhaseName
+    start_s: float
+    end_s: float | None = None
+
+
 class Session:
     """The meters of one trial; as a context manager it runs the sensors and keeps the timeline.
 
     time_offset_s: the trial's time at which this process begins, more than 0 where the trial resumes. Without `memory`
     phases have no peaks of resident and allocated memory. `paces` is what was measured of the counters before the first
-    trial; a counter without a pace is watched when the session begins.
+    trial; a counter without a pace is watched when the session begins. `further` are the other devices of a trial that
+    has several.
     """
 
     def __init__(
@@ -42,14 +52,16 @@ class Session:
         views: Sequence[Instrument] = (),
         paces: Sequence[CounterPace] = (),
         warn: Warn = lambda warning: None,
+        further: Sequence[torch.device] = (),
     ) -> None:
         cpu_energy = cpu_energy or no_energy("the CPU's energy was not asked for")
         self.device = device
         meters: dict[MeterName, EnergyMeter] = {"trial": energy, "cpu": cpu_energy}
-        self.sensors = Sensors(folder, device, meters, views, rate_hz, time_offset_s, paces)
+        self.sensors = Sensors(folder, device, meters, views, rate_hz, time_offset_s, paces, further)
         self.memory = memory
         self.warn = warn
         self.peak_problem: str | None = None
+        self.spans: list[PhaseInterval] = []
         self._problem: OSError | None = None
         self._before = machine_counters()
 
@@ -77,7 +89,10 @@ class Session:
         """A phase with peaks of its own; `totals` are its sums from before an interruption."""
         self.peak_problem = self.memory.begin() if self.memory else None
         self.sensors.timeline.phase = name
+        span = PhaseInterval(name, self.trial_time())
+        self.spans.append(span)
         yield PhaseMeter(name, self.sensors, self.memory, self.warn, totals, self.peak_problem is None)
+        span.end_s = self.trial_time()
 
     # -- how the meters did, and what else happened -------------------------------------------------------------------
 

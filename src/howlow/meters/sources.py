@@ -34,6 +34,18 @@ class Asked:
     assumed_power_w: float | None = None
     devices: tuple[str, ...] = ()
     rate_hz: float = 4.0
+    all_devices: tuple[torch.device, ...] = ()
+    """The devices of a trial that has several, its first one included."""
+
+    @property
+    def own(self) -> tuple[torch.device, ...]:
+        """The trial's devices."""
+        return self.all_devices or (self.device,)
+
+    @property
+    def own_labels(self) -> dict[str, str]:
+        """The UUID of each of its CUDA devices, without a prefix -> its name in the timeline."""
+        return {_bare(own_uuid(device)): str(device) for device in self.own if device.type == "cuda"}
 
     @property
     def is_by_name(self) -> bool:
@@ -65,7 +77,8 @@ def open_meters(asked: Asked) -> Meters:
             cpu_energy = _rapl(asked)
         except RaplAbsentError as error:
             cpu_energy = no_energy(str(error))
-    views = [] if any(part.device == str(asked.device) for part in energy.instruments) else own_views(asked.device)
+    metered = {part.device for part in energy.instruments}
+    views = [view for device in asked.own if str(device) not in metered for view in own_views(device)]
     return Meters(energy, cpu_energy, tuple(views))
 
 
@@ -198,26 +211,26 @@ def _nvidia_smi(asked: Asked) -> EnergyMeter:
 
 def _chosen(asked: Asked, uuids: Sequence[str]) -> list[tuple[str, str]]:
     """UUIDs with their names in the timeline: those of `meters.devices`, else the trial's own, else all."""
-    own = own_uuid(asked.device) if asked.device.type == "cuda" else None
+    own = asked.own_labels
     if asked.devices:
         wanted = list(dict.fromkeys(_named(name, uuids) for name in asked.devices))
-    elif own is not None:
-        wanted = [own]
+    elif own:
+        wanted = [own_uuid(device) for device in asked.own]
     else:
         wanted = list(uuids)
     if not wanted:
         raise NvmlAbsentError("NVML: no device")
-    return [(uuid, str(asked.device) if _bare(uuid) == _bare(own) else uuid) for uuid in wanted]
+    return [(uuid, own.get(_bare(uuid), uuid)) for uuid in wanted]
 
 
-def _bare(uuid: str | None) -> str | None:
+def _bare(uuid: str) -> str:
     """A UUID without its prefix: CUDA does not distinguish a partition's UUID from a card's."""
-    return None if uuid is None else uuid.removeprefix("GPU-").removeprefix("MIG-")
+    return uuid.removeprefix("GPU-").removeprefix("MIG-")
 
 
 def _has_another(chosen: Sequence[tuple[str, str]], asked: Asked) -> bool:
     """Whether one of the devices is not the trial's own."""
-    return any(label != str(asked.device) for _, label in chosen)
+    return any(label not in map(str, asked.own) for _, label in chosen)
 
 
 def _named(name: str, there: Sequence[str]) -> str:
@@ -243,7 +256,7 @@ def _rapl(asked: Asked) -> EnergyMeter:
 
 def _amd(asked: Asked) -> EnergyMeter:
     devices = amd_devices()
-    own = devices[asked.device.index or 0 :][:1] if asked.device.type == "cuda" else []
+    own = devices[asked.device.index or 0 :][: len(asked.own)] if asked.device.type == "cuda" else []
     return _through_zeus("amd", devices, asked, own)
 
 

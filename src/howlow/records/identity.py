@@ -92,8 +92,9 @@ def _facts_of_costs(trial: Identified) -> dict[str, Any]:
     if trial.resolved.gemms is not None:
         facts["resolved.gemms"] = tuple(f"{one.product} by {one.library}" for one in trial.resolved.gemms)
     if trial.energy is not None and trial.energy.name is not None:
-        own = trial.environment.device if trial.environment else None  # its number is no difference, its UUID may be
-        devices = tuple("own" if device == own else device for device in trial.energy.devices)
+        # A device's number is no difference, its UUID may be.
+        own = trial.resolved.devices or ((trial.environment.device,) if trial.environment else ())
+        devices = tuple("own" if device in own else device for device in trial.energy.devices)
         facts |= {"energy.source": trial.energy.name, "energy.devices": devices}
     return facts | (facts_of_environment(trial.environment) if trial.environment else {})
 

@@ -88,7 +88,7 @@ def set_aside(trial: Path) -> None:
     target.mkdir(parents=True)
     record = trial / "record.json"
     for entry in sorted(trial.iterdir(), key=lambda entry: entry == record):
-        if entry.name not in ("attempts", ".lock"):
+        if entry.name != "attempts" and not entry.name.startswith(".lock"):
             entry.rename(target / entry.name)
 
 

@@ -9,6 +9,7 @@ from howlow.records.data import DataRecord
 from howlow.records.energy import EnergyPart, EnergySource, EnergyWindow
 from howlow.records.gemms import GemmRecord
 from howlow.records.memory import BatchSearch, MemoryShortage
+from howlow.records.neighbours import Neighbour
 from howlow.records.shrunk import ShrunkRecord
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
@@ -89,7 +90,11 @@ class PhaseRecord(Frozen):
     phase: PhaseName
     start_s: float
     duration_s: float
-    peak_memory_bytes: int | None = Field(None, description="device memory in use on a GPU, resident on a CPU")
+    peak_memory_bytes: int | None = Field(
+        None,
+        description="device memory in use on a GPU, resident on a CPU; of several devices (`Resolved.devices`) that of "
+        "the one that had most, as all peaks",
+    )
     peak_process_memory_bytes: int | None = Field(
         None,
         description="on a GPU, what of it the trial's own process had, as the driver counts it (asked once a second)",
@@ -152,6 +157,7 @@ class ModelRecord(Frozen):
     architecture: str
     total_parameters: int = Field(description="of the base model")
     trainable_parameters: int
+    base_bytes: int | None = Field(None, description="of the base's weights as they are stored, quantised or not")
     scaling_factor: float | None = None
     alpha: float | None = None
     adapter_bytes: int | None = Field(None, description="size of adapter_model.safetensors")
@@ -228,8 +234,15 @@ class Resolved(Frozen):
         None, description="the lengths up to which fine-tuning's rows are filled; None: each as it is"
     )
     row_padding: float | None = Field(None, description="the share of the computed tokens that fills rows, 0..1")
-    quantization: Literal["none"] | None = Field(None, description="how the frozen base is stored")
+    quantization: Literal["none", "nf4", "int8"] | None = Field(
+        None, description="how the frozen base's linear layers are stored"
+    )
     threads: int | None = Field(None, description="torch's intra-op threads")
+    devices: tuple[str, ...] | None = Field(
+        None,
+        description="the devices over which the base is sharded, of each process; None: the trial has one. Memory is "
+        "then that of the device that had most, energy the sum of all",
+    )
     target_modules: tuple[str, ...] | None = Field(None, description="what the names of the adapted layers end in")
 
 
@@ -272,6 +285,7 @@ class Environment(Frozen):
     device: str = Field(description="cpu, cuda:0, mps")
     device_name: str
     device_uuid: str | None = None
+    host: str | None = Field(None, description="the machine's name; None in older records")
     cards: tuple[str, ...] | None = Field(
         None, description="the UUIDs of all devices of this machine that the driver lists; None where it lists none"
     )
@@ -335,6 +349,12 @@ class Record(Frozen):
         None, description="of the examples set aside to choose between settings; None: there are none"
     )
     warnings: tuple[RecordWarning, ...] = ()
+    alone: bool | None = Field(
+        None, description="whether the machine was the trial's alone (`run.exclusive`); None in older records"
+    )
+    neighbours: tuple[Neighbour, ...] | None = Field(
+        None, description="what ran beside it on its machine; None: not known, as in older records"
+    )
     started_at: str | None = Field(None, description="UTC, ISO 8601")
     ended_at: str | None = None
     preparation_s: float | None = Field(None, description="from the process's start to its first step")

@@ -4,13 +4,14 @@ One `Settings` value describes a sweep. It is put together from a preset or a TO
 `--set KEY=VALUE`; later sources win. All rules are checked here, so no other part of the program checks a setting. The
 `grid` maps dotted settings to lists of values; `expand` turns it into trials.
 
-`fields` holds the kinds of values and the effects, `schema` the settings, `adapter` those of LoRA, `keys` what derives
-from their effects, `task_rules` what depends on the task, `checking` the rules and the messages, `grid` the axes and
-the trials, `sources` the presets and files, `flags` the flags, `saved_adapter` what a folder with an adapter says of
-itself.
+`fields` holds the kinds of values and the effects, `schema` the settings, `adapter` those of LoRA, `devices` the rules
+of trials over several devices, `keys` what derives from effects, `task_rules` what depends on the task, `checking` the
+rules and the messages, `grid` the axes and the trials, `sources` the presets and files, `flags` the flags,
+`saved_adapter` what a folder with an adapter says of itself.
 """
 
 from howlow.settings.adapter import LoraSettings
+from howlow.settings.devices import processes_of
 from howlow.settings.fields import EFFECTS, Effect
 from howlow.settings.flags import table_of_flags
 from howlow.settings.grid import TrialPlan, expand, resolve, to_toml, united
@@ -48,6 +49,7 @@ __all__ = [
     "keys_affecting",
     "layout_key",
     "preparation_key",
+    "processes_of",
     "InferenceSettings",
     "LoraSettings",
     "MeterSettings",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from howlow.settings.adapter import LoraSettings
+from howlow.settings.devices import refuse_with_several_devices
 from howlow.settings.fields import BatchSize, Names, NonNegative, Positive, Section, Seed, Text, affects
 
 
@@ -253,8 +254,8 @@ class RunSettings(Section):
 
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$",
-        description="auto: CUDA, then MPS, then CPU",
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?|(GPU|MIG)-[0-9A-Fa-f-]+)$",
+        description="auto: CUDA, then MPS, then CPU; a GPU also by its UUID (GPU-...)",
         json_schema_extra=affects("layout", "execution", "memory"),
     )
     gemm_library: Literal["auto", "onednn", "blas"] = Field(
@@ -270,9 +271,20 @@ class RunSettings(Section):
     )
     workers: Positive | None = Field(
         None,
-        description="trials that run at the same time on this machine; absent: one per device. What it costs a trial "
-        "is compared by its threads, and a trial that ran beside others has a warning",
+        description="trials that run at the same time on this machine; absent: one a GPU, or one. What it costs a "
+        "trial is compared by its threads; its record says what ran beside it, and its costs are marked",
         json_schema_extra=affects(),
+    )
+    exclusive: bool = Field(
+        False,
+        description="whether all trials of the first seed run alone on their machine; further seeds are for quality",
+        json_schema_extra=affects(),
+    )
+    devices_per_trial: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="devices over which a trial's base is sharded, layer by layer, for a model that is larger than one "
+        "of them; a batch's examples are split over them. On a CPU: processes, each with its part of the cores",
+        json_schema_extra=affects("layout", "execution", "memory", "cost"),
     )
     order_seed: Seed = Field(
         0,
@@ -324,6 +336,18 @@ class Settings(Section):
     random_weights: bool = Field(
         False, description="build the model from its config alone, to study costs", json_schema_extra=affects("data")
     )
+    quantization: Literal["none", "nf4", "int8"] = Field(
+        "none",
+        description="how the frozen base's linear layers are stored: 4 bits (nf4) or 8 bits (int8) a weight, through "
+        "bitsandbytes; they are read back for each product, and adapters and arithmetic stay as training.precision "
+        "says",
+        json_schema_extra=affects("layout", "execution", "memory", "quality"),
+    )
+    double_quantization: bool = Field(
+        True,
+        description="store the scales of nf4's blocks in 8 bits, too, as QLoRA does: 4.13 instead of 4.5 bits a weight",
+        json_schema_extra=affects("layout", "execution", "memory", "quality"),
+    )
     baselines: Annotated[tuple[Literal["base", "full"], ...], Field(strict=False)] = Field(
         ("base",),
         description="further trials: base (zero-shot, no adapter), full (every weight trained)",
@@ -349,6 +373,20 @@ class Settings(Section):
         if self.training.layout == "shared" and self.lora.dropout:
             problem = "examples that share a prefix would share its dropout mask"
             raise ValueError(f'training.layout = "shared" with lora.dropout: {problem}; set "packed", or no dropout')
+        return self
+
+    @model_validator(mode="after")
+    def _devices_go_with_the_rest(self) -> Self:
+        refuse_with_several_devices(self)
+        return self
+
+    @model_validator(mode="after")
+    def _pissa_needs_the_weights(self) -> Self:
+        if self.lora.variant == "pissa" and self.quantization != "none":
+            raise ValueError(
+                f'lora.variant = "pissa" with quantization = "{self.quantization}": PiSSA changes the base\'s weights '
+                'before they are quantised, and the saved adapter would fit no base; set "lora" or "dora", or "none"'
+            )
         return self
 
     def get(self, key: str) -> Any:

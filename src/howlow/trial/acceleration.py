@@ -12,12 +12,13 @@ from torch import nn
 
 from howlow.engine import buckets, layouts
 from howlow.engine.buckets import Bucket, Buckets, Size
-from howlow.engine.cuda.graphs import CudaGraphs
+from howlow.engine.cuda.graphs import CudaGraphs, drop_unused
 from howlow.engine.execution import Execution, Running
 from howlow.engine.layouts import Batch
-from howlow.engine.step_check import trusted
+from howlow.engine.shares import SplitBatch, split_batch
+from howlow.engine.step_check import RECORDED, failed, trusted
 from howlow.engine.tokens import TokenizedExample
-from howlow.engine.training import Optimization, Trainer
+from howlow.engine.training import BeginStep, Optimization, Trainer
 from howlow.records import WarningKind
 from howlow.trial.state import TrialState
 
@@ -41,6 +42,11 @@ class Filling:
         )
         bucket = self.shapes.of(buckets.size_of_batch(batch)) if self.shapes else None
         return batch if bucket is None else buckets.fill(batch, bucket, self.pad_id).pinned()
+
+    def split(self, examples: Sequence[TokenizedExample]) -> Batch | SplitBatch:
+        """Examples as a training batch over the trial's devices."""
+        keeps_groups = self.state.choice.layout == "shared"
+        return split_batch(examples, self.state.followers.count, self.batch, keeps_groups=keeps_groups)
 
 
 def ready(
@@ -92,9 +98,25 @@ def _first_and_last(
     return [(filling.batch(found[shape][0]), filling.batch(found[shape][-1])) for shape in largest_first]
 
 
-def new_trainer(run: Running, optimization: Optimization, recorded: Sequence[Batch]) -> Trainer:
-    """A trainer, whose steps are recorded where there are batches for it."""
-    trainer = Trainer(run, optimization)
+def new_trainer(
+    run: Running, optimization: Optimization, recorded: Sequence[Batch], begin: BeginStep | None = None
+) -> Trainer:
+    """A trainer, whose steps are recorded where there are batches for it; begin: see `Trainer`."""
+    trainer = Trainer(run, optimization, begin)
     if recorded:
         trainer.record(CudaGraphs(run.execution.device), recorded)
     return trainer
+
+
+def trainer_of(state: TrialState, run: Running, optimization: Optimization, recorded: Sequence[Batch]) -> Trainer:
+    """The same for a trial: a recording that fails after all, where the check's own held, leaves steps as they are."""
+    try:
+        return new_trainer(run, optimization, recorded, state.followers.begin_step)
+    except Exception as error:  # whatever a driver raises, the steps still run
+        if not recorded:
+            raise
+        state.warn(WarningKind.PLAINER_STEPS, failed(RECORDED, error), "train")
+    state.resolve(graphed=False)
+    run.model.zero_grad(set_to_none=True)
+    drop_unused(run.execution.device)
+    return Trainer(run, optimization)

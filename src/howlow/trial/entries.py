@@ -4,18 +4,20 @@ The fork server imports this module ahead of the jobs, and with it everything he
 """
 
 import gc
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import peft  # noqa: F401  (so that the fork server has it)
 import torch
 import transformers
-from filelock import FileLock
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports models when they are used)
 
 from howlow.jobs import (
     CounterPaces,
     EnvironmentJob,
     ForetellJob,
+    GpusJob,
     IdleAbsent,
     IdleJob,
     LayoutJob,
@@ -25,37 +27,46 @@ from howlow.jobs import (
     PreparationReport,
     PrepareJob,
 )
+from howlow.locks import locked
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.energy_bounds import Missing
 from howlow.meters.idle import SLOWEST_HZ, measure_idle, rest
-from howlow.meters.machine import choose_device, environment
+from howlow.meters.machine import choose_device, environment, gpu_uuids
 from howlow.meters.sources import open_meters
 from howlow.meters.timeouts import answered
+from howlow.node import Visitor
 from howlow.outcomes import StoppedError
 from howlow.records import Environment, Idle, LayoutChoice, RecordWarning, Status
 from howlow.trial import preparation
+from howlow.trial.asked_of_model import refuse_what_cannot_be
+from howlow.trial.company import visiting
+from howlow.trial.followers import followers_of
+from howlow.trial.following import follow_choice, follow_trial
 from howlow.trial.foretold import before_the_first_step
 from howlow.trial.layout_choice import choose
 from howlow.trial.metering import asked_of
 from howlow.trial.pacing import counter_paces
 from howlow.trial.prepared import read_prepared
 from howlow.trial.run import run
-from howlow.trial.state import TrialState
+from howlow.trial.state import state_of
 
 
 def prepare_entry(job: PrepareJob, link: Link) -> PreparationReport:
     """Prepare the data of a sweep and check its model (`howlow.trial.preparation`)."""
     settle(job.cores_shared_by)
     report = preparation.prepare(job.settings, job.adapters, job.folder, job.heads)
+    refuse_what_cannot_be(job.settings, job.variants, job.quantizations)
     is_on_cuda = choose_device(job.settings.run.device).type == "cuda"
-    return PreparationReport(**report, devices=torch.cuda.device_count() if is_on_cuda else 1)
+    gpus = gpu_uuids() if is_on_cuda else ()
+    return PreparationReport(**report, devices=len(gpus) or 1, gpu_uuids=gpus)
 
 
 def choose_entry(job: LayoutJob, link: Link) -> LayoutChoice:
     """Choose the layout of the trials with these settings (`howlow.trial.layout_choice`)."""
     settle(job.cores_shared_by)
     prepared = read_prepared(job.data_folder)
-    return choose(job.settings, prepared.train, prepared.test, job.gemms)
+    with followers_of(job.settings.run.devices_per_trial, link, partial(follow_choice, job, settle)) as followers:
+        return choose(job.settings, prepared.train, prepared.test, job.gemms, followers.group)
 
 
 def foretell_entry(job: ForetellJob, link: Link) -> tuple[RecordWarning, ...]:
@@ -67,37 +78,41 @@ def foretell_entry(job: ForetellJob, link: Link) -> tuple[RecordWarning, ...]:
 def environment_entry(job: EnvironmentJob, link: Link) -> Environment:
     """Say what a trial would run on here."""
     settle(job.cores_shared_by)
-    return environment(choose_device(job.device))
+    return environment(choose_device(job.device, job.devices_per_trial))
+
+
+def gpus_entry(job: GpusJob, link: Link) -> tuple[str, ...]:
+    """List the GPUs that trials may use here."""
+    return gpu_uuids() if choose_device(job.device).type == "cuda" else ()
 
 
 def trial_entry(job: MeasureJob, link: Link) -> Status | None:
     """Run one trial to its record; None where a fresh process goes on from the end of fine-tuning."""
     trial = job.trial
     settle(trial.cores_shared_by)
-    state = TrialState(
-        name=trial.name,
-        kind=trial.kind,
-        axes=trial.axes,
-        repeat=trial.repeat,
-        settings=trial.settings,
-        folder=job.run_directory / trial.folder,
-        data_folder=job.run_directory / trial.data_folder,
-        link=link,
-        choice=trial.layout,
-        idle=job.idle,
-        paces=job.paces.counters,
-        is_bounded=trial.is_bounded,
-        batch_search=job.batch_search,
-        device=job.device,
-        claim=job.claim,
-        continues=job.continues,
-    )
-    with FileLock(state.folder / ".lock"):  # the process of a worker that has just died may still be ending
+    device = job.device or trial.settings.run.device
+    visitor = Visitor(trial.name, str(job.run_directory.resolve()), "trial", device, trial.alone)
+    devices, follow = trial.settings.run.devices_per_trial, partial(follow_trial, job, settle)
+    with (
+        locked(job.run_directory / trial.folder / ".lock"),  # the process of a dead worker may still be ending
+        visiting(link, visitor) as presence,
+        followers_of(devices, link, follow) as followers,
+    ):
+        state = state_of(job, link, followers)
+        state.presence = presence
         return run(state)
 
 
 def idle_entry(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:
     """Let the device rest, then read its idle power; None where no source could read it."""
+    if job.run_directory is None or not job.alone:
+        return _idle(job, link)
+    visitor = Visitor(job.trial, str(job.run_directory.resolve()), "idle reading", job.settings.run.device, True)
+    with visiting(link, visitor):
+        return _idle(job, link)
+
+
+def _idle(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:
     settings = job.settings
     rate_hz = max(SLOWEST_HZ, settings.meters.rate_hz)  # the window is short
     meters = open_meters(replace(asked_of(settings, choose_device(settings.run.device)), rate_hz=rate_hz))
@@ -115,9 +130,11 @@ def idle_entry(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:
 
 def pace_entry(job: PaceJob, link: Link) -> CounterPaces:
     """Measure how the energy counters behave (`howlow.trial.pacing`)."""
-    device = choose_device(job.settings.run.device)
-    meters = open_meters(asked_of(job.settings, device))
-    return CounterPaces(counters=counter_paces(meters, device, job.run_directory))
+    visitor = Visitor(job.trial, str(job.run_directory.resolve()), "idle reading", job.settings.run.device, True)
+    with visiting(link, visitor) if job.alone else nullcontext():
+        device = choose_device(job.settings.run.device)
+        meters = open_meters(asked_of(job.settings, device))
+        return CounterPaces(counters=counter_paces(meters, device, job.run_directory))
 
 
 def _temperature_c(energy: EnergyMeter) -> float | None:

@@ -7,8 +7,9 @@ from functools import partial
 from torch import nn
 
 from howlow.engine import order
-from howlow.engine.execution import Execution, Running, running
+from howlow.engine.execution import Execution, Running
 from howlow.engine.layouts import Batch
+from howlow.engine.shares import SplitBatch
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, StepOutcome, Trainer
 from howlow.meters.clock import now_s
@@ -18,7 +19,7 @@ from howlow.meters.totals import PhaseTotals
 from howlow.records import Part, WarningKind
 from howlow.settings import Settings, adapts
 from howlow.trial import foretold
-from howlow.trial.acceleration import Filling, new_trainer, ready
+from howlow.trial.acceleration import Filling, ready, trainer_of
 from howlow.trial.checkpointing import Saved, save_training
 from howlow.trial.lines import StepLines
 from howlow.trial.prefetch import prefetched, steps_ahead
@@ -44,7 +45,7 @@ def fine_tune(
     schedule = schedule_of(state.settings, prepared.train, state.training_batch_size)
     parts = micro_batches_of(prepared.train, schedule, state.training_batch_size)
     execution, filling, recorded = ready(state, model, execution, pad_id, parts)
-    with running(model, execution) as run:
+    with state.followers.running(model, execution) as run:
         _run_schedule(state, session, run, prepared, schedule, filling, recorded, saved)
 
 
@@ -59,15 +60,15 @@ def _run_schedule(
     saved: Saved | None,
 ) -> None:
     training, examples = state.settings.training, prepared.train
-    trainer = new_trainer(run, optimization_of(state.settings, len(schedule)), recorded)
+    trainer = trainer_of(state, run, optimization_of(state.settings, len(schedule)), recorded)
     if saved is not None:
         saved.restore_training(trainer)
     first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()
     parts = state.burn_in("train", [len(step) for step in schedule[first:]])
     totals = PhaseTotals(**saved.document["totals"]) if saved else None
 
-    def laid_out(chosen: Sequence[int]) -> list[Batch]:
-        return [filling.batch(part) for part in micro_batches_of(examples, [chosen], state.training_batch_size)]
+    def laid_out(chosen: Sequence[int]) -> list[Batch | SplitBatch]:
+        return [filling.split(part) for part in micro_batches_of(examples, [chosen], state.training_batch_size)]
 
     ahead = steps_ahead(max(map(len, schedule), default=1), training.sequence_length)
     with (
@@ -112,7 +113,9 @@ def _warn_about_idle(state: TrialState, trainer: Trainer) -> None:
         state.warn(WarningKind.LAYERS_LEFT_OUT, detail, "train")
 
 
-def _line(timed: Timed, part: Part, step: int, micro_batches: Sequence[Batch], outcome: StepOutcome) -> str:
+def _line(
+    timed: Timed, part: Part, step: int, micro_batches: Sequence[Batch | SplitBatch], outcome: StepOutcome
+) -> str:
     return step_line(
         timed,
         phase="train",

@@ -4,7 +4,8 @@ The text is cut into windows of the sequence length, without overlap, as in lang
 negative log-likelihood of their tokens. "Before" is the loss of the base model itself, with the adapter switched off;
 "after" is that of the model which was trained, and of a shrunk adapter that of the adapter as the trial tests it: cut,
 and continued where that was asked for. Neither is measured: they are taken when the figures of inference have been,
-one window at a time. A fully trained model has no adapter to switch off, so the base is loaded beside it once more.
+one window at a time. A fully trained model has no adapter to switch off, and PiSSA changes the base's weights, so
+there the base is loaded beside it once more.
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,8 @@ from math import fsum, isfinite
 from random import Random
 from typing import Any
 
-from howlow.engine import evaluation, layouts, tokens
-from howlow.engine.execution import Execution, running
+from howlow.engine import layouts, tokens
+from howlow.engine.execution import Execution
 from howlow.engine.tokens import TokenizedExample
 from howlow.errors import UserError, about
 from howlow.memory.heap import release
@@ -21,7 +22,7 @@ from howlow.records import RecordWarning, Scores, WarningKind
 from howlow.settings import Settings, adapts
 from howlow.tasks import Example, whole_texts
 from howlow.trial.loading import load_base
-from howlow.trial.state import TrialState
+from howlow.trial.state import TrialState, split
 
 # -- the text -------------------------------------------------------------------------------------------------------
 
@@ -84,9 +85,9 @@ def general_losses(
     own = _loss(state, model, execution, windows, pad_id)
     if state.kind == "base":
         return Scores(general_loss_before=own)
-    if adapts(state.kind):
+    if adapts(state.kind) and state.settings.lora.variant != "pissa":
         with model.disable_adapter():
-            before = _loss(state, model, execution, windows, pad_id)
+            before = _loss(state, model, execution, windows, pad_id, has_adapter=False)
     else:
         commit = state.found.data.model_commit if state.found.data else None
         before = _loss(state, load_base(state.settings, execution, commit=commit), execution, windows, pad_id)
@@ -94,14 +95,22 @@ def general_losses(
 
 
 def _loss(
-    state: TrialState, model: Any, execution: Execution, windows: Sequence[TokenizedExample], pad_id: int
+    state: TrialState,
+    model: Any,
+    execution: Execution,
+    windows: Sequence[TokenizedExample],
+    pad_id: int,
+    has_adapter: bool = True,
 ) -> float | None:
     """Nats per token; None where it is not finite."""
-    layout, length, sums = state.choice.layout, state.settings.training.sequence_length, []
-    with running(model, execution.for_evaluation()) as run:
-        for index, window in enumerate(windows, start=1):
-            sums += evaluation.evaluate(run, layouts.lay_out([window], layout, length, pad_id, "completion"))
-            state.report_progress("evaluate", index, len(windows))
+    layout, length, followers, sums = state.choice.layout, state.settings.training.sequence_length, state.followers, []
+    with followers.running(model, execution.for_evaluation(), has_adapter=has_adapter) as run:
+        for part in split(range(len(windows)), followers.count):  # one window a device
+            own = [*part, *[part[0]] * (followers.count - len(part))]
+            batches = [layouts.lay_out([windows[one]], layout, length, pad_id, "completion") for one in own]
+            found = followers.evaluate(run, batches)
+            sums += [nll for one in found[: len(part)] for nll in one]
+            state.report_progress("evaluate", part[-1] + 1, len(windows))
             state.stop_if_asked()
     mean = fsum(sums) / sum(len(window.completion) for window in windows)
     return mean if isfinite(mean) else None

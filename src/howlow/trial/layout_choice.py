@@ -21,6 +21,7 @@ from howlow.engine.layout_check import UnfitError, draws_at_random, problem_with
 from howlow.engine.layouts import Layout
 from howlow.engine.prefix_tree import length_of
 from howlow.engine.rotary import depends_on_length
+from howlow.engine.sharding import ALONE, DeviceGroup
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.weights import refuse_broken
 from howlow.errors import UserError
@@ -46,19 +47,22 @@ def choose(
     train: Sequence[TokenizedExample],
     test: Sequence[TokenizedExample],
     gemms: Sequence[GemmRecord] = (),
+    group: DeviceGroup = ALONE,
 ) -> LayoutChoice:
     """The layout for these trials, how they write answers, and which libraries multiply.
 
-    gemms: the libraries that other trials of the sweep have.
+    gemms: the libraries that other trials of the sweep have. group: the processes over whose devices the base is
+        sharded; each of them makes the same choice.
 
     Raises:
         UserError: the model cannot be trained or cannot write answers, or cannot take the layout that was asked for.
     """
-    device = choose_device(settings.run.device)
+    device = group.own(choose_device(settings.run.device, group.count))
     execution = decide_execution(settings, device, kernels_kept(), attention="own")
     try:
         model = load_base(settings, execution)
         refuse_broken(settings.model, model)
+        model = group.place(model, device)
         choice = _Choosing(settings, model, [*train, *test], execution).choice(_wanted(settings, model, train))
         rows = _tokens_of_step(settings, train, choice.layout)
         return choice.model_copy(update={"gemms": _gemms(settings, model, execution, rows, gemms)})

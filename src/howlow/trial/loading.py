@@ -1,6 +1,6 @@
 """What a trial loads: the model with the parameters that train, and its tokenizer; and how the model will run."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -9,7 +9,9 @@ from howlow.engine import model as models
 from howlow.engine.chat_template import special_token, turn_end
 from howlow.engine.cpu.gemm import NO_CHOICE, GemmChoice, Gemms
 from howlow.engine.execution import Execution, Precision, decide
+from howlow.engine.quantization import count_parameters, stored_bytes
 from howlow.engine.references import locate
+from howlow.memory.heap import release
 from howlow.records import ModelRecord, Resolved
 from howlow.settings import Settings, adapts
 from howlow.trial import foretold
@@ -38,19 +40,23 @@ def decide_execution(
     """How a model with these settings runs while it trains; inference follows from it (`Execution.for_evaluation`)."""
     training = settings.training
     is_cuda, is_plain = device.type == "cuda", settings.lora.dropout == 0
-    compiles = is_cuda if training.compile == "auto" else training.compile
+    devices = settings.run.devices_per_trial
+    compiles = is_cuda and devices == 1 if training.compile == "auto" else training.compile
     return decide(
         device=device,
         precision=choose_precision(settings, device),
         attention=attention,
         kernels_kept=kernels_kept,
         head=training.head,
-        joins_adapters=compiles and is_cuda and has_adapter and is_plain,
+        joins_adapters=compiles and is_cuda and has_adapter and is_plain and settings.lora.variant != "dora",
         compiles=compiles,
         graphs=compiles and is_plain,  # a recorded step draws no random numbers
         trains_base=trains_base,
         full_row=training.sequence_length,
         gemms=gemms,
+        devices=devices,
+        quantization=settings.quantization,
+        double_quantization=settings.double_quantization,
     )
 
 
@@ -70,13 +76,22 @@ def execution_of(state: TrialState, device: torch.device, kernels_kept: int) -> 
     )
 
 
-def with_execution(decided: Resolved, execution: Execution) -> Resolved:
-    """What is decided for a trial, once its heap is set up and it is known how its model runs."""
+def with_execution(decided: Resolved, execution: Execution, devices: Sequence[torch.device] = ()) -> Resolved:
+    """What is decided for a trial, once its heap is set up and it is known how its model runs.
+
+    devices: those of the trial.
+    """
+    several = tuple(map(str, devices)) if len(devices) > 1 else None
     facts = execution.facts()
     same = ("precision", "kernels_kept", "fused", "joined_adapters", "compiled", "graphed", "quantization")
     named = {key: facts[key] for key in same}
     return decided.model_copy(
-        update={**named, "attention_kernel": facts["attention"], "threads": torch.get_num_threads()}
+        update={
+            **named,
+            "attention_kernel": facts["attention"],
+            "threads": torch.get_num_threads(),
+            "devices": several,
+        }
     )
 
 
@@ -98,7 +113,7 @@ def parameters_a_rank(
 
 
 def load_base(settings: Settings, execution: Execution, *, trains: bool = False, commit: str | None = None) -> Any:
-    """The base model on its device, frozen unless it `trains`.
+    """The base model on its device, frozen unless it `trains`; on the CPU where it is to be sharded.
 
     commit: of a hub model, the commit with which the sweep was prepared.
     """
@@ -108,10 +123,14 @@ def load_base(settings: Settings, execution: Execution, *, trains: bool = False,
         config_of_base(settings, commit),
         random_weights=settings.random_weights,
         dtype=execution.storage,
-        device=execution.device,
+        device=execution.device if execution.devices == 1 else torch.device("cpu"),
         revision=revision,
         trust_remote_code=settings.trust_remote_code,
+        quantization=execution.quantization,
+        double_quantization=execution.double_quantization,
     )
+    if execution.quantization != "none":
+        release(execution.device)  # what quantising took, which would count in the peaks of what follows
     return model.requires_grad_(trains)
 
 
@@ -125,7 +144,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
     eos = answer_ends(settings, model, tokenizer)
     state.keep_all(foretold.of_model(settings, model))
-    architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    architecture, total, base_bytes = type(model).__name__, count_parameters(model), stored_bytes(model)
     if adapts(state.kind):
         structure = _structure_of_base(settings, commit)
         model = with_adapter(model, settings, structure)
@@ -136,12 +155,15 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
         idle = _structure_of_base(settings, commit).unreached_parameters
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in idle)
+    if execution.devices > 1:
+        model = state.followers.place(model, execution.device)
     torch.manual_seed(settings.seed)
     has_adapter = adapts(state.kind)
     state.found.model = ModelRecord(
         reference=settings.model,
         architecture=architecture,
         total_parameters=total,
+        base_bytes=base_bytes,
         trainable_parameters=sum(parameter.numel() for parameter in models.trainable(model).values()),
         scaling_factor=lora.scaling_factor if has_adapter else None,
         alpha=lora.alpha_value if has_adapter else None,

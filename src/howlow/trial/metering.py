@@ -10,8 +10,8 @@ from functools import partial
 
 import torch
 
-from howlow.memory.phases import ProcessMemory
-from howlow.meters.clock import process_cpu_s
+from howlow.engine.sharding import DeviceGroup
+from howlow.meters import own_processes
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.sampler import Reader
 from howlow.meters.session import Session
@@ -24,7 +24,8 @@ from howlow.trial.state import ProcessMeters, TrialState
 def asked_of(settings: Settings, device: torch.device) -> Asked:
     """What the settings ask of the meters."""
     meters = settings.meters
-    return Asked(meters.energy, device, meters.assumed_power_w, meters.devices or (), meters.rate_hz)
+    devices = DeviceGroup(count=settings.run.devices_per_trial).devices(device)
+    return Asked(meters.energy, device, meters.assumed_power_w, meters.devices or (), meters.rate_hz, devices)
 
 
 def energy_source(meters: Meters, session: Session | None = None) -> EnergySource:
@@ -65,11 +66,12 @@ def measured(
         meters.energy,
         state.settings.meters.rate_hz,
         begins_s,
-        memory=ProcessMemory(device),
+        memory=state.followers.memory(device),
         cpu_energy=meters.cpu_energy,
         views=meters.views,
         paces=state.paces,
         warn=partial(_keep_finding, state, about),
+        further=state.followers.group.devices(device)[1:],
     ) as session:
         state.session = session
         yield session
@@ -102,7 +104,7 @@ def conclude_fine_tuning(state: TrialState, session: Session) -> None:
 
 def _of_this_process(state: TrialState, session: Session) -> ProcessMeters:
     record = session.report(state.idle if isinstance(state.idle, Idle) else None)
-    return ProcessMeters(record, process_cpu_s(), session.sensors.steps_s)
+    return ProcessMeters(record, own_processes.cpu_s(), session.sensors.steps_s)
 
 
 def _joined(first: ProcessMeters | None, last: ProcessMeters) -> MeterRecord:

@@ -19,7 +19,7 @@ from howlow.engine.references import PACKAGED, ModelReference, locate, locate_to
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.weights import check_fit, file_sha256, weights_sha256
 from howlow.errors import UserError, about
-from howlow.meters.machine import choose_device, environment
+from howlow.meters.machine import choose_device, environment, refuse_crowd
 from howlow.records import DataRecord, RecordWarning, WarningKind
 from howlow.records.own_sources import code_sha256
 from howlow.settings import Settings, preparation_key
@@ -51,6 +51,8 @@ def prepare(
     Raises:
         UserError: anything wrong with the data, the model, the tokenizer or the target modules.
     """
+    device = choose_device(settings.run.device, settings.run.devices_per_trial)
+    refuse_crowd(device, settings.run.workers or 1, settings.run.devices_per_trial)
     reference, config = _base(settings)
     structure = models.structure(config, settings.trust_remote_code)
     warnings = _weights(settings, reference, config)
@@ -79,7 +81,7 @@ def prepare(
         "architecture": structure.architecture,
         "total_parameters": structure.total_parameters,
         "adapter_parameters": [rank * sizes[targets] for rank, targets in adapters],
-        "environment": environment(choose_device(settings.run.device)).model_dump(),
+        "environment": environment(device).model_dump(),
     }
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-from howlow.engine import evaluation, generation, layouts
+from howlow.engine import generation, layouts
 from howlow.engine.decode_graphs import DecodeGraphs
-from howlow.engine.execution import Execution, Precision, Running, running
+from howlow.engine.execution import Execution, Precision, Running
 from howlow.engine.generation import Generated, Way
+from howlow.engine.shares import in_order, shares_of
 from howlow.engine.tokens import TokenizedExample
 from howlow.meters.clock import now_s
 from howlow.meters.phase import PhaseMeter, Timed
@@ -22,6 +23,7 @@ from howlow.records import Part, PhaseName, Scores, WarningKind, read_lines
 from howlow.tasks import Example, Task, task_named
 from howlow.trial.checkpointing import Saved, save_inference
 from howlow.trial.decoding import recorded_steps
+from howlow.trial.device_commands import Generate
 from howlow.trial.lines import PredictionLines, StepLines
 from howlow.trial.merged_check import agreement, with_merged
 from howlow.trial.prefetch import prefetched, steps_ahead
@@ -122,7 +124,7 @@ class Scorer:
         """The context in which the model runs in an inference phase."""
         is_generation = phase == "generate"
         execution = self.execution.for_generation() if is_generation else self.execution.for_evaluation()
-        return running(self.model, execution)
+        return self.state.followers.running(self.model, execution)
 
     def recording(
         self, phase: PhaseName, run: Running, parts: Sequence[Sequence[TokenizedExample]]
@@ -200,14 +202,21 @@ class Scorer:
 
     def _evaluation(self, chosen: list[TokenizedExample]) -> RunBatch:
         training = self.state.settings.training
-        layout, length = self.state.choice.layout, training.sequence_length
-        batch = layouts.lay_out(chosen, layout, length, self.pad_id, "completion")
+        layout, length, followers = self.state.choice.layout, training.sequence_length, self.state.followers
+        shares = shares_of(chosen, followers.count, keeps_groups=layout == "shared")
+        batches = [
+            layouts.lay_out([chosen[row] for row in share.rows], layout, length, self.pad_id, "completion")
+            for share in shares
+        ]
+        targets = sum(len(example.completion) for example in chosen)
+        tokens = sum(example.length for example in chosen)
+        computed = sum(batch.computed_tokens for batch in batches)
 
         def work(run: Running, _: Callable[[int], None]) -> BatchResult:
-            sums = evaluation.evaluate(run, batch)
-            loss = _finite(math.fsum(sums) / batch.target_tokens) if batch.target_tokens else None
+            sums = in_order(shares, followers.evaluate(run, batches))
+            loss = _finite(math.fsum(sums) / targets) if targets else None
             lines = list[str] if self.task.generates else partial(self._text_lines, chosen, sums)
-            return BatchResult(batch.tokens, batch.target_tokens, batch.computed_tokens, loss, lines)
+            return BatchResult(tokens, targets, computed, loss, lines)
 
         return work
 
@@ -234,11 +243,34 @@ class Scorer:
         return Scores(**_loss(total, targets), **self.task.score(self.prepared.test_examples, predictions).overall)
 
     def _generation(self, chosen: list[TokenizedExample]) -> RunBatch:
-        settings = self.state.settings
-        new = settings.inference.max_new_tokens
-        prompts = [example.prompt for example in chosen]
-        length, choice = settings.training.sequence_length - new, self.state.choice
+        choice, followers = self.state.choice, self.state.followers
         way: Way = choice.generation or choice.layout
+        shares = shares_of(chosen, followers.count, keeps_groups=way == "shared", equal=way == "single")
+        commands = [self._generate([chosen[row] for row in share.rows], way) for share in shares]
+        read_elsewhere = sum(command.prompt_tokens for command in commands[1:])
+
+        def work(run: Running, on_prompts_read: Callable[[int], None]) -> BatchResult:
+            found = followers.generate(
+                run,
+                self.tokenizer,
+                self.eos,
+                commands,
+                on_prompts_read=lambda own: on_prompts_read(own + read_elsewhere),
+                recorded=self.recorded,
+            )
+            rows, computed = in_order(shares, [rows for rows, _ in found]), sum(tokens for _, tokens in found)
+            written = sum(row.new_tokens for row in rows)
+            lines = partial(self._answer_lines, chosen, rows)
+            read = sum(len(example.prompt) for example in chosen)
+            return BatchResult(read + written, written, computed, None, lines)
+
+        return work
+
+    def _generate(self, chosen: Sequence[TokenizedExample], way: Way) -> Generate:
+        """What one device is to generate, its prompts laid out."""
+        settings = self.state.settings
+        new, prompts = settings.inference.max_new_tokens, [example.prompt for example in chosen]
+        length = settings.training.sequence_length - new
         laid_out = generation.lay_out_ahead(
             prompts,
             layout=way,
@@ -247,28 +279,16 @@ class Scorer:
             max_new_tokens=new,
             keeps_paths=self.recorded is not None,
         )
-
-        def work(run: Running, on_prompts_read: Callable[[int], None]) -> BatchResult:
-            rows, computed = generation.generate(
-                run,
-                self.tokenizer,
-                prompts,
-                layout=way,
-                prompt_length=length,
-                pad_id=self.pad_id,
-                on_prompts_read=on_prompts_read,
-                max_new_tokens=new,
-                stop=settings.task.stop,
-                eos=self.eos,
-                repeated=[example.repeated for example in chosen],
-                laid_out=laid_out,
-                recorded=self.recorded,
-            )
-            written = sum(row.new_tokens for row in rows)
-            lines = partial(self._answer_lines, chosen, rows)
-            return BatchResult(sum(map(len, prompts)) + written, written, computed, None, lines)
-
-        return work
+        return Generate(
+            prompts=prompts,
+            layout=way,
+            prompt_length=length,
+            pad_id=self.pad_id,
+            max_new_tokens=new,
+            stop=settings.task.stop,
+            repeated=[example.repeated for example in chosen],
+            laid_out=laid_out,
+        )
 
     def _answer_lines(self, chosen: list[TokenizedExample], rows: list[Generated]) -> list[str]:
         return [self._answer_line(*pair) for pair in zip(chosen, rows, strict=True)]
