@@ -297,7 +297,7 @@ def test_an_empty_name_is_refused_and_not_the_current_folder(key: str) -> None:
         ({"lora": {"target_modules": []}}, "lora.target_modules = []: a list with at least one name is expected"),
         ({"meters": {"devices": []}}, "meters.devices = []: a list with at least one name is expected"),
         ({"meters": {"devices": "GPU-1"}}, "meters.devices = 'GPU-1': a list with at least one name is expected"),
-        ({"run": {"device": "tpu"}}, "run.device = 'tpu': auto, cpu, mps, cuda or cuda:N is expected"),
+        ({"run": {"device": "tpu"}}, "run.device = 'tpu': auto, cpu, mps, cuda, cuda:N or a GPU's UUID is expected"),
     ],
 )
 def test_lengths_and_patterns_are_told_in_the_users_words(changes: dict[str, Any], words: str) -> None:
