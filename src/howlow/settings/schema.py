@@ -167,7 +167,7 @@ class TrainingSettings(Section):
         False, description="recompute activations in the backward pass", json_schema_extra=affects("memory", "cost")
     )
     compile: bool | Literal["auto"] = Field(
-        False,
+        "auto",
         description="compile the decoder's layers with torch.compile; auto: on CUDA. There adapters then run without "
         "casts and steps are replayed as CUDA graphs, too, and all three are checked against the plain step first. "
         "Compiling is burn-in. Generation is not compiled, but its token steps are replayed and checked in the same "
