@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
+os.environ.setdefault("HOWLOW_NODE", tempfile.mkdtemp(prefix="howlow-node-"))  # other tests' trials are no neighbours
 _BEFORE_ALL = dict(os.environ)
 _SET_BY_A_HEAP = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"} - _BEFORE_ALL.keys()
 """Fixtures of a whole session run before the environment of their first test is kept."""

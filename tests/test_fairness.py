@@ -28,7 +28,7 @@ def told(folder: Path) -> dict[tuple[str, str], str]:
 
 def test_one_scaling_and_one_rate_for_all_ranks_are_told(tmp_path: Path) -> None:
     for rank in (1, 8):
-        write_trial(tmp_path, rank)
+        write_trial(tmp_path, rank, settings={"lora.alpha": "2r"})
     write_trial(tmp_path, None, kind="base")
     write_trial(tmp_path, 64, status="out_of_memory", error="no memory", scores=Scores())
     found = told(tmp_path)

@@ -7,7 +7,18 @@ import pytest
 from test_resuming import measure_job
 
 from howlow.claims import Claims
-from howlow.jobs import Hear, JobFailedError, MeasureJob, TrialJob
+from howlow.jobs import (
+    CounterPaces,
+    Hear,
+    IdleAbsent,
+    IdleJob,
+    JobFailedError,
+    MeasureJob,
+    NodeBusy,
+    PaceJob,
+    SweepEvent,
+    TrialJob,
+)
 from howlow.outcomes import ClaimLostError, DiskFullError, Finished, Returned, StoppedError, Unfinished
 from howlow.records import Record, Status, WarningKind, has_record, read_record, write_record
 from howlow.settings import merge
@@ -107,3 +118,44 @@ def test_a_process_that_died_before_it_opened_its_log_leaves_a_record_too(trial:
 def test_a_second_process_that_asks_for_a_third_is_a_defect(trial: TrialJob, tmp_path: Path) -> None:
     with pytest.raises((AssertionError, JobFailedError)):
         measured(Runner(Returned(None), Returned(None)), tmp_path, trial)
+
+
+class Busy(Runner):
+    """Processes that have to wait for another one of the machine, and say so."""
+
+    def __init__(self, *ends: Finished[Status | None]) -> None:
+        super().__init__(*ends)
+        self.jobs = list[str]()
+
+    def run(self, job: Any, log: Path, hear: Hear | None = None) -> Finished[Any]:
+        self.jobs.append(type(job).__name__)
+        if hear is not None:
+            hear(NodeBusy(other="r0009-s0 of /runs/other"))
+        if isinstance(job, IdleJob):
+            return Returned(IdleAbsent(reason="no sensor"))
+        if isinstance(job, PaceJob):
+            return Returned(CounterPaces())
+        return super().run(job, log, hear)
+
+
+def test_with_exclusive_idle_power_is_read_for_trials_whose_costs_count_and_waiting_is_told(
+    trial: TrialJob, tmp_path: Path
+) -> None:
+    run = trial.settings.run.model_copy(update={"exclusive": True})
+    meters = trial.settings.meters.model_copy(update={"energy": "auto"})
+    settings = trial.settings.model_copy(update={"run": run, "meters": meters})
+    runner, claims, told = (
+        Busy(Returned("done"), Returned("done"), Returned("done")),
+        Claims(tmp_path),
+        list[SweepEvent](),
+    )
+    worker = Worker(runner, tmp_path, claims, told.append, is_alone=False)
+    for name, is_alone in (("quality", False), ("costs", True), ("again", True)):
+        job = trial.model_copy(update={"name": name, "settings": settings, "alone": is_alone})
+        claim = claims.take(name)
+        assert claim is not None
+        worker.measure(job, claim)
+        claims.release(claim)
+    assert runner.jobs == ["MeasureJob", "IdleJob", "PaceJob", "MeasureJob", "MeasureJob"]
+    waits = [event.reason for event in told if event.event == "trial_waits"]
+    assert waits == ["waits for r0009-s0 of /runs/other: run.exclusive"] * 5

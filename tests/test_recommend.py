@@ -279,7 +279,7 @@ def test_a_part_of_the_test_names_its_own_examples_and_the_command_the_whole_tes
         for index, line in enumerate(lines):
             line["scores"] = with_part(line["scores"], index % every == 0)
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    _, out, _ = howlow("recommend", tmp_path, "--metric", "has_answer_f1", "--margin", "0.003", "--json")
+    _, out, _ = howlow("recommend", tmp_path, "--metric", "has_answer_f1", "--margin", "0.02", "--json")
     found = json.loads(out)
     assert found["verdict"] == "not_enough_evidence"
     assert f"{EXAMPLES // every} of {EXAMPLES} test examples" in found["headline"]

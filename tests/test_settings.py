@@ -33,7 +33,7 @@ def test_a_digest_is_that_of_the_settings_it_names_and_of_what_is_beside_them() 
 def test_the_defaults_are_those_of_the_paper_and_the_design() -> None:
     found = load()
     assert found.lora.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert (found.lora.alpha, found.lora.alpha_value, found.lora.scaling_factor) == ("2r", 16, 2)
+    assert (found.lora.alpha, found.lora.alpha_value, found.lora.scaling_factor) == (32, 32, 4)
     assert found.training.learning_rate == 5e-5
     assert found.training.sequence_length == 512
     assert found.training.betas == (0.9, 0.999)
@@ -297,7 +297,7 @@ def test_an_empty_name_is_refused_and_not_the_current_folder(key: str) -> None:
         ({"lora": {"target_modules": []}}, "lora.target_modules = []: a list with at least one name is expected"),
         ({"meters": {"devices": []}}, "meters.devices = []: a list with at least one name is expected"),
         ({"meters": {"devices": "GPU-1"}}, "meters.devices = 'GPU-1': a list with at least one name is expected"),
-        ({"run": {"device": "tpu"}}, "run.device = 'tpu': auto, cpu, mps, cuda or cuda:N is expected"),
+        ({"run": {"device": "tpu"}}, "run.device = 'tpu': auto, cpu, mps, cuda, cuda:N or a GPU's UUID is expected"),
     ],
 )
 def test_lengths_and_patterns_are_told_in_the_users_words(changes: dict[str, Any], words: str) -> None:

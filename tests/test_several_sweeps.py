@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_recommend import sweep as scored_sweep
 from test_report import trial_of
 from test_rows import DATA, ENVIRONMENT, write_trial
 
@@ -16,7 +17,9 @@ from howlow.analysis import compare, load_results
 from howlow.analysis.columns import column_named
 from howlow.analysis.one_table import named_sweeps
 from howlow.errors import UserError
+from howlow.records import LooksRecord, write_looks
 from howlow.reporting import Report, write_report
+from howlow.reporting.answer import answers
 from howlow.reporting.asked import asked_facts
 from howlow.reporting.figure import context_lines
 from howlow.reporting.measured import environment_facts
@@ -132,12 +135,22 @@ def test_sweeps_of_other_data_or_another_model_are_refused_in_one_line(
     assert "quality_not_comparable" in capsys.readouterr().out
 
 
-def test_a_sweep_that_mixes_conditions_is_refused_beside_another_one_too(tmp_path: Path) -> None:
+def test_a_sweep_that_mixes_what_quality_depends_on_is_refused_beside_another_one_too(tmp_path: Path) -> None:
+    write_trial(tmp_path / "mixed", 1)
+    write_trial(tmp_path / "mixed", 4, data=DATA.model_copy(update={"train_sha256": "c" * 64}))
+    write_trial(tmp_path / "other", 16)
+    with pytest.raises(UserError, match=r"records differ in data\.train_sha256: mixed/r0001-s0 has"):
+        load_results(tmp_path / "other", tmp_path / "mixed")
+
+
+def test_a_sweep_of_several_kinds_of_machine_is_one_table_beside_another_one_too(tmp_path: Path) -> None:
     write_trial(tmp_path / "mixed", 1)
     write_trial(tmp_path / "mixed", 4, environment=H100)
     write_trial(tmp_path / "other", 16)
-    with pytest.raises(UserError, match=r"records differ in environment\.device_name: mixed/r0001-s0 has"):
-        load_results(tmp_path / "other", tmp_path / "mixed")
+    results = load_results(tmp_path / "other", tmp_path / "mixed")
+    comparison, column = compare(results), column_named("train_samples_per_s")
+    (row,) = [row for row in results.rows if row["rank"] == 4]
+    assert comparison.relative(row, column) in (None, 1.0), "nothing of another kind of machine divides its costs"
 
 
 # -- where files go -------------------------------------------------------------------------------------------------
@@ -227,3 +240,19 @@ def test_a_setting_that_was_swept_has_all_its_values_on_the_page(tmp_path: Path)
     for rank, rate in product((1, 4), (1e-4, 5e-4)):
         trial_of(tmp_path, rank, 1.0, 0.5, axes={"training.learning_rate": rate})
     assert "learning rate 0.0001 or 0.0005" in asked_facts(compare(load_results(tmp_path)))["training"]
+
+
+def test_the_answer_of_each_sweep_has_its_own_looks_and_commands(tmp_path: Path) -> None:
+    """Of two sweeps that are compared apart, one was looked at; the other's bounds and commands are its own."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    scored_sweep(first, {1: 0.5, 8: 0.51}, seeds=2, noise=0.3)
+    scored_sweep(second, {1: 0.5, 8: 0.51}, seeds=2, noise=0.3, environment=H100)
+    looks = LooksRecord(metric="f1", margin=0.02, confidence=0.95, seeds=(0, 1, 2), information=(0.6, 1.0))
+    write_looks(first, looks)
+    found = {one.setting: one for one in answers(compare(load_results(first, second))).found}
+    assert found["sweep = first"].found.looks == looks
+    assert found["sweep = second"].found.looks is None
+    for name, folder in (("first", first), ("second", second)):
+        commands = [one for one in found[f"sweep = {name}"].reasons if "howlow sweep" in one]
+        assert commands
+        assert all(str(folder) in one for one in commands)

@@ -18,6 +18,7 @@ from test_sweep import small_disk as small_disk
 from test_sweep import what_counts
 
 from howlow import load_settings as load
+from howlow.analysis import load_results
 from howlow.claims import Claims, latest
 from howlow.errors import UserError
 from howlow.records import WarningKind, read_record
@@ -133,6 +134,28 @@ def test_two_workers_run_every_trial_once_with_the_losses_of_one(
     record = read_record(alone / "trials" / "r0004-s0")
     assert record is not None
     assert WarningKind.RAN_BESIDE_OTHER_TRIALS not in {warning.kind for warning in record.warnings}
+
+
+def test_with_exclusive_trials_whose_costs_count_are_alone_and_the_others_have_no_costs_of_company(
+    table: dict[str, Any], start: Start, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    changes = {"grid": {"lora.rank": [1, 2], "seed": [3, 4]}, "training": {"epochs": 4}, "run": {"exclusive": True}}
+    process = start("sweep", settings_file(tmp_path, table, **changes), "--workers", "2", "--out", out)
+    shown, err = process.communicate(timeout=280)
+    assert process.returncode == 0, shown + err
+    results = load_results(out)
+    assert {row["trial"] for row in results.rows} == {"base-s0", "r0001-s3", "r0001-s4", "r0002-s3", "r0002-s4"}
+    for trial in results.trials:
+        record = trial.record
+        company = {phase for one in record.neighbours or () for phase in one.phases}
+        assert record.alone == (record.trial != "r0001-s4" and record.trial != "r0002-s4")
+        assert record.neighbours == () or not record.alone
+        assert (trial.row["inference_samples_per_s"] is None) == ("generate" in company)
+        assert WarningKind.RAN_BESIDE_OTHER_TRIALS not in {warning.kind for warning in record.warnings}
+        assert trial.row["inference_peak_memory_bytes"] is not None
+    told = [line for line in err.splitlines() if line.endswith(": run.exclusive")]
+    assert any(f"waits for {name} of " in line for line in told for name in ("base-s0", "r0001-s3", "r0002-s3"))
 
 
 def test_a_worker_joins_a_running_sweep_and_a_killed_ones_trial_is_taken_over(

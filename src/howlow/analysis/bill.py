@@ -34,6 +34,7 @@ class BillItem:
 def bill_of(comparison: Comparison, group: Group, reference: Reference) -> Iterator[BillItem]:
     """The items that both have."""
     for column in _BILLED:
-        value, theirs = group.mean(column), reference.group.mean(column)
+        whole = comparison.divisor(reference, group.counted(column), column)
+        value, theirs = group.mean(column), None if whole is None else whole.mean(column)
         if value is not None and theirs is not None:
             yield BillItem(column, value, theirs, comparison.ratio_to(reference, group, column))

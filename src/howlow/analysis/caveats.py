@@ -13,6 +13,14 @@ from howlow.analysis.columns import COLUMNS
 from howlow.records import PhaseName, RecordWarning, WarningKind
 
 _COSTS: tuple[Subject, ...] = ("speed", "energy", "cpu_energy")
+_FURTHER_COSTS: tuple[Subject, ...] = (
+    "phase_energy",
+    "prefill_energy",
+    "decode_energy",
+    "energy_above_idle",
+    "power_readings",
+    "utilization",
+)
 _OF_PART: Mapping[str, tuple[Subject, ...]] = {
     "phase": ("phase_energy",),
     "prefill": ("prefill_energy",),
@@ -66,6 +74,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.OTHER_PROCESS_ON_DEVICE: (*_COSTS, "memory", "utilization"),
     WarningKind.OTHER_WORK_ON_MACHINE: _COSTS,
     WarningKind.RAN_BESIDE_OTHER_TRIALS: _COSTS,
+    WarningKind.COSTS_LEFT_OUT: (*_COSTS, *_FURTHER_COSTS),
     WarningKind.SWAPPING: (*_COSTS, "memory"),
     WarningKind.DEVICE_PARTITIONED: ("energy",),
     WarningKind.DEVICE_VIRTUAL: _COSTS,

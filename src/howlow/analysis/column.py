@@ -46,6 +46,8 @@ Subject = Literal[
     "memory",
 ]
 """What a figure depends on. A warning names subjects, and so reaches every column that depends on one of them."""
+COST_SUBJECTS: frozenset[Subject] = frozenset({"speed", "energy", "cpu_energy", "memory", "utilization"})
+"""What may be compared only where it was measured under equal conditions."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,11 @@ class Column:
     def is_quality(self) -> bool:
         """Whether it says how good the model's output is, and not what it cost."""
         return "quality" in self.subjects
+
+    @property
+    def is_cost(self) -> bool:
+        """Whether it may be averaged and divided only among trials that were measured under equal conditions."""
+        return not self.subjects.isdisjoint(COST_SUBJECTS)
 
     @property
     def is_energy(self) -> bool:

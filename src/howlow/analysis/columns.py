@@ -40,6 +40,19 @@ RANK = Column("rank", "rank", "count", "the adapter's inner dimension; absent wi
 STATUS = Column("status", "status", "text", "done, out_of_memory, diverged or failed")
 SWEEP = Column("sweep", "sweep", "text", "the run directory that the trial is from; there where there are several")
 REPEAT = Column("repeat", "repeat", "count", "which measurement of the same trial this is, counted from 1")
+RAN_ON = (
+    Column("ran_on_machine", "machine", "text", "the name of the machine that ran it"),
+    Column("ran_on_device", "device", "text", "the name of its device, the CPU's where it ran on that"),
+    Column("ran_on_uuid", "device's UUID", "text", "which of several GPUs it was"),
+)
+NEIGHBOURS = Column(
+    "trials_beside",
+    "trials beside it",
+    "count",
+    "other trials that ran on its machine during its phases; absent: not known",
+    is_relative=False,
+    is_optional=True,
+)
 ADAPTER_BYTES = Column(
     "adapter_bytes",
     "adapter size",
@@ -177,6 +190,8 @@ COLUMNS: tuple[Column, ...] = (
     CONTINUED_STEPS,
     *VALIDATION.values(),
     DEVICES,
+    *RAN_ON,
+    NEIGHBOURS,
 )
 _BY_NAME = {column.name: column for column in (*COLUMNS, SWEEP)}
 

@@ -2,15 +2,17 @@
 
 As in the paper (section IV), relative figures are divided by the value at the reference rank: the largest rank that
 is done among trials equal on every other axis. With several seeds or repeats both sides of the division are means over
-them. `howlow.analysis.ratios` gives the ratio its interval.
+them. `howlow.analysis.ratios` gives the ratio its interval. Costs are averaged over and divided by trials that were
+measured under equal conditions (`howlow.records.cost_conditions`): where a sweep has several kinds of machine, each
+kind has the largest of its own ranks as a reference of costs.
 The paper's section IV.D compares two distances in quality: from the bare model to the smallest adapter, and from the
 smallest adapter to the best one.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -43,13 +45,24 @@ class Group:
         """How often its trials were measured, at most."""
         return max(Counter(trial.record.seed for trial in self.trials).values())
 
+    def counted(self, column: Column) -> tuple[Trial, ...]:
+        """The trials of which a column is averaged: of a cost, those under the conditions that most trials had."""
+        if not column.is_cost:
+            return self.trials
+        there = [trial.conditions for trial in self.trials if trial.row[column.name] is not None]
+        return self.under(min(there, default=self.trials[0].conditions))
+
+    def under(self, conditions: int) -> tuple[Trial, ...]:
+        """The trials whose costs were measured under these conditions."""
+        return tuple(trial for trial in self.trials if trial.conditions == conditions)
+
     def statistic(self, column: Column) -> Statistic | None:
         """A column's mean and deviation over the trials that have it."""
-        return statistic(trial.row[column.name] for trial in self.trials)
+        return statistic(trial.row[column.name] for trial in self.counted(column))
 
     def interval(self, column: Column) -> Interval:
         """The interval of a column's mean."""
-        return mean_interval(column, self.trials)
+        return mean_interval(column, self.counted(column))
 
     def mean(self, column: Column) -> float | None:
         """A column's mean over the trials that have it."""
@@ -128,23 +141,48 @@ class Comparison:
         reference = self.reference_for(row)
         return None if reference is None else self._divided(row, reference, column)
 
-    def _divided(self, row: Row, reference: Reference, column: Column) -> float | None:
-        value = row[column.name]
-        if value is None or not column.is_number or self._is_apart(row, reference, column):
-            return None
-        whole = self._reference_mean(reference, column)
-        return value / whole if whole else None
+    def divisor(self, reference: Reference, trials: Sequence[Trial], column: Column) -> Group | None:
+        """What a column of these trials is divided by: the reference; a cost, by the largest rank measured alike."""
+        if not column.is_cost or not trials:
+            return reference.group
+        key = id(reference), trials[0].conditions
+        if key not in self._alike:
+            self._alike[key] = self._largest_alike(reference, trials[0].conditions)
+        return self._alike[key]
 
-    def _is_apart(self, row: Row, reference: Reference, column: Column) -> bool:
+    def _largest_alike(self, reference: Reference, conditions: int) -> Group | None:
+        alike = [
+            replace(group, trials=trials)
+            for group in self.groups
+            if group.rank is not None and reference.is_beside(group) and (trials := group.under(conditions))
+        ]
+        return max((group for group in alike if group.is_done), key=lambda group: group.rank or 0, default=None)
+
+    @cached_property
+    def _alike(self) -> dict[tuple[int, int], Group | None]:
+        return {}
+
+    def _divided(self, row: Row, reference: Reference, column: Column) -> float | None:
+        value, own = row[column.name], self._trials_named.get(row[TRIAL.name], ())
+        whole = self.divisor(reference, own, column)
+        if value is None or whole is None or not column.is_number or self._is_apart(own, whole, column):
+            return None
+        mean = self._mean_of(whole, column)
+        return value / mean if mean else None
+
+    def _is_apart(self, own: Sequence[Trial], whole: Group, column: Column) -> bool:
+        """Whether either was measured differently; costs under other conditions than most are divided among them."""
         if not self.results.set_apart:
             return False
-        trials = {row[TRIAL.name], *(trial.record.trial for trial in reference.group.trials)}
-        return len(trials) > 1 and any((trial, column.name) in self.results.set_apart for trial in trials)
+        trials = {trial.record.trial for trial in (*own, *whole.trials)}
+        is_among_them = column.is_cost and any(trial.conditions for trial in own)
+        is_marked = any((trial, column.name) in self.results.set_apart for trial in trials)
+        return len(trials) > 1 and is_marked and not is_among_them
 
     def relative_mean(self, group: Group, column: Column) -> float | None:
         """The same for the mean over a group's trials."""
         mean = group.mean(column)
-        return self.relative({**group.trials[0].row, column.name: mean}, column)
+        return self.relative({**group.counted(column)[0].row, column.name: mean}, column)
 
     def ratio(self, group: Group, column: Column) -> Ratio | None:
         """The same with its interval."""
@@ -160,17 +198,23 @@ class Comparison:
 
     def ratio_to(self, reference: Reference, group: Group, column: Column) -> Ratio | None:
         """A group's mean divided by that of a reference, which may have other values on the further axes."""
-        value = self._divided({**group.trials[0].row, column.name: group.mean(column)}, reference, column)
-        return None if value is None else relative_to(column, value, group.trials, reference.group.trials)
+        ours = group.counted(column)
+        value = self._divided({**ours[0].row, column.name: group.mean(column)}, reference, column)
+        whole = self.divisor(reference, ours, column)
+        return None if value is None or whole is None else relative_to(column, value, ours, whole.counted(column))
+
+    @cached_property
+    def _trials_named(self) -> dict[str, tuple[Trial, ...]]:
+        return {trial.row[TRIAL.name]: (trial,) for trial in self.results.trials}
 
     @cached_property
     def _means(self) -> dict[tuple[int, str], float | None]:
         return {}
 
-    def _reference_mean(self, reference: Reference, column: Column) -> float | None:
-        key = id(reference), column.name
+    def _mean_of(self, whole: Group, column: Column) -> float | None:
+        key = id(whole), column.name  # a divisor lives as long as this comparison does
         if key not in self._means:
-            self._means[key] = reference.group.mean(column)
+            self._means[key] = whole.mean(column)
         return self._means[key]
 
 

@@ -107,7 +107,7 @@ def _end(group: Group, column: Column, limit: Limit) -> float | None:
     """The worse end of the interval of a cost; of one that is exact, its largest value over seeds and repeats."""
     ends = group.interval(column)
     end = ends.low if limit.is_least else ends.high
-    values = [trial.row[column.name] for trial in group.trials if trial.row[column.name] is not None]
+    values = [trial.row[column.name] for trial in group.counted(column) if trial.row[column.name] is not None]
     if end is None or not column.is_exact:
         return end
     return float(max(end, *values))

@@ -9,6 +9,7 @@ the same scores, so the first stands for all of them.
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from howlow.analysis.column import Column
@@ -37,6 +38,13 @@ class Contest:
     not_done: Mapping[int, str]
     unfinished: Mapping[int, str]
     choices: Mapping[int, SettingChoice] = field(default_factory=dict)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The run directories that the ranks' trials are from: of several sweeps not always the first one."""
+        homes = {trial.folder.resolve().parents[1] for group in self.ranks.values() for trial in group.trials[:1]}
+        given = self.comparison.results.folders
+        return tuple(folder for folder in given if folder.resolve() in homes) or given
 
 
 def contest_of(results: Results, metric: str | None, where: Mapping[str, Any]) -> Contest:

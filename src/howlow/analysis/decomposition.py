@@ -197,12 +197,15 @@ class _Figures:
     cells: _Cells
     column: Column
 
+    def _trials(self, cell: tuple[int, int]) -> Sequence[Trial]:
+        return self.cells[cell].counted(self.column)
+
     def mean(self, cell: tuple[int, int]) -> float | None:
         """The mean of a cell; None where it is absent or was measured differently."""
         if cell not in self.cells:
             return None
-        trials = self.cells[cell].trials
-        is_apart = any((trial.record.trial, self.column.name) in self.results.set_apart for trial in trials)
+        names = [trial.record.trial for trial in self._trials(cell)]
+        is_apart = any((name, self.column.name) in self.results.set_apart for name in names)
         return None if is_apart else self.cells[cell].mean(self.column)
 
     def common(self, smaller: int, larger: int) -> list[int]:
@@ -212,7 +215,7 @@ class _Figures:
 
     def ratio(self, *pairs: tuple[tuple[int, int], tuple[int, int]]) -> Ratio:
         """The product of the ratios of pairs of cells."""
-        groups = [(self.cells[ours].trials, self.cells[theirs].trials) for ours, theirs in pairs]
+        groups = [(self._trials(ours), self._trials(theirs)) for ours, theirs in pairs]
         differing = [pair for pair in groups if not is_itself(*pair)]
         if not differing:
             return Ratio(1.0, 1.0, 1.0, "itself")

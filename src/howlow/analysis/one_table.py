@@ -2,7 +2,9 @@
 
 Sweeps that were measured alike and share no trial are one sweep in several folders: they are joined. Any other sweep
 stays apart: its figures are compared within it only, and `Apart` says why. Trials then bear their sweep's name before
-their own (`h100/r0008-s0`). What was accepted, or does not agree, is a warning at the trial.
+their own (`h100/r0008-s0`). Within one sweep the quality of all trials is compared, and costs only among those that
+were measured under equal conditions (`CostConditions`). What was accepted, or does not agree, is a warning at the
+trial.
 """
 
 import tomllib
@@ -15,28 +17,31 @@ from typing import Any
 from howlow.analysis.fairness import fairness_warnings
 from howlow.errors import UserError
 from howlow.records import (
+    CostConditions,
     Difference,
     Provenance,
     Record,
     RecordWarning,
     WarningKind,
     between_sweeps,
+    cost_conditions,
     differences,
     other_cards,
     read_records,
     refuse_to_mix,
 )
-from howlow.records.comparability import may_differ_in_a_table, not_accepted, repeats_that_differ
+from howlow.records.comparability import CARD, COSTS, may_differ_in_a_table, not_accepted, repeats_that_differ
 from howlow.settings import Settings, adapts, concerns
 
 
 @dataclass(frozen=True)
 class Member:
-    """A record as the table holds it, its trial's folder, and the sweep that it is from."""
+    """A record as the table holds it, its trial's folder, the sweep that it is from, and its costs' conditions."""
 
     record: Record
     home: Path
     sweep: str
+    conditions: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,13 @@ class Apart:
 @dataclass(frozen=True)
 class OneTable:
     """The records of a table. joined: the sweeps that are compared with each other, together; one tuple of all of them
-    where nothing stands apart."""
+    where nothing stands apart. conditions: for each of them the conditions under which costs were measured."""
 
     members: tuple[Member, ...]
     folders: Mapping[str, Path]
     joined: tuple[tuple[str, ...], ...]
     apart: tuple[Apart, ...]
+    conditions: tuple[tuple[CostConditions, ...], ...] = ()
 
 
 def records_for_one_table(folders: Sequence[Path], accept_different: Sequence[str]) -> OneTable:
@@ -66,7 +72,10 @@ def records_for_one_table(folders: Sequence[Path], accept_different: Sequence[st
     sweeps = {name: _members(name, folder) for name, folder in named.items()}
     accepted = _accepted(list(sweeps.values()), accept_different)
     joined, apart = _joined(sweeps, accept_different)
-    marked = [member for members in sweeps.values() for member in _marked(members, accepted, len(sweeps) > 1)]
+    conditions = [_conditions([sweeps[name] for name in names], len(sweeps) > 1) for names in joined]
+    numbers = {trial: one.number for together in conditions for one in together for trial in one.trials}
+    accepted += [one for together in conditions for alike in together for one in alike.differences]
+    marked = [member for members in sweeps.values() for member in _marked(members, accepted, numbers, len(sweeps) > 1)]
     found = [
         member for names in joined for member in _with_what_was_not_tried(_without_repeated_baselines(marked, names))
     ]
@@ -74,7 +83,7 @@ def records_for_one_table(folders: Sequence[Path], accept_different: Sequence[st
         found = [
             replace(member, record=member.record.model_copy(update={"trial": _full_name(member)})) for member in found
         ]
-    return OneTable(tuple(found), named, tuple(joined), tuple(apart))
+    return OneTable(tuple(found), named, tuple(joined), tuple(apart), tuple(conditions))
 
 
 def named_sweeps(folders: Iterable[Path]) -> dict[str, Path]:
@@ -119,15 +128,22 @@ def _name(member: Member, several: bool) -> str:
 
 
 def _accepted(sweeps: Sequence[Sequence[Member]], accept_different: Sequence[str]) -> list[Difference]:
-    """The differences that were accepted; trials of one sweep that differ in anything else are refused."""
+    """The differences that were accepted; trials of one sweep that differ in more than their costs are refused."""
     several = len(sweeps) > 1
-    found = [refuse_to_mix(_named(own, several), accept_different, is_one_sweep=True) for own in sweeps]
+    found = [refuse_to_mix(_named(own, several), [*accept_different, COSTS], is_one_sweep=True) for own in sweeps]
     if not several:
-        return found[0]
+        return [one for one in found[0] if one.key != CARD]
     everything = [trial for own in sweeps for trial in _named(own)]
     between = differences(everything, may_differ_in_a_table(everything))
     left = not_accepted(between, accept_different)
     return [one for one in between if one not in left]
+
+
+def _conditions(sweeps: Sequence[Sequence[Member]], several: bool) -> tuple[CostConditions, ...]:
+    """The conditions under which sweeps that are one measured their costs; cards of one kind are one kind."""
+    trials = [trial for own in sweeps for trial in _named(own, several)]
+    found = [one for one in differences(trials, may_differ_in_a_table(trials)) if one.key != CARD]
+    return cost_conditions([trial.trial for trial in trials], found)
 
 
 def _joined(
@@ -193,15 +209,19 @@ def axis_value(record: Record, axis: str) -> Any:
 # -- marks ----------------------------------------------------------------------------------------------------------
 
 
-def _marked(members: Sequence[Member], accepted: Iterable[Difference], several: bool) -> Iterator[Member]:
-    """A sweep's records: those that differ in what was accepted, or ran on another card than most, with a warning."""
+def _marked(
+    members: Sequence[Member], accepted: Iterable[Difference], conditions: Mapping[str, int], several: bool
+) -> Iterator[Member]:
+    """A sweep's records with their conditions, and warnings where one differs or ran on another card than most."""
     warnings: dict[str, list[RecordWarning]] = {}
-    for difference in accepted:
+    for difference in {(one.trial, one.key): one for one in accepted}.values():
         warnings.setdefault(difference.trial, []).extend(difference.warnings)
     for trial, warning in other_cards(_named(members, several)):
         warnings.setdefault(trial, []).append(warning)
     for member in members:
-        yield replace(member, record=_with(member.record, warnings.get(_name(member, several), [])))
+        name = _name(member, several)
+        record = _with(member.record, warnings.get(name, []))
+        yield replace(member, record=record, conditions=conditions.get(name, 0))
 
 
 def _without_repeated_baselines(members: Iterable[Member], joined: Sequence[str]) -> list[Member]:

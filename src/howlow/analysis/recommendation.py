@@ -207,11 +207,11 @@ def _answered(contest: Contest, terms: Terms) -> Recommendation:
     _refuse_unmeasured(list(costs.values()), contest)
     excluded = {rank: missed for rank, all_ in costs.items() if (missed := _missed(all_))}
     base = contest.base
-    looks = read_looks(contest.comparison.results.folders[0])
+    looks = next((found for folder in contest.folders if (found := read_looks(folder)) is not None), None)
     stopped = {one.rank for one in (looks.stopped if looks else None) or ()}
     fitting = [group for rank, group in contest.ranks.items() if rank not in excluded and rank not in stopped]
     if not fitting and not excluded:
-        folder = contest.comparison.results.folders[0]
+        folder = contest.folders[0]
         raise UserError(f"{folder}: its looks.json has stopped every rank, so none can be chosen; restore the file")
     if base is not None and not _missed(kept(base, terms.limits)):
         fitting.insert(0, base)

@@ -6,7 +6,7 @@ has no figures: half a phase is no measurement.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from howlow.analysis.column import Column
 from howlow.analysis.columns import (
     COLUMNS,
     CONTINUED_STEPS,
+    NEIGHBOURS,
+    RAN_ON,
     START_RANK,
     SWEEP,
     UPDATE_KEPT,
@@ -27,6 +29,7 @@ from howlow.analysis.phase_figures import generation_figures, phase_figures
 from howlow.analysis.quality_columns import UNMATCHABLE_REFERENCES, VALIDATION
 from howlow.analysis.uncertainty import Evidence, evidence_of, interval_figures
 from howlow.records import (
+    CostConditions,
     PhaseName,
     PhaseRecord,
     Record,
@@ -53,6 +56,8 @@ class Trial:
     measured_steps: Mapping[str, int]
     evidence: Mapping[str, Evidence]
     """what the error of each figure rests on, as far as this trial itself shows; by the names of columns"""
+    conditions: int = 0
+    """the number of the conditions under which its costs were measured; 0: those of most trials"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,8 @@ class Results:
 
     axes: what trials are told apart by before they are compared: further grid axes, and first the sweep where sweeps
     stand apart. sweeps: the folder of each sweep by its name. asked: the ranks that were asked for, by the sweep's
-    value on the axis; under None those of all of them.
+    value on the axis; under None those of all of them. conditions: of sweeps that are compared as one, under which
+    conditions costs were measured.
     """
 
     folders: tuple[Path, ...]
@@ -81,6 +87,7 @@ class Results:
     asked: Mapping[str | None, tuple[int, ...]]
     sweeps: Mapping[str, Path]
     apart: tuple[Apart, ...]
+    conditions: tuple[tuple[CostConditions, ...], ...] = ()
 
     @property
     def asked_ranks(self) -> tuple[int, ...]:
@@ -163,10 +170,14 @@ def rows(folders: Sequence[Path], accept_different: Sequence[str] = ()) -> Resul
     found = records_for_one_table(folders, accept_different)
     axes = tuple(sorted({axis for member in found.members for axis in member.record.axes}))
     sweep_of = _sweep_values(found)
-    trials = [_trial(member.record, member.home, axes, sweep_of.get(member.sweep)) for member in found.members]
+    trials = [
+        replace(_trial(one.record, one.home, axes, sweep_of.get(one.sweep)), conditions=one.conditions)
+        for one in found.members
+    ]
     trials.sort(key=_order)
     own = (SWEEP.name,) if len(found.joined) > 1 else ()
-    return Results(tuple(folders), tuple(trials), (*own, *axes), _asked(found, sweep_of), found.folders, found.apart)
+    asked, conditions = _asked(found, sweep_of), found.conditions
+    return Results(tuple(folders), tuple(trials), (*own, *axes), asked, found.folders, found.apart, conditions)
 
 
 def _sweep_values(found: OneTable) -> dict[str, str]:
@@ -275,7 +286,20 @@ def _row(record: Record, steps: Sequence[Step], readings: Sequence[Seen]) -> Row
     row.update({column.name: _finite(getattr(aside, name)) for name, column in VALIDATION.items()})
     row[UNMATCHABLE_REFERENCES.name] = record.data.unmatchable_references if record.data else None
     row.update(meter_figures(record))
+    row.update(_where(record))
+    for warning in record.warnings:
+        if warning.kind == WarningKind.COSTS_LEFT_OUT:
+            row.update(dict.fromkeys(qualified(warning, phase)))
     return row
+
+
+def _where(record: Record) -> Row:
+    """Which machine ran a trial, on which device, and beside how many others."""
+    found, neighbours = record.environment, record.neighbours
+    beside = {(one.trial, one.run_directory) for one in neighbours or () if one.phases}
+    places = (found.host, found.device_name, found.device_uuid) if found else (None, None, None)
+    where = {column.name: value for column, value in zip(RAN_ON, places, strict=True)}
+    return where | {NEIGHBOURS.name: None if neighbours is None else len(beside)}
 
 
 def inference_phase(record: Record) -> PhaseName | None:

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from pydantic import TypeAdapter
 
 from howlow.batch_search.stopwatch import Effort, Stopwatch
@@ -30,6 +30,7 @@ from howlow.jobs import (
     JobRunner,
     LargestFound,
     MemoryBudget,
+    NodeBusy,
     Probe,
     ProbeBegun,
     ProbeEnded,
@@ -43,6 +44,7 @@ from howlow.jobs import (
     value_of,
     whole_takes_more,
 )
+from howlow.locks import file_lock, lacks_locks
 from howlow.outcomes import Returned, StoppedError, Unfinished, kernel_kills, limits_process, ran_out_of_memory
 from howlow.records import BatchProbe, BatchSearch, write_atomically
 from howlow.settings import Settings, TrialKind, batch_search_keys, trains
@@ -54,11 +56,15 @@ class SearchFailedError(Exception):
 
 @dataclass(frozen=True)
 class SearchPlace:
-    """Where a search keeps its files, its processes' device (None: as the settings say), and how it reports probes."""
+    """Where a search keeps its files, its processes' device (None: as the settings say), and how it reports.
+
+    tell: is called with each probe. tell_busy: with each process of this machine that has to be waited for.
+    """
 
     run_directory: Path
     device: str | None
     tell: Callable[[BatchSetting, Probe], None]
+    tell_busy: Callable[[str], None] = lambda other: None
 
     @property
     def cache(self) -> Path:
@@ -147,7 +153,7 @@ def largest_batch(runner: JobRunner, trial: TrialJob, setting: BatchSetting, pla
 @contextmanager
 def _alone(runner: JobRunner, path: Path) -> Iterator[None]:
     """Wait until no other worker of this machine does the same search."""
-    lock = FileLock(path)
+    lock = file_lock(path)
     while True:
         if runner.is_stopping:
             raise StoppedError
@@ -156,6 +162,10 @@ def _alone(runner: JobRunner, path: Path) -> Iterator[None]:
             break
         except Timeout:
             continue
+        except OSError as error:
+            if not lacks_locks(error):
+                raise
+            break  # two workers may then do the same search, and find the same
     try:
         yield
     finally:
@@ -200,6 +210,8 @@ def _job(search: _Search, others: tuple[RankProbes, ...], place: SearchPlace) ->
         data_folder=place.run_directory / trial.data_folder,
         layout=trial.layout,
         cores_shared_by=trial.cores_shared_by,
+        run_directory=place.run_directory,
+        trial=trial.name,
         budget=search.budget,
         earlier_budget=search.earlier_budget,
         probes=search.probes,
@@ -213,6 +225,9 @@ def _one_process(
     """Probe in one process; None where it takes another."""
 
     def hear(event: JobEvent) -> None:
+        if isinstance(event, NodeBusy):
+            place.tell_busy(event.other)
+            return
         search.hear(event)
         if isinstance(event, ProbeEnded):
             _keep(search, kept)

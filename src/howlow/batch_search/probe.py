@@ -48,9 +48,11 @@ from howlow.memory.phases import ProcessMemory
 from howlow.meters.machine import choose_device
 from howlow.meters.session import Session
 from howlow.meters.sources import open_meters
+from howlow.node import Visitor
 from howlow.outcomes import StoppedError
 from howlow.records import clear_temporaries
 from howlow.settings import Settings
+from howlow.trial.company import visiting
 from howlow.trial.entries import settle
 from howlow.trial.loading import execution_of, load_trial_model
 from howlow.trial.metering import asked_of
@@ -71,6 +73,14 @@ def probe_entry(job: ProbeJob, link: Link) -> LargestFound | None:
     certain; and each probe before and after it is run, so that one that ends the process is known too.
     """
     settle(job.cores_shared_by)
+    if job.run_directory is None:
+        return _probe(job, link)
+    visitor = Visitor(job.trial, str(job.run_directory.resolve()), "search", job.settings.run.device)
+    with visiting(link, visitor):
+        return _probe(job, link)
+
+
+def _probe(job: ProbeJob, link: Link) -> LargestFound | None:
     kept = heap.bound_heap().kernels_kept
     state = _state(job, link)
     device = choose_device(state.settings.run.device)

@@ -17,12 +17,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from platformdirs import user_cache_path
 from safetensors import SafetensorError
 
 from howlow.engine.weights import file_sha256, shards
 from howlow.errors import UserError, about, reason, refused
+from howlow.locks import locked
 from howlow.places import of_cache, remedy, told
 
 PACKAGED = "smollm2-135m"
@@ -165,7 +165,7 @@ def _dequantised(gguf: Path) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(cache / f"{folder.name}.lock"):
+        with locked(cache / f"{folder.name}.lock"):
             if not folder.is_dir():
                 _fill(folder, gguf)
     except (OSError, SafetensorError) as error:

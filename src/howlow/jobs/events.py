@@ -63,8 +63,16 @@ class ProbeEnded(Frozen):
     compiling_s: float = 0.0
 
 
+class NodeBusy(Frozen):
+    """The process waits until this machine may be used: for one that has it to itself, or to have it to itself."""
+
+    event: Literal["node_busy"] = "node_busy"
+    other: str
+
+
 JobEvent = Annotated[
-    StepProgress | BudgetSet | ProbesJudged | RankMeasured | ProbeBegun | ProbeEnded, Field(discriminator="event")
+    StepProgress | NodeBusy | BudgetSet | ProbesJudged | RankMeasured | ProbeBegun | ProbeEnded,
+    Field(discriminator="event"),
 ]
 Hear = Callable[[JobEvent], None]
 

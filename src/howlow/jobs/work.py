@@ -44,6 +44,7 @@ class TrialJob(Frozen):
     cores_shared_by: int = Field(
         1, ge=1, description="processes that run at one time; each takes its part of the cores"
     )
+    alone: bool = Field(False, description="whether it has its machine to itself, so that its costs count")
 
     @property
     def folder(self) -> str:
@@ -75,6 +76,7 @@ class PreparationReport(Frozen):
     adapter_parameters: tuple[int, ...] = Field(description="of each adapter that was asked about")
     environment: Environment
     devices: int = Field(1, description="accelerators of the kind that trials run on")
+    gpu_uuids: tuple[str, ...] = Field((), description="of these, where trials run on CUDA")
 
 
 class Job(Frozen, Generic[T]):
@@ -153,6 +155,14 @@ class EnvironmentJob(Job[Environment]):
     cores_shared_by: int = 1
 
 
+class GpusJob(Job[tuple[str, ...]]):
+    """List the UUIDs of the GPUs that trials on this device may use here; none where it is no GPU."""
+
+    entry: ClassVar[str] = "howlow.trial.entries.gpus_entry"
+
+    device: str
+
+
 class IdleJob(Job[Idle | IdleAbsent | None]):
     """Let the device rest, then read its idle power; None where no source could read it."""
 
@@ -160,6 +170,9 @@ class IdleJob(Job[Idle | IdleAbsent | None]):
 
     settings: Settings
     rest_s: float
+    run_directory: Path | None = Field(None, description="absent: no other process of this machine is waited for")
+    trial: str = Field("", description="the one that follows")
+    alone: bool = Field(False, description="whether the machine is to be this process's alone")
 
 
 class CounterPaces(Frozen):
@@ -175,6 +188,8 @@ class PaceJob(Job[CounterPaces]):
 
     settings: Settings
     run_directory: Path
+    trial: str = Field("", description="the one that follows")
+    alone: bool = Field(False, description="whether the machine is to be this process's alone")
 
 
 class ProbeJob(Job[LargestFound | None]):
@@ -189,6 +204,8 @@ class ProbeJob(Job[LargestFound | None]):
     data_folder: Path
     layout: LayoutChoice
     cores_shared_by: int = 1
+    run_directory: Path | None = Field(None, description="absent: no other process of this machine is waited for")
+    trial: str = ""
     budget: MemoryBudget | None = Field(None, description="the budget of this search's earlier processes")
     earlier_budget: MemoryBudget | None = Field(None, description="the budget under which an interrupted search probed")
     probes: tuple[Probe, ...] = ()

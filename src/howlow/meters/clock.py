@@ -30,6 +30,11 @@ def boot_s() -> float | None:
     return None if clock is None else time.clock_gettime(clock)
 
 
+def date_s() -> float:
+    """Seconds of the date's clock since 1970; only for comparing it with another machine's."""
+    return time.time()
+
+
 def utc() -> str:
     """The date and time, UTC, ISO 8601, for people to read; never subtracted."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -17,7 +17,7 @@ from howlow.meters import clock, processor
 from howlow.meters.instruments import cores
 from howlow.meters.nvml import NvmlAbsentError, NvmlDevice, device_uuids
 from howlow.meters.sources import own_uuid
-from howlow.records import Environment
+from howlow.records import Environment, is_gpu_uuid
 from howlow.records.own_sources import code_sha256, revision
 
 _VARIABLES = (
@@ -41,6 +41,7 @@ def environment(device: torch.device) -> Environment:
         device=str(device),
         device_name=cuda.name if cuda else _processor(),
         device_uuid=str(cuda.uuid) if cuda else None,
+        host=platform.node() or None,
         cards=_cards() if cuda else None,
         driver=card.driver() if card else None,
         device_memory_bytes=cuda.total_memory if cuda else None,
@@ -90,10 +91,13 @@ def _switches() -> dict[str, str]:
 def choose_device(asked: str, devices: int = 1) -> torch.device:
     """The trial's device, or the first one of so many; `auto` is CUDA, then MPS, then the CPU.
 
+    asked: also the UUID of a GPU, which is then the only one that this process sees. To be asked for before CUDA is
+    used.
+
     Raises:
         UserError: the device is not there, or fewer than `devices` are from it on. A CPU counts as one a core.
     """
-    first = _device(asked)
+    first = _pinned(asked) if is_gpu_uuid(asked) else _device(asked)
     there = _devices_from(first)
     if devices > there:
         what = _as_counted(first) if first.type == "cpu" else f"{_as_counted(first)} from {first} on"
@@ -131,8 +135,33 @@ def _device(asked: str) -> torch.device:
     device = torch.device("cuda:0" if asked == "cuda" else asked)
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}[device.type]
     if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise UserError(f"run.device = {asked}: torch {torch.__version__} sees no such device here; use auto")
+        raise UserError(f"run.device = {asked}: torch {torch.__version__} sees no such device here{_there()}; use auto")
     return device
+
+
+def _pinned(uuids: str) -> torch.device:
+    """The GPU of this UUID, or the first of several; this process sees no others."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if before != uuids:
+        there = _there()
+        os.environ["CUDA_VISIBLE_DEVICES"] = uuids
+        if not torch.cuda.is_available() or torch.cuda.device_count() < uuids.count(",") + 1:
+            raise UserError(f"run.device = {uuids}: there is no such GPU here{there}; use auto")
+    return torch.device("cuda:0")
+
+
+def _there() -> str:
+    """The GPUs of this machine, for a message."""
+    if not torch.cuda.is_available():
+        return ": it has no GPU that torch can use"
+    last = torch.cuda.device_count() - 1
+    return f": it has cuda:0{f' to cuda:{last}' if last else ''}"
+
+
+def gpu_uuids() -> tuple[str, ...]:
+    """The UUIDs of the GPUs that this process may use, in CUDA's order."""
+    number = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return tuple(own_uuid(torch.device("cuda", index)) for index in range(number))
 
 
 def process_age_s() -> float:

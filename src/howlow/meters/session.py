@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +19,15 @@ from howlow.meters.totals import PhaseTotals
 from howlow.records import CounterPace, Idle, MeterRecord, PhaseName, RecordWarning
 
 _FINDINGS_TIMEOUT_S = 2.0
+
+
+@dataclass
+class PhaseInterval:
+    """When this process began and ended a phase, in the trial's time; without an end as long as it runs."""
+
+    phase: PhaseName
+    start_s: float
+    end_s: float | None = None
 
 
 class Session:
@@ -52,6 +61,7 @@ class Session:
         self.memory = memory
         self.warn = warn
         self.peak_problem: str | None = None
+        self.spans: list[PhaseInterval] = []
         self._problem: OSError | None = None
         self._before = machine_counters()
 
@@ -79,7 +89,10 @@ class Session:
         """A phase with peaks of its own; `totals` are its sums from before an interruption."""
         self.peak_problem = self.memory.begin() if self.memory else None
         self.sensors.timeline.phase = name
+        span = PhaseInterval(name, self.trial_time())
+        self.spans.append(span)
         yield PhaseMeter(name, self.sensors, self.memory, self.warn, totals, self.peak_problem is None)
+        span.end_s = self.trial_time()
 
     # -- how the meters did, and what else happened -------------------------------------------------------------------
 

@@ -9,9 +9,11 @@ Absent is `None`, never 0, -1 or NaN.
 """
 
 from howlow.records.between_sweeps import between_sweeps
-from howlow.records.comparability import Difference, differences, other_cards, refuse_other_machine, refuse_to_mix
+from howlow.records.comparability import Difference, differences, refuse_other_machine, refuse_to_mix
 from howlow.records.conditions import DeviceConditions, Spread
+from howlow.records.cost_conditions import CostConditions, cost_conditions, other_cards
 from howlow.records.data import DataRecord, DataSource
+from howlow.records.devices import groups_of, is_gpu_uuid, torch_name
 from howlow.records.energy import (
     CounterPace,
     EnergyPart,
@@ -37,6 +39,7 @@ from howlow.records.gemms import GemmRecord
 from howlow.records.identity import Provenance
 from howlow.records.looks import LookRecord, LooksEnd, LooksRecord, StoppedRank, read_looks, write_looks
 from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage, SearchDurations
+from howlow.records.neighbours import Neighbour
 from howlow.records.predictions import ScoredLine, read_scored
 from howlow.records.schema import (
     SCHEMA_VERSION,
@@ -64,6 +67,12 @@ from howlow.records.warnings import REMEDIES, Frozen, PhaseName, RecordWarning, 
 from howlow.records.window import measured_steps, window_times_s
 
 __all__ = [
+    "groups_of",
+    "is_gpu_uuid",
+    "torch_name",
+    "Neighbour",
+    "CostConditions",
+    "cost_conditions",
     "BatchProbe",
     "BatchSearch",
     "CounterPace",

@@ -11,8 +11,10 @@ the same sources of howlow. Three questions are answered here:
 
 `between_sweeps` asks the first one of whole sweeps.
 
-The axes of a grid may differ within its sweep, and so may what follows from them. So may the cards of one machine:
-within a run directory trials on several devices of one kind stand in one table, and a warning says which ran where.
+The axes of a grid may differ within its sweep, and so may what follows from them. So may the cards of one kind: within
+a run directory trials on several devices of one kind stand in one table, and a warning says which ran on another one.
+Where trials of one sweep differ in costs alone, for instance because several kinds of machine ran them, the report
+compares the quality of all, and costs among those that are alike (`howlow.records.cost_conditions`).
 A key that one side does not know
 (its trial died early, its record is of an older schema) is not held against it. The hash of howlow's sources is the
 exception: where one side lacks it, the costs differ.
@@ -41,7 +43,9 @@ COSTS = "costs"
 _MAY_DIFFER_IN_A_TABLE = ("seed", "lora.rank", "training.batch_size", "data.start_sha256")
 """A trial's place in the grid; the batch: the largest that fits depends on the rank (the paper, section IV.B), and
 every table and figure shows where it changes; and the adapter that a shrunk one was cut from: each seed has its own."""
-_CARD = "environment.device_uuid"
+CARD = "environment.device_uuid"
+CLOCK = "environment.clock"
+"""The time of day, which no record holds and no figure depends on; a worker's must be the sweep's."""
 _TABLES = ("environment.versions", "environment.variables", "environment.switches")
 """Keys whose value is a table: each entry is a key of its own, and an entry that is not there is unset."""
 
@@ -181,24 +185,11 @@ def repeats_that_differ(records: Sequence[Record]) -> dict[str, list[RecordWarni
     return found
 
 
-# -- several cards of one machine -----------------------------------------------------------------------------------
-
-
 def _are_cards_of_one_machine(environments: Iterable[Environment | None]) -> bool:
     """Whether all known devices are in one machine: each process saw the others' cards beside its own."""
     known = [one for one in environments if one is not None and one.device_uuid is not None]
     cards = {one.device_uuid for one in known}
     return all(cards <= set(one.cards or ()) for one in known)
-
-
-def other_cards(trials: Sequence[Identified]) -> list[tuple[str, RecordWarning]]:
-    """Of trials that several cards of one kind ran: each that ran on another card than most, with a warning."""
-    cards = [(one.trial, one.environment.device_uuid) for one in trials if one.environment is not None]
-    if len({card for _, card in cards}) < 2:
-        return []
-    ((usual, _),) = Counter(card for _, card in cards).most_common(1)
-    found = ((trial, f"measured on {card}, most trials on {usual}") for trial, card in cards if card != usual)
-    return [(trial, RecordWarning(kind=WarningKind.ANOTHER_CARD, detail=detail)) for trial, detail in found]
 
 
 # -- refusing -------------------------------------------------------------------------------------------------------
@@ -215,7 +206,7 @@ def refuse_to_mix(
         UserError: names the first key that differs, both values and both trials.
     """
     is_one_machine = is_one_sweep and _are_cards_of_one_machine([trial.environment for trial in trials])
-    found = differences(trials, may_differ_in_a_table(trials).union({_CARD} if is_one_machine else ()))
+    found = differences(trials, may_differ_in_a_table(trials).union({CARD} if is_one_machine else ()))
     left = not_accepted(found, accept_different)
     if left:
         first, is_of_costs = left[0], all(one.is_of_costs_alone for one in left)
@@ -237,11 +228,12 @@ def may_differ_in_a_table(trials: Iterable[Identified]) -> frozenset[str]:
 def refuse_changed(then: Identified, now: Identified, accept_different: Sequence[str], where: str) -> None:
     """Refuse to continue a trial, or its sweep, where not everything is as it was when the trial ran.
 
+    Another card of the same kind may go on: a warning says which card ran most of the trials.
+
     Raises:
         UserError: names `where`, the trial, the first key that differs, and both values.
     """
-    excused = {_CARD} if _are_cards_of_one_machine([then.environment, now.environment]) else set()
-    left = not_accepted([one for one in _changes(then, now) if one.key not in excused], accept_different)
+    left = not_accepted([one for one in _changes(then, now) if one.key != CARD], accept_different)
     if left:
         first = left[0]
         raise UserError(
@@ -264,21 +256,29 @@ def _what(key: str) -> str:
     return next((what for prefix, what in named.items() if key.startswith(prefix)), "what is measured")
 
 
-def refuse_other_machine(then: Environment, now: Environment, accept_different: Sequence[str], where: str) -> None:
+def refuse_other_machine(
+    then: Environment, now: Environment, accept_different: Sequence[str], where: str, *, is_one_sweep: bool = False
+) -> None:
     """Refuse a machine on which a sweep's costs could not be compared with those measured so far.
+
+    With `is_one_sweep` its card may be another one of the same kind, in whichever machine.
 
     Raises:
         UserError: names `where`, the first key that differs, and both values.
     """
-    excused = {_CARD} if _are_cards_of_one_machine([then, now]) else set()
+    excused = {CARD} if is_one_sweep or _are_cards_of_one_machine([then, now]) else set()
     pairs = _pairs(facts_of_environment(then), facts_of_environment(now))
     left = _unlike_the_sweep((pair for pair in pairs if pair[0] not in excused), accept_different)
     if left:
         raise UserError(f"{where}: this machine cannot join: {_told(left)}; run it elsewhere, {advice(left)}")
 
 
-def refuse_other_code(then: str, now: str, accept_different: Sequence[str], where: str) -> None:
+def refuse_other_code(
+    then: str, now: str, accept_different: Sequence[str], where: str, revisions: tuple[str | None, str | None]
+) -> None:
     """Refuse to join a sweep with other sources of howlow than those that prepared it, given by their hashes.
+
+    revisions: git's commits of the sweep's sources and of these, where they are known.
 
     Raises:
         UserError: names `where`, the key, and both values.
@@ -286,7 +286,8 @@ def refuse_other_code(then: str, now: str, accept_different: Sequence[str], wher
     pairs = [("environment.code_sha256", then, now)] if then != now else []
     left = _unlike_the_sweep(pairs, accept_different)
     if left:
-        same = "run the same version of howlow"
+        there, here = (name or "not known" for name in revisions)
+        same = f"run the same version of howlow (commit {there} in the sweep, {here} here)"
         raise UserError(f"{where}: this worker cannot join: {_told(left)}; {same}, {advice(left)}")
 
 
@@ -357,7 +358,7 @@ def _all_keys() -> list[str]:
         "environment": Environment,
     }
     facts = [f"{prefix}.{name}" for prefix, kind in records.items() for name in kind.model_fields]
-    return [*setting_keys(), *facts, "energy.source", "energy.devices"]
+    return [*setting_keys(), *facts, "energy.source", "energy.devices", CLOCK]
 
 
 def _keys_that_differ(key: str, found: Sequence[Difference]) -> str:

@@ -9,6 +9,7 @@ from howlow.records.data import DataRecord
 from howlow.records.energy import EnergyPart, EnergySource, EnergyWindow
 from howlow.records.gemms import GemmRecord
 from howlow.records.memory import BatchSearch, MemoryShortage
+from howlow.records.neighbours import Neighbour
 from howlow.records.shrunk import ShrunkRecord
 from howlow.records.warnings import Frozen, PhaseName, RecordWarning
 from howlow.settings import Settings, TrialKind
@@ -284,6 +285,7 @@ class Environment(Frozen):
     device: str = Field(description="cpu, cuda:0, mps")
     device_name: str
     device_uuid: str | None = None
+    host: str | None = Field(None, description="the machine's name; None in older records")
     cards: tuple[str, ...] | None = Field(
         None, description="the UUIDs of all devices of this machine that the driver lists; None where it lists none"
     )
@@ -347,6 +349,12 @@ class Record(Frozen):
         None, description="of the examples set aside to choose between settings; None: there are none"
     )
     warnings: tuple[RecordWarning, ...] = ()
+    alone: bool | None = Field(
+        None, description="whether the machine was the trial's alone (`run.exclusive`); None in older records"
+    )
+    neighbours: tuple[Neighbour, ...] | None = Field(
+        None, description="what ran beside it on its machine; None: not known, as in older records"
+    )
     started_at: str | None = Field(None, description="UTC, ISO 8601")
     ended_at: str | None = None
     preparation_s: float | None = Field(None, description="from the process's start to its first step")

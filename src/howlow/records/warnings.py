@@ -58,6 +58,7 @@ class WarningKind(StrEnum):
     OTHER_PROCESS_ON_DEVICE = "other_process_on_device"
     OTHER_WORK_ON_MACHINE = "other_work_on_machine"
     RAN_BESIDE_OTHER_TRIALS = "ran_beside_other_trials"
+    COSTS_LEFT_OUT = "costs_left_out"
     SWAPPING = "swapping"
     DEVICE_PARTITIONED = "device_partitioned"
     DEVICE_VIRTUAL = "device_virtual"
@@ -136,8 +137,10 @@ REMEDIES: Mapping[WarningKind, str] = {
     WarningKind.STEADINESS_UNKNOWN: "use more examples: too few measured steps to see whether the speed was steady",
     WarningKind.OTHER_PROCESS_ON_DEVICE: "end the other processes, or give the trial a device of its own",
     WarningKind.OTHER_WORK_ON_MACHINE: "wait until the other work has ended, or bind it to other cores",
-    WarningKind.RAN_BESIDE_OTHER_TRIALS: "for costs that others can repeat, set run.workers = 1 and start no other "
-    "worker on this machine",
+    WarningKind.RAN_BESIDE_OTHER_TRIALS: "for costs that others can repeat, set run.exclusive = true, or "
+    "run.workers = 1 and start no other worker on this machine",
+    WarningKind.COSTS_LEFT_OUT: "nothing to do where the costs of one seed are enough; run.repeats measures them more "
+    "often, and run.workers = 1 gives costs of every seed",
     WarningKind.SWAPPING: "free memory, or use a smaller batch",
     WarningKind.DEVICE_PARTITIONED: "use the whole card to measure energy: it includes that of the other instances",
     WarningKind.DEVICE_VIRTUAL: "use a whole card: on a shared one time and energy depend on the other users",
@@ -146,8 +149,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     "that fits under it (nvidia-smi -lgc), for a speed that does not depend on heat and silicon",
     WarningKind.THROTTLED: "cool the device, set run.cooldown_s, and run the trial again",
     WarningKind.QUALITY_NOT_COMPARABLE: "run the trials under equal conditions; --accept-different allowed this one",
-    WarningKind.COSTS_NOT_COMPARABLE: "compare the quality alone, or run the trials under equal conditions on "
-    "one machine; --accept-different allowed this difference",
+    WarningKind.COSTS_NOT_COMPARABLE: "its costs are divided only by those measured alike; to compare the costs of all "
+    "trials, run them on one kind of machine under equal conditions",
     WarningKind.ANOTHER_CARD: "cards of one kind may differ by a few per cent; where it matters, run all trials on one "
     "(run.device = cuda:0)",
     WarningKind.BASELINE_REPEATED: "name its folder first to report the other measurement; how far they differ "

@@ -27,6 +27,7 @@ from howlow.reporting.spectra import spectra_on_page, spectra_summary
 from howlow.reporting.summary import Summary, summarize
 from howlow.reporting.timelines import timelines
 from howlow.reporting.tradeoffs import tradeoffs
+from howlow.reporting.where import places_of
 from howlow.reporting.words import sentences
 from howlow.settings import to_toml
 
@@ -79,6 +80,7 @@ def page(comparison: Comparison) -> str:
         meters=meter_lines(comparison),
         conditions=condition_lines(comparison.results.records),
         environment=environment_facts(comparison),
+        places=places_of(comparison.results.records),
         commands=_commands(comparison),
         settings=_settings(comparison),
         columns=comparison.results.columns,

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 from howlow.analysis.column import Column
+from howlow.analysis.columns import BATCH_SIZES, drawn
 from howlow.analysis.comparison import Comparison, Group
 from howlow.analysis.ratios import Ratio
 from howlow.analysis.rows import Trial
@@ -15,6 +16,7 @@ from howlow.analysis.statistics import Interval, Statistic
 from howlow.reporting import formatting
 from howlow.reporting.evidence import runs_words
 from howlow.reporting.summary import axes_words
+from howlow.reporting.sweeps import conditions_name
 
 MOST_TICKS = 14
 MOST_POINTS = 200
@@ -86,6 +88,12 @@ def series_of(group: Group) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def series_in(comparison: Comparison, group: Group, column: Column) -> str:
+    """The line of a group in the panel of a column: costs that were measured under other conditions have their own."""
+    number = group.counted(column)[0].conditions if column.is_cost else 0
+    return ", ".join(part for part in (series_of(group), conditions_name(comparison.results, number)) if part)
+
+
 def series_label(name: str) -> str:
     """How a line is called where there are several: only that of trained adapters may have no name."""
     return name or "trained"
@@ -93,7 +101,12 @@ def series_label(name: str) -> str:
 
 def drawn_series(comparison: Comparison) -> tuple[list[str], int]:
     """The lines that are drawn, at most 12, and how many there are."""
-    names = list(dict.fromkeys(series_of(group) for group in comparison.groups if group.rank is not None))
+    groups = [group for group in comparison.groups if group.rank is not None]
+    own = [series_of(group) for group in groups]
+    has_kinds = any(len(alike) > 1 for alike in comparison.results.conditions)
+    costs = [column for stage in BATCH_SIZES for column in drawn(stage)] if has_kinds else []
+    apart = [series_in(comparison, group, column) for column in costs for group in groups]
+    names = list(dict.fromkeys((*own, *apart)))
     return evenly(names, _MOST_SERIES), len(names)
 
 
@@ -136,7 +149,8 @@ def points_of(comparison: Comparison, column: Column, relative: bool) -> list[Ch
 def _drawn_groups(comparison: Comparison, column: Column) -> Iterator[tuple[Group, Statistic]]:
     series, ranks = set(drawn_series(comparison)[0]), set(drawn_ranks(comparison))
     for group in comparison.groups:
-        if group.rank in ranks and series_of(group) in series and (mean := group.statistic(column)) is not None:
+        is_drawn = group.rank in ranks and series_in(comparison, group, column) in series
+        if is_drawn and (mean := group.statistic(column)) is not None:
             yield group, mean
 
 
@@ -146,7 +160,7 @@ def _group_points(
     runs = runs_words(group)
     what = f"mean of {runs}" if runs else group.trials[0].record.trial
     value = formatting.quantity(mean.mean, column.unit)
-    point = ChartPoint(group.rank or 0, series_of(group), _short(mean.mean), value, what)
+    point = ChartPoint(group.rank or 0, series_in(comparison, group, column), _short(mean.mean), value, what)
     if relative:
         ratio = comparison.ratio(group, column)
         if ratio is None:
@@ -156,7 +170,7 @@ def _group_points(
         yield _with_bar(point, ratio)
     else:
         yield _with_bar(point, group.interval(column))
-    for trial in group.trials if mean.n > 1 and has_dots else ():
+    for trial in group.counted(column) if mean.n > 1 and has_dots else ():
         yield from _dot(comparison, trial, point, column, relative)
 
 

@@ -84,7 +84,7 @@ def _seeds_command(found: Recommendation, seeds: Sequence[int]) -> str:
 
 
 def _folder(found: Recommendation) -> Path:
-    return found.contest.comparison.results.folders[0]
+    return found.contest.folders[0]
 
 
 def _seeds(found: Recommendation, number: int) -> list[int]:

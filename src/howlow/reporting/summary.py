@@ -17,7 +17,7 @@ from howlow.reporting import formatting
 from howlow.reporting.absences import absences
 from howlow.reporting.evidence import averaged_over, error_notes, repeats_sentence, runs_words
 from howlow.reporting.failure import failure_words
-from howlow.reporting.sweeps import apart_lines, axis_cells, table_axes
+from howlow.reporting.sweeps import apart_lines, axis_cells, conditions_lines, table_axes
 
 _MOST_REFERENCES = 6
 
@@ -110,7 +110,7 @@ def summarize(comparison: Comparison, for_page: bool = False) -> Summary:
         has_repeats=any(group.repeats > 1 for group in comparison.groups),
         headings=tuple(headings),
         rows=tuple(_row(comparison, group, headings, warnings, for_page) for group in comparison.groups),
-        apart=tuple(apart_lines(results)),
+        apart=(*apart_lines(results), *conditions_lines(comparison)),
         references=tuple(_reference_notes(comparison)),
         errors=tuple(_error_notes(comparison, headings, for_page)),
         absences=tuple(absences(results, [c for c in costs if c not in present and not c.is_optional])),

@@ -1,17 +1,18 @@
-"""Several sweeps in one report, in words and for JSON: which there are, and which figures are not compared."""
+"""Several sweeps, or several kinds of machine, in one report: which there are, and which figures are not compared."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from howlow.analysis.columns import SWEEP
-from howlow.analysis.comparison import Group
+from howlow.analysis.columns import COLUMNS, SWEEP, TRIAL
+from howlow.analysis.comparison import Comparison, Group, Reference
 from howlow.analysis.one_table import Apart
 from howlow.analysis.rows import Results, Trial
-from howlow.records import Difference
+from howlow.records import CostConditions, Difference
 from howlow.records.comparability import further, shown
 from howlow.reporting import formatting
 
 _MOST_TRIALS = 4
+_A_COST = next(column for column in COLUMNS if column.is_cost)
 
 
 def apart_lines(results: Results) -> list[str]:
@@ -31,11 +32,55 @@ def _lines(one: Apart) -> list[str]:
     ]
 
 
+# -- conditions of costs --------------------------------------------------------------------------------------------
+
+
+def conditions_lines(comparison: Comparison) -> list[str]:
+    """One line for each of the conditions under which costs were measured, where a sweep has several."""
+    several = [alike for alike in comparison.results.conditions if len(alike) > 1]
+    return [line for alike in several for line in _alike_lines(comparison, alike)]
+
+
+def _alike_lines(comparison: Comparison, alike: tuple[CostConditions, ...]) -> Iterator[str]:
+    for one in alike[1:]:
+        first, names = one.differences[0], formatting.listed(list(one.trials), _MOST_TRIALS)
+        yield (
+            f"costs of {names} are divided only by those measured alike{_rank_words(comparison, one)}: {first.key} is "
+            f"{shown(first.value)}, of most trials it is {shown(first.other_value)}{further(one.differences)}"
+        )
+    if words := _rank_words(comparison, alike[0]):
+        yield f"costs of the other trials are divided by those measured alike{words}"
+
+
+def _rank_words(comparison: Comparison, alike: CostConditions) -> str:
+    """The rank that costs are divided by, where it is not that of the quality."""
+    results = comparison.results
+    is_one = len(results.conditions) == 1  # else trials bear their sweeps' names
+    own = [one for one in results.trials if is_one or one.row[TRIAL.name] in alike.trials]
+    own = [one for one in own if one.conditions == alike.number]
+    ranks = {reference.rank: _costs_rank(comparison, reference, own) for reference in comparison.references}
+    told = sorted({rank for quality, rank in ranks.items() if rank is not None and rank != quality})
+    return f" (relative to rank {', '.join(map(str, told))})" if told else ""
+
+
+def _costs_rank(comparison: Comparison, reference: Reference, own: list[Trial]) -> int | None:
+    whole = comparison.divisor(reference, own, _A_COST)
+    return None if whole is None else whole.rank
+
+
+def conditions_name(results: Results, number: int) -> str:
+    """A short name of the conditions of a number: what differs from those of most trials; empty for these."""
+    found = [one for alike in results.conditions for one in alike if number and one.number == number]
+    firsts = dict.fromkeys(f"{one.differences[0].key} {shown(one.differences[0].value)}" for one in found)
+    return ", ".join(firsts)
+
+
 def sweeps_document(results: Results) -> dict[str, Any]:
-    """What `howlow report --json` adds where there are several sweeps."""
+    """What `howlow report --json` adds where there are several sweeps, or several conditions of costs."""
+    conditions = {"conditions": _conditions(results)} if any(len(alike) > 1 for alike in results.conditions) else {}
     if not results.has_sweeps:
-        return {}
-    return {
+        return conditions
+    return conditions | {
         "sweeps": {name: str(results.sweeps[name]) for name in sorted(results.sweeps)},
         "apart": [
             {
@@ -47,6 +92,14 @@ def sweeps_document(results: Results) -> dict[str, Any]:
             for one in results.apart
         ],
     }
+
+
+def _conditions(results: Results) -> list[dict[str, Any]]:
+    return [
+        {"number": one.number, "trials": list(one.trials), "differences": [_difference(d) for d in one.differences]}
+        for alike in results.conditions
+        for one in alike
+    ]
 
 
 def _difference(found: Difference) -> dict[str, Any]:

@@ -19,8 +19,9 @@ class LoraSettings(Section):
         8, description="the adapter's inner dimension", json_schema_extra=affects("memory", "quality", "cost")
     )
     alpha: float | str = Field(
-        "2r",
-        description='the numerator of the scaling: a number, or a multiple of r as "2r"',
+        32.0,
+        description='the numerator of the scaling: a number, or a multiple of r as "2r", with which the best learning '
+        "rate falls as r grows (docs/studies/scaling.md)",
         json_schema_extra=affects("quality"),
     )
     scaling: Literal["standard", "rank_stabilized"] = Field(

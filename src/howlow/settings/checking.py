@@ -91,7 +91,7 @@ _EXPECTED = {
     "training.batch_size": 'a whole number or "max" is',
     "inference.batch_size": 'a whole number or "max" is',
     "meters.devices": "a list with at least one name is",
-    "run.device": "auto, cpu, mps, cuda or cuda:N is",
+    "run.device": "auto, cpu, mps, cuda, cuda:N or a GPU's UUID is",
 }
 
 

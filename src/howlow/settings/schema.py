@@ -167,7 +167,7 @@ class TrainingSettings(Section):
         False, description="recompute activations in the backward pass", json_schema_extra=affects("memory", "cost")
     )
     compile: bool | Literal["auto"] = Field(
-        False,
+        "auto",
         description="compile the decoder's layers with torch.compile; auto: on CUDA. There adapters then run without "
         "casts and steps are replayed as CUDA graphs, too, and all three are checked against the plain step first. "
         "Compiling is burn-in. Generation is not compiled, but its token steps are replayed and checked in the same "
@@ -254,8 +254,8 @@ class RunSettings(Section):
 
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?)$",
-        description="auto: CUDA, then MPS, then CPU",
+        pattern=r"^(auto|cpu|mps|cuda(:\d{1,2})?|(GPU|MIG)-[0-9A-Fa-f-]+)$",
+        description="auto: CUDA, then MPS, then CPU; a GPU also by its UUID (GPU-...)",
         json_schema_extra=affects("layout", "execution", "memory"),
     )
     gemm_library: Literal["auto", "onednn", "blas"] = Field(
@@ -271,8 +271,13 @@ class RunSettings(Section):
     )
     workers: Positive | None = Field(
         None,
-        description="trials that run at the same time on this machine; absent: one per device. What it costs a trial "
-        "is compared by its threads, and a trial that ran beside others has a warning",
+        description="trials that run at the same time on this machine; absent: one a GPU, or one. What it costs a "
+        "trial is compared by its threads; its record says what ran beside it, and its costs are marked",
+        json_schema_extra=affects(),
+    )
+    exclusive: bool = Field(
+        False,
+        description="whether all trials of the first seed run alone on their machine; further seeds are for quality",
         json_schema_extra=affects(),
     )
     devices_per_trial: Annotated[int, Field(ge=1, le=64)] = Field(

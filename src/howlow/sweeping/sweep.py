@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from howlow.batch_search.driver import searched_settings
 from howlow.claims import Claims
@@ -21,6 +21,8 @@ from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
 from howlow.jobs import JobFailedError, Preparing, SweepEvent, SweepPrepared, Tell, TrialElsewhere, TrialEnded, TrialJob
+from howlow.locks import file_lock, lacks_locks
+from howlow.node import refuse_no_node
 from howlow.records import (
     HeapMode,
     LayoutChoice,
@@ -28,6 +30,7 @@ from howlow.records import (
     Record,
     RecordWarning,
     Status,
+    groups_of,
     has_record,
     read_record,
     read_records,
@@ -129,6 +132,8 @@ def sweep(
         existing, again = _existing(folder, plans, retry)
         left, heap = left_behind(folder, existing), _heap_of(expand(merged))
         refuse_other_settings(folder, left, merged, accept_different)
+        if settings.run.exclusive:
+            refuse_no_node()
         tell(Preparing())
         runner, shared_by = ForkServer(), processes_of(settings)
         prepared = prepare_all(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
@@ -140,7 +145,7 @@ def sweep(
         write_atomically(folder / "sweep.toml", to_toml(merged))
         for name in again:
             set_aside(folder / "trials" / name)
-        jobs = _jobs(pending, prepared, layouts, heap, shared_by)
+        jobs = _jobs(pending, prepared, layouts, heap, shared_by, merged.grid["seed"][0])
         sizes = tuple(one.sizes for one in prepared.values() if one.sizes is not None)
         tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending), sizes=sizes))
         for names in [[plan.name for plan in plans]] if rounds is None else rounds(plans):
@@ -247,7 +252,7 @@ def _opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -
         raise UserError(f"--out {folder}: a file stands in the way; give a folder") from None
     except OSError as error:
         raise unwritable(folder, error) from None
-    lock = FileLock(hidden / "lock")
+    lock = file_lock(hidden / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -256,7 +261,8 @@ def _opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -
             f"{folder}, or give another folder"
         ) from None
     except OSError as error:
-        raise unwritable(folder, error) from None
+        if not lacks_locks(error):  # without locks two sweeps prepare the same, and share the trials by their claims
+            raise unwritable(folder, error) from None
     try:
         merged = joined(folder, settings, accept_different)
         try:
@@ -281,8 +287,9 @@ def _jobs(
     layouts: Mapping[str, LayoutChoice],
     heap: HeapMode,
     shared_by: int,
+    first_seed: int,
 ) -> tuple[TrialJob, ...]:
-    """The jobs of the trials that are left, for the workers."""
+    """The jobs of the trials that are left, for the workers; with `run.exclusive` first those whose costs count."""
     found = []
     for plan in pending:
         preparation = prepared[preparation_key(plan.settings)]
@@ -301,19 +308,18 @@ def _jobs(
                 layout=layouts[layout_key(plan.settings)],
                 is_bounded=heap == "bounded",
                 cores_shared_by=shared_by,
+                alone=plan.settings.run.exclusive and (plan.kind == "base" or plan.seed == first_seed),
             )
         )
-    return tuple(found)
+    return tuple(sorted(found, key=lambda job: not job.alone))
 
 
 def _devices(settings: Settings, prepared: Mapping[str, Preparation]) -> list[str | None]:
     """The device of each worker; None: as the settings say."""
     asked = settings.run.device
-    found = max(preparation.report.devices for preparation in prepared.values())
-    is_open = asked in ("auto", "cuda") and "run.device" not in settings.grid
-    of_one = settings.run.devices_per_trial
-    firsts = range(0, found - of_one + 1, of_one)
-    devices = [f"cuda:{first}" for first in firsts] if is_open and len(firsts) > 1 else [None]
+    gpus = max((preparation.report.gpu_uuids for preparation in prepared.values()), key=len)
+    groups = groups_of(gpus, settings.run.devices_per_trial) if asked in ("auto", "cuda") else []
+    devices: list[str | None] = [*groups] if len(groups) > 1 else [None]
     number = settings.run.workers or len(devices)
     return [devices[index % len(devices)] for index in range(number)]
 

@@ -30,6 +30,7 @@ from howlow.meters.phase import PhaseMeter
 from howlow.meters.session import Session
 from howlow.records import (
     MeterRecord,
+    Neighbour,
     PhaseRecord,
     Provenance,
     RecordWarning,
@@ -41,6 +42,7 @@ from howlow.records import (
     write_atomically,
 )
 from howlow.tasks import task_named
+from howlow.trial.company import neighbours_so_far
 from howlow.trial.state import ProcessMeters, TrialState
 
 _INFERENCE = "inference.json"
@@ -124,9 +126,15 @@ def _so_far(state: TrialState, session: Session) -> dict[str, Any]:
         "generation_graphed": found.resolved.generation_graphed,
         "shrunk": found.shrunk.model_dump() if found.shrunk else None,
         "adapter_bytes": found.model.adapter_bytes if found.model else None,
+        "neighbours": _plain_neighbours(state),
         "warnings": [warning.model_dump(mode="json") for warning in found.warnings],
         "observed": [[kind.value, detail] for kind, detail in session.observed()],
     }
+
+
+def _plain_neighbours(state: TrialState) -> list[dict[str, Any]] | None:
+    found = neighbours_so_far(state)
+    return None if found is None else [one.model_dump(mode="json") for one in found]
 
 
 def _provenance(state: TrialState) -> Provenance:
@@ -198,6 +206,8 @@ def _restore_draft(state: TrialState, document: dict[str, Any]) -> None:
     found.shrunk = ShrunkRecord(**document["shrunk"]) if document.get("shrunk") else None
     found.phases = [PhaseRecord(**phase) for phase in document["phases"]]
     found.warnings = [RecordWarning(**warning) for warning in document["warnings"]]
+    kept_neighbours = document.get("neighbours")
+    found.neighbours = None if kept_neighbours is None else tuple(Neighbour(**one) for one in kept_neighbours)
     if document["position"] == "inference":
         kept = _identity(document).resolved
         state.resolve(**{name: getattr(kept, name) for name in _DECIDED_IN_TRAINING})
@@ -209,7 +219,7 @@ def _restore_draft(state: TrialState, document: dict[str, Any]) -> None:
 def _continued(state: TrialState, document: dict[str, Any]) -> float:
     """Go on where the process that fine-tuned has just ended; the trial's time has gone on meanwhile."""
     state.found.trained_at_s = document["trained_at_s"]
-    return float(document["time_s"]) + machine_s() - float(document["trained_at_s"])
+    return float(document["time_s"]) + machine_s() - float(document["trained_at_s"]) - state.waited_s
 
 
 def _interrupted(state: TrialState, document: dict[str, Any]) -> float:

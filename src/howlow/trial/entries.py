@@ -4,19 +4,20 @@ The fork server imports this module ahead of the jobs, and with it everything he
 """
 
 import gc
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import peft  # noqa: F401  (so that the fork server has it)
 import torch
 import transformers
-from filelock import FileLock
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports models when they are used)
 
 from howlow.jobs import (
     CounterPaces,
     EnvironmentJob,
     ForetellJob,
+    GpusJob,
     IdleAbsent,
     IdleJob,
     LayoutJob,
@@ -26,16 +27,19 @@ from howlow.jobs import (
     PreparationReport,
     PrepareJob,
 )
+from howlow.locks import locked
 from howlow.meters.energy import EnergyMeter
 from howlow.meters.energy_bounds import Missing
 from howlow.meters.idle import SLOWEST_HZ, measure_idle, rest
-from howlow.meters.machine import choose_device, environment
+from howlow.meters.machine import choose_device, environment, gpu_uuids
 from howlow.meters.sources import open_meters
 from howlow.meters.timeouts import answered
+from howlow.node import Visitor
 from howlow.outcomes import StoppedError
 from howlow.records import Environment, Idle, LayoutChoice, RecordWarning, Status
 from howlow.trial import preparation
 from howlow.trial.asked_of_model import refuse_what_cannot_be
+from howlow.trial.company import visiting
 from howlow.trial.followers import followers_of
 from howlow.trial.following import follow_choice, follow_trial
 from howlow.trial.foretold import before_the_first_step
@@ -53,7 +57,8 @@ def prepare_entry(job: PrepareJob, link: Link) -> PreparationReport:
     report = preparation.prepare(job.settings, job.adapters, job.folder, job.heads)
     refuse_what_cannot_be(job.settings, job.variants, job.quantizations)
     is_on_cuda = choose_device(job.settings.run.device).type == "cuda"
-    return PreparationReport(**report, devices=torch.cuda.device_count() if is_on_cuda else 1)
+    gpus = gpu_uuids() if is_on_cuda else ()
+    return PreparationReport(**report, devices=len(gpus) or 1, gpu_uuids=gpus)
 
 
 def choose_entry(job: LayoutJob, link: Link) -> LayoutChoice:
@@ -76,20 +81,38 @@ def environment_entry(job: EnvironmentJob, link: Link) -> Environment:
     return environment(choose_device(job.device, job.devices_per_trial))
 
 
+def gpus_entry(job: GpusJob, link: Link) -> tuple[str, ...]:
+    """List the GPUs that trials may use here."""
+    return gpu_uuids() if choose_device(job.device).type == "cuda" else ()
+
+
 def trial_entry(job: MeasureJob, link: Link) -> Status | None:
     """Run one trial to its record; None where a fresh process goes on from the end of fine-tuning."""
     trial = job.trial
     settle(trial.cores_shared_by)
+    device = job.device or trial.settings.run.device
+    visitor = Visitor(trial.name, str(job.run_directory.resolve()), "trial", device, trial.alone)
     devices, follow = trial.settings.run.devices_per_trial, partial(follow_trial, job, settle)
     with (
-        FileLock(job.run_directory / trial.folder / ".lock"),  # the process of a dead worker may still be ending
+        locked(job.run_directory / trial.folder / ".lock"),  # the process of a dead worker may still be ending
+        visiting(link, visitor) as presence,
         followers_of(devices, link, follow) as followers,
     ):
-        return run(state_of(job, link, followers))
+        state = state_of(job, link, followers)
+        state.presence = presence
+        return run(state)
 
 
 def idle_entry(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:
     """Let the device rest, then read its idle power; None where no source could read it."""
+    if job.run_directory is None or not job.alone:
+        return _idle(job, link)
+    visitor = Visitor(job.trial, str(job.run_directory.resolve()), "idle reading", job.settings.run.device, True)
+    with visiting(link, visitor):
+        return _idle(job, link)
+
+
+def _idle(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:
     settings = job.settings
     rate_hz = max(SLOWEST_HZ, settings.meters.rate_hz)  # the window is short
     meters = open_meters(replace(asked_of(settings, choose_device(settings.run.device)), rate_hz=rate_hz))
@@ -107,9 +130,11 @@ def idle_entry(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:
 
 def pace_entry(job: PaceJob, link: Link) -> CounterPaces:
     """Measure how the energy counters behave (`howlow.trial.pacing`)."""
-    device = choose_device(job.settings.run.device)
-    meters = open_meters(asked_of(job.settings, device))
-    return CounterPaces(counters=counter_paces(meters, device, job.run_directory))
+    visitor = Visitor(job.trial, str(job.run_directory.resolve()), "idle reading", job.settings.run.device, True)
+    with visiting(link, visitor) if job.alone else nullcontext():
+        device = choose_device(job.settings.run.device)
+        meters = open_meters(asked_of(job.settings, device))
+        return CounterPaces(counters=counter_paces(meters, device, job.run_directory))
 
 
 def _temperature_c(energy: EnergyMeter) -> float | None:

@@ -9,9 +9,9 @@ import platform
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from pydantic import ValidationError
 
+from howlow.locks import locked
 from howlow.meters.instruments import Instrument
 from howlow.meters.pace import measure_pace
 from howlow.meters.sources import Meters
@@ -33,7 +33,7 @@ def _stored(instrument: Instrument, device: torch.device, folder: Path) -> Count
     """The figures of one counter, measured where nobody has measured them before."""
     key = f"{platform.node()} {getattr(instrument, 'uuid', instrument.device)}"
     path = folder / f"pace-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
-    with FileLock(path.with_suffix(".lock")):
+    with locked(path.with_suffix(".lock")):
         try:
             found = CounterPace.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, ValidationError):

@@ -17,10 +17,11 @@ from howlow.meters.clock import utc
 from howlow.outcomes import ClaimLostError, StoppedError, is_disk_full
 from howlow.records import MemoryShortage, Record, Scores, Status, write_record
 from howlow.settings import adapts
+from howlow.trial.company import conclude_company
 from howlow.trial.layout_choice import layout_record
+from howlow.trial.lease import lease_watched
 from howlow.trial.metering import meter_report
 from howlow.trial.method import run_method
-from howlow.trial.setup import warn_about_neighbours
 from howlow.trial.shortage import shortage_of
 from howlow.trial.state import TrialState, warn_unsteady
 
@@ -40,7 +41,8 @@ def run(state: TrialState) -> Status | None:
 
     Out of memory, divergence and failure are results; a full disk and a stop are not.
     """
-    end = _run(state)
+    with lease_watched(state):
+        end = _run(state)
     if end is None:
         return None
     unlimit_memory()
@@ -81,7 +83,7 @@ def _failure(state: TrialState, problem: Exception) -> _End:
 
 def _close(state: TrialState) -> None:
     """What is looked at once the work is over."""
-    warn_about_neighbours(state)
+    conclude_company(state)
     if state.session is not None:
         warn_unsteady(state)
         if state.found.meters is None:  # the method ended early
@@ -116,6 +118,8 @@ def _record(state: TrialState, end: _End) -> Record:
         scores=end.scores,
         validation=found.validation if end.status == "done" else None,
         warnings=tuple(found.warnings),
+        alone=state.alone,
+        neighbours=found.neighbours,
         started_at=found.started_at,
         ended_at=utc(),
         preparation_s=found.preparation_s,

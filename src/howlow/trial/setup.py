@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 
-from howlow.claims import neighbours
 from howlow.engine.execution import Execution
 from howlow.jobs import IdleAbsent
 from howlow.memory.heap import bound_heap, keep_heap
@@ -16,6 +15,7 @@ from howlow.records import PhaseName, WarningKind
 from howlow.tasks import task_named
 from howlow.trial import foretold
 from howlow.trial.checkpointing import Saved, resume
+from howlow.trial.company import describe_device
 from howlow.trial.loading import execution_of, with_execution
 from howlow.trial.metering import asked_of, energy_source
 from howlow.trial.prepared import Prepared, read_prepared
@@ -71,19 +71,13 @@ def set_up(state: TrialState) -> Setup:
     prepared = read_prepared(state.data_folder)
     meters = open_meters(asked_of(settings, device))
     found.environment, found.data = environment(device), prepared.data
+    describe_device(state)
     found.energy = energy_source(meters)
     for warning in prepared.warnings:
         state.keep(warning)
     _warn_about_energy(state, meters.energy)
     state.keep_all(foretold.of_settings(settings, state.choice))
     return Setup(device, execution, saved, prepared, meters)
-
-
-def warn_about_neighbours(state: TrialState) -> None:
-    """A warning where other trials of this run directory ran on this machine at the same time."""
-    others = neighbours(state.folder.parent.parent, state.name) if state.claim is not None else ()
-    if others:
-        state.warn(WarningKind.RAN_BESIDE_OTHER_TRIALS, f"at the same time on this machine: {', '.join(others)}")
 
 
 def _warn_about_energy(state: TrialState, energy: EnergyMeter) -> None:

@@ -13,7 +13,8 @@ from howlow.meters.machine import process_age_s
 from howlow.meters.phase import Timed
 from howlow.meters.session import Session
 from howlow.meters.steadiness import FEWEST_STEPS, BurnIn, drift, steady_from
-from howlow.outcomes import StoppedError
+from howlow.node import Presence
+from howlow.outcomes import ClaimLostError, StoppedError
 from howlow.records import (
     BatchSearch,
     CounterPace,
@@ -26,6 +27,7 @@ from howlow.records import (
     MergedRecord,
     MeterRecord,
     ModelRecord,
+    Neighbour,
     Part,
     PhaseName,
     PhaseRecord,
@@ -63,6 +65,8 @@ class RecordDraft:
     phases: list[PhaseRecord] = field(default_factory=list)
     warnings: list[RecordWarning] = field(default_factory=list)
     resumed: int = 0
+    neighbours: tuple[Neighbour, ...] | None = ()
+    """What ran beside its earlier processes, and once it has ended, beside all of them; None: not known."""
     started_at: str = field(default_factory=utc)
     preparation_s: float | None = None
     second_load: PhaseRecord | None = None
@@ -106,6 +110,12 @@ class TrialState:
     """Whether the process that fine-tuned has handed over to this one."""
     followers: Followers = field(default_factory=Followers)
     """The processes of the trial's other devices."""
+    alone: bool = False
+    """Whether the trial has its machine to itself."""
+    has_lost_claim: bool = False
+    """Whether another worker may have taken the trial over (`howlow.trial.lease`)."""
+    presence: Presence | None = None
+    """This process, as others on the machine see it; None where they cannot."""
     found: RecordDraft = field(default_factory=RecordDraft)
     session: Session | None = None
     _reported_s: float = -math.inf
@@ -125,6 +135,11 @@ class TrialState:
     def predictions_path(self) -> Path:
         """The answers, or the texts' log-likelihoods."""
         return self.folder / "predictions.jsonl"
+
+    @property
+    def waited_s(self) -> float:
+        """How long this process waited until it might use the machine."""
+        return self.presence.waited_s if self.presence is not None else 0.0
 
     @property
     def trains(self) -> bool:
@@ -183,7 +198,13 @@ class TrialState:
         refuse_if_lost(self.folder.parent.parent, self.name, self.claim)
 
     def report_progress(self, phase: PhaseName, step: int, steps: int, loss: float | None = None) -> None:
-        """Report to the worker, a few times a second at most, so that it costs nothing."""
+        """Report to the worker, a few times a second at most, so that it costs nothing.
+
+        Raises:
+            ClaimLostError: another worker may have taken this trial over.
+        """
+        if self.has_lost_claim:
+            raise ClaimLostError(self.name)
         if now_s() - self._reported_s >= _SECONDS_BETWEEN_REPORTS or step == steps:
             self._reported_s = now_s()
             self.link.report(StepProgress(phase=phase, step=step, steps=steps, loss=loss))
@@ -202,9 +223,9 @@ class TrialState:
             self._has_looked = True
             self.session.look_for_outside_work()
         if self.found.preparation_s is None:
-            self.found.preparation_s = process_age_s()
+            self.found.preparation_s = process_age_s() - self.waited_s
         if self.found.trained_at_s is not None and self.found.handover_s is None:
-            self.found.handover_s = machine_s() - self.found.trained_at_s
+            self.found.handover_s = machine_s() - self.found.trained_at_s - self.waited_s
 
 
 def warn_unsteady(state: TrialState) -> None:
@@ -309,5 +330,6 @@ def state_of(job: MeasureJob, link: Link, followers: Followers) -> TrialState:
         device=job.device,
         claim=job.claim,
         continues=job.continues,
+        alone=trial.alone,
         followers=followers,
     )

@@ -7,46 +7,69 @@ says which process runs, or last ran, a sweep in the folder.
 
 import json
 import os
+import socket
+import uuid
 from dataclasses import asdict
 from pathlib import Path
 
 import psutil
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from howlow.claims import Host
 from howlow.jobs import TrialJob
+from howlow.meters.clock import date_s
 from howlow.records import write_atomically
-from howlow.records.own_sources import code_sha256
+from howlow.records.own_sources import code_sha256, revision
 from howlow.records.warnings import Frozen
 
 
 class Board(Frozen):
-    """The trials of a sweep in their order, and the code that prepared them."""
+    """The trials of a sweep in their order, the code that prepared them, and the machine and its clock."""
 
     code: str
     trials: tuple[TrialJob, ...]
+    revision: str | None = None
+    host: str | None = None
+    clock_ahead_s: float | None = Field(None, description="of the sweep's machine, ahead of the run directory's")
 
 
 def write_board(run_directory: Path, trials: tuple[TrialJob, ...]) -> None:
     """Let other workers join."""
-    write_atomically(_path(run_directory), Board(code=code_sha256(), trials=trials).model_dump_json())
+    host, ahead_s = socket.gethostname(), clock_ahead_s(run_directory)
+    board = Board(code=code_sha256(), trials=trials, revision=revision(), host=host, clock_ahead_s=ahead_s)
+    write_atomically(board_path(run_directory), board.model_dump_json())
 
 
 def remove_board(run_directory: Path) -> None:
     """Let no other worker take a trial until the sweep is prepared."""
-    _path(run_directory).unlink(missing_ok=True)
+    board_path(run_directory).unlink(missing_ok=True)
 
 
 def read_board(run_directory: Path) -> Board | None:
     """None where no sweep is prepared, or where another version of howlow wrote the file."""
     try:
-        return Board.model_validate_json(_path(run_directory).read_text(encoding="utf-8"))
+        return Board.model_validate_json(board_path(run_directory).read_text(encoding="utf-8"))
     except (OSError, ValidationError):
         return None
 
 
-def _path(run_directory: Path) -> Path:
+def board_path(run_directory: Path) -> Path:
+    """Where the board is."""
     return run_directory / ".howlow" / "board.json"
+
+
+def clock_ahead_s(run_directory: Path) -> float:
+    """How far this machine's clock is ahead of the one by which the run directory's files are dated.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    probe = run_directory / ".howlow" / f".clock-{uuid.uuid4().hex}.tmp"
+    try:
+        probe.write_text("x", encoding="utf-8")
+        return date_s() - probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 # -- who runs a sweep -----------------------------------------------------------------------------------------------

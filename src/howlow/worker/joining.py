@@ -5,6 +5,7 @@ Its figures stand in one table with those of the sweep, so code, machine and lib
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from howlow.claims import Claims
 from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
-from howlow.jobs import EnvironmentJob, JobRunner, SweepPrepared, Tell, TrialJob, value_of
+from howlow.jobs import EnvironmentJob, GpusJob, JobRunner, SweepPrepared, Tell, TrialJob, value_of
+from howlow.node import refuse_no_node
 from howlow.outcomes import StoppedError
-from howlow.records import Environment, Record, has_record, read_record
+from howlow.records import Environment, Record, groups_of, has_record, read_record
 from howlow.records.comparability import refuse_other_code, refuse_other_machine
-from howlow.records.own_sources import code_sha256
+from howlow.records.own_sources import code_sha256, revision
 from howlow.settings import RunSettings
 from howlow.worker.board import Board, may_be_preparing, read_board
+from howlow.worker.door import refuse_other_clock, refuse_unseen, refuse_unseen_files, refuse_unwritable
 from howlow.worker.measuring import Worker
 from howlow.worker.taking import take_trials
 
@@ -56,18 +59,24 @@ def work(
     tell = on_event or (lambda event: None)
     if device is not None:
         _refuse_no_device(device)
+    refuse_unseen(run_directory)
     runner = ForkServer()
     board = _wait_for_board(run_directory, runner)
     jobs = _chosen(run_directory, board, trial)
-    refuse_other_code(board.code, code_sha256(), accept_different, str(run_directory))
+    _refuse_other_code(board, run_directory, accept_different)
+    refuse_other_clock(refuse_unwritable(run_directory), board, run_directory, accept_different)
     left = [job for job in jobs if not has_record(run_directory, job.name)]
     tell(SweepPrepared(total=len(jobs), done=len(jobs) - len(left)))
     if not left:
         return WorkerResult((), 0)
-    here = _environment(runner, run_directory, left[0], device)
-    refuse_other_machine(left[0].environment, here, accept_different, str(run_directory))
+    refuse_unseen_files(left, run_directory)
+    if any(job.settings.run.exclusive for job in left):
+        refuse_no_node()
+    devices = [device] if device or trial else _devices(runner, run_directory, left[0])
+    here = _environment(runner, run_directory, left[0], devices[0])
+    refuse_other_machine(left[0].environment, here, accept_different, str(run_directory), is_one_sweep=True)
     before = {job.name for job in jobs} - {job.name for job in left}
-    taken = _take(run_directory, runner, jobs, trial, device, accept_different, tell)
+    taken = _take(run_directory, runner, trial, devices, accept_different, tell)
     ended = [job.name for job in jobs if job.name not in before and has_record(run_directory, job.name)]
     records = [read_record(run_directory / "trials" / name) for name in ended if name in taken]
     return WorkerResult(tuple(record for record in records if record), len(left) - len(ended))
@@ -76,31 +85,31 @@ def work(
 def _take(
     run_directory: Path,
     runner: ForkServer,
-    jobs: Sequence[TrialJob],
     trial: str | None,
-    device: str | None,
+    devices: Sequence[str | None],
     accept_different: Sequence[str],
     tell: Tell,
 ) -> set[str]:
-    """Run the worker in a thread, so that this one can wait for Ctrl-C; the names of the trials that it ran."""
+    """Run a worker a device in threads, so that this one can wait for Ctrl-C; the names of the trials that they ran."""
     claims, names = Claims(run_directory), set[str]()
 
     def current() -> Sequence[TrialJob]:
         """The trials of the newest board: a sweep that was started again may have added some."""
         board = _wait_for_board(run_directory, runner)
-        refuse_other_code(board.code, code_sha256(), accept_different, str(run_directory))
+        _refuse_other_code(board, run_directory, accept_different)
         return _chosen(run_directory, board, trial)
 
-    def body(tell: Tell) -> None:
+    def body(device: str | None, tell: Tell) -> None:
         def note(event: Any) -> None:
             if event.event == "trial_ended":
                 names.add(event.trial)
             tell(event)
 
-        take_trials(Worker(runner, run_directory, claims, note, device), current, waits=False)
+        worker = Worker(runner, run_directory, claims, note, device, is_alone=len(devices) == 1)
+        take_trials(worker, current, waits=False)
 
     with claims.renewed():
-        run_workers(runner, [body], tell, lambda: None)
+        run_workers(runner, [partial(body, device) for device in devices], tell, lambda: None)
     return names
 
 
@@ -130,6 +139,21 @@ def _chosen(run_directory: Path, board: Board, trial: str | None) -> tuple[Trial
 # -- what has to be equal -------------------------------------------------------------------------------------------
 
 
+def _refuse_other_code(board: Board, run_directory: Path, accept_different: Sequence[str]) -> None:
+    revisions = board.revision, revision()
+    refuse_other_code(board.code, code_sha256(), accept_different, str(run_directory), revisions)
+
+
+def _devices(runner: JobRunner, run_directory: Path, job: TrialJob) -> list[str | None]:
+    """The device of each worker of this machine: every GPU that trials may use; None: as the settings say."""
+    if job.settings.run.device not in ("auto", "cuda") or not job.environment.device.startswith("cuda"):
+        return [None]
+    question, log = GpusJob(device=job.settings.run.device), run_directory / ".howlow" / "worker.log"
+    gpus = value_of(runner.run(question, log), question, log)
+    groups = groups_of(gpus, job.settings.run.devices_per_trial)
+    return [*groups] if len(groups) > 1 else [None]
+
+
 def _environment(runner: JobRunner, run_directory: Path, job: TrialJob, device: str | None) -> Environment:
     asked = EnvironmentJob(
         device=device or job.settings.run.device,
@@ -137,11 +161,14 @@ def _environment(runner: JobRunner, run_directory: Path, job: TrialJob, device: 
         cores_shared_by=job.cores_shared_by,
     )
     log = run_directory / ".howlow" / "worker.log"
-    return value_of(runner.run(asked, log), asked, log)
+    try:
+        return value_of(runner.run(asked, log), asked, log)
+    except UserError as error:
+        raise UserError(str(error).replace("run.device = ", "--device ") if device else str(error)) from None
 
 
 def _refuse_no_device(device: str) -> None:
     try:
         RunSettings(device=device)
     except ValidationError:
-        raise UserError(f"--device {device}: auto, cpu, mps, cuda or cuda:N is expected") from None
+        raise UserError(f"--device {device}: auto, cpu, mps, cuda, cuda:N or a GPU's UUID is expected") from None
