@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from howlow.settings.adapter import LoraSettings
+from howlow.settings.clusters import RaySettings, SlurmSettings
 from howlow.settings.fields import BatchSize, Names, NonNegative, Positive, Section, Seed, Text, affects
 
 
@@ -264,13 +265,17 @@ class RunSettings(Section):
         "for all trials. The two round differently: name one for losses that are equal to the bit in other sweeps",
         json_schema_extra=affects("layout", "execution", "memory"),
     )
-    executor: Literal["local"] = Field(
-        "local", description="local: each trial in a process of this machine", json_schema_extra=affects()
+    executor: Literal["local", "ray", "slurm"] = Field(
+        "local",
+        description="local: each trial in a process of this machine; ray: one Ray task a trial; slurm: one element of "
+        "a job array a trial. All machines have to see the run directory",
+        json_schema_extra=affects(),
     )
     workers: Positive | None = Field(
         None,
         description="trials that run at the same time on this machine; absent: one per device. What it costs a trial "
-        "is compared by its threads, and a trial that ran beside others has a warning",
+        "is compared by its threads, and a trial that ran beside others has a warning. With Ray or SLURM: the most "
+        "that run at the same time on all machines together; absent: as many as there is room for",
         json_schema_extra=affects(),
     )
     order_seed: Seed = Field(
@@ -342,6 +347,8 @@ class Settings(Section):
     inference: InferenceSettings = Field(default_factory=InferenceSettings, description="scoring")
     meters: MeterSettings = Field(default_factory=MeterSettings, description="measuring")
     run: RunSettings = Field(default_factory=RunSettings, description="running")
+    ray: RaySettings = Field(default_factory=RaySettings, description="running on Ray")
+    slurm: SlurmSettings = Field(default_factory=SlurmSettings, description="running on SLURM")
 
     @model_validator(mode="after")
     def _shared_needs_no_dropout(self) -> Self:

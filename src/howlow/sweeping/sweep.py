@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,8 @@ from howlow.claims import Claims
 from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
-from howlow.jobs import JobFailedError, Preparing, SweepEvent, SweepPrepared, Tell, TrialElsewhere, TrialEnded, TrialJob
+from howlow.jobs import JobFailedError, Link, Preparing, SweepEvent, SweepPrepared, Tell, TrialJob
+from howlow.jobs.remote import PrepareSweepJob
 from howlow.records import (
     HeapMode,
     LayoutChoice,
@@ -28,8 +29,6 @@ from howlow.records import (
     Record,
     RecordWarning,
     Status,
-    has_record,
-    read_record,
     read_records,
     write_atomically,
 )
@@ -42,6 +41,7 @@ from howlow.records.run_directory import (
     set_aside,
 )
 from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, to_toml
+from howlow.sweeping.elsewhere import Elsewhere, cluster_of
 from howlow.sweeping.setup import (
     Preparation,
     check_space,
@@ -51,7 +51,8 @@ from howlow.sweeping.setup import (
     refuse_changed_data,
     unwritable,
 )
-from howlow.worker.board import owner_name, remove_board, write_board, write_owner
+from howlow.sweeping.watching import Watch, record_that_ended
+from howlow.worker.board import owner_name, read_board, remove_board, write_board, write_owner
 from howlow.worker.measuring import Worker
 from howlow.worker.taking import take_trials
 
@@ -124,32 +125,90 @@ def sweep(
         KeyboardInterrupt: after the running trials have written their checkpoints.
     """
     folder, tell = out_folder(out), on_event or (lambda event: None)
-    with _opened(folder, settings, accept_different) as merged:
-        plans = ordered(expand(settings), settings.run.order_seed)
-        existing, again = _existing(folder, plans, retry)
-        left, heap = left_behind(folder, existing), _heap_of(expand(merged))
-        refuse_other_settings(folder, left, merged, accept_different)
-        tell(Preparing())
-        runner, shared_by = ForkServer(), settings.run.workers or 1
-        prepared = prepare_all(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
-        refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
-        check_space(folder, prepared.values(), plans)
-        pending = [plan for plan in plans if plan.name not in existing]
-        hidden = folder / ".howlow"
-        layouts = choose_layouts(runner, plans, pending, prepared, hidden, left, cores_shared_by=shared_by)
-        write_atomically(folder / "sweep.toml", to_toml(merged))
-        for name in again:
-            set_aside(folder / "trials" / name)
-        jobs = _jobs(pending, prepared, layouts, heap, shared_by)
-        sizes = tuple(one.sizes for one in prepared.values() if one.sizes is not None)
-        tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending), sizes=sizes))
-        for names in [[plan.name for plan in plans]] if rounds is None else rounds(plans):
-            chosen = tuple(job for job in jobs if job.name in names and job.name not in existing)
-            write_board(folder, chosen)
-            if chosen:
-                _run(runner, folder, chosen, _devices(settings, prepared), tell)
-            existing |= {job.name: _ended(folder, job.name) for job in chosen}
-        return SweepResult(folder, tuple(existing[plan.name] for plan in plans if plan.name in existing))
+    with opened(folder, settings, accept_different) as merged:
+        if settings.run.executor == "local":
+            runner = ForkServer()
+            ready, prepared = _prepared(runner, folder, settings, merged, retry, accept_different, tell)
+            run = partial(_run, runner, folder, devices=_devices(settings, prepared), tell=tell)
+            return _in_rounds(folder, ready, rounds, run)
+        with cluster_of(settings, folder) as cluster:
+            elsewhere = Elsewhere(folder, cluster, accept_different, tell)
+            tell(Preparing())
+            tell(elsewhere.prepare(settings, retry))
+            write_owner(folder)  # it was the process that prepared
+            return _in_rounds(folder, _prepared_elsewhere(folder, settings), rounds, elsewhere.run)
+
+
+def prepare_entry(job: PrepareSweepJob, link: Link) -> SweepPrepared:
+    """Prepare a sweep for workers elsewhere, in the name of the process that has locked its folder."""
+    folder, accepted = job.submitter.run_directory, job.submitter.accept_different
+    merged, told = joined(folder, job.settings, accepted), list[SweepEvent]()
+    write_owner(folder)
+    remove_board(folder)
+    ready, _ = _prepared(ForkServer(), folder, job.settings, merged, job.retry, accepted, told.append)
+    write_board(folder, ready.jobs)
+    return next(event for event in told if isinstance(event, SweepPrepared))
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A prepared sweep: its trials, the records of those that have ended, and the jobs of those that have not."""
+
+    plans: Sequence[TrialPlan]
+    existing: dict[str, Record]
+    jobs: tuple[TrialJob, ...]
+
+
+def _prepared_elsewhere(folder: Path, settings: Settings) -> _Ready:
+    """The sweep that a cluster has prepared."""
+    plans, board = ordered(expand(settings), settings.run.order_seed), read_board(folder)
+    assert board is not None, "a preparation that returned has written its board"
+    return _Ready(plans, {record.trial: record for record in read_records(folder)}, board.trials)
+
+
+def _prepared(
+    runner: ForkServer,
+    folder: Path,
+    settings: Settings,
+    merged: Settings,
+    retry: Sequence[Status],
+    accept_different: Sequence[str],
+    tell: Tell,
+) -> tuple[_Ready, Mapping[str, Preparation]]:
+    """Prepare a sweep on this machine."""
+    plans = ordered(expand(settings), settings.run.order_seed)
+    existing, again = _existing(folder, plans, retry)
+    left, heap = left_behind(folder, existing), _heap_of(expand(merged))
+    refuse_other_settings(folder, left, merged, accept_different)
+    tell(Preparing())
+    shared_by = (settings.run.workers or 1) if settings.run.executor == "local" else 1
+    prepared = prepare_all(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
+    refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
+    check_space(folder, prepared.values(), plans)
+    pending = [plan for plan in plans if plan.name not in existing]
+    hidden = folder / ".howlow"
+    layouts = choose_layouts(runner, plans, pending, prepared, hidden, left, cores_shared_by=shared_by)
+    write_atomically(folder / "sweep.toml", to_toml(merged))
+    for name in again:
+        set_aside(folder / "trials" / name)
+    jobs = _jobs(pending, prepared, layouts, heap, shared_by)
+    sizes = tuple(one.sizes for one in prepared.values() if one.sizes is not None)
+    tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending), sizes=sizes))
+    return _Ready(plans, existing, jobs), prepared
+
+
+def _in_rounds(
+    folder: Path, ready: _Ready, rounds: Rounds | None, run: Callable[[tuple[TrialJob, ...]], None]
+) -> SweepResult:
+    """Run the trials that have no record, in rounds."""
+    plans, existing = ready.plans, dict(ready.existing)
+    for names in [[plan.name for plan in plans]] if rounds is None else rounds(plans):
+        chosen = tuple(job for job in ready.jobs if job.name in names and job.name not in existing)
+        write_board(folder, chosen)
+        if chosen:
+            run(chosen)
+        existing |= {job.name: record_that_ended(folder, job.name) for job in chosen}
+    return SweepResult(folder, tuple(existing[plan.name] for plan in plans if plan.name in existing))
 
 
 def dry_run(
@@ -237,7 +296,7 @@ def ordered(plans: Sequence[TrialPlan], order_seed: int) -> list[TrialPlan]:
 
 
 @contextmanager
-def _opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -> Iterator[Settings]:
+def opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -> Iterator[Settings]:
     """Lock the folder; gives the settings of the sweep in it joined with those asked for now."""
     refuse_foreign(folder)
     hidden = folder / ".howlow"
@@ -262,8 +321,9 @@ def _opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -
         try:
             for left in folder.glob(".sweep.toml.*.tmp"):  # by a sweep that was killed while it wrote
                 left.unlink()
-            write_owner(folder)
-            remove_board(folder)
+            if settings.run.executor == "local":  # a cluster prepares later, and its workers may be at work now
+                write_owner(folder)
+                remove_board(folder)
             (folder / "trials").mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(folder, error) from None
@@ -316,44 +376,12 @@ def _devices(settings: Settings, prepared: Mapping[str, Preparation]) -> list[st
     return [devices[index % len(devices)] for index in range(number)]
 
 
-@dataclass
-class _Watch:
-    """What this sweep has shown of trials that other processes run."""
-
-    folder: Path
-    claims: Claims
-    names: tuple[str, ...]
-    tell: Tell
-    started: set[str] = field(default_factory=set)
-    elsewhere: set[str] = field(default_factory=set)
-    ended: set[str] = field(default_factory=set)
-
-    def hear(self, event: SweepEvent) -> None:
-        """Pass an event of our own workers on."""
-        if event.event == "trial_started":
-            self.started.add(event.trial)
-        elif event.event == "trial_ended":
-            self.ended.add(event.trial)
-        self.tell(event)
-
-    def look(self, *, is_over: bool = False) -> None:
-        """Show the trials that others have begun or ended; `is_over`: our own workers have ended."""
-        for name in self.names:
-            if name in self.ended or (name in self.started and not is_over):
-                continue
-            if has_record(self.folder, name):
-                self.hear(TrialEnded(trial=name, record=_ended(self.folder, name)))
-            elif name not in self.elsewhere and (holder := self.claims.holder(name)):
-                self.elsewhere.add(name)
-                self.tell(TrialElsewhere(trial=name, holder=str(holder)))
-
-
 def _run(
-    runner: ForkServer, folder: Path, jobs: tuple[TrialJob, ...], devices: Sequence[str | None], tell: Tell
+    runner: ForkServer, folder: Path, jobs: tuple[TrialJob, ...], *, devices: Sequence[str | None], tell: Tell
 ) -> None:
     """Run the trials with a worker a device, until each has a record, whoever ran it."""
     claims = Claims(folder)
-    watch = _Watch(folder, claims, tuple(job.name for job in jobs), tell)
+    watch = Watch(folder, claims, tuple(job.name for job in jobs), tell)
 
     def body(device: str | None, tell: Tell) -> None:
         worker = Worker(runner, folder, claims, tell, device, is_alone=len(devices) == 1)
@@ -363,9 +391,3 @@ def _run(
     with claims.renewed():
         run_workers(runner, workers, watch.hear, watch.look)
     watch.look(is_over=True)
-
-
-def _ended(folder: Path, name: str) -> Record:
-    record = read_record(folder / "trials" / name)
-    assert record is not None, "the workers end when every trial has a record"
-    return record
