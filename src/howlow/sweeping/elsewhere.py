@@ -16,7 +16,17 @@ from howlow.claims import Claims
 from howlow.executors.ray_tasks import ray_cluster
 from howlow.executors.remote import Cluster
 from howlow.executors.slurm_array import slurm_cluster
-from howlow.jobs import JobFailedError, SweepEvent, SweepPrepared, Tell, TrialEnded, TrialJob, TrialWaits, value_of
+from howlow.jobs import (
+    JobFailedError,
+    SweepEvent,
+    SweepPrepared,
+    Tell,
+    TrialEnded,
+    TrialJob,
+    TrialStarted,
+    TrialWaits,
+    value_of,
+)
 from howlow.jobs.event_file import EventTail
 from howlow.jobs.remote import PrepareSweepJob, RemoteJob, RunTrialJob, Submitter, leave_mark
 from howlow.outcomes import Finished, Returned, Unfinished
@@ -149,12 +159,14 @@ class _Course:
             self._watch.hear(TrialEnded(trial=name, record=record_that_ended(self._folder, name)))
 
     def _hear(self, name: str, event: SweepEvent) -> None:
-        if event.event != "trial_started":
-            self._tell(event)
-        elif name not in self._watch.started:
-            self._watch.hear(event)
-        else:
+        """Pass an event on; a trial that began before this process watched it begins now."""
+        is_start, is_known = isinstance(event, TrialStarted), name in self._watch.started
+        if not is_known:
+            self._watch.hear(event if is_start else TrialStarted(trial=name))
+        elif isinstance(event, TrialStarted):
             self._tell(TrialWaits(trial=name, reason=f"its process ended early; it resumes on {event.host}"))
+        if not is_start:
+            self._tell(event)
 
     def _on_end(self, job: RemoteJob[Any], finished: Finished[Any]) -> None:
         """A job has ended: with a record, or because another worker holds the trial, or it never will have one."""
