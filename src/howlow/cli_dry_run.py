@@ -6,7 +6,8 @@ from howlow.progress import size_lines
 from howlow.records import RecordWarning, Status
 from howlow.settings import Settings
 from howlow.sweeping.setup import Preparation
-from howlow.sweeping.sweep import DryRun, dry_run
+from howlow.sweeping.rehearsal import DryRun
+from howlow.sweeping.sweep import dry_run
 
 
 def print_dry_run(

@@ -5,8 +5,6 @@ checkpoint if it has one. So the same command resumes a sweep that was killed at
 """
 
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,14 +18,13 @@ from howlow.claims import Claims
 from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
-from howlow.jobs import JobFailedError, Link, Preparing, SweepEvent, SweepPrepared, Tell, TrialJob
+from howlow.jobs import Link, Preparing, SweepEvent, SweepPrepared, Tell, TrialJob
 from howlow.jobs.remote import PrepareSweepJob
 from howlow.records import (
     HeapMode,
     LayoutChoice,
     Provenance,
     Record,
-    RecordWarning,
     Status,
     read_records,
     write_atomically,
@@ -42,6 +39,7 @@ from howlow.records.run_directory import (
 )
 from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, to_toml
 from howlow.sweeping.elsewhere import Elsewhere, cluster_of
+from howlow.sweeping.rehearsal import DryRun, scratch_folder
 from howlow.sweeping.setup import (
     Preparation,
     check_space,
@@ -72,32 +70,6 @@ class SweepResult:
     def failed(self) -> tuple[Record, ...]:
         """Trials that did not end as done."""
         return tuple(record for record in self.records if record.status != "done")
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a sweep would do: run those of its `plans` that have not `ended` (name -> status).
-
-    warnings: what these trials would warn about before their first steps, beyond what the preparations say.
-    """
-
-    plans: tuple[TrialPlan, ...]
-    ended: Mapping[str, Status]
-    preparations: tuple[Preparation, ...]
-    warnings: tuple[RecordWarning, ...] = ()
-
-    @property
-    def to_run(self) -> tuple[str, ...]:
-        """The names of the trials that would be run, in their order."""
-        return tuple(plan.name for plan in self.plans if plan.name not in self.ended)
-
-    @property
-    def searched(self) -> tuple[str, ...]:
-        """The settings that are "max" in any of them."""
-        pending = [plan for plan in self.plans if plan.name not in self.ended]
-        return tuple(
-            dict.fromkeys(setting for plan in pending for setting in searched_settings(plan.kind, plan.settings))
-        )
 
 
 def sweep(
@@ -233,29 +205,13 @@ def dry_run(
         left = left_behind(folder, existing)
         refuse_other_settings(folder, left, merged, accept_different)
     pending, runner = [plan for plan in plans if plan.name not in existing], ForkServer()
-    with _scratch() as scratch:
+    with scratch_folder() as scratch:
         prepared = prepare_all(runner, plans, scratch, cores_shared_by=settings.run.workers or 1)
         refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
         layouts = choose_layouts(runner, plans, pending, prepared, scratch)
         warnings = foretell(runner, pending, layouts, scratch)
     ended = {plan.name: existing[plan.name].status for plan in plans if plan.name in existing}
     return DryRun(tuple(plans), ended, tuple(prepared.values()), warnings)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A temporary folder; it stays where the work in it ended with an error, whose line names the log in it."""
-    folder = Path(tempfile.mkdtemp(prefix="howlow-"))
-    try:
-        yield folder
-    except (UserError, JobFailedError) as error:
-        if str(folder) not in str(error):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _existing(
