@@ -15,6 +15,7 @@ from test_records import record
 from howlow import load_settings as load
 from howlow.errors import UserError
 from howlow.executors import remote
+from howlow.executors.ray_tasks import run_task
 from howlow.executors.remote import SignalLink, run_remote, threads_asked_for
 from howlow.jobs import JobFailedError, Preparing, StepProgress, SweepEvent, SweepPrepared, TrialProgress, TrialStarted
 from howlow.jobs.event_file import EventTail, append_event
@@ -76,10 +77,11 @@ def test_a_job_runs_with_the_threads_that_it_is_given_and_prints_into_its_log(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "7")  # Ray sets it to the task's cores
-    assert run_remote(Quick(submitter=submitter(tmp_path), trial="t")) == Returned(0)
+    assert run_remote(Quick(submitter=submitter(tmp_path), trial="t")) == Returned(7)
+    assert run_task(Quick(submitter=submitter(tmp_path), trial="t")) == Returned(0)
     job = Quick(submitter=submitter(tmp_path, threads=3), trial="t")
     assert run_remote(job) == Returned(3)
-    assert job.log.read_text() == "said in the job\n" * 2
+    assert job.log.read_text() == "said in the job\n" * 3
 
 
 @pytest.mark.parametrize("kind", ["other folder", "no folder", "no working directory"])

@@ -164,6 +164,12 @@ def _kind(device: str, has_gpus: bool) -> str:
 # -- tasks ----------------------------------------------------------------------------------------------------------
 
 
+def run_task(job: RemoteJob[Any]) -> Finished[Any]:
+    """What a Ray worker process runs: a job, without the OMP_NUM_THREADS that Ray sets to the task's cores."""
+    os.environ.pop("OMP_NUM_THREADS", None)
+    return run_remote(job)
+
+
 @dataclass
 class RayTasks:
     """Jobs as Ray tasks, at most so many at one time."""
@@ -178,7 +184,7 @@ class RayTasks:
     def start(self, jobs: Sequence[RemoteJob[Any]]) -> None:
         """Hand jobs over to Ray, as many as may run at one time."""
         self._waiting += jobs
-        task = self.ray.remote(max_calls=1, max_retries=_RETRIES, **self.share)(run_remote)
+        task = self.ray.remote(max_calls=1, max_retries=_RETRIES, **self.share)(run_task)
         while self._waiting and (self.most is None or len(self._running) < self.most):
             job = self._waiting.pop(0)
             self._running[task.options(name=f"howlow {job.name}").remote(job)] = job

@@ -24,7 +24,7 @@ class Cluster(Protocol):
     """Runs jobs on other machines, each in a fresh process."""
 
     threads: int | None
-    """OMP_NUM_THREADS of its processes; None: not set."""
+    """What OMP_NUM_THREADS is set to in its processes; None: it is not set."""
 
     def start(self, jobs: Sequence[RemoteJob[Any]]) -> None:
         """Hand jobs over; they begin when there is room for them."""
@@ -63,7 +63,6 @@ def run_remote(job: RemoteJob[T], link: SignalLink | None = None) -> Finished[T]
     problem = _cannot_start(job.submitter)
     if problem is not None:
         return Unfinished("user_error", problem)
-    os.environ.pop("OMP_NUM_THREADS", None)
     if job.submitter.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(job.submitter.threads)
     with job.log.open("a", encoding="utf-8", errors="backslashreplace") as log:

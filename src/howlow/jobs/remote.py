@@ -28,7 +28,7 @@ class Submitter(Frozen):
     working_directory: Path
     host: str
     mark: str
-    threads: int | None = Field(None, description="what OMP_NUM_THREADS is to be; absent: it is not to be set")
+    threads: int | None = Field(None, description="what OMP_NUM_THREADS is set to; absent: it is not set")
     accept_different: tuple[str, ...] = ()
 
 

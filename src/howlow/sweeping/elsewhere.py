@@ -21,6 +21,7 @@ from howlow.jobs import (
     SweepEvent,
     SweepPrepared,
     Tell,
+    TrialElsewhere,
     TrialEnded,
     TrialJob,
     TrialStarted,
@@ -174,11 +175,19 @@ class _Course:
             return
         if isinstance(finished, Returned) or finished.outcome in ("stopped", "claim_lost"):
             self._not_taken.add(job.name)
+            self._show_holder(job.name)
             return
         try:
             raise_unfinished(finished, job)
         except JobFailedError as problem:
             self._lost[job.name] = problem
+
+    def _show_holder(self, name: str) -> None:
+        """Say which worker, of another command, runs a trial."""
+        holder = self._claims.holder(name)
+        if holder is not None and name not in self._watch.started | self._watch.elsewhere:
+            self._watch.elsewhere.add(name)
+            self._tell(TrialElsewhere(trial=name, holder=str(holder)))
 
     def _try_again(self) -> None:
         """Start the trials again that others held when their jobs began, and do not hold any more."""
