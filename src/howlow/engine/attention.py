@@ -1,8 +1,8 @@
 """Attention among the tokens of a prefix tree, block by block.
 
-Every block of the row attends to the keys that it can see, so masked blocks cost nothing. In fp32 on a CPU a block's
-attention can run as products (`howlow.engine.cpu.attention`), which is faster where the blocks are large enough. All
-other blocks go through torch's SDPA. On CUDA one FlexAttention call runs the whole row
+Every block of the row attends to the keys that it can see, so masked blocks cost nothing. On a CPU a block's attention
+can run as products (`howlow.engine.cpu.attention`), which is faster where the blocks are large enough. All other blocks
+go through torch's SDPA. On CUDA one FlexAttention call runs the whole row
 (`howlow.engine.cuda.attention`).
 """
 
@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from howlow.engine.attention_context import AttentionContext, Kind, Limits, UnsupportedError
 from howlow.engine.cpu import attention as cpu_attention
-from howlow.engine.cpu.attention import Pieces
+from howlow.engine.cpu.attention import MOST_QUERIES, Pieces
+from howlow.engine.cpu.gemm import GemmLibrary
 from howlow.engine.cuda.attention import FlexTreeAttention
 from howlow.engine.prefix_tree import PrefixTree
 
@@ -24,17 +25,22 @@ AttentionKernel = Literal["own", "products", "sdpa", "flex"]
 
 
 def tree_attention(
-    tree: PrefixTree, kernel: AttentionKernel, kernels_kept: int, kinds: Collection[Kind] = ()
+    tree: PrefixTree,
+    kernel: AttentionKernel,
+    kernels_kept: int,
+    kinds: Collection[Kind] = (),
+    library: GemmLibrary = "onednn",
 ) -> AttentionContext:
     """The attention of a prefix tree's tokens.
 
     kernels_kept: how many compiled kernels oneDNN keeps in this process; it decides which rows `products` is for.
     kinds: see `FlexTreeAttention`.
+    library: what computes `products`.
     """
     assert kernel != "own", "the model's own attention knows no prefix tree"
     if kernel == "flex":
         return FlexTreeAttention(tree, kinds)
-    return BlockTreeAttention(tree, kernels_kept if kernel == "products" else 0)
+    return BlockTreeAttention(tree, kernels_kept if kernel == "products" else 0, library)
 
 
 class BlockTreeAttention:
@@ -42,9 +48,9 @@ class BlockTreeAttention:
 
     is_traceable = False
 
-    def __init__(self, tree: PrefixTree, kernels_kept: int) -> None:
+    def __init__(self, tree: PrefixTree, kernels_kept: int, library: GemmLibrary = "onednn") -> None:
         self.tree = tree
-        self._kernels_kept = kernels_kept
+        self._kernels_kept, self._library = kernels_kept, library
         self._pieces: dict[tuple[int | None, int | None], Pieces] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
@@ -56,15 +62,15 @@ class BlockTreeAttention:
             and cpu_attention.suits(query, key, value)
         ):
             pieces = self._cut(limits)
-            if cpu_attention.pays(query, key, value, pieces, self._kernels_kept):
-                return cpu_attention.attend(query, key, value, pieces, limits.scale)
+            if cpu_attention.pays(query, key, value, pieces, self._kernels_kept, self._library):
+                return cpu_attention.attend(query, key, value, pieces, limits.scale, self._library)
         return self._through_sdpa(query, key, value, limits)
 
     def _cut(self, limits: Limits) -> Pieces:
         """The row in pieces, made once for all layers with the same limits."""
         key = (limits.window, limits.chunk)
         if key not in self._pieces:
-            self._pieces[key] = cpu_attention.cut(self.tree, *key)
+            self._pieces[key] = cpu_attention.cut(self.tree, *key, MOST_QUERIES[self._library])
         return self._pieces[key]
 
     def _through_sdpa(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:

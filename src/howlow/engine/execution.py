@@ -57,7 +57,7 @@ class Execution:
     head: where the vocabulary head is computed: for the hidden states that predict a target, or for all.
     fused: whether frozen parts run fused (`howlow.engine.cpu.patches`).
     joined_adapters: whether plain adapters run joined, from copies in `compute` (`howlow.engine.cuda.adapters`).
-    gemms: the libraries that compute the products of fused layers.
+    gemms: the libraries that compute the products of fused layers and of attention.
     compiled: whether the decoder's layers run compiled by torch.
     graphed: whether a training step is replayed as CUDA graphs (`howlow.engine.step_graphs`), in generation a token
         step (`howlow.engine.decode_graphs`).
@@ -157,8 +157,7 @@ def decide(
     compute = _COMPUTED_IN[precision]
     storage = torch.bfloat16 if precision == "bf16" and not trains_base else torch.float32
     can_fuse = _can_fuse(device, storage, compute)
-    is_fp32 = compute == torch.float32
-    takes_products = attention == "sdpa" and can_fuse and is_fp32 and kernels_kept >= FEWEST_KEPT
+    takes_products = attention == "sdpa" and can_fuse and kernels_kept >= FEWEST_KEPT
     return Execution(
         device=device,
         precision=precision,
@@ -218,7 +217,8 @@ class Running:
         if batch.tree is None:
             return one_sequence_a_row()
         used = batch.predictors if self.execution.head == "targets" and batch.weights is None else None
-        context = tree_attention(batch.tree, self.execution.attention, self.execution.kernels_kept, self._kinds)
+        how = self.execution
+        context = tree_attention(batch.tree, how.attention, how.kernels_kept, self._kinds, how.gemms.attention)
         return self.row(context, used)
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""Which library computes products with frozen weights on a CPU."""
+"""Which library computes products on a CPU."""
 
 from typing import Literal
 
@@ -8,9 +8,11 @@ from howlow.records.warnings import Frozen
 
 
 class GemmRecord(Frozen):
-    """Which library computes the products with frozen fp32 weights of one shape on a CPU, in one pass."""
+    """Which library computes the fp32 products of one kind on a CPU."""
 
-    of: Literal["forward", "backward"] = Field(description="forward: x W^T; backward: dy W, the gradient of x")
+    of: Literal["forward", "backward", "attention"] = Field(
+        description="with frozen weights, forward: x W^T, backward: dy W, the gradient of x; attention: Q K^T"
+    )
     in_features: int
     out_features: int
     rows: int = Field(description="tokens of the product that was timed")

@@ -260,9 +260,10 @@ class RunSettings(Section):
     )
     gemm_library: Literal["auto", "onednn", "blas"] = Field(
         "auto",
-        description="which library multiplies by the base's frozen fp32 weights on a CPU; blas: the one that torch was "
-        "built with, such as MKL; auto: the faster one for each shape, measured before the first trial and the same "
-        "for all trials. The two round differently: name one for losses that are equal to the bit in other sweeps",
+        description="which library multiplies by the base's frozen fp32 weights and in attention on a CPU; blas: the "
+        "one that torch was built with, such as MKL; auto: the faster one for each shape, measured before the first "
+        "trial and the same for all trials. The two round differently: name one for losses that are equal to the bit "
+        "in other sweeps",
         json_schema_extra=affects("layout", "execution", "memory"),
     )
     executor: Literal["local", "ray", "slurm"] = Field(

@@ -13,6 +13,7 @@ from torch import nn
 
 from howlow.engine import order
 from howlow.engine.alone import Truth
+from howlow.engine.cpu.attention import choose_attention
 from howlow.engine.cpu.gemm import GemmChoice, choose_gemms
 from howlow.engine.execution import Execution
 from howlow.engine.generation import Way
@@ -70,14 +71,14 @@ def choose(
 
 
 def _gemms(
-    settings: Settings, model: nn.Module, execution: Execution, rows: int, known: Sequence[GemmRecord]
+    settings: Settings, model: Any, execution: Execution, rows: int, known: Sequence[GemmRecord]
 ) -> tuple[GemmRecord, ...]:
-    """The libraries for the products with the model's frozen weights; none where its layers do not run fused."""
-    asked = settings.run.gemm_library
+    """The libraries for the model's products; none where its layers do not run fused."""
     if not execution.for_evaluation().fused:
         return ()
+    asked = None if settings.run.gemm_library == "auto" else settings.run.gemm_library
     kept = [GemmChoice(**dict(one)) for one in known]
-    found = choose_gemms(model, rows, kept, None if asked == "auto" else asked)
+    found = [*choose_gemms(model, rows, kept, asked), *choose_attention(model.config, kept, asked)]
     return tuple(GemmRecord(**asdict(one)) for one in found)
 
 

@@ -1,4 +1,4 @@
-"""Products with frozen weights on a CPU, and which library computes them.
+"""Products on a CPU, and which library computes them.
 
 A frozen layer needs two products, y = x W^T + bias and in the backward pass dx = dy W. torch offers two libraries for
 them: oneDNN, and the BLAS it was built with (MKL on x86). Which one is faster depends on the make of the CPU, on the
@@ -10,28 +10,31 @@ with the sweep and recorded. Without a choice oneDNN computes everything.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle
 from time import perf_counter
-from typing import Literal, TypeGuard
+from typing import Literal, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 GemmLibrary = Literal["onednn", "blas"]
-GemmPass = Literal["forward", "backward"]
+GemmPass = Literal["forward", "backward", "attention"]
 FEWEST_ROWS = 64
 """With fewer rows a product takes as long as reading its weight, and oneDNN computes it."""
 _ADVANTAGE = 1.1  # BLAS is chosen where it is faster by this factor, so that noise seldom decides
 _TIMED = 3  # calls of each library, in turns; the fastest counts, because other work on the machine only slows down
 _MOST_FLOPS = 5e9  # of one timed product; a wide weight is timed with fewer rows
-_FEWEST_FLOPS = 1e8  # with less to do, calls cost more than arithmetic, and the clock would decide by chance
+FEWEST_FLOPS = 1e8
+"""With less to do, calls cost more than arithmetic, and the clock would decide by chance."""
 
 
 @dataclass(frozen=True)
 class GemmChoice:
-    """Which library computes a product in one pass for weights of one shape, and how fast each of them was."""
+    """Which library computes a product, and how fast each of them was.
+
+    of: a pass through frozen weights of one shape, or attention (in: the dimension of a head, out: keys).
+    """
 
     of: GemmPass
     in_features: int
@@ -73,6 +76,11 @@ class Gemms:
         forward, backward = (libraries.get(of, "onednn") for of in ("forward", "backward"))
         return FrozenWeight(layer.weight, layer.bias, forward, backward)
 
+    @property
+    def attention(self) -> GemmLibrary:
+        """The library of the products of attention."""
+        return next((one.library for one in self.choices if one.of == "attention"), "onednn")
+
 
 NO_CHOICE = Gemms()
 """oneDNN computes everything."""
@@ -109,7 +117,7 @@ def choose_gemms(
         if is_frozen_linear(layer, torch.float32):
             layers.setdefault((layer.in_features, layer.out_features), []).append(layer)
     made = {(one.of, one.in_features, one.out_features): one for one in known}
-    passes: tuple[GemmPass, GemmPass] = ("forward", "backward")
+    passes: tuple[GemmPass, ...] = ("forward", "backward")
     found = []
     for shape, alike in layers.items():
         most_rows = max(FEWEST_ROWS, min(rows, round(_MOST_FLOPS / (2 * shape[0] * shape[1]))))
@@ -118,7 +126,7 @@ def choose_gemms(
                 found.append(GemmChoice(of, *shape, most_rows, library))
             elif (of, *shape) in made:
                 found.append(made[of, *shape])
-            elif 2 * most_rows * shape[0] * shape[1] >= _FEWEST_FLOPS:
+            elif 2 * most_rows * shape[0] * shape[1] >= FEWEST_FLOPS:
                 found.append(_faster(alike, of, most_rows))
     return tuple(found)
 
@@ -134,21 +142,32 @@ def _faster(layers: Sequence[nn.Linear], of: GemmPass, rows: int) -> GemmChoice:
     """The choice for layers of one shape, by timing."""
     inside, outside = layers[0].in_features, layers[0].out_features
     weights = [layer.weight.t() if of == "backward" else layer.weight for layer in layers]
-    onednn_s, blas_s = _seconds(weights, rows)
-    library: GemmLibrary = "blas" if blas_s * _ADVANTAGE < onednn_s else "onednn"
-    gflops = [round(2e-9 * rows * inside * outside / seconds, 1) for seconds in (onednn_s, blas_s)]
-    return GemmChoice(of, inside, outside, rows, library, *gflops)
-
-
-def _seconds(weights: Sequence[Tensor], rows: int) -> tuple[float, float]:
-    """The time of a product through oneDNN and through BLAS; each call takes another weight, as in a step."""
     x, turns = torch.randn((rows, weights[0].shape[1]), generator=torch.Generator().manual_seed(0)), cycle(weights)
-    ways = (partial(product, x), partial(functional.linear, x))
+    # each call takes another weight, as in a step
+    found = faster(lambda: product(x, next(turns)), lambda: functional.linear(x, next(turns)))
+    gflops = [round(2e-9 * rows * inside * outside / seconds, 1) for seconds in found.seconds]
+    return GemmChoice(of, inside, outside, rows, found.library, *gflops)
+
+
+class Race(NamedTuple):
+    """The faster library, and the time of each."""
+
+    library: GemmLibrary
+    seconds: tuple[float, float]
+
+
+def faster(onednn: Callable[[], object], blas: Callable[[], object]) -> Race:
+    """Time the same work through both libraries."""
+    onednn_s, blas_s = _seconds(onednn, blas)
+    return Race("blas" if blas_s * _ADVANTAGE < onednn_s else "onednn", (onednn_s, blas_s))
+
+
+def _seconds(*ways: Callable[[], object]) -> tuple[float, ...]:
+    """The least time of each way."""
     for way in ways:
-        way(weights[0])  # oneDNN compiles its kernel
-    timed = [[_timed(partial(way, next(turns))) for way in ways] for _ in range(_TIMED)]
-    onednn_s, blas_s = (min(times) for times in zip(*timed, strict=True))
-    return onednn_s, blas_s
+        way()  # oneDNN compiles its kernel
+    timed = [[_timed(way) for way in ways] for _ in range(_TIMED)]
+    return tuple(min(times) for times in zip(*timed, strict=True))
 
 
 def _timed(work: Callable[[], object]) -> float:
