@@ -228,7 +228,7 @@ def leaves_record(job: RemoteJob[Any]) -> Finished[Any]:
     append_event(job.events, TrialStarted(trial=job.name, host="n1"))
     folder = job.submitter.run_directory / "trials" / job.name
     folder.mkdir(parents=True, exist_ok=True)
-    write_record(folder, record(trial=job.name))
+    write_record(folder, record(job.name))
     return Returned(0)
 
 

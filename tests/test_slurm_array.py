@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from slurm_cluster import slurm_running, why_not
-from test_remote_jobs import SMALL, submitter
+from test_remote_jobs import SMALL, leaves_record, progress, submitter
 from test_sweep import what_counts
 from test_workers import end, settings_file, started, wait_until
 
@@ -20,11 +20,13 @@ from howlow.errors import UserError
 from howlow.executors import slurm_array, slurm_queue
 from howlow.executors.slurm_array import Element, SlurmArray, slurm_cluster
 from howlow.executors.slurm_queue import Queued, SlurmQueue, comes_back
+from howlow.jobs.event_file import append_event
 from howlow.jobs.remote import RunTrialJob
 from howlow.outcomes import Finished, Returned, StoppedError, Unfinished
 from howlow.records import read_record
 from howlow.settings import Settings, merge
-from howlow.sweeping.detached import detach
+from howlow.sweeping import detached
+from howlow.sweeping.detached import submit_detached
 
 
 def settings(**changes: Any) -> Settings:
@@ -270,8 +272,54 @@ def test_a_job_that_slurm_has_forgotten_is_lost_after_a_while(tmp_path: Path, mo
 def test_only_slurm_keeps_a_sweep_that_is_left(tmp_path: Path) -> None:
     for changes in ({"run": {"executor": "local"}}, {"slurm": {"through": "processes"}}):
         with pytest.raises(UserError, match=r"--detach: with run.executor = "):
-            detach(settings(**changes), tmp_path / "out")
+            submit_detached(settings(**changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_detached_sweep_is_submitted_once_and_a_failure_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, executor, out = FakeQueue(), FakeExecutor(), tmp_path / "out"
+    monkeypatch.setattr(detached, "slurm_cluster", lambda settings, folder: array(folder, queue, executor))
+    asked = settings(grid={"lora.rank": [1, 2]})
+    first = submit_detached(asked, out)
+    (preparation,), trials = executor.arrays
+    assert preparation.startswith("preparation-")
+    assert sorted(trials) == ["base-s0", "r0001-s0", "r0002-s0"]
+    assert executor.parameters == {"slurm_dependency": "afterok:1_0"}
+    assert (first.submitted, first.is_over) == (3, False)
+    assert submit_detached(asked, out).submitted == 0
+    queue.there = {}
+    (out / ".howlow" / "remote" / f"{preparation}.end.json").write_text(
+        slurm_array.end_as_file(Unfinished("user_error", "no model m")).model_dump_json()
+    )
+    with pytest.raises(UserError, match="no model m"):
+        submit_detached(asked, out)
+    assert submit_detached(asked, out).submitted == 3
+    for name in trials:
+        leaves_record(RunTrialJob(submitter=submitter(out), trial=name))
+    assert submit_detached(asked, out).is_over
+
+
+def test_the_state_of_a_trial_says_where_it_runs_or_why_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue, executor, out = FakeQueue(), FakeExecutor(), tmp_path / "out"
+    monkeypatch.setattr(detached, "slurm_cluster", lambda settings, folder: array(folder, queue, executor))
+    asked = settings(grid={"lora.rank": [1, 2]})
+    submit_detached(asked, out)
+    assert queue.there is not None
+    ids = dict(zip(executor.arrays[1], [one for one in queue.there if one.startswith("2_")], strict=True))
+    queue.there[ids["base-s0"]] = Queued("RUNNING", "None", "n7")
+    queue.there[ids["r0001-s0"]] = Queued("PENDING", "Resources")
+    queue.there[ids["r0002-s0"]] = Queued("PENDING", "Dependency")
+    append_event(RunTrialJob(submitter=submitter(out), trial="base-s0").events, progress(1))
+    states = {one.trial: (one.state, one.detail) for one in submit_detached(asked, out).states}
+    assert states == {
+        "base-s0": ("running", "on n7, train 1/2"),
+        "r0001-s0": ("submitted", "Resources"),
+        "r0002-s0": ("submitted", "waits for the preparation"),
+    }
 
 
 # -- sweeps ---------------------------------------------------------------------------------------------------------

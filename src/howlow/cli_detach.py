@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from howlow.records import Record
-from howlow.sweeping.detached import DetachedSweep, detach
+from howlow.sweeping.detached import DetachedSweep, submit_detached
 
 
 def print_detached(
     settings: Any, out: Path | str, retry: Sequence[Any], accepted: Sequence[str]
 ) -> tuple[Record, ...] | None:
     """Print the state of a detached sweep; the records once every trial has ended, else None."""
-    found = detach(settings, out, retry=retry, accept_different=accepted)
+    found = submit_detached(settings, out, retry=retry, accept_different=accepted)
     if found.is_over:
         return found.records
     _print_states(found)

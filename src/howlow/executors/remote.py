@@ -41,6 +41,7 @@ class SignalLink:
 
     def __init__(self, signals: Sequence[signal.Signals] = ()) -> None:
         self.number: int | None = None
+        self.is_over = False
         for one in signals:
             signal.signal(one, self._on_signal)
 
@@ -53,7 +54,7 @@ class SignalLink:
         """Nobody listens: a remote job writes its events into a file."""
 
     def _on_signal(self, number: int, _: object) -> None:
-        if self.number is None:
+        if self.number is None and not self.is_over:
             self.number = number
             raise KeyboardInterrupt
 

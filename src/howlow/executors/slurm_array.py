@@ -126,6 +126,7 @@ class Element:
             finished: Finished[Any] = run_remote(self.job, link)
         except KeyboardInterrupt:  # the signal came before the job began, or after it had ended
             finished = Unfinished("stopped")
+        link.is_over = True  # a signal must not interrupt the file that follows
         if link.number is not None and isinstance(finished, Unfinished) and finished.outcome == "stopped":
             if comes_back(link.number):
                 requeue(link.number, None)  # ends this process

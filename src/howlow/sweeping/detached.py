@@ -41,7 +41,7 @@ class DetachedSweep:
         return len(self.records) == len(self.states)
 
 
-def detach(
+def submit_detached(
     settings: Settings,
     out: Path | str,
     *,
