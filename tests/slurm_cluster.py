@@ -7,10 +7,15 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from howlow.jobs import Link
+from howlow.jobs.remote import RunTrialJob
+from howlow.outcomes import StoppedError
 
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue")
 _UP_WITHIN_S = 60.0
@@ -121,3 +126,25 @@ def _free_port() -> int:
         one.bind(("127.0.0.1", 0))
         port: int = one.getsockname()[1]
     return port
+
+
+# -- a job without a trial ------------------------------------------------------------------------------------------
+
+
+class Patient(RunTrialJob):
+    """Waits for a signal when it runs for the first time; returns when it runs again."""
+
+    entry = "slurm_cluster.patient_entry"
+
+
+def patient_entry(job: Patient, link: Link) -> int:
+    begun = job.submitter.run_directory / f"begun-{job.trial}"
+    if begun.exists():
+        return 0
+    begun.write_text("")
+    try:
+        threading.Event().wait(600)
+    except KeyboardInterrupt:
+        begun.with_name(f"saved-{job.trial}").write_text("")
+        raise StoppedError from None
+    raise AssertionError("no signal came")

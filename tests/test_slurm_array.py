@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from slurm_cluster import slurm_running, why_not
+from slurm_cluster import Patient, slurm_running, why_not
 from test_remote_jobs import SMALL, leaves_record, progress, submitter
 from test_sweep import what_counts
 from test_workers import end, settings_file, started, wait_until
@@ -322,6 +322,56 @@ def test_the_state_of_a_trial_says_where_it_runs_or_why_it_waits(
     }
 
 
+# -- a real SLURM ---------------------------------------------------------------------------------------------------
+
+REAL = pytest.mark.skipif(why_not() is not None, reason=f"no SLURM can be started here: {why_not()}")
+
+
+@REAL
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_signal_brings_an_element_back_and_cancelling_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed (pip install 'howlow[slurm]')")
+    out = tmp_path / "out"
+    here = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    monkeypatch.setenv("PYTHONPATH", here)
+    with slurm_running(tmp_path / "slurm", cores=2) as environment:
+        for name in ("SLURM_CONF", "PATH"):
+            monkeypatch.setenv(name, environment[name])
+        asked = settings(slurm={"partition": "low", "cpus_per_trial": 1})
+        elements = slurm_cluster(asked, out)
+        back, cancelled = (Patient(submitter=submitter(out), trial=name) for name in ("back", "cancelled"))
+        elements.start([back, cancelled])
+        wait_until(lambda: (out / "begun-back").exists() and (out / "begun-cancelled").exists(), 400)
+        ids = elements.submitted()
+        subprocess.run(["scancel", "--signal=USR1", ids["back"]], check=True)
+        wait_until(lambda: starts_now(ids["back"]) and bool(found := elements.ended()) and is_back(found, back), 400)
+        assert (out / "saved-back").exists()
+        elements.stop()
+        assert (out / "saved-cancelled").exists()
+        assert not cancelled.end.exists()
+        assert elements.submitted() == {}
+        with pytest.raises(UserError, match=r"slurm.partition = .gpu.: SLURM has high, low"):
+            slurm_cluster(settings(slurm={"partition": "gpu"}), out)
+        options = settings(slurm={"options": ["--nodelist=nowhere"]})
+        with pytest.raises(UserError, match=r"SLURM refuses the job: sbatch: error: .*; change"):
+            slurm_cluster(options, out).start([Patient(submitter=submitter(out), trial="refused")])
+
+
+def starts_now(element: str) -> bool:
+    """SLURM starts a requeued job after two minutes, unless it is told to start it at once."""
+    subprocess.run(["scontrol", "update", f"JobId={element}", "StartTime=now"], check=False, capture_output=True)
+    return True
+
+
+def is_back(found: list[Any], job: Patient) -> bool:
+    assert found == [(job, Returned(0))]
+    return True
+
+
 # -- sweeps ---------------------------------------------------------------------------------------------------------
 
 ONE_TRIAL = {
@@ -387,9 +437,9 @@ def task_of(controller: int) -> int:
     return task.pid
 
 
+@REAL
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(why_not() is not None, reason=f"no SLURM can be started here: {why_not()}")
 def test_a_detached_sweep_on_a_real_slurm(
     tiny_table: dict[str, Any], alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
