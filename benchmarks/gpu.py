@@ -7,29 +7,30 @@ together take no longer than `--seconds` (`budget.py`): a check has its own shar
 ones left. A check for which too little time is left is not run, and the document says so. They run in this order, the
 most important first:
 
-    machine   `howlow env`
-    engine    steps of LLaMA-3.2-1B's and 3.1-8B's architecture in `shared`, 40 and 160 questions: plain, with compiled
-              layers, and as CUDA graphs; what compiling and recording take once
-    generation  64 prompts with 32 new tokens each, on both architectures: transformers' `generate` in two batch sizes,
-              ours in `shared` with plain token steps and with steps replayed as CUDA graphs: samples/s, the time of a
-              token step, and how many times that is the time to read the weights once (at 3.0 TB/s)
-    tests     pytest -m gpu: losses and gradients of the layouts with FlexAttention's kernels, the allocator's cap, the
-              device found by its UUID, the energy counter against the integrated power (within 3 %)
-    search    training.batch_size = "max" for two ranks of LLaMA-3.1-8B's architecture: the seconds of each search,
-              split into starting processes, choosing batches, loading, compiling, probing and confirming; at most 90 s
-              for the first rank and 30 s for the next
-    systems   the paper's systems study on LLaMA-3.1-8B's architecture (random weights): ranks 1 and 512 padded to 512,
-              with the head at every position, and one rank in `shared`: throughput, energy, power, memory, utilisation
-    layouts   fine-tuning LLaMA-3.2-1B's architecture (random weights, bf16, r = 8): PEFT with transformers' Trainer
-              padded to 512 against `padded`, `packed` and `shared`: samples/s, and the share of the bf16 peak
-    meters    meter_overhead.py at 4 and 20 Hz: what questions to NVML take, and the meters' share of the steps' time
-              (at 4 Hz at most 0.5 %) and of a core (at most 1 %)
-    batch     training.batch_size = "max" on the small architecture, padded, with every probe
+    machine     `howlow env`
+    engine-1b, engine-8b
+                training steps on the architecture of LLaMA-3.2-1B and of 3.1-8B, 40 and 160 questions a step, in
+                `padded`, `packed` and `shared`: plain, compiled, as CUDA graphs, and both; transformers' Trainer padded
+                to 512 in the same run; samples/s, how many times the Trainer, the share of the bf16 peak
+    generation  64 prompts with 32 new tokens each, on both architectures: transformers' `generate` in three batch
+                sizes, ours in `shared` with plain token steps and with steps replayed as CUDA graphs: samples/s, the
+                time of a token step, and how many times that is the time to read the weights once (at 3.0 TB/s)
+    tests       pytest -m gpu, what matters first
+    ranks       a step of 40 questions in `shared` on the 1B architecture at the ranks 1, 2, 4, ..., 512, against r = 1
+    search      training.batch_size = "max" for two ranks of the 8B architecture: the seconds of each search, split into
+                starting processes, choosing batches, loading, compiling, probing and confirming
+    study       the paper's study on the 8B architecture with its settings (padded to 512, fp16 autocast over fp32, head
+                at every position), ranks 1, 512 and 2048 in batches of 8 and 1: throughput, energy, power, memory,
+                utilisation
+    meters      meter_overhead.py at 4 and 20 Hz: what questions to NVML take, and the meters' share of the steps' time
+                and of a core
+
+The targets (`gpu_targets.py`) are printed beside the figures, and the document has them under `targets`.
 
 Data: SQuAD from `HOWLOW_TEST_DATA` (default ../shared/data), else questions that this script makes up; the document
 says which. `--dry-run` uses tiny models and few steps on any device, without limits, to see whether the script runs; it
 shows how the time would be divided. The last line is one JSON document. What a check could not do is an error in it,
-never a number. The exit code is 1 if a check failed or was not run.
+never a number. The exit code is 1 if a check failed or was not run; a missed target is no failure of a check.
 """
 
 import argparse
@@ -42,22 +43,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from budget import Share, limit_of, planned
-from gpu_checks import CHECKS, TOKENIZER
+from budget import limit_of, planned
+from gpu_budget import SHARES, TOTAL_S
+from gpu_checks import CHECKS
+from gpu_subject import TOKENIZER
+from gpu_targets import judged, lines
 from peers import Reply
 
-TOTAL_S = 540.0
-SHARES = {
-    "machine": Share(least_s=5, most_s=30),
-    "engine": Share(least_s=110, most_s=240),
-    "generation": Share(least_s=50, most_s=90),
-    "tests": Share(least_s=70, most_s=150),
-    "search": Share(least_s=80, most_s=160),
-    "systems": Share(least_s=70, most_s=130),
-    "layouts": Share(least_s=50, most_s=90),
-    "meters": Share(least_s=30, most_s=60),
-    "batch": Share(least_s=40, most_s=85),
-}
 _DRY_S = 600.0
 
 
@@ -100,6 +92,8 @@ def run_all(document: Reply, names: list[str], work: Path, is_dry: bool, total_s
         else:
             document[name] = run_check(name, work, is_dry, limit_s)
         tell(name, document[name])
+        for line in lines(judged(document, [name])):
+            print(f"  {line}", flush=True)
 
 
 def tell(name: str, found: Reply) -> None:
@@ -144,8 +138,10 @@ def main() -> None:
         try:
             run_all(document, asked.only, work, asked.dry_run, asked.seconds)
         finally:  # also where this script is stopped
+            document["targets"] = judged(document, asked.only)
+            print("\n" + "\n".join(lines(document["targets"])))
             print(json.dumps(document), flush=True)
-    if any("error" in document[name] or "not_run" in document[name] for name in asked.only):
+    if any("error" in document.get(name, {}) or "not_run" in document.get(name, {}) for name in asked.only):
         sys.exit(1)
 
 

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import peers
+from gpu_subject import FORMS
 from peers import BATCH_SIZE, LENGTH, STEP_SIZE, Reply
+
+PASSES, PASSES_S = 5, 3.0
 
 
 def synchronize() -> None:
@@ -33,74 +36,50 @@ def peak_tflops(size: int) -> float:
     return round(2 * size**3 / best_s / 1e12, 3)
 
 
-def timed_steps(model: Any, steps: Any, device: Any, peak: float) -> Reply:
-    """Measure samples a second of our own loop. The first pass over the steps compiles and is not counted."""
-    from howlow.engine.execution import decide, running
-    from howlow.engine.training import Optimization, Trainer
+def freed(device: Any) -> None:
+    """Free what nothing refers to, on the device, too."""
+    import torch
 
-    execution = decide(device=device, precision="bf16", attention="flex" if device.type == "cuda" else "sdpa")
-    times = []
-    with running(model, execution) as run:
-        trainer = Trainer(run, Optimization(learning_rate=1e-5))
-        losses = [trainer.outcome(trainer.step(step)).loss for step in steps]
-        for _ in range(3):
-            synchronize()
-            started_s = time.perf_counter()
-            for step in steps:
-                trainer.outcome(trainer.step(step))
-            synchronize()
-            times.append(time.perf_counter() - started_s)
-    time_s, batches = sorted(times)[1], [batch for step in steps for batch in step]
-    rate = peers.linear_flops(model, batches)[1] / time_s / 1e12
-    return {
-        "samples_per_s": round(sum(batch.samples for batch in batches) / time_s, 3),
-        "pass_s": [round(one, 4) for one in times],
-        "computed_tokens": sum(batch.computed_tokens for batch in batches),
-        "tflops_in_products": round(rate, 4),
-        "share_of_peak": round(rate / peak, 4),
-        "first_loss": losses[0],
-    }
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
-def timed_form(model: Any, form: str, batches: Any, device: Any) -> Reply:
-    """Samples a second of one form of the step; what is done once is timed apart."""
+def timed_form(model: Any, form: str, steps: Any, attention: Any, device: Any) -> Reply:
+    """Samples a second of one form of the step; what is done once is timed apart.
+
+    steps: micro-batches of some steps, which each pass runs. There are five passes, or fewer if they take long.
+    """
     import torch
 
     from howlow.engine.cuda.graphs import CudaGraphs
     from howlow.engine.execution import decide, running
     from howlow.engine.training import Optimization, Trainer
 
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    attention: Any = "flex" if device.type == "cuda" else "sdpa"
-    forms = {"compiles": form != "plain" and device.type == "cuda", "graphs": form == "graphed"}
-    execution = decide(device=device, precision="bf16", attention=attention, **forms)
-    started_s = time.perf_counter()
+    freed(device)
+    chosen = FORMS[form] | {"compiles": "compiles" in FORMS[form] and device.type == "cuda"}
+    execution = decide(device=device, precision="bf16", attention=attention, full_row=LENGTH, **chosen)
+    started_s, batches = time.perf_counter(), [batch for step in steps for batch in step]
     with running(model, execution) as run:
         trainer = Trainer(run, Optimization(learning_rate=1e-5))
         if execution.graphed:
             by_shape = {batch.input_ids.shape: batch for batch in batches}
             largest_first = sorted(by_shape.values(), key=lambda batch: -batch.computed_tokens)
             trainer.record(CudaGraphs(device), largest_first)
-        losses = [trainer.outcome(trainer.step([batch])).loss for batch in batches]
-        once_s = time.perf_counter() - started_s
-        passes = []
-        for _ in range(5):
-            times = []
-            for batch in batches:
-                synchronize()
-                started_s = time.perf_counter()
-                trainer.outcome(trainer.step([batch]))
-                synchronize()
-                times.append(time.perf_counter() - started_s)
-            passes.append(sum(times))
+        losses = [trainer.outcome(trainer.step(step)).loss for step in steps]
+        synchronize()
+        once_s, passes = time.perf_counter() - started_s, []
+        most = PASSES if device.type == "cuda" else 1  # on a CPU it is only seen whether it runs
+        while len(passes) < most and sum(passes) < PASSES_S:
+            passes.append(_pass_s(trainer, steps))
     passes.sort()
+    pass_s = passes[(len(passes) - 1) // 2]
     return {
-        "samples_per_s": round(sum(batch.samples for batch in batches) / passes[2], 1),
-        "pass_s": round(passes[2], 5),
-        "passes_s": [round(passes[0], 5), round(passes[-1], 5)],
+        "samples_per_s": round(sum(batch.samples for batch in batches) / pass_s, 1),
+        "step_s": round(pass_s / len(steps), 5),
+        "pass_s": round(pass_s, 5),
+        "passes_s": [round(one, 5) for one in passes],
         "computed_tokens": sum(batch.computed_tokens for batch in batches),
         "once_s": round(once_s, 2),
         "losses": losses,
@@ -108,8 +87,20 @@ def timed_form(model: Any, form: str, batches: Any, device: Any) -> Reply:
     }
 
 
-def timed_trainer(model: Any, examples: Any, work: Path) -> Reply:
-    """Time transformers' Trainer on PEFT's model: every row padded to 512, in bf16 on CUDA."""
+def _pass_s(trainer: Any, steps: Any) -> float:
+    """The time of each step, from one synchronisation to the next, added up."""
+    times = []
+    for step in steps:
+        synchronize()
+        started_s = time.perf_counter()
+        trainer.outcome(trainer.step(step))
+        synchronize()
+        times.append(time.perf_counter() - started_s)
+    return sum(times)
+
+
+def timed_trainer(model: Any, examples: Any, work: Path, size: int = STEP_SIZE) -> Reply:
+    """Time transformers' Trainer on PEFT's model, in steps of this size: every row padded to 512, in bf16 on CUDA."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -130,7 +121,7 @@ def timed_trainer(model: Any, examples: Any, work: Path) -> Reply:
     arguments = TrainingArguments(
         output_dir=str(work / "trainer"),
         per_device_train_batch_size=BATCH_SIZE,
-        gradient_accumulation_steps=STEP_SIZE // BATCH_SIZE,
+        gradient_accumulation_steps=size // BATCH_SIZE,
         num_train_epochs=2,
         learning_rate=1e-5,
         bf16=on_cuda,
@@ -144,7 +135,7 @@ def timed_trainer(model: Any, examples: Any, work: Path) -> Reply:
     Trainer(model=model, args=arguments, train_dataset=rows, data_collator=peers.padded, callbacks=[timer]).train()
     times = timer.times[len(timer.times) // 2 :]  # the second epoch
     time_s = sorted(times)[len(times) // 2]
-    return {"samples_per_s": round(STEP_SIZE / time_s, 3), "step_s": [round(one, 4) for one in times]}
+    return {"samples_per_s": round(size / time_s, 3), "step_s": [round(one, 4) for one in times]}
 
 
 def timed_generate(model: Any, prompts: Any, batch_size: int) -> Reply:

@@ -11,8 +11,8 @@ session (the median over the pairs); `noise` is the standard error of that media
 Then one session of some seconds for each rate, as in a trial: `core_share` is the meters' CPU time over the session's
 time, `step_share` the time that steps wait for readings over the steps' time. `calls_s` is how long single questions
 take while the device works. `conditions` are those of the session's window.
-Claims at 4 readings a second: at most 0.5 % of the steps' time, and on a GPU at most 1 % of a core. The last line is
-one JSON document.
+Claims at 4 readings a second: at most 0.5 % of the steps' time, and on a GPU at most 1 % of a core. Each part is
+printed as a JSON line when it has ended, the sessions first; the last line is one JSON document of all.
 """
 
 import argparse
@@ -175,8 +175,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of each long session")
     asked = parser.parse_args()
     device = choose_device("auto")
-    found = [compared(rate_hz, device, asked.steps, asked.step_s) for rate_hz in asked.rates]
-    sessions = [long_session(rate_hz, device, asked.seconds, asked.step_s) for rate_hz in asked.rates]
+    sessions, found = [], []
+    for rate_hz in asked.rates:
+        sessions.append(long_session(rate_hz, device, asked.seconds, asked.step_s))
+        print(json.dumps({"part": "sessions", "found": sessions[-1]}), flush=True)
+    for rate_hz in asked.rates:
+        found.append(compared(rate_hz, device, asked.steps, asked.step_s))
+        print(json.dumps({"part": "rates", "found": found[-1]}), flush=True)
     print(f"{device}, steps of {asked.step_s:g} s")
     for result in found:
         shown = ", ".join(f"{name} {value:.3%}" for name, value in result.items() if name not in ("rate_hz", "step_s"))

@@ -13,35 +13,22 @@ An interrupted sweep resumes. The last line is one JSON document.
 import argparse
 import json
 import math
-import os
 import random
 import statistics
 from pathlib import Path
 
+from smollm2 import SQUAD, smollm2_settings
+
 import howlow
 from howlow.records import read_lines, read_record
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("HOWLOW_TEST_DATA", ROOT.parent / "shared" / "data")) / "squad"
 T_975 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 11: 2.201}
 
 
 def settings(asked: argparse.Namespace) -> howlow.Settings:
-    table = {
-        "model": "smollm2-135m",
-        "baselines": ["base"],
-        "grid": {"lora.rank": asked.ranks, "seed": asked.seeds, "training.shuffle": ["groups", "examples"]},
-        "task": {
-            "name": "question_answering",
-            "train": str(DATA / "dev-v1.1.json"),
-            "test": str(DATA / "dev-v2.0.json"),
-            "train_examples": asked.train,
-            "test_examples": asked.test,
-        },
-        "training": {"batch_size": 8, "sequence_length": 512, "learning_rate": 3e-4},
-        "inference": {"batch_size": 20, "max_new_tokens": 24},
-    }
-    return howlow.load_settings(None, [table])
+    grid = {"lora.rank": asked.ranks, "seed": asked.seeds, "training.shuffle": ["groups", "examples"]}
+    task = {**SQUAD, "train_examples": asked.train, "test_examples": asked.test}
+    return smollm2_settings(grid, task, training={"learning_rate": 3e-4})
 
 
 def scores(out: Path, trial: str) -> tuple[dict[str, float], float]:

@@ -4,12 +4,14 @@ Each contender has a process of its own, which loads, warms up, and then runs on
 parent asks one contender after the other, round by round, so that a slow minute of the machine hits all of them. Ratios
 are taken within a round. Every pass is in the JSON document, not only an average.
 
+Where passes are small, the processes stay for all rounds (`rounds`). Where one pass takes more than half of a machine's
+memory, each pass has a new process, and no other one is there meanwhile (`turns`).
+
 There are two columns. `warm heap`: the process starts with MALLOC_MMAP_MAX_=0 and a large MALLOC_TRIM_THRESHOLD_.
 Before each pass as much heap is touched as the warm-up needed, so that the timed part has no page faults. Afterwards
 the heap is released, because all heaps at once would not fit. `as installed`: glibc's defaults, as `pip install`
 leaves them. Our processes get a plain environment in both columns; like a trial, they call `keep_heap`. As a trial's
-heap is kept from step to step, theirs is touched before each pass and released afterwards in both columns. So at any
-time one contender holds the memory of a pass, and the others hold no more than their loaded models.
+heap is kept from step to step, theirs is touched before each pass and released afterwards in both columns.
 """
 
 import argparse
@@ -104,24 +106,40 @@ def serve(answer: Callable[[Reply], Reply]) -> None:
         print(json.dumps(answer(json.loads(line))), file=channel, flush=True)
 
 
-def rounds(
-    workers: dict[str, Worker], passes: int, request: Reply, gemm: Worker | None = None
-) -> dict[str, list[Reply]]:
+def rounds(workers: dict[str, Worker], passes: int, request: Reply) -> dict[str, list[Reply]]:
     """Warm up every worker, then run `passes` rounds of one pass each, contender by contender."""
     warm_up = {name: worker.ask(**request, warm_up=True) for name, worker in workers.items()}
     found: dict[str, list[Reply]] = {name: [] for name in workers}
-    if gemm is not None:
-        found["gemm"] = []
     for number in range(passes):
-        for name, worker in (workers | ({"gemm": gemm} if gemm is not None else {})).items():
+        for name, worker in workers.items():
             found[name].append(worker.ask(**request, warm_up=False))
-            said = {
-                key: round(found[name][-1].get(key, 0), 1) for key in ("time_s", "user_s", "system_s", "page_faults")
-            }
-            talk(f"  round {number + 1}/{passes} {name}: {said}")
+            _tell(name, number, passes, found[name][-1])
     for name, reply in warm_up.items():
         found[name][0]["warm_up_s"] = reply["time_s"]
     return found
+
+
+def turns(
+    start_one: Callable[[str], Worker], names: Sequence[str], passes: int, request: Reply, *, cold: Sequence[str] = ()
+) -> dict[str, list[Reply]]:
+    """Run `passes` rounds of one pass each, contender by contender, each in a process that ends before the next starts.
+
+    cold: the contenders that are not warmed up.
+    """
+    found: dict[str, list[Reply]] = {name: [] for name in names}
+    for number in range(passes):
+        for name in names:
+            worker = start_one(name)
+            warm = {} if name in cold else {"warm_up_s": worker.ask(**request, warm_up=True)["time_s"]}
+            found[name].append(worker.ask(**request, warm_up=False) | warm)
+            worker.end()
+            _tell(name, number, passes, found[name][-1])
+    return found
+
+
+def _tell(name: str, number: int, passes: int, reply: Reply) -> None:
+    said = {key: round(reply.get(key, 0), 1) for key in ("time_s", "user_s", "system_s", "page_faults")}
+    talk(f"  round {number + 1}/{passes} {name}: {said}")
 
 
 # -- memory -----------------------------------------------------------------------------------------------------------

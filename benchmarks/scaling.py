@@ -18,34 +18,22 @@ and their range. The last line is one JSON document, which has every trial's sco
 
 import argparse
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from smollm2 import SQUAD, WIKITEXT, smollm2_settings
+
 import howlow
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("HOWLOW_TEST_DATA", ROOT.parent / "shared" / "data"))
 SCALINGS: dict[str, dict[str, Any]] = {
     "alpha = 2r": {"alpha": "2r"},
     "alpha = 32": {"alpha": 32.0},
     "rank-stabilised, alpha = 32": {"alpha": 32.0, "scaling": "rank_stabilized"},
 }
-TASKS: dict[str, dict[str, Any]] = {
-    "squad": {
-        "name": "question_answering",
-        "train": str(DATA / "squad" / "dev-v1.1.json"),
-        "test": str(DATA / "squad" / "dev-v2.0.json"),
-    },
-    "wikitext": {
-        "name": "language_modeling",
-        "train": str(DATA / "wikitext-2" / "valid.txt"),
-        "test": str(DATA / "wikitext-2" / "test.txt"),
-    },
-}
+TASKS = {"squad": SQUAD, "wikitext": WIKITEXT}
 SCORES = {"squad": ("f1", "loss"), "wikitext": ("loss",)}
 LENGTH = {"squad": 512, "wikitext": 128}
 RATE = "training.learning_rate"
@@ -72,16 +60,13 @@ def factor_of(scaling: str, rank: int) -> float:
 
 def settings(task: str, scaling: str, ranks: Sequence[int], asked: argparse.Namespace) -> howlow.Settings:
     sizes = {"train_examples": asked.train, "test_examples": asked.test, "validation_examples": asked.validation}
-    table = {
-        "model": "smollm2-135m",
-        "baselines": [],
-        "grid": {"lora.rank": list(ranks), "seed": asked.seeds, RATE: asked.rates},
-        "task": {**TASKS[task], **sizes},
-        "lora": SCALINGS[scaling],
-        "training": {"batch_size": 8, "sequence_length": LENGTH[task], "precision": asked.precision},
-        "inference": {"batch_size": 20, "max_new_tokens": 24},
-    }
-    return howlow.load_settings(None, [table])
+    return smollm2_settings(
+        {"lora.rank": list(ranks), "seed": asked.seeds, RATE: asked.rates},
+        {**TASKS[task], **sizes},
+        baselines=(),
+        lora=SCALINGS[scaling],
+        training={"sequence_length": LENGTH[task], "precision": asked.precision},
+    )
 
 
 def run(task: str, asked: argparse.Namespace) -> list[Trial]:

@@ -12,11 +12,12 @@ is one JSON document.
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
+
+from smollm2 import SQUAD, smollm2_settings
 
 import howlow
 from howlow.analysis.columns import column_named
@@ -25,8 +26,6 @@ from howlow.analysis.quality_statistics import paired
 from howlow.analysis.rows import Results, Trial
 from howlow.settings import parse_integers, parse_ranks
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("HOWLOW_TEST_DATA", ROOT.parent / "shared" / "data")) / "squad"
 F1 = column_named("f1")
 EACH_SIDE = 0.975
 
@@ -51,21 +50,9 @@ class Row:
 
 
 def trained_settings(asked: argparse.Namespace) -> howlow.Settings:
-    table = {
-        "model": "smollm2-135m",
-        "baselines": ["base"],
-        "grid": {"lora.rank": asked.ranks, "seed": asked.seeds},
-        "task": {
-            "name": "question_answering",
-            "train": str(DATA / "dev-v1.1.json"),
-            "test": str(DATA / "dev-v2.0.json"),
-            "train_examples": asked.train,
-            "test_examples": asked.test,
-        },
-        "training": {"batch_size": 8, "sequence_length": 512, "learning_rate": 5e-4},
-        "inference": {"batch_size": 20, "max_new_tokens": 24},
-    }
-    return howlow.load_settings(None, [table])
+    grid = {"lora.rank": asked.ranks, "seed": asked.seeds}
+    task = {**SQUAD, "train_examples": asked.train, "test_examples": asked.test}
+    return smollm2_settings(grid, task, training={"learning_rate": 5e-4})
 
 
 def run(asked: argparse.Namespace) -> Results:

@@ -1,6 +1,6 @@
 """How often a sweep that runs until its recommendation holds is wrong, and what it costs: simulated, with known truths.
 
-    python benchmarks/sooner.py [--sweeps N] [--comparisons N]
+    python benchmarks/sooner.py [--sweeps N] [--comparisons N] [--processes N] [--out FILE]
 
 **One comparison.** A rank is worse than another one by exactly the margin, so every claim that it is enough is wrong.
 It is looked at after every seed from the second on. *naive* tests at 5 % each time; *planned* has the levels of
@@ -8,47 +8,64 @@ It is looked at after every seed from the second on. *naive* tests at 5 % each t
 
 **Sweeps** over ranks 1 to 2048 with a base model and at most 5 seeds take the steps of `howlow sweep --until-decided`:
 the same functions choose the next seeds, stop ranks and say when to end. They differ in the shape of the curve, in
-noise, and in what causes it. Shapes with cliffs are made to provoke errors. A recommendation is *wrong* if the rank, or
-the base model, is truly worse than the best candidate by the margin or more, a rank that was stopped included.
+noise, and in what causes it (`simulated.py`). A recommendation is *wrong* if the rank, or the base model, is truly
+worse than the best candidate by the margin or more, a rank that was stopped included.
 
 * *planned*: as built. *naive*: the same, with every look at 95 %.
 * *all seeds*: every rank with all seeds, looked at once.
 * *guided*: only the reference rank, and the two ranks that its adapter, truncated to each rank, points to: the smallest
   whose truncation is within the margin of the reference, and the next larger one. A truncation scores like the rank,
   less 0.03 at rank 1 and half as much at each doubling, and with an error of 0.005.
+* *guided pair*: the reference rank and the smallest of these, with one seed each, looked at once.
+* *wrong among trained*: worse by the margin than the best of the candidates that were trained; with one seed, than
+  the trained adapters' own quality. It is all that the guided ways claim.
 * *cost*: fine-tunings, in units of one at the reference rank, where every rank costs the same (as SmolLM2-135M on a CPU
   nearly does), and by the throughputs of LLaMA-3.1-8B's shape on an H100 with the largest batch that fits (21.3
   samples/s at rank 1, 19.8 at 512, 3.39 at 2048; between 512 and 2048 by the geometric mean).
 
+**Least costs.** What no way to run the seeds can undercut (`least_costs`).
+
 It fails where more than 5 % are wrong by more than chance explains (binomial interval, 99 %), in all or in any shape.
-The last line is one JSON document.
+Finished parts are kept in FILE, and a run that was interrupted resumes. The last line is one JSON document.
 """
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise, product
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from parts import Part, finished
 from scipy.stats import binomtest
+from simulated import CAUSES, CONFIDENCE, EXAMPLES, MARGIN, NOISE, Floats, good_enough
+from simulated_looks import RANKS, SHAPES, WAYS, Ending, Setting, Simulated, endings, simulated
 
-from howlow.analysis.allocation import next_seeds, stopped_after_one_seed
-from howlow.analysis.group_sequential import FIRST_LOOK, LookPlan, plan_of
-from howlow.analysis.noninferiority import Pairs
+from howlow.analysis.group_sequential import FIRST_LOOK, plan_of
 from howlow.analysis.quality_statistics import ClusterScores, PairedDifference, paired
-
-MARGIN, CONFIDENCE, SEEDS = 0.02, 0.95, 5
-RANKS = [2**index for index in range(12)]
-Floats = NDArray[np.float64]
-
 
 # -- one comparison -------------------------------------------------------------------------------------------------
 
-CAUSES = {"examples": 0.0, "both": 1.0, "seeds": 10.0}
+OF_SEEDS = {"examples": 0.0, "both": 1.0, "seeds": 10.0}
 """The variance of a difference by its seed, in units of that by its examples."""
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Comparisons of one kind: what rules their chance, the most seeds, and the number of ranks in the sweep."""
+
+    cause: str
+    seeds: int
+    ranks: int
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self.cause}, at most {self.seeds} seeds, {self.ranks} ranks"
 
 
 def comparison(generator: np.random.Generator, seeds: int, of_seeds: float, clusters: int = 60) -> Floats:
@@ -68,137 +85,21 @@ def difference(table: Floats) -> PairedDifference:
     return found
 
 
-def wrong_claims(generator: np.random.Generator, number: int, seeds: int, of_seeds: float, ranks: int) -> list[float]:
-    """How often a comparison at the margin is claimed to be within it: naive and planned."""
+def wrong_claims(kind: Comparisons, generator: np.random.Generator, number: int) -> list[int]:
+    """How many comparisons at the margin are claimed to be within it: naive and planned."""
     naive = planned = 0
     for _ in range(number):
-        tables = [comparison(generator, seeds, of_seeds) for _ in range(ranks - 1)]
-        plan = plan_of([difference(table[:FIRST_LOOK]) for table in tables], seeds)
-        looks = [difference(tables[0][:n]) for n in range(FIRST_LOOK, seeds + 1)]
-        naive += any(one.low(CONFIDENCE) > -MARGIN for one in looks)
-        planned += any(one.low(plan.confidence(one.seeds, CONFIDENCE)) > -MARGIN for one in looks)
-    return [naive / number, planned / number]
+        tables = [comparison(generator, kind.seeds, OF_SEEDS[kind.cause]) for _ in range(kind.ranks - 1)]
+        looks = [difference(tables[0][:n]) for n in range(FIRST_LOOK, kind.seeds + 1)]
+        claimed = [one for one in looks if one.low(CONFIDENCE) > -MARGIN]
+        naive += bool(claimed)
+        if claimed:  # no planned look is less sure than a naive one
+            plan = plan_of([difference(table[:FIRST_LOOK]) for table in tables], kind.seeds)
+            planned += any(one.low(plan.confidence(one.seeds, CONFIDENCE)) > -MARGIN for one in claimed)
+    return [naive, planned]
 
 
-# -- sweeps ---------------------------------------------------------------------------------------------------------
-
-
-def _saturating(middle: float) -> list[float]:
-    return [0.2, *(0.6 - 0.15 * 2.0 ** -(2 * index / middle) for index in range(len(RANKS)))]
-
-
-SHAPES: dict[str, list[float]] = {
-    "saturates early": _saturating(1),
-    "saturates late": _saturating(5),
-    "rises": [0.2, *(0.4 + 0.02 * index for index in range(12))],
-    "flat": [0.2, *[0.6] * 12],
-    "falls at high ranks": [0.2, 0.55, 0.58, *[0.6] * 5, 0.59, 0.57, 0.53, 0.45, 0.4],
-    "base as good": [0.6, *[0.6] * 12],
-    "base just too low": [0.6 - MARGIN, *[0.6] * 12],
-    "cliff": [0.2, *[0.6 - MARGIN] * 6, *[0.6] * 6],
-    "two cliffs": [0.2, *[0.6 - MARGIN] * 4, *[0.6] * 3, *[0.6 - MARGIN] * 5],
-    "slope of margins": [0.2, *(0.6 - MARGIN * (11 - index) for index in range(12))],
-}
-EXAMPLES = (500, 2000, 10000)
-NOISE = {"low": 0.1, "high": 0.3}
-SHARES = {"examples": 0.1, "both": 1.0, "seeds": 4.0}
-"""The standard deviation of a rank's mean by its seed, in units of that by its examples."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a sweep is like."""
-
-    shape: str
-    examples: int
-    noise: str
-    cause: str
-
-
-@dataclass
-class Simulated:
-    """A sweep whose trials are all known; `shown` says how many seeds of each candidate were run."""
-
-    truth: Floats
-    sums: list[Floats]
-    weights: Floats
-    shown: list[int]
-    stopped: list[int] = field(default_factory=list)
-
-    @property
-    def going(self) -> list[int]:
-        """The candidates that were run and not stopped, the base model first."""
-        return [one for one, seeds in enumerate(self.shown) if (seeds or one == 0) and one not in self.stopped]
-
-    def pairs(self, plan: LookPlan | None = None) -> Pairs:
-        """What is known of the candidates that go on."""
-        return Pairs([self._scores(one) for one in self.going], plan)
-
-    def _scores(self, one: int) -> ClusterScores:
-        seeds = tuple(range(self.shown[one])) if one else ()
-        return ClusterScores(seeds, self.sums[one][: max(1, self.shown[one])], self.weights, is_bounded=False)
-
-
-def simulated(generator: np.random.Generator, setting: Setting) -> Simulated:
-    """A sweep of this kind; in half of them, the seeds' part of the two highest ranks is twice as large."""
-    sizes = generator.integers(1, 10, setting.examples // 5)
-    noise, truth = NOISE[setting.noise], np.array(SHAPES[setting.shape])
-    of_seed, widens = SHARES[setting.cause] * noise / setting.examples**0.5, bool(generator.integers(2))
-    hard, sums = generator.normal(0, 0.3, len(sizes)) * sizes, []
-    for index, quality in enumerate(truth):
-        seeds = SEEDS if index else 1
-        spread = of_seed * (0 if index == 0 else 2 if widens and index >= len(truth) - 2 else 1)
-        effects = generator.normal(0, 1, seeds) * spread
-        own = generator.normal(0, noise / 2, len(sizes)) * sizes
-        rest = generator.normal(0, noise, (seeds, len(sizes))) * np.sqrt(sizes)
-        sums.append((quality + effects)[:, None] * sizes + own + rest + hard)
-    return Simulated(truth, sums, sizes.astype(float), [0] * len(truth))
-
-
-def guide(generator: np.random.Generator, truth: Floats) -> list[int]:
-    """The candidates worth training by truncations of the reference rank's adapter."""
-    seen = [quality - 0.03 * 2.0**-index for index, quality in enumerate(truth[1:])] + generator.normal(0, 0.005, 12)
-    enough = next(index for index, score in enumerate(seen) if score >= seen[-1] - MARGIN)
-    return sorted({enough + 1, min(enough + 2, 12), 12})
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What a sweep said, and what it ran: the seeds of each rank."""
-
-    chosen: int | None
-    looks: int
-    ran: tuple[int, ...]
-
-
-def until_decided(sweep: Simulated, opening: Sequence[int], *, is_planned: bool) -> Ending:
-    """The steps of `howlow sweep --until-decided`."""
-    sweep.shown = [1 if one in opening else 0 for one in range(len(sweep.truth))]
-    sweep.stopped = []
-    going = sweep.going
-    hopeless = stopped_after_one_seed(sweep.pairs(), MARGIN, CONFIDENCE)
-    worst = sorted(hopeless, key=lambda one: hopeless[one])[: max(0, len(opening) - 2)]
-    sweep.stopped = [going[one] for one in worst]
-    for one in sweep.going:
-        sweep.shown[one] = 2 if one else 0
-    pairs, trained = sweep.pairs(), range(1, len(sweep.going))
-    found = [pairs.difference(*pair) for pair in pairwise(trained)]
-    plan = plan_of([one for one in found if one is not None], SEEDS) if is_planned else None
-    for looks in range(1, 100):
-        need = next_seeds(sweep.pairs(plan), MARGIN, CONFIDENCE, SEEDS)
-        if need.is_settled:
-            chosen = None if need.chosen is None else sweep.going[need.chosen]
-            return Ending(chosen, looks, tuple(sweep.shown[1:]))
-        for one in [sweep.going[index] for index in need.candidates]:
-            sweep.shown[one] += 1
-    raise AssertionError("every look adds a seed")
-
-
-def with_all_seeds(sweep: Simulated) -> Ending:
-    """Every rank with every seed, and one look."""
-    sweep.shown, sweep.stopped = [0] + [SEEDS] * 12, []
-    need = next_seeds(sweep.pairs(), MARGIN, CONFIDENCE, SEEDS)
-    return Ending(need.chosen, 1, tuple(sweep.shown[1:]))
+# -- costs ----------------------------------------------------------------------------------------------------------
 
 
 def costs(ran: Sequence[int]) -> tuple[float, float]:
@@ -208,74 +109,131 @@ def costs(ran: Sequence[int]) -> tuple[float, float]:
     return float(sum(ran)), float(np.dot(ran, on_h100))
 
 
+def least_costs() -> dict[str, tuple[float, float]]:
+    """The least that claims cost, at equal costs and at an H100's, however seeds and looks are arranged.
+
+    A claim about the best of all ranks compares with each rank, so each has to be trained. A claim about other seeds
+    needs the variance between seeds, so each rank has two of them. A claim about the reference rank alone compares one
+    other rank, at best the smallest, with it.
+    """
+    smallest = [1, *[0] * (len(RANKS) - 2), 1]
+    return {
+        "best of all ranks, any seed": costs([2] * len(RANKS)),
+        "best of all ranks, one seed": costs([1] * len(RANKS)),
+        "against the reference, any seed": costs([2 * one for one in smallest]),
+        "against the reference, one seed": costs(smallest),
+    }
+
+
 # -- counting -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """One ending of one sweep, counted."""
+
+    shape: str
+    way: str
+    is_wrong: bool
+    is_wrong_among_trained: bool
+    is_undecided: bool
+    is_frugal: bool
+    trials: int
+    looks: int
+    cost: float
+    cost_h100: float
+
+
+def told(sweep: Simulated, setting: Setting, way: str, ending: Ending) -> Told:
+    """Hold an ending against the truth; with one seed, the claim is about the adapters that it trained."""
+    fine, chosen = good_enough(sweep.truth), ending.chosen
+    trained = [0, *(one + 1 for one, seeds in enumerate(ending.ran) if seeds)]
+    claimed = sweep.of_first_seed if max(ending.ran) == 1 else sweep.truth
+    among = [trained[one] for one in good_enough(claimed[trained])]
+    return Told(
+        setting.shape,
+        way,
+        chosen is not None and chosen not in fine,
+        chosen is not None and chosen not in among,
+        chosen is None,
+        chosen == int(fine[0]),
+        sum(ending.ran),
+        ending.looks,
+        *costs(ending.ran),
+    )
 
 
 @dataclass(frozen=True)
 class Counted:
     """The endings of one kind of sweep."""
 
-    wrong: int
-    undecided: int
-    frugal: int
-    trials: float
-    looks: float
-    costs: tuple[float, float]
-    number: int
+    found: Sequence[Told]
 
-    @classmethod
-    def of(cls, endings: Sequence[tuple[Ending, Floats]]) -> "Counted":
-        """Count the endings, each with its truth."""
-        good = [np.flatnonzero(truth > truth.max() - MARGIN + 1e-12) for _, truth in endings]
-        chosen = [ending.chosen for ending, _ in endings]
-        both = [costs(ending.ran) for ending, _ in endings]
-        return cls(
-            sum(one is not None and one not in fine for one, fine in zip(chosen, good, strict=True)),
-            sum(one is None for one in chosen),
-            sum(one == int(fine[0]) for one, fine in zip(chosen, good, strict=True)),
-            float(np.mean([sum(ending.ran) for ending, _ in endings])),
-            float(np.mean([ending.looks for ending, _ in endings])),
-            (float(np.mean([one for one, _ in both])), float(np.mean([other for _, other in both]))),
-            len(endings),
-        )
+    def share(self, name: str) -> float:
+        """The share or the mean of a field."""
+        return float(np.mean([getattr(one, name) for one in self.found]))
 
-    @property
-    def holds(self) -> bool:
+    def holds(self, name: str = "is_wrong") -> bool:
         """Whether the rate of wrong recommendations may be the stated one or less."""
-        return bool(binomtest(self.wrong, self.number).proportion_ci(0.99).low <= 1 - CONFIDENCE)
+        return at_most_stated(sum(getattr(one, name) for one in self.found), len(self.found))
 
     def line(self, name: str) -> str:
         """For people."""
-        shares = "".join(f"{one / self.number:>11.1%}" for one in (self.wrong, self.undecided, self.frugal))
-        told = f"{self.trials:>9.1f}{self.looks:>7.1f}{self.costs[0]:>9.1f}{self.costs[1]:>9.1f}"
-        return f"{name:30}{self.number:>7}{shares}{told}{'' if self.holds else '  MORE THAN STATED'}"
+        shares = "".join(f"{self.share(one):>11.1%}" for one in SHARES_TOLD)
+        means = "".join(f"{self.share(one):>9.1f}" for one in ("trials", "looks", "cost", "cost_h100"))
+        return f"{name:30}{len(self.found):>7}{shares}{means}{'' if self.holds() else '  MORE THAN STATED'}"
 
     def document(self) -> dict[str, float]:
         """For the last line."""
-        shares = {name: getattr(self, name) / self.number for name in ("wrong", "undecided", "frugal")}
-        return shares | {"trials": self.trials, "looks": self.looks, "cost": self.costs[0], "cost_h100": self.costs[1]}
+        return {name: self.share(name) for name in (*SHARES_TOLD, "trials", "looks", "cost", "cost_h100")}
 
 
-def settings() -> Iterator[Setting]:
-    for parts in product(SHAPES, EXAMPLES, NOISE, SHARES):
-        yield Setting(*parts)
+SHARES_TOLD = ("is_wrong", "is_wrong_among_trained", "is_undecided", "is_frugal")
 
 
-def swept(generator: np.random.Generator, number: int) -> dict[str, list[tuple[Setting, Ending, Floats]]]:
-    """The endings of each way to run the same simulated sweeps."""
-    every = list(settings())
-    order = [int(one) for _ in range(-(-number // len(every))) for one in generator.permutation(len(every))][:number]
-    found: dict[str, list[tuple[Setting, Ending, Floats]]] = {"planned": [], "naive": [], "all seeds": [], "guided": []}
-    for index in order:
-        sweep, everyone = simulated(generator, every[index]), range(1, 13)
-        endings = {
-            "planned": until_decided(sweep, everyone, is_planned=True),
-            "naive": until_decided(sweep, everyone, is_planned=False),
-            "all seeds": with_all_seeds(sweep),
-            "guided": until_decided(sweep, guide(generator, sweep.truth), is_planned=True),
-        }
-        for way, ending in endings.items():
-            found[way].append((every[index], ending, sweep.truth))
+def at_most_stated(wrong: int, number: int) -> bool:
+    """Whether so many wrong claims are explained by the stated error."""
+    return bool(binomtest(wrong, number).proportion_ci(0.99).low <= 1 - CONFIDENCE)
+
+
+# -- running --------------------------------------------------------------------------------------------------------
+
+
+def all_comparisons(number: int, processes: int, kept: Path | None) -> dict[Comparisons, tuple[float, float]]:
+    """The rates of wrong claims of each kind, naive and planned."""
+    kinds = [Comparisons(*one) for one in product(OF_SEEDS, (3, 5, 10), (2, 4, 12))]
+    parts: dict[str, Part] = {
+        f"{number} comparisons, {kind.name}": partial(_claims, kind, place, number) for place, kind in enumerate(kinds)
+    }
+    rates = finished(parts, processes, kept).values()
+    return {kind: (naive / number, planned / number) for kind, (naive, planned) in zip(kinds, rates, strict=True)}
+
+
+def _claims(kind: Comparisons, place: int, number: int) -> list[int]:
+    return wrong_claims(kind, np.random.default_rng([17, 0, place]), number)
+
+
+def all_sweeps(number: int, processes: int, kept: Path | None) -> list[Told]:
+    """Sweeps of every setting, as evenly as their number allows."""
+    places = range(-(-number // A_PART))
+    parts: dict[str, Part] = {
+        f"sweeps {place} of {number}": partial(_sweeps, place, min(A_PART, number - place * A_PART)) for place in places
+    }
+    return [Told(**one) for part in finished(parts, processes, kept).values() for one in part]
+
+
+A_PART = 20
+
+
+def _sweeps(place: int, number: int) -> list[dict[str, object]]:
+    every = [Setting(*one) for one in product(SHAPES, EXAMPLES, NOISE, CAUSES)]
+    rounds = -(-(place + 1) * A_PART // len(every))
+    order = np.concatenate([np.random.default_rng([17, 1, one]).permutation(len(every)) for one in range(rounds)])
+    generator, found = np.random.default_rng([17, 2, place]), []
+    for index in order[place * A_PART : place * A_PART + number]:
+        sweep = simulated(generator, every[index])
+        by_way = zip(WAYS, endings(generator, sweep), strict=True)
+        found += [asdict(told(sweep, every[index], way, ending)) for way, ending in by_way]
     return found
 
 
@@ -283,33 +241,41 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sweeps", type=int, default=1000)
     parser.add_argument("--comparisons", type=int, default=2000)
-    asked, generator = parser.parse_args(), np.random.default_rng(17)
-    claims = {}
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, help="keeps finished parts, for a run that resumes")
+    asked = parser.parse_args()
+    claims = all_comparisons(asked.comparisons, asked.processes, asked.out)
     print(f"{'one comparison at the margin':46}{'naive':>9}{'planned':>9}")
-    for (cause, share), seeds, ranks in product(CAUSES.items(), (3, 5, 10), (2, 4, 12)):
-        rates = wrong_claims(generator, asked.comparisons, seeds, share, ranks)
-        claims[f"{cause}, {seeds} seeds, {ranks} ranks"] = rates
-        print(f"{f'{cause}, at most {seeds} seeds, {ranks} ranks':46}{rates[0]:>9.1%}{rates[1]:>9.1%}")
-    found = swept(generator, asked.sweeps)
-    heads = f"{'wrong':>11}{'undecided':>11}{'frugal':>11}{'trials':>9}{'looks':>7}{'cost':>9}{'H100':>9}"
-    print(f"\n{'sweeps':30}{'number':>7}{heads}")
-    rates_of = {way: Counted.of([(ending, truth) for _, ending, truth in all_]) for way, all_ in found.items()}
-    for way, counted in rates_of.items():
-        print(counted.line(way))
-    by_shape = {
-        shape: Counted.of([(ending, truth) for one, ending, truth in found["planned"] if one.shape == shape])
-        for shape in dict.fromkeys(one.shape for one, _, _ in found["planned"])
-    }
-    for shape, counted in by_shape.items():
-        print(counted.line(f"planned: {shape}"))
-    told = {way: counted.document() for way, counted in rates_of.items()}
-    print(json.dumps({"margin": MARGIN, "confidence": CONFIDENCE, "comparisons": claims, "sweeps": told}))
-    limit = 1 - CONFIDENCE
-    level = all(
-        binomtest(round(planned * asked.comparisons), asked.comparisons).proportion_ci(0.99).low <= limit
-        for _, planned in claims.values()
+    for kind, (naive, planned) in claims.items():
+        print(f"{kind.name:46}{naive:>9.1%}{planned:>9.1%}")
+    print(f"\n{'least costs of a claim':46}{'equal':>9}{'H100':>9}")
+    for name, (equal, h100) in least_costs().items():
+        print(f"{name:46}{equal:>9.1f}{h100:>9.1f}")
+    found = all_sweeps(asked.sweeps, asked.processes, asked.out)
+    ways = {way: Counted([one for one in found if one.way == way]) for way in WAYS}
+    by_shape = {shape: Counted([one for one in ways["planned"].found if one.shape == shape]) for shape in SHAPES}
+    heads = (
+        f"{'wrong':>11}{'of trained':>11}{'undecided':>11}{'frugal':>11}{'trials':>9}{'looks':>7}{'cost':>9}{'H100':>9}"
     )
-    return 0 if level and all(one.holds for one in (rates_of["planned"], *by_shape.values())) else 1
+    print(f"\n{'sweeps':30}{'number':>7}{heads}")
+    for name, counted in (ways | {f"planned: {shape}": one for shape, one in by_shape.items() if one.found}).items():
+        print(counted.line(name))
+    print(json.dumps(document(claims, ways)))
+    level = all(at_most_stated(round(rate * asked.comparisons), asked.comparisons) for _, rate in claims.values())
+    return 0 if level and all(one.holds() for one in (ways["planned"], *by_shape.values()) if one.found) else 1
+
+
+def document(claims: dict[Comparisons, tuple[float, float]], ways: dict[str, Counted]) -> dict[str, object]:
+    """The last line."""
+    rates = {kind.name: list(one) for kind, one in claims.items()}
+    sweeps = {way: one.document() for way, one in ways.items()}
+    return {
+        "margin": MARGIN,
+        "confidence": CONFIDENCE,
+        "comparisons": rates,
+        "sweeps": sweeps,
+        "least_costs": least_costs(),
+    }
 
 
 if __name__ == "__main__":

@@ -48,6 +48,12 @@ class Full(Repeating):
             raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
 
 
+def failing_after_the_check() -> Callable[[], Repeating]:
+    """Makes recorders, of which the first one, that of the check, works."""
+    made = iter([Repeating()])
+    return lambda: next(made, Failing())
+
+
 def trial(
     monkeypatch: pytest.MonkeyPatch, table: dict[str, Any], out: Path, recorder: Any, *, compiled: bool = False
 ) -> tuple[Record, list[float]]:
@@ -106,6 +112,17 @@ def test_where_recording_does_not_hold_plain_steps_run_and_the_record_says_why(
     (reason,) = reasons(record)
     assert said in reason
     assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_recording_that_fails_after_its_check_leaves_plain_steps(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, expected = trial(monkeypatch, table, tmp_path / "plain", None)
+    record, losses = trial(monkeypatch, table, tmp_path / "recorded", failing_after_the_check())
+    assert record.resolved.graphed is False
+    (reason,) = reasons(record)
+    assert "failed (RuntimeError: operation not permitted" in reason
+    assert losses == pytest.approx(expected, rel=1e-5), "the attempt has changed nothing"
 
 
 def test_where_compiling_fails_nothing_is_recorded_either(

@@ -6,6 +6,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -52,9 +53,84 @@ def test_the_plan_is_what_happens_if_all_take_as_long_as_they_may(shares: Any, t
     assert sum(limit or 0 for limit in planned.values()) <= total_s
 
 
-def test_all_checks_of_the_benchmark_fit_into_its_time(monkeypatch: Any):
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    gpu = loaded("gpu")
+    return loaded("gpu")
+
+
+def test_all_checks_of_the_benchmark_fit_into_its_time(gpu: Any):
     assert list(gpu.SHARES) == list(gpu.CHECKS)
     assert gpu.TOTAL_S <= 540
     assert None not in budget.planned(gpu.SHARES, gpu.TOTAL_S).values()
+
+
+@pytest.mark.parametrize("compiling_s", [46.0, 60.0])
+def test_with_the_times_of_an_h100_each_check_has_what_its_targets_need(gpu: Any, compiling_s: float):
+    divided = sys.modules["gpu_budget"]
+    expected = divided.expected(compiling_s)
+    for takes in ("needed_s", "whole_s"):
+        for name, (begins_s, limit_s) in divided.simulated(
+            {name: getattr(one, takes) for name, one in expected.items()}
+        ).items():
+            assert limit_s is not None, name
+            assert limit_s >= max(divided.SHARES[name].least_s, expected[name].needed_s), (name, begins_s, limit_s)
+
+
+# -- what a check keeps ------------------------------------------------------------------------------------------------
+
+
+def test_a_check_that_is_stopped_has_what_it_had_kept(gpu: Any, tmp_path: Path):
+    (tmp_path / "machine.json").write_text('{"device": "a card"}')
+    found = gpu.run_check("machine", tmp_path, True, 0.01)
+    assert found["device"] == "a card"
+    assert found["error"].startswith("status stopped after 0 s")
+
+
+def test_a_search_is_read_from_its_folder_while_it_runs_and_when_it_has_ended(gpu: Any, tmp_path: Path):
+    look = sys.modules["gpu_checks"].looked_at
+    assert look(tmp_path / "not there yet", 8, set()) == {}
+    (tmp_path / "batch-of-rank-8.json").write_text('{"search": {"batch": 5, "duration_s": {"load": 1.5, "probe": 2}}}')
+    assert look(tmp_path, 8, set()) == {
+        "rank 8": {"total_s": 3.5, "batch": 5, "duration_s": {"load": 1.5, "probe": 2}},
+        "under_way": None,
+    }
+    (tmp_path / "probes-of-rank-64.json").write_text('{"probes": [1, 2]}')
+    assert look(tmp_path, 64, {"batch-of-rank-8.json"}) == {"under_way": {"rank": 64, "probes": [1, 2]}}
+
+
+# -- the targets -------------------------------------------------------------------------------------------------------
+
+
+def test_a_target_is_met_missed_or_not_measured(gpu: Any):
+    targets = sys.modules["gpu_targets"]
+    document = {
+        "engine-1b": {"40": {"shared": {"graphed": {"of_trainer": 22.6}}}},
+        "engine-8b": {"40": {"shared": {"graphed": {"of_trainer": 13.9, "once_s": 61}}}, "error": "stopped"},
+        "meters": {"sessions": [{"step_share": 0.005, "core_share": None}]},
+        "search": {"not_run": "10 s are left"},
+    }
+    found = targets.judged(document, list(gpu.CHECKS))
+    assert len(found) == len(targets.TARGETS)
+    by_what = {one["what"]: (one["measured"], one["met"]) for one in found}
+    assert by_what["1B, 40 questions: samples/s, times the padded Trainer"] == (22.6, True)
+    assert by_what["8B, 40 questions: samples/s, times the padded Trainer"] == (13.9, False)
+    assert by_what["8B: seconds until the first step (compiling)"] == (61.0, False)
+    assert by_what["8B, 160 questions: share of the bf16 peak"] == (None, None)
+    assert by_what["meters at 4 Hz: share of the steps' time"] == (0.005, True)
+    assert by_what["meters at 4 Hz: share of a core"] == (None, None)
+    said = "\n".join(targets.lines(found))
+    assert "22.6, target at least 20: met" in said
+    assert "13.9, target at least 14: MISSED" in said
+    assert "n/a, target at most 90: not measured" in said
+
+
+def test_every_target_is_a_figure_of_a_check(gpu: Any):
+    """By the paths that the checks fill in."""
+    targets, table = sys.modules["gpu_targets"].TARGETS, sys.modules["gpu_engine"].TABLE
+    assert {target.path[0] for target in targets} <= set(gpu.CHECKS)
+    for target in targets:
+        assert (target.at_least is None) != (target.at_most is None)
+        if target.path[0].startswith("engine"):
+            size, layout, form = target.path[1:4]
+            assert (size == "160", layout, form) in table

@@ -1,5 +1,7 @@
 """How a model runs: what is decided from which arguments, and what a context leaves behind."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -7,7 +9,10 @@ import torch
 from conftest import loaded
 
 from howlow.engine import layouts
+from howlow.engine.attention import tree_attention
+from howlow.engine.attention_context import Limits
 from howlow.engine.execution import Execution, decide, running
+from howlow.engine.prefix_tree import build_prefix_tree
 from howlow.engine.tokens import TokenizedExample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,3 +124,35 @@ def test_the_model_is_as_it_was_afterwards(tiny_model: Any):
     assert all("forward" not in vars(module) for module in model.modules())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     assert torch.equal(model(input_ids=ids).logits, expected)
+
+
+def test_the_card_of_an_execution_is_torchs_current_one_while_the_model_runs(monkeypatch: pytest.MonkeyPatch):
+    """Streams, events and graphs are made on the current card, which is the first one unless somebody says so."""
+    entered = list[torch.device]()
+
+    @contextmanager
+    def device(one: torch.device) -> Iterator[None]:
+        entered.append(one)
+        yield
+        entered.append(CPU)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    second = torch.device("cuda:1")
+    with running(torch.nn.Linear(2, 2), decided(device=second, attention="own")):
+        assert entered == [second]
+    assert entered == [second, CPU]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_computes_in_what_autocast_says():
+    """As SDPA does: rotary positions leave queries and keys in fp32 where the hidden states are."""
+    tree, _, _ = build_prefix_tree([(1, 2, 3), (4, 5)], share=False)
+    query, key = torch.randn(2, 1, 2, 5, 16).unbind()
+    value = torch.randn(1, 2, 5, 16).bfloat16()
+    limits = Limits(scale=0.25, window=None, chunk=None, softcap=None)
+    with torch.autocast("cpu", torch.bfloat16):
+        flex = tree_attention(tree, "flex", 0).attend(query, key, value, limits)
+        sdpa = tree_attention(tree, "sdpa", 0).attend(query, key, value, limits)
+    assert flex.dtype == sdpa.dtype == torch.bfloat16
+    torch.testing.assert_close(flex, sdpa, rtol=2e-2, atol=2e-2)

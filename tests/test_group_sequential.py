@@ -81,6 +81,16 @@ def test_without_any_difference_information_is_that_of_the_seeds() -> None:
     assert plan_of([difference(np.zeros((2, 9)))], 4).information == pytest.approx((0.5, 0.75, 1.0))
 
 
+@pytest.mark.parametrize("of_seeds", [0.0, 1000.0])
+@pytest.mark.parametrize("seeds", [2, 25, 26, 300])
+def test_however_many_seeds_are_planned_information_grows_from_above_0_to_1(seeds: int, of_seeds: float) -> None:
+    found = plan_of([table(0, 2, of_seeds), table(1, 2, of_seeds)], seeds).information
+    assert len(found) == seeds - 1
+    assert list(found) == sorted(set(found))
+    assert found[0] > 0
+    assert found[-1] == 1
+
+
 def test_early_looks_have_to_be_surer_and_later_seeds_are_judged_as_the_last() -> None:
     found = [PLAN.confidence(seeds, 0.95) for seeds in range(FIRST_LOOK, PLAN.seeds + 1)]
     assert found == sorted(found, reverse=True)

@@ -262,6 +262,29 @@ def test_questions_without_an_answer_may_decide(tmp_path: Path, howlow: Command)
     code, out, _ = howlow("recommend", tmp_path, "--metric", "no_answer_f1", "--json")
     found = json.loads(out)
     assert (code, found["verdict"], found["rank"]) == (0, "recommended", 1)
+    assert (found["test_examples"], found["all_test_examples"]) == (EXAMPLES // 2, EXAMPLES)
+    assert f"{EXAMPLES // 2} of {EXAMPLES} test examples" in found["headline"]
+
+
+@pytest.mark.parametrize("every", [2, 5])
+def test_a_part_of_the_test_names_its_own_examples_and_the_command_the_whole_test(
+    tmp_path: Path, howlow: Command, every: int
+) -> None:
+    from howlow.records import Scores
+
+    scores = Scores(f1=0.5, exact_match=0.0, loss=1.0, has_answer_f1=0.5, no_answer_f1=0.5)
+    sweep(tmp_path, {1: 0.5, 8: 0.51}, noise=0.3, scores=scores)
+    for path in tmp_path.glob("trials/*/predictions.jsonl"):
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for index, line in enumerate(lines):
+            line["scores"] = with_part(line["scores"], index % every == 0)
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    _, out, _ = howlow("recommend", tmp_path, "--metric", "has_answer_f1", "--margin", "0.003", "--json")
+    found = json.loads(out)
+    assert found["verdict"] == "not_enough_evidence"
+    assert f"{EXAMPLES // every} of {EXAMPLES} test examples" in found["headline"]
+    plan = found["settle"]["more_examples"] or found["settle"]["both"]
+    assert plan["test_examples"] > EXAMPLES, "a test of so many examples, of which the part is a share"
 
 
 def tuned_sweep(folder: Path, curve: dict[tuple[int, float], tuple[float, float]], **all_: Any) -> Path:

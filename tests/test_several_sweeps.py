@@ -1,6 +1,7 @@
 """Several sweeps in one report: what is compared between them, what is not and why, and where the files go."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from howlow.analysis.columns import column_named
 from howlow.analysis.one_table import named_sweeps
 from howlow.errors import UserError
 from howlow.reporting import Report, write_report
+from howlow.reporting.asked import asked_facts
+from howlow.reporting.figure import context_lines
+from howlow.reporting.measured import environment_facts
 from howlow.reporting.sweeps import apart_lines
 
 H100 = ENVIRONMENT.model_copy(update={"device_name": "NVIDIA H100", "device_uuid": "GPU-9"})
@@ -202,3 +206,24 @@ def test_sweeps_have_the_shortest_names_that_tell_them_apart(folders: list[Path]
     longest = max(name.count("/") for name in found)
     shorter = {"/".join(folder.parts[1:][-longest:]) for folder in found.values()}
     assert longest == 0 or len(shorter) < len(found)
+
+
+def test_the_page_names_what_every_sweep_ran_on(tmp_path: Path) -> None:
+    small = sweep_of(tmp_path / "small", (1, 4))
+    large = sweep_of(tmp_path / "large", (1, 64), environment=H100.model_copy(update={"driver": "999.1"}))
+    comparison = compare(load_results(small, large))
+    facts, environment = asked_facts(comparison), environment_facts(comparison)
+    for device in (facts["device"], environment["device"]):
+        assert f"{ENVIRONMENT.device_name} ({ENVIRONMENT.device}) (in small)" in device
+        assert "NVIDIA H100 (cuda:0) (in large)" in device
+    assert "999.1 (in large)" in environment["driver"]
+    assert "in small" not in environment["Python"], "what is equal is said once"
+    assert {ENVIRONMENT.device_name, "NVIDIA H100"} <= set(context_lines(comparison)[0].split(" · ")[-1].split(" and "))
+    (alone,) = {asked_facts(compare(load_results(small)))["device"]}
+    assert alone == f"{ENVIRONMENT.device_name} ({ENVIRONMENT.device})"
+
+
+def test_a_setting_that_was_swept_has_all_its_values_on_the_page(tmp_path: Path) -> None:
+    for rank, rate in product((1, 4), (1e-4, 5e-4)):
+        trial_of(tmp_path, rank, 1.0, 0.5, axes={"training.learning_rate": rate})
+    assert "learning rate 0.0001 or 0.0005" in asked_facts(compare(load_results(tmp_path)))["training"]

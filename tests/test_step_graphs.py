@@ -1,5 +1,6 @@
 """Recorded steps do what fresh ones do; a recorder that repeats the recorded call stands for a GPU's graphs."""
 
+import gc
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,7 +14,7 @@ from test_training import Make, gradients, make_model, some_examples  # noqa: F4
 from howlow.engine import buckets, layouts, step_check
 from howlow.engine import model as models
 from howlow.engine.buckets import Buckets
-from howlow.engine.cuda.graphs import CudaGraphs
+from howlow.engine.cuda.graphs import CudaGraphs, drop_unused
 from howlow.engine.execution import Execution, decide
 from howlow.engine.layouts import Batch, Layout
 from howlow.engine.tokens import TokenizedExample
@@ -234,32 +235,55 @@ def test_compiling_that_fails_is_left_out(make_model: Make, monkeypatch: pytest.
 
 
 class FakeCuda:
-    """torch's streams and graphs as far as they are called, in their order."""
+    """torch's streams and graphs as far as they are called, in their order.
+
+    Like torch's allocator it refuses to empty its cache while it believes that something is recorded, and it is told of
+    a recording's end only by one that could be ended.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
         self.done, self.current, self.fails = list[str](), "own", fails
-        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+        self.is_recording, self.pool_uses = False, 0
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
-        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: self.done.append("empty"))
+        monkeypatch.setattr(torch.cuda, "empty_cache", self.empty_cache)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda _: self)
         monkeypatch.setattr(torch.cuda, "Stream", lambda _: self)
         monkeypatch.setattr(torch.cuda, "set_stream", lambda _: setattr(self, "current", "own"))
         monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
         monkeypatch.setattr(torch.cuda, "graph", lambda *_, pool: self)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocating, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
 
     def wait_stream(self, _: Any) -> None: ...
 
     def replay(self) -> None:
         self.done.append("replay")
 
+    def empty_cache(self) -> None:
+        if self.is_recording:
+            raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+        self.done.append("empty")
+
+    def end_allocating(self, device: int, pool: tuple[int, int]) -> None:
+        assert (device, pool) == (0, (0, 1))
+        if not self.is_recording:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.is_recording = False
+
+    def release(self, *_: Any) -> None:
+        self.pool_uses -= 1
+
     def __enter__(self) -> None:
-        self.current = "recording"
+        self.current, self.is_recording = "recording", True
+        self.pool_uses += 1
 
     def __exit__(self, *_: Any) -> None:
         if self.fails:
             raise RuntimeError("operation failed due to a previous error during capture")
-        self.current = "own"
+        self.current, self.is_recording = "own", False
 
 
 def test_a_recording_begins_with_an_empty_cache_and_is_replayed(monkeypatch: pytest.MonkeyPatch):
@@ -269,18 +293,67 @@ def test_a_recording_begins_with_an_empty_cache_and_is_replayed(monkeypatch: pyt
     again = graphs.record(lambda: len(runs))
     assert (again(), again(), len(runs)) == (3, 3, 3)
     assert cuda.done == ["empty", "replay", "replay"]
+    assert cuda.pool_uses == 1, "a graph gives its pool back when it is deleted"
 
 
-def test_where_a_recording_fails_work_goes_on_on_its_own_stream(monkeypatch: pytest.MonkeyPatch):
-    """torch leaves the context of the recording's stream only if the recording could be ended."""
+@pytest.mark.parametrize("can_be_ended", [True, False])
+def test_where_a_recording_fails_work_goes_on_as_before(monkeypatch: pytest.MonkeyPatch, can_be_ended: bool):
+    """torch leaves the stream of a recording, and tells its allocator, only if the recording could be ended."""
 
     def full() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    cuda = FakeCuda(monkeypatch, fails=True)
-    with pytest.raises(RuntimeError, match="previous error during capture") as caught:
+    cuda = FakeCuda(monkeypatch, fails=not can_be_ended)
+    with pytest.raises(RuntimeError) as caught:
         CudaGraphs(torch.device("cuda")).record(full)
     assert cuda.current == "own"
     assert step_check.failed("recording", caught.value) == (
         "recording failed (OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB)"
     )
+    drop_unused(torch.device("cuda"))
+    assert cuda.done == ["empty"], "the plainer steps begin with an empty cache"
+    assert cuda.pool_uses == (1 if can_be_ended else 0), "a graph that was not recorded never gives its pool back"
+
+
+# -- streams -----------------------------------------------------------------------------------------------------------
+
+
+def nodes_of(model: Any) -> list[Any]:
+    """The nodes of autograd that add to the gradients of the trained weights and of their copies; made if not there."""
+    groups = [module.group for module in model.modules() if getattr(module, "group", None) is not None]
+    copies = [copied for group in groups for copied in (group.below, *group.above)]
+    return [torch.autograd.graph.get_gradient_edge(one).node for one in (*models.trainable(model).values(), *copies)]
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+@pytest.mark.parametrize("options", [{}, {"joins_adapters": True}])
+@pytest.mark.parametrize("is_recomputed", [True, False])
+def test_a_pass_leaves_no_node_of_autograd(
+    make_model: Make,  # noqa: F811
+    options: dict[str, Any],
+    is_recomputed: bool,
+):
+    """A node keeps the stream on which it was made. One that were left of the warm-up would break a recording."""
+    model = make_model().train()
+    if is_recomputed:
+        recompute = {"use_reentrant": False, "preserve_rng_state": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+    marks = list[int]()
+
+    def mark(*_: Any) -> None:
+        for node in nodes_of(model):
+            node.metadata["mark"] = True
+            marks.append(1)
+
+    with on_cpu(model, **options) as run:
+        trainer = Trainer(run, Optimization(learning_rate=1e-2))
+        hook = models.decoder_of(model).layers[-1].register_forward_hook(mark)
+        gc.disable()  # no help from the garbage collector
+        try:
+            trainer.accumulate(laid_out("padded")[0], torch.ones(()))
+            hook.remove()
+            left = [node for node in nodes_of(model) if node.metadata]
+        finally:
+            gc.enable()
+    assert marks
+    assert left == []

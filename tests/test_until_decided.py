@@ -302,3 +302,21 @@ def test_looks_survive_a_round_trip(tmp_path: Path) -> None:
     write_looks(tmp_path, looks)
     assert read_looks(tmp_path) == looks
     assert read_looks(tmp_path / "elsewhere") is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"information": [0.9, 0.5, 1.0]},
+        {"information": [0.0, 1.0]},
+        {"information": [0.5, 0.9]},
+        {"margin": -1},
+        {"confidence": 1.0},
+        {"seeds": []},
+    ],
+)
+def test_looks_that_no_sweep_could_have_written_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    fine = LooksRecord(metric="f1", margin=0.02, confidence=0.95, seeds=(0, 1), information=(0.5, 1.0))
+    (tmp_path / "looks.json").write_text(json.dumps(json.loads(fine.model_dump_json()) | wrong))
+    with pytest.raises(UserError, match=r"looks\.json: cannot be read as the looks of a sweep"):
+        read_looks(tmp_path)

@@ -6,6 +6,7 @@ resumed, touches no column; its mark stands at the trial.
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 from howlow.analysis.column import Column, Stage, Subject
 from howlow.analysis.columns import COLUMNS
@@ -80,6 +81,7 @@ _SUBJECTS: Mapping[WarningKind, tuple[Subject, ...]] = {
     WarningKind.LARGE_EFFECTIVE_BATCH: (),
     WarningKind.ATTENTION_ALONE_ADAPTED: (),
     WarningKind.ALPHA_GROWS_WITH_RANK: (),
+    WarningKind.ADAPTER_NOT_FUSED: (*_COSTS, "memory"),
     WarningKind.OTHER_SETTINGS_UNTRIED: (),
 }
 
@@ -89,7 +91,11 @@ def qualified(warning: RecordWarning, inference: PhaseName | None) -> tuple[str,
 
     inference: the phase that the inference columns are about; a warning about another one does not touch them.
     """
-    subjects, stages = _subjects(warning), _stages(warning, inference)
+    return _touched(_subjects(warning), _stages(warning, inference))
+
+
+@cache
+def _touched(subjects: tuple[Subject, ...], stages: tuple[Stage, ...]) -> tuple[str, ...]:
     return tuple(column.name for column in COLUMNS if _is_touched(column, subjects, stages))
 
 

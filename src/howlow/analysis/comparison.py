@@ -136,6 +136,8 @@ class Comparison:
         return value / whole if whole else None
 
     def _is_apart(self, row: Row, reference: Reference, column: Column) -> bool:
+        if not self.results.set_apart:
+            return False
         trials = {row[TRIAL.name], *(trial.record.trial for trial in reference.group.trials)}
         return len(trials) > 1 and any((trial, column.name) in self.results.set_apart for trial in trials)
 

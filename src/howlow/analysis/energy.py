@@ -47,17 +47,15 @@ def read_seen(folder: Path) -> list[Seen]:
 
 def inside(phase: PhaseName, steps: Iterable[Step], readings: Iterable[Seen]) -> list[Seen]:
     """The readings inside the measured steps of a phase; not those of the pauses between them."""
-    own = sorted((step for step in steps if step.phase == phase and step.part == "measured"), key=_starts_s)
+    own = [step for step in steps if step.phase == phase and step.part == "measured"]
+    spans = sorted((step.start_s, step.duration_s) for step in own)
+    starts_s, ends_s = [start_s for start_s, _ in spans], [start_s + duration_s for start_s, duration_s in spans]
 
     def is_inside(time_s: float) -> bool:
-        last = bisect_right(own, time_s, key=_starts_s) - 1
-        return last >= 0 and time_s <= own[last].start_s + own[last].duration_s
+        last = bisect_right(starts_s, time_s) - 1
+        return last >= 0 and time_s <= ends_s[last]
 
     return [reading for reading in readings if reading.phase == phase and is_inside(reading.time_s)]
-
-
-def _starts_s(step: Step) -> float:
-    return step.start_s
 
 
 def timeline_figures(record: Record, readings: Sequence[Seen]) -> dict[str, float | None]:

@@ -17,7 +17,7 @@ from howlow.analysis.quality_columns import TEXT_WEIGHTS
 from howlow.analysis.quality_statistics import ClusterScores
 from howlow.analysis.rows import Trial
 from howlow.errors import UserError
-from howlow.records import read_lines, read_steps
+from howlow.records import ScoredLine, read_scored, read_steps
 from howlow.tasks import task_named
 
 
@@ -53,18 +53,18 @@ def example_scores(trial: Trial, metric: Column) -> list[ExampleScore]:
 
 def _of_answers(folder: Path, name: str) -> list[ExampleScore]:
     return [
-        ExampleScore(str(line["id"]), _cluster(line), float(line["scores"][name]), 1.0)
-        for line in read_lines(folder / "predictions.jsonl", {"id": str})
-        if isinstance(line.get("scores"), dict) and isinstance(line["scores"].get(name), int | float)
+        ExampleScore(line.id, _cluster(line), float(line.scores[name]), 1.0)
+        for line in read_scored(folder)
+        if name in line.scores
     ]
 
 
 def _of_texts(folder: Path, name: str) -> list[ExampleScore]:
     field, factor = TEXT_WEIGHTS[name]
     found = [
-        ExampleScore(str(line["id"]), _cluster(line), float(line["log_likelihood"]), factor * line[field])
-        for line in read_lines(folder / "predictions.jsonl", {"id": str})
-        if isinstance(line.get("log_likelihood"), int | float) and isinstance(line.get(field), int)
+        ExampleScore(line.id, _cluster(line), line.log_likelihood, factor * line.counts[field])
+        for line in read_scored(folder)
+        if line.log_likelihood is not None and field in line.counts
     ]
     is_one_document = len({score.cluster for score in found}) == 1
     return [replace(score, cluster=score.id) for score in found] if is_one_document else found
@@ -78,14 +78,14 @@ def _of_batches(folder: Path) -> list[ExampleScore]:
     ]
 
 
-def _cluster(line: Mapping[str, Any]) -> str:
+def _cluster(line: ScoredLine) -> str:
     """The cluster of a line; in records of older versions each example stands alone."""
-    return str(line.get("cluster", line["id"]))
+    return line.id if line.cluster is None else line.cluster
 
 
 def names_clusters(trial: Trial) -> bool:
     """Whether a trial's predictions say which examples go together."""
-    return all("cluster" in line for line in read_lines(trial.folder / "predictions.jsonl"))
+    return all(line.cluster is not None for line in read_scored(trial.folder))
 
 
 def cluster_scores(candidates: Sequence[Sequence[Trial]], metric: Column) -> list[ClusterScores]:

@@ -18,7 +18,7 @@ which all seeds share,
     t(n) = (v_s / N + v_c) / (v_s / n + v_c).
 
 Where the seeds rule, t(n) = n / N. Where the examples rule, two seeds have most of the information. The variances are
-taken from all pairs of neighbouring ranks at the first look and then kept. v_s is raised to its upper bound at 80 %: a
+taken from all pairs of neighbouring ranks at the first look and then kept. v_s is raised to its upper bound at 99 %: a
 t that is too small spends too late, which costs trials but no error (Slepian's inequality).
 
 **Why the order of trials cannot raise the error.** Each rank runs its seeds in one fixed order. The level of a
@@ -40,7 +40,7 @@ FIRST_LOOK = 2
 _FARTHEST = 8.0
 _POINTS = 241
 _LEAST_LEVEL = 1e-12
-_SURE_OF_SEEDS = 0.8
+_SURE_OF_SEEDS = 0.99
 
 
 def spent(alpha: float, information: float) -> float:
@@ -156,8 +156,9 @@ def _share(of_seed: float, of_clusters: float, seeds: int, planned: int) -> floa
 
 
 def _spaced(shares: Sequence[float]) -> tuple[float, ...]:
-    """The shares in hundredths, rounded down, each lower than the next one: enough to integrate between them."""
-    found = [100]
+    """The shares in hundredths (finer for many seeds), rounded down, each lower than the next one."""
+    steps = max(100, 4 * (len(shares) + 1))
+    found = [steps]
     for share in reversed(shares[:-1]):
-        found.append(min(int(100 * share + 1e-9), found[-1] - 1))
-    return tuple(share / 100 for share in reversed(found))
+        found.append(min(int(steps * share + 1e-9), found[-1] - 1))
+    return tuple(share / steps for share in reversed(found))

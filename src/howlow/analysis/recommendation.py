@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from howlow.analysis.column import Column
-from howlow.analysis.comparison import Group, compare
+from howlow.analysis.comparison import Group
 from howlow.analysis.constraints import CostLimits, Kept, kept
-from howlow.analysis.contest import Contest, contest_of, one_a_seed, trained_references
+from howlow.analysis.contest import Contest, contest_of, one_a_seed
 from howlow.analysis.example_scores import cluster_scores, names_clusters
 from howlow.analysis.group_sequential import LookPlan
 from howlow.analysis.margins import DEFAULT_CONFIDENCE, QualityScale, checked_confidence
 from howlow.analysis.noninferiority import Pairs, Standing, standing_of, worst_obstacle
 from howlow.analysis.rows import Results, rows
-from howlow.analysis.setting_choice import SCALING
 from howlow.analysis.settling import Settlement, settlement
 from howlow.errors import UserError
 from howlow.records import LooksRecord, read_looks
@@ -135,13 +134,20 @@ class Recommendation:
         """What more data would settle the decision; None where there is evidence enough, or nothing to decide."""
         if self.verdict != "not_enough_evidence":
             return None
-        examples, sure, plan = self.test_examples or 0, self.terms.confidence, self.pairs.plan
+        examples, sure, plan = self.all_test_examples or 0, self.terms.confidence, self.pairs.plan
         last = sure if plan is None else plan.confidence(plan.seeds, sure)
         return settlement(self.pairs, self.terms.gain, last, self.seeds, examples)
 
     @property
     def test_examples(self) -> int | None:
-        """How many examples every candidate was scored on; None: an older record does not say."""
+        """How many examples every candidate was scored on by this metric; None: an older record does not say."""
+        if "answers" in self.terms.metric.subjects and self.pairs.scores:
+            return round(float(self.pairs.scores[0].weights.sum()))
+        return self.all_test_examples
+
+    @property
+    def all_test_examples(self) -> int | None:
+        """How many examples the test has: a metric of a part of them is scored on fewer."""
         data = next(iter(self.contest.ranks.values())).trials[0].record.data
         return None if data is None else data.test_examples
 
@@ -191,19 +197,6 @@ def recommend(
     return recommend_from(results, metric=metric, margin=margin, confidence=confidence, limits=limits, where=where)
 
 
-def verdicts_by_scaling(results: Results) -> list[tuple[dict[str, Any], Recommendation]]:
-    """The recommendation for each scaling that was tried; other settings are chosen by validation scores.
-
-    Raises:
-        UserError: at one of them there is nothing to compare.
-    """
-    tried = [
-        {axis: one.axes[axis] for axis in SCALING if axis in one.axes} for one in trained_references(compare(results))
-    ]
-    scalings = {repr(axes): axes for axes in tried if axes}
-    return [(axes, recommend_from(results, where=axes)) for axes in scalings.values()]
-
-
 def _terms_of(metric: Column, margin: float | None, confidence: float, limits: CostLimits | None) -> Terms:
     checked = QualityScale(metric).checked_margin(margin)
     return Terms(metric, checked, checked_confidence(confidence), limits or CostLimits())
@@ -217,6 +210,9 @@ def _answered(contest: Contest, terms: Terms) -> Recommendation:
     looks = read_looks(contest.comparison.results.folders[0])
     stopped = {one.rank for one in (looks.stopped if looks else None) or ()}
     fitting = [group for rank, group in contest.ranks.items() if rank not in excluded and rank not in stopped]
+    if not fitting and not excluded:
+        folder = contest.comparison.results.folders[0]
+        raise UserError(f"{folder}: its looks.json has stopped every rank, so none can be chosen; restore the file")
     if base is not None and not _missed(kept(base, terms.limits)):
         fitting.insert(0, base)
     scores = cluster_scores([one_a_seed(group) for group in fitting], contest.metric) if fitting else []

@@ -24,7 +24,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Plan:
-    """A number of seeds and of test examples that would settle it, in all."""
+    """A number of seeds and of test examples that would settle it, in all; of examples those of the whole test."""
 
     seeds: int
     examples: int

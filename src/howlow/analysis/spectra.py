@@ -94,7 +94,8 @@ def _own(group: Group) -> Iterator[UpdateSpectra]:
     for trial in group.trials:
         spectra = read_spectra(trial.folder)
         if spectra is not None and group.rank is not None:
-            yield UpdateSpectra(trial.record.trial, group.rank, spectra)
+            longest = max((len(module.singular_values) for module in spectra.modules), default=0)
+            yield UpdateSpectra(trial.record.trial, max(group.rank, longest), spectra)  # PiSSA's have twice the rank
             return
 
 

@@ -18,7 +18,7 @@ from howlow.analysis.column import Column, StepSum
 from howlow.analysis.columns import COLUMNS
 from howlow.analysis.energy import Seen, inside, looks_of, powers_of
 from howlow.analysis.statistics import Interval, LogVariance, NoError, Sample, interval_around, of_steps, summed
-from howlow.records import PhaseRecord, Record, Step, measured_steps, read_lines, window_times_s
+from howlow.records import PhaseRecord, Record, ScoredLine, Step, measured_steps, read_scored, window_times_s
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def _of_quality(row: Mapping[str, Any], steps: Sequence[Step], folder: Path) -> 
     columns = [column for column in COLUMNS if column.is_quality and (row[column.name] or 0) > 0]
     if not columns:
         return {}
-    lines = list(_scored(folder / "predictions.jsonl"))
+    lines = list(read_scored(folder))
     loss = _of_texts(lines) or _of_batches([step for step in steps if step.phase == "evaluate"])
     found = {}
     for column in columns:
@@ -202,35 +202,18 @@ def _of_quality(row: Mapping[str, Any], steps: Sequence[Step], folder: Path) -> 
     return found
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """What a line of the predictions says of its example: its scores, or the likelihood of its tokens."""
-
-    id: str
-    scores: Mapping[str, float]
-    log_likelihood: float | None
-    tokens: int
-
-
-def _scored(path: Path) -> Iterable[_Scored]:
-    for line in read_lines(path):
-        yield _Scored(
-            str(line.get("id")), line.get("scores") or {}, line.get("log_likelihood"), line.get("tokens") or 0
-        )
-
-
-def _of_answers(lines: Sequence[_Scored], column: Column) -> Sample | None:
+def _of_answers(lines: Sequence[ScoredLine], column: Column) -> Sample | None:
     scored = [line for line in lines if column.name in line.scores]
     return of_steps([line.scores[column.name] for line in scored], [1.0] * len(scored), _examples(scored))
 
 
-def _of_texts(lines: Sequence[_Scored]) -> Sample | None:
+def _of_texts(lines: Sequence[ScoredLine]) -> Sample | None:
     scored = [line for line in lines if line.log_likelihood is not None]
     losses = [-(line.log_likelihood or 0.0) for line in scored]
-    return of_steps(losses, [line.tokens for line in scored], _examples(scored))
+    return of_steps(losses, [line.counts.get("tokens", 0) for line in scored], _examples(scored))
 
 
-def _examples(lines: Iterable[_Scored]) -> str:
+def _examples(lines: Iterable[ScoredLine]) -> str:
     return _digest([line.id for line in lines])
 
 

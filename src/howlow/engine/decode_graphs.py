@@ -157,7 +157,7 @@ class Written:
         self._found = written.to("cpu", non_blocking=True)  # into pinned memory
         self._arrived = torch.cuda.Event() if written.is_cuda else None  # type: ignore[no-untyped-call]
         if self._arrived is not None:
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(written.device))
 
     def read(self) -> list[list[list[float]]]:
         """Wait for them: for each step its tokens and their margins."""

@@ -39,6 +39,7 @@ from howlow.engine.last_layer import modules_by_token, only_rows
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import Head
 from howlow.engine.model import base_of, decoder_of
+from howlow.engine.quantization import Quantization
 from howlow.engine.rotary import as_in_a_full_row
 from howlow.errors import UserError
 
@@ -50,7 +51,9 @@ _COMPUTED_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16-autocast": 
 class Execution:
     """How a model runs on one device.
 
-    storage: the dtype of the base's weights; an adapter's are always fp32.
+    storage: the dtype of the base's weights, or the one from which they are quantised; an adapter's are always fp32.
+    quantization: how the linear layers of a frozen base are stored (`howlow.engine.quantization`).
+    double_quantization: whether the magnitudes of nf4 are stored in 8 bits.
     compute: the dtype of products; where it is not fp32, forward passes run under autocast to it.
     attention: the kernel for examples that share a row; examples in rows of their own use the model's own attention.
     kernels_kept: how many compiled kernels oneDNN keeps in this process.
@@ -78,6 +81,8 @@ class Execution:
     graphed: bool
     full_row: int | None
     gemms: Gemms = NO_CHOICE
+    quantization: Quantization = "none"
+    double_quantization: bool = True
 
     @property
     def fills_shapes(self) -> bool:
@@ -126,7 +131,7 @@ class Execution:
             "joined_adapters": self.joined_adapters,
             "compiled": self.compiled,
             "graphed": self.graphed,
-            "quantization": "none",
+            "quantization": self.quantization,
         }
 
 
@@ -143,6 +148,8 @@ def decide(
     trains_base: bool = False,
     full_row: int | None = None,
     gemms: Gemms = NO_CHOICE,
+    quantization: Quantization = "none",
+    double_quantization: bool = True,
 ) -> Execution:
     """Decide how a model runs.
 
@@ -153,7 +160,9 @@ def decide(
     graphs: whether training replays its steps as CUDA graphs.
     trains_base: whether the base's own weights train.
     gemms: the libraries that were measured for the model (`howlow.engine.cpu.gemm`).
+    quantization, double_quantization: see `Execution`.
     """
+    assert quantization == "none" or not trains_base, "settings refuse a quantised base that trains"
     compute = _COMPUTED_IN[precision]
     storage = torch.bfloat16 if precision == "bf16" and not trains_base else torch.float32
     can_fuse = _can_fuse(device, storage, compute)
@@ -174,6 +183,8 @@ def decide(
         graphed=graphs and device.type == "cuda",
         full_row=full_row,
         gemms=gemms,
+        quantization=quantization,
+        double_quantization=double_quantization,
     )
 
 
@@ -236,6 +247,7 @@ class Running:
 def running(model: Any, execution: Execution) -> Iterator[Running]:
     """Within this context the model, which is on the execution's device, runs as it says."""
     with ExitStack() as stack:
+        stack.enter_context(_current(execution.device))
         wants_copies, dynamic = execution.joined_adapters, True if execution.attention == "flex" else None
         adapters = stack.enter_context(joined_adapters(model, execution.compute)) if wants_copies else None
         stack.enter_context(_compiled_layers(model, execution.compiled, dynamic))
@@ -244,6 +256,12 @@ def running(model: Any, execution: Execution) -> Iterator[Running]:
         if execution.full_row is not None:
             stack.enter_context(as_in_a_full_row(model, execution.full_row))
         yield Running(model, execution, adapters)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """The context in which this device is torch's current one: streams, events and graphs are made on that."""
+    is_there = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.device(device) if is_there else nullcontext()
 
 
 @contextmanager

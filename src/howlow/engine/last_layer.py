@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from howlow.engine.model import REFUSALS, decoder_of, with_values
+from howlow.engine.model import REFUSALS, decoder_of
+from howlow.engine.values import with_values
 
 _PROBED, _PROBED_ALONE = 6, (1, 4)  # tokens; those of them that are also run by themselves
 

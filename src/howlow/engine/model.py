@@ -8,25 +8,28 @@ import copy
 import os
 import shutil
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from howlow import hub
+from howlow.engine.adapter_variants import Variant, initial_weights_of, merged_weight, note_start, save_pretrained
 from howlow.engine.encoding import tried
 from howlow.engine.kinds import refuse_other_kind
+from howlow.engine.quantization import Quantization, QuantizedLinear, not_quantized, quantize
 from howlow.engine.reach import Unreached, run_on_tokens, runs_on_tokens, unreached
 from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate, locate_tokenizer
+from howlow.engine.weights import refuse_broken
 from howlow.errors import UserError
 
 REFUSALS = (
@@ -44,7 +47,6 @@ REFUSALS = (
 )
 """What a model's own code raises when it is given something that it was not written for."""
 _ALL_LINEAR = "all-linear"  # every linear layer but the vocabulary head, as in PEFT
-_T = TypeVar("_T")
 IN_PEFT = "base_model.model."
 
 
@@ -189,7 +191,11 @@ def matching(names: Iterable[str], target: str) -> list[str]:
 
 
 def refuse_unadaptable(
-    config: Any, trust_remote_code: bool, target_modules: Sequence[str], unreached_layers: Collection[str] = ()
+    config: Any,
+    trust_remote_code: bool,
+    target_modules: Sequence[str],
+    unreached_layers: Collection[str] = (),
+    variant: Variant = "lora",
 ) -> int:
     """Attach an adapter of rank 1 to a model without storage, and run it where the model itself runs so.
 
@@ -202,10 +208,10 @@ def refuse_unadaptable(
     model = runnable(config, trust_remote_code)
     runs = runs_on_tokens(model, REFUSALS)
     ends = " ".join(dict.fromkeys(target.rpartition(".")[2] for target in target_modules))
-    options: dict[str, Any] = {"target_modules": target_modules, "unreached_layers": unreached_layers}
+    options: dict[str, Any] = {"target_modules": target_modules, "unreached_layers": unreached_layers, "seed": 0}
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-            model = attach_lora(model, rank=1, alpha=1.0, scaling="standard", dropout=0.0, seed=0, **options)
+            model = attach_lora(model, rank=1, alpha=1.0, scaling="standard", dropout=0.0, variant=variant, **options)
         output = _output_with_adapters(model.to(torch.bfloat16)) if runs else None
     except REFUSALS as error:
         said = " ".join(str(error).split())[:300]
@@ -233,8 +239,10 @@ def load_model(
     device: torch.device,
     revision: str | None,
     trust_remote_code: bool,
+    quantization: Quantization = "none",
+    double_quantization: bool = True,
 ) -> Any:
-    """The base model on its device, in evaluation mode.
+    """The base model on its device, in evaluation mode; dtype is that of its weights, also of quantised ones.
 
     Random weights are initialised on the device itself, from a fixed seed, so that every trial has the same.
     """
@@ -242,7 +250,17 @@ def load_model(
         torch.manual_seed(0)
         with device:
             model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-        return model.eval()
+    else:
+        model = _pretrained(reference, config, dtype, revision, trust_remote_code)
+    if quantization != "none":
+        refuse_broken(reference.name, model)  # codes would hide it
+        quantize(model, quantization, double=double_quantization, device=device)
+    return model.to(device).eval()
+
+
+def _pretrained(
+    reference: ModelReference, config: Any, dtype: torch.dtype, revision: str | None, trust_remote_code: bool
+) -> Any:
     options = _source_options(reference, revision, trust_remote_code)
     options |= {"use_safetensors": True, "config": config, "output_loading_info": True}
     model, loading = from_hub(
@@ -257,7 +275,7 @@ def load_model(
             f"model {reference.name}: its weights lack {len(missing)} of the model's tensors ({missing[0]}, ...); "
             "the files belong to another model or are incomplete"
         )
-    return model.to(device).eval()
+    return not_quantized(reference.name, model)
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -279,11 +297,12 @@ def attach_lora(
     dropout: float,
     seed: int,
     unreached_layers: Collection[str] = (),
+    variant: Variant = "lora",
 ) -> Any:
     """Attach an adapter to the model: A uniform (Kaiming), B zero, so that training starts from the base model.
 
-    The base is frozen; the adapter is stored in fp32 whatever the base's dtype. PEFT gets the layers by their whole
-    names where target modules are "all-linear" or match layers that no text reaches.
+    PiSSA starts otherwise. The base is frozen; the adapter is stored in fp32 whatever the base's dtype. PEFT gets
+    whole names where target modules are "all-linear" or match layers that no text reaches.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -301,11 +320,13 @@ def attach_lora(
         target_modules=list(target_modules),
         lora_dropout=dropout,
         fan_in_fan_out=bool(matched) and all(isinstance(module, Conv1D) for module in matched),
+        use_dora=variant == "dora",
+        init_lora_weights=initial_weights_of(variant, model),
     )
     with warnings.catch_warnings():
         # PEFT gives fused experts ranks of their own, and then says of these that they match no module.
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
-        return get_peft_model(model, config, autocast_adapter_dtype=True)
+        return note_start(get_peft_model(model, config, autocast_adapter_dtype=True), variant)
 
 
 def adapters_of(model: Any) -> dict[str, tuple[int, int]]:
@@ -346,40 +367,21 @@ def _names_decoder(model: Any) -> bool:
 def merged(model: Any) -> Any:
     """The base model with the adapter's product added to copies of the adapted matrices, and without the adapter.
 
-    W + s B A is summed in fp32 and cast to the dtype of W; the matrices as loaded are left as they are.
+    W + s B A is summed in fp32 and cast to the dtype of W; the matrices as loaded are left as they are. Quantised ones
+    become dense: quantised again, they would lose much of what training changed.
     """
     copies = []
     for module in model.modules():
         if hasattr(module, "get_delta_weight"):
             layer, name = module.get_base_layer(), getattr(module, "parameter_name", "weight")  # of fused experts
+            if isinstance(layer, QuantizedLinear):
+                layer = module.base_layer = layer.dense()
             weight = getattr(layer, name)
-            summed = weight.detach().float() + module.get_delta_weight("default").detach().float()
-            copies.append((layer, name, summed.to(weight.dtype)))
+            copies.append((layer, name, merged_weight(module, weight).to(weight.dtype)))
     base = model.unload()
     for layer, name, weight in copies:
         setattr(layer, name, nn.Parameter(weight, requires_grad=False))
     return base
-
-
-def with_values(parts: _T) -> _T:
-    """Modules (or functions of them) whose code can be probed: the very same where their weights have values.
-
-    A model that is built from its config alone has none. Then this is a copy with random values on the CPU.
-    """
-    memo: dict[int, Any] = {}
-    for module in parts if isinstance(parts, tuple) else (parts,):
-        for tensor in _tensors(module):
-            if tensor.is_meta or isinstance(tensor, FakeTensor):
-                values = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)).to(tensor.dtype)
-                is_parameter = isinstance(tensor, nn.Parameter)
-                memo[id(tensor)] = nn.Parameter(values, tensor.requires_grad) if is_parameter else values
-    return copy.deepcopy(parts, memo) if memo else parts
-
-
-def _tensors(module: Any) -> Iterator[Tensor]:
-    if isinstance(module, nn.Module):
-        yield from module.parameters()
-        yield from module.buffers()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -391,9 +393,7 @@ def save_adapter(model: Any, folder: Path, base_model: str, card: str) -> int:
     """Save in PEFT's format with a model card; the folder appears whole. Returns the weights file's size in bytes."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    model.peft_config["default"].base_model_name_or_path = base_model
-    # "auto" would ask the hub whether the vocabulary was resized; it never is here.
-    model.save_pretrained(temporary, safe_serialization=True, save_embedding_layers=False)
+    save_pretrained(model, temporary, base_model)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)

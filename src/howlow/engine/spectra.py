@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from howlow.engine.adapter_variants import has_magnitudes, update_factors
 from howlow.engine.model import IN_PEFT
 
 
@@ -66,13 +67,14 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def is_matrix(layer: Any) -> bool:
-    """Whether a layer's update is one product B A; that of fused experts is one product for each of them."""
-    return not hasattr(layer, "parameter_name")
+    """Whether a layer's update is one product B A; that of fused experts is one for each, and DoRA's is none."""
+    return not hasattr(layer, "parameter_name") and not has_magnitudes(layer)
 
 
 def factors_of(layer: Any) -> Factors:
-    """The factors of an adapted layer, as PEFT keeps them."""
-    return Factors(layer.lora_B["default"].weight, layer.lora_A["default"].weight)
+    """The factors of a layer's update of the base as it came; of plain LoRA, as PEFT keeps them."""
+    a, b = update_factors(layer)
+    return Factors(b, a)
 
 
 def scaled_singular_values(model: nn.Module) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ _MOVED_BY = 0.02
 _LOSS_SCALE = 1024.0
 _TIMED = 5
 _TIMED_S = 1.0  # or fewer, if they take longer than this together
+RECORDED = "replaying steps as CUDA graphs"
 PAYS = 0.97
 """A recording takes memory, and must take less of the time than this."""
 
@@ -114,7 +115,7 @@ def failed(what: str, error: BaseException) -> str:
 
 def _in_words(execution: Execution) -> str:
     if execution.graphed:
-        return "replaying steps as CUDA graphs"
+        return RECORDED
     return "compiling the layers" if execution.compiled else "running adapters without casts"
 
 

@@ -1,7 +1,7 @@
 """Jobs, each for one process, and what runs them."""
 
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Literal, Protocol, TypeVar
 
 from pydantic import Field, JsonValue
 
@@ -98,6 +98,10 @@ class PrepareJob(Job[PreparationReport]):
     settings: Settings
     adapters: tuple[tuple[int, tuple[str, ...]], ...] = Field(description="rank and target modules of each adapter")
     heads: tuple[str, ...] = Field(description="the values of training.head")
+    variants: tuple[tuple[Literal["dora", "pissa"], int, tuple[str, ...]], ...] = Field(
+        (), description="variant, rank and target modules of each adapter that is not plain LoRA"
+    )
+    quantizations: tuple[Literal["nf4", "int8"], ...] = Field((), description="the values of quantization but none")
     folder: Path
     cores_shared_by: int = 1
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,9 @@ _NOT_OF_SPEED = {"CUDA_VISIBLE_DEVICES": None, "CUDA_DEVICE_ORDER": None, "CUDA_
 def environment(device: torch.device) -> Environment:
     """The machine, its settings and the code: all that costs depend on."""
     cuda = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
-    packages = ("howlow", "torch", "transformers", "peft", "tokenizers")
+    packages = ["howlow", "torch", "transformers", "peft", "tokenizers"]
+    if find_spec("bitsandbytes"):  # PEFT loads it in every trial
+        packages.append("bitsandbytes")
     card = _card(device)
     return Environment(
         device=str(device),

@@ -37,6 +37,7 @@ from howlow.records.gemms import GemmRecord
 from howlow.records.identity import Provenance
 from howlow.records.looks import LookRecord, LooksEnd, LooksRecord, StoppedRank, read_looks, write_looks
 from howlow.records.memory import BatchProbe, BatchSearch, MemoryShortage, SearchDurations
+from howlow.records.predictions import ScoredLine, read_scored
 from howlow.records.schema import (
     SCHEMA_VERSION,
     Environment,
@@ -101,6 +102,7 @@ __all__ = [
     "RecordWarning",
     "Resolved",
     "SCHEMA_VERSION",
+    "ScoredLine",
     "Scores",
     "SearchDurations",
     "ShrunkRecord",
@@ -122,6 +124,7 @@ __all__ = [
     "read_looks",
     "read_record",
     "read_records",
+    "read_scored",
     "read_spectra",
     "read_steps",
     "read_timeline",

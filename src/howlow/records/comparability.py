@@ -142,7 +142,8 @@ def _follows_from(key: str) -> tuple[str, ...]:
         return keys_affecting("data")
     if key in ("resolved.layout", "resolved.generation_layout", "resolved.attention_kernel"):
         return keys_affecting("data", "layout")
-    return ("training.precision",) if key == "resolved.precision" else ()
+    decided = {"resolved.precision": ("training.precision",), "resolved.quantization": ("quantization",)}
+    return decided.get(key, ())
 
 
 def differing_settings(then: Settings, now: Settings, except_for: Iterable[str] = ()) -> list[Difference]:

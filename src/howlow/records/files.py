@@ -164,7 +164,7 @@ def read_lines(path: Path, fields: Mapping[str, type | UnionType] = MappingProxy
     """
     for number, line in _whole_lines(path):
         try:
-            found = json.loads(line)
+            found = _parsed(line)
         except (ValueError, RecursionError):
             raise _damaged(path, number, "no JSON") from None
         if not isinstance(found, dict):
@@ -173,6 +173,19 @@ def read_lines(path: Path, fields: Mapping[str, type | UnionType] = MappingProxy
             if not isinstance(found.get(name), kind):
                 raise _damaged(path, number, f"{name} is {found.get(name)!r}")
         yield found
+
+
+def _parsed(line: bytes) -> Any:
+    """What `json.loads` gives; a line that begins with its value and holds nothing else takes less time."""
+    try:
+        text = line.decode("utf-8")
+        found, end = _DECODER.raw_decode(text)
+    except ValueError:
+        return json.loads(line)
+    return found if end == len(text) else json.loads(line)
+
+
+_DECODER = json.JSONDecoder()
 
 
 def _read_models(path: Path, model: type[T]) -> list[T]:

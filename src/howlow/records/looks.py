@@ -5,10 +5,11 @@ what was planned before the first look, the variances that fixed the levels, and
 whole after each look. A sweep that was killed goes on with it.
 """
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from howlow.errors import UserError
 from howlow.records.files import write_atomically
@@ -45,15 +46,23 @@ class LooksRecord(Frozen):
     """
 
     metric: str
-    margin: float
-    confidence: float
-    seeds: tuple[int, ...]
+    margin: float = Field(ge=0, allow_inf_nan=False)
+    confidence: float = Field(gt=0.5, lt=1)
+    seeds: tuple[int, ...] = Field(min_length=2)
     information: tuple[float, ...] | None = None
     stopped: tuple[StoppedRank, ...] | None = None
     looks: tuple[LookRecord, ...] = ()
     round: tuple[str, ...] = ()
     """the trials that have to be run before the next look"""
     ended: LooksEnd | None = None
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> Self:
+        """The shares grow up to 1, one for each number of seeds; levels cannot be computed of others."""
+        shares = self.information
+        if shares and (shares[-1] != 1 or not all(0 < one < other for one, other in pairwise(shares))):
+            raise ValueError("information does not grow to 1")
+        return self
 
     @property
     def terms(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ def resolved_before(
         heap=heap,
         gemms=None if kind == "full" else (layout.gemms or None),  # where the base trains, none of it is frozen
         graphed=False,
-        quantization="none",
+        quantization=settings.quantization,
     )
 
 

@@ -152,6 +152,7 @@ class ModelRecord(Frozen):
     architecture: str
     total_parameters: int = Field(description="of the base model")
     trainable_parameters: int
+    base_bytes: int | None = Field(None, description="of the base's weights as they are stored, quantised or not")
     scaling_factor: float | None = None
     alpha: float | None = None
     adapter_bytes: int | None = Field(None, description="size of adapter_model.safetensors")
@@ -228,7 +229,9 @@ class Resolved(Frozen):
         None, description="the lengths up to which fine-tuning's rows are filled; None: each as it is"
     )
     row_padding: float | None = Field(None, description="the share of the computed tokens that fills rows, 0..1")
-    quantization: Literal["none"] | None = Field(None, description="how the frozen base is stored")
+    quantization: Literal["none", "nf4", "int8"] | None = Field(
+        None, description="how the frozen base's linear layers are stored"
+    )
     threads: int | None = Field(None, description="torch's intra-op threads")
     target_modules: tuple[str, ...] | None = Field(None, description="what the names of the adapted layers end in")
 

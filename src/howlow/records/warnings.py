@@ -73,6 +73,7 @@ class WarningKind(StrEnum):
     LARGE_EFFECTIVE_BATCH = "large_effective_batch"
     ATTENTION_ALONE_ADAPTED = "attention_alone_adapted"
     ALPHA_GROWS_WITH_RANK = "alpha_grows_with_rank"
+    ADAPTER_NOT_FUSED = "adapter_not_fused"
     OTHER_SETTINGS_UNTRIED = "other_settings_untried"
 
 
@@ -161,6 +162,8 @@ REMEDIES: Mapping[WarningKind, str] = {
     "at an equal number of parameters this is often better than a higher rank in attention alone",
     WarningKind.ALPHA_GROWS_WITH_RANK: "give lora.alpha as a number, or the axis training.learning_rate: an update "
     "that grows with the rank needs a lower rate at high ranks",
+    WarningKind.ADAPTER_NOT_FUSED: "the results are right; compare the costs of plain LoRA with these knowing that the "
+    "code differs, too",
     WarningKind.OTHER_SETTINGS_UNTRIED: "give the axes training.learning_rate and lora.alpha or lora.scaling, so that "
     "each rank is judged by its best setting",
 }

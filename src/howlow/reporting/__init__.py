@@ -165,6 +165,15 @@ def _write_atomically(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _put(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename; an error names the file that cannot be replaced."""
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        error.filename = str(path)
+        raise

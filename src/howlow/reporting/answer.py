@@ -7,20 +7,24 @@ that is not in these documents, so its verdicts are those of `howlow recommend`,
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from howlow.analysis.column import Unit
-from howlow.analysis.comparison import Comparison, Reference
+from howlow.analysis.comparison import Comparison
 from howlow.analysis.constraints import Kept
-from howlow.analysis.contest import metrics_there
+from howlow.analysis.contest import are_chosen, metrics_there
 from howlow.analysis.decision_inputs import CandidateInputs, DecisionInputs, decision_inputs
 from howlow.analysis.recommendation import Recommendation, recommend_from
+from howlow.analysis.setting_verdicts import setting_verdicts
 from howlow.errors import UserError
 from howlow.reporting import formatting
-from howlow.reporting.recommendation import bill_words, headline, reasons
+from howlow.reporting.recommendation import bill_words, headline, reasons, tested_words
+from howlow.reporting.setting_verdicts import change_sentences
 from howlow.reporting.summary import axes_words
 
 _MOST_DECISIONS = 12
+_BEST_SETTINGS = "each rank at its best settings"
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,17 @@ LIMITED: Mapping[str, LimitedCost] = {
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer for one setting and one metric, without limits and with the metric's own margin."""
+    """The answer for one setting and one metric, without limits and with the metric's own margin.
+
+    where: the setting; empty where each rank has its best one, or there is a single one.
+    across: whether the answer changes with the settings that were swept, in sentences.
+    """
 
     found: Recommendation
     inputs: DecisionInputs
+    where: Mapping[str, Any]
     setting: str
+    across: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -67,25 +77,30 @@ class Answers:
 
 
 def answers(comparison: Comparison) -> Answers:
-    """The answers for each of the sweep's settings and each of the task's metrics, at most 12."""
+    """The answers for each of the sweep's settings and each of the task's metrics, at most 12.
+
+    Where validation scores choose settings, the first ones have each rank at its best settings.
+    """
+    results = comparison.results
     found: list[Answer] = []
     problem = None
-    for reference, metric in _questions(comparison):
+    metrics: list[str | None] = [metric.name for metric in metrics_there(results)]
+    across = {name: tuple(change_sentences(setting_verdicts(results, name))) for name in metrics}
+    for (where, setting), name in list(product(_settings(comparison), metrics or [None]))[:_MOST_DECISIONS]:
         try:
-            recommendation = recommend_from(comparison.results, metric=metric, where=reference.axes if metric else {})
+            recommendation = recommend_from(results, metric=name, where=where if name else {})
         except UserError as error:
             problem = problem or str(error)
             continue
-        found.append(Answer(recommendation, decision_inputs(recommendation), axes_words(reference.axes)))
+        inputs = decision_inputs(recommendation)
+        found.append(Answer(recommendation, inputs, where, setting, across.get(name, ())))
     return Answers(tuple(found), None if found else problem or "no rank is done")
 
 
-def _questions(comparison: Comparison) -> list[tuple[Reference, str | None]]:
-    """The settings and metrics to answer for; None where no metric was scored, which the recommendation says."""
-    metrics: list[str | None] = [metric.name for metric in metrics_there(comparison.results)]
-    return [(reference, metric) for reference in comparison.references for metric in metrics or [None]][
-        :_MOST_DECISIONS
-    ]
+def _settings(comparison: Comparison) -> list[tuple[Mapping[str, Any], str]]:
+    """The settings to answer for, with their names."""
+    each = [(reference.axes, axes_words(reference.axes)) for reference in comparison.references]
+    return [({}, _BEST_SETTINGS), *each] if len(each) > 1 and are_chosen(comparison.results) else each
 
 
 # -- documents ------------------------------------------------------------------------------------------------------
@@ -105,13 +120,14 @@ def decision_document(answer: Answer) -> dict[str, Any]:
         },
         "margin": asked.margin,
         "confidence": asked.confidence,
-        "testExamples": found.test_examples or 0,
+        "tested": tested_words(found),
         "referenceRank": found.contest.reference.rank,
         "command": _command(answer),
         "limits": list(_limits(inputs)),
         "candidates": [_candidate(answer, candidate) for candidate in inputs.candidates],
         "pairs": [[_pair(inputs, i, j) for j in range(i + 1, number)] for i in range(number)],
         "reasons": answer.reasons,
+        "across": list(answer.across),
     }
 
 
@@ -160,6 +176,6 @@ def _command(answer: Answer) -> str | None:
     folders = contest.comparison.results.folders
     if len(folders) > 1:
         return None
-    where = [f"{axis}={value}" for axis, value in contest.reference.axes.items() if value is not None]
+    where = [f"{axis}={value}" for axis, value in answer.where.items() if value is not None]
     choice = [word for one in where for word in ("--where", one)]
     return shlex.join(["howlow", "recommend", str(folders[0]), "--metric", contest.metric.name, *choice])

@@ -152,7 +152,7 @@ def context_lines(comparison: Comparison) -> list[str]:
 
 def _what_ran(comparison: Comparison) -> str:
     records = comparison.results.records
-    where = next((record.environment.device_name for record in records if record.environment), None)
+    where = " and ".join(dict.fromkeys(record.environment.device_name for record in records if record.environment))
     task = records[0].settings.task.name.replace("_", " ")
     model = records[0].settings.model.rstrip("/").rpartition("/")[2]
     layouts = [name for name in dict.fromkeys(map(layout_of, records)) if name != "auto"]

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from howlow.analysis.columns import ENERGY_SOURCE
 from howlow.analysis.comparison import Comparison, Group
-from howlow.analysis.rows import inference_phase
-from howlow.records import CounterPace, Record
+from howlow.analysis.rows import Trial, inference_phase
+from howlow.records import CounterPace, Environment, Record
 from howlow.reporting import formatting
 from howlow.reporting.conditions import condition_facts
 from howlow.reporting.summary import axes_words, label_of
+from howlow.reporting.sweeps import told_apart
 
 
 def measured_rows(comparison: Comparison) -> list[dict[str, str]]:
@@ -127,10 +128,16 @@ def _share(of: str, shares: Iterable[float | None]) -> list[str]:
 
 
 def environment_facts(comparison: Comparison) -> Mapping[str, str]:
-    """The machine and the versions of the first trial that says."""
-    found = next((t.record.environment for t in comparison.results.trials if t.record.environment is not None), None)
-    if found is None:
-        return {}
+    """The machine and the versions; a fact in which trials differ has all its values."""
+    told: dict[str, list[tuple[Trial, str]]] = {}
+    for trial in comparison.results.trials:
+        if trial.record.environment is not None:
+            for key, value in _facts(trial.record.environment).items():
+                told.setdefault(key, []).append((trial, value))
+    return {key: told_apart(comparison.results, values) for key, values in told.items()}
+
+
+def _facts(found: Environment) -> Mapping[str, str]:
     facts = {
         "device": f"{found.device_name} ({found.device})",
         "driver": found.driver,

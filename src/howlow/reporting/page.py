@@ -6,16 +6,16 @@ The template escapes every text; JSON inside a script has `<`, `>` and `&` writt
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from howlow.analysis.comparison import Comparison
-from howlow.analysis.rows import layout_of
-from howlow.records import DataRecord, Record
 from howlow.reporting import formatting
 from howlow.reporting.answer import Answers, answers, decision_document
+from howlow.reporting.asked import asked_facts
 from howlow.reporting.charts import page_figures
 from howlow.reporting.conditions import condition_lines
 from howlow.reporting.decomposition import HEADINGS, decomposition_panels
@@ -28,7 +28,7 @@ from howlow.reporting.summary import Summary, summarize
 from howlow.reporting.timelines import timelines
 from howlow.reporting.tradeoffs import tradeoffs
 from howlow.reporting.words import sentences
-from howlow.settings import Settings, to_toml
+from howlow.settings import to_toml
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -56,7 +56,7 @@ def page(comparison: Comparison) -> str:
         script=_files([f"{name}.js" for name in _SCRIPTS]),
         data=_json(_data_of(comparison, found, summary)),
         answers=found,
-        asked=_asked(comparison),
+        asked=asked_facts(comparison),
         tradeoffs=_drawn("tradeoff", _tradeoffs(found)),
         sentences=sentences(comparison),
         summary=summary,
@@ -66,6 +66,7 @@ def page(comparison: Comparison) -> str:
             note.number: "all adapters" if note.is_general else formatting.listed(list(note.trials), _MOST_TRIALS)
             for note in summary.warnings
         },
+        warnings=[(kind, list(told)) for kind, told in groupby(summary.warnings, lambda note: note.kind)],
         figures=_drawn("figure", page_figures(comparison)),
         files=FIGURE_NAMES,
         decompositions=decomposition_panels(comparison),
@@ -149,41 +150,6 @@ def _title(comparison: Comparison) -> str:
     settings = comparison.results.trials[0].record.settings
     model = settings.model.rstrip("/").rpartition("/")[2]
     return f"How low can the rank go for {model} on {settings.task.name.replace('_', ' ')}?"
-
-
-def _asked(comparison: Comparison) -> dict[str, str]:
-    records = comparison.results.records
-    settings = records[0].settings
-    environment = next((record.environment for record in records if record.environment is not None), None)
-    model = next((record.model for record in records if record.model is not None), None)
-    about = f", {model.total_parameters:,} parameters, {model.weights}" if model else ""
-    return {
-        "model": f"{settings.model}{about}",
-        "task": settings.task.name,
-        **_data(settings, next((record.data for record in records if record.data is not None), None)),
-        "ranks": formatting.listed([str(rank) for rank in comparison.results.asked_ranks], 24) or "none",
-        "seeds": formatting.listed([str(seed) for seed in sorted({record.seed for record in records})], 12),
-        "device": f"{environment.device_name} ({environment.device})" if environment else formatting.ABSENT,
-        "training": _training(records),
-    }
-
-
-def _data(settings: Settings, data: DataRecord | None) -> dict[str, str]:
-    train, test = settings.task.train, settings.task.test
-    if data is not None:
-        train += f": {data.train_examples:,} examples in {data.train_groups:,} groups"
-        test += f": {data.test_examples:,} examples in {data.test_groups:,} groups"
-    return {"training data": train, "test data": test}
-
-
-def _training(records: Sequence[Record]) -> str:
-    trained = next((record for record in records if record.kind != "base"), records[0])
-    training = trained.settings.training
-    return (
-        f"layout {layout_of(trained)}, precision {trained.resolved.precision or training.precision}, sequence length "
-        f"{training.sequence_length}, learning rate {training.learning_rate:g}, "
-        f"{formatting.counted(training.epochs, 'epoch')}"
-    )
 
 
 def _commands(comparison: Comparison) -> list[tuple[str, str]]:

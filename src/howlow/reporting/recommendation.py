@@ -12,16 +12,12 @@ from howlow.analysis.columns import TRAIN_BATCH_SIZE
 from howlow.analysis.comparison import compare
 from howlow.analysis.constraints import Kept
 from howlow.analysis.contest import are_chosen, one_a_seed, trained_references
-from howlow.analysis.recommendation import (
-    Candidate,
-    Recommendation,
-    Terms,
-    recommend_from,
-    verdicts_by_scaling,
-)
+from howlow.analysis.recommendation import Candidate, Recommendation, Terms, recommend_from
 from howlow.analysis.rows import Results, rows
+from howlow.analysis.setting_verdicts import setting_verdicts
 from howlow.reporting import formatting
 from howlow.reporting.looks import looks_document, looks_sentences
+from howlow.reporting.setting_verdicts import change_sentence, scaling_of
 from howlow.reporting.settling import settling_document, settling_sentences
 from howlow.reporting.summary import axes_words
 
@@ -62,14 +58,17 @@ def headlines(folder: Path, accept_different: Sequence[str] = ()) -> list[str]:
 
 
 def _of_scalings(results: Results) -> list[str]:
-    """The answer with each rank at its best settings, the answer for each scaling, and whether these differ."""
-    overall, by_scaling = recommend_from(results), verdicts_by_scaling(results)
-    told = [f"With {axes_words(axes)}: {headline(one)}" for axes, one in by_scaling]
-    if len(by_scaling) < 2:
-        return [headline(overall)]
-    same = len({(one.verdict, one.rank) for _, one in by_scaling}) == 1
-    changes = "The verdict is the same with every scaling." if same else "The verdict changes with the scaling."
-    return [f"Each rank at its best settings: {headline(overall)}", *told[:_MOST_SETTINGS], changes]
+    """The answer with each rank at its best settings, the answer for each scaling, and whether these differ.
+
+    Of other settings it is said only where the answer changes with them.
+    """
+    overall, found = recommend_from(results), setting_verdicts(results)
+    others = [change_sentence(one) for one in found if one.changes and one is not scaling_of(found)]
+    if (scaling := scaling_of(found)) is None:
+        return [headline(overall), *others]
+    told = [f"With {axes_words(axes)}: {headline(one)}" for axes, one in scaling.found if one is not None]
+    best = f"Each rank at its best settings: {headline(overall)}"
+    return [best, *told[:_MOST_SETTINGS], *others, *([change_sentence(scaling)] if scaling.is_known else [])]
 
 
 def recommendation_text(found: Recommendation) -> str:
@@ -100,6 +99,7 @@ def recommendation_json(found: Recommendation) -> str:
         "for_this_seed_only": found.seeds == 1,
         "seeds": found.seeds,
         "test_examples": found.test_examples,
+        "all_test_examples": found.all_test_examples,
         "reference_rank": found.contest.reference.rank,
         "bill": [_bill_document(item) for item in _bill(found)],
         "excluded": [_excluded_document(rank, missed) for rank, missed in found.excluded.items()],
@@ -307,8 +307,14 @@ def _capital(words: str) -> str:
 def _terms(found: Recommendation) -> str:
     asked = found.terms
     sure = f"{formatting.significant(asked.confidence * 100)} % confidence"
-    tested = formatting.counted(found.test_examples or 0, "test example")
-    return f"margin {_margin(asked)}, {sure}, {formatting.counted(found.seeds, 'seed')}, {tested}"
+    return f"margin {_margin(asked)}, {sure}, {formatting.counted(found.seeds, 'seed')}, {tested_words(found)}"
+
+
+def tested_words(found: Recommendation) -> str:
+    """`200 test examples`; of a part's metric `97 of 200 test examples`."""
+    scored, all_ = found.test_examples or 0, found.all_test_examples or 0
+    part = f"{scored:,} of " if scored != all_ and all_ else ""
+    return f"{part}{formatting.counted(all_ or scored, 'test example')}"
 
 
 def _margin(asked: Terms) -> str:

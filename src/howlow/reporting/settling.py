@@ -55,7 +55,7 @@ def _goal_words(found: Recommendation, goal: int) -> str:
 
 
 def _plan_words(found: Recommendation, plan: Plan) -> str:
-    seeds, examples = plan.seeds - found.seeds, plan.examples - (found.test_examples or 0)
+    seeds, examples = plan.seeds - found.seeds, plan.examples - (found.all_test_examples or 0)
     more = [f"{formatting.counted(seeds, 'more seed')} (in all {plan.seeds})"] if seeds else []
     more += [f"{formatting.counted(examples, 'more test example')} (in all {plan.examples:,})"] if examples else []
     return formatting.enumerated(more)
@@ -66,7 +66,7 @@ def _command(found: Recommendation, plan: Plan) -> str:
 
     Where the sweep tests on all that the test data hold, more examples need larger test data.
     """
-    examples = found.test_examples or 0
+    examples = found.all_test_examples or 0
     if plan.examples <= examples:
         return _seeds_command(found, _seeds(found, plan.seeds))
     folder = _folder(found)

@@ -1,11 +1,12 @@
 """Several sweeps in one report, in words and for JSON: which there are, and which figures are not compared."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from howlow.analysis.columns import SWEEP
 from howlow.analysis.comparison import Group
 from howlow.analysis.one_table import Apart
-from howlow.analysis.rows import Results
+from howlow.analysis.rows import Results, Trial
 from howlow.records import Difference
 from howlow.records.comparability import further, shown
 from howlow.reporting import formatting
@@ -51,6 +52,16 @@ def sweeps_document(results: Results) -> dict[str, Any]:
 def _difference(found: Difference) -> dict[str, Any]:
     sides = {"trial": found.trial, "value": found.value, "other": found.other, "other_value": found.other_value}
     return {"key": found.key, **sides, "figures": sorted(found.figures)}
+
+
+def told_apart(results: Results, by_trial: Iterable[tuple[Trial, str]]) -> str:
+    """The texts of trials, each once, with the names of their sweeps where these have different ones."""
+    sweeps: dict[str, set[str]] = {}
+    for trial, text in by_trial:
+        sweeps.setdefault(text, set()).add(trial.row.get(SWEEP.name) or "")
+    if len(sweeps) > 1 and results.has_sweeps and len({frozenset(names) for names in sweeps.values()}) > 1:
+        return "; ".join(f"{text} (in {' and '.join(sorted(names))})" for text, names in sweeps.items())
+    return "; ".join(sweeps)
 
 
 def table_axes(results: Results) -> tuple[str, ...]:

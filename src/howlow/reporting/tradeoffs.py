@@ -11,8 +11,23 @@ from typing import Any
 from howlow.analysis.pareto import pareto_front
 from howlow.reporting import formatting
 from howlow.reporting.answer import LIMITED, Answer
-from howlow.reporting.figure import INK, PALETTE, RULE, Canvas, Datum, PageFigure, PagePanel, on_page, page_canvas
+from howlow.reporting.figure import (
+    INK,
+    PAGE_SIZE,
+    PALETTE,
+    RULE,
+    Canvas,
+    Datum,
+    PageFigure,
+    PagePanel,
+    on_page,
+    page_canvas,
+)
+from howlow.reporting.label_places import Box, label_places
 from howlow.reporting.panels import padded_domain, quality_axis
+
+_FARTHEST = 1.5
+"""A bar is cut where it reaches beyond this many times the largest cost: it would press all points together."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +67,17 @@ def _panel(answer: Answer, name: str) -> PagePanel | None:
     spots = _spots(answer, name, factor)
     if len(spots) < 2:
         return None
-    canvas, ends = page_canvas(), [cost for spot in spots for cost in (spot.cost, spot.end)]
-    front = pareto_front([s.cost for s in spots], [s.quality for s in spots], metric.better == "higher")
+    canvas = page_canvas()
+    reach = _FARTHEST * max(spot.cost for spot in spots)
+    wide = padded_domain([cost for spot in spots for cost in (spot.cost, min(spot.end, reach))])
+    high = padded_domain([value for spot in spots for value in (spot.low, spot.high)])
+    places = pareto_front([s.cost for s in spots], [s.quality for s in spots], metric.better == "higher")
+    front = [spots[place] for place in places]
     axis = alt.Axis(tickCount=5, grid=False)
-    x = alt.X("x:Q", title=f"{what} ({shown})", scale=alt.Scale(domain=padded_domain(ends), nice=False), axis=axis)
-    y = quality_axis(metric, *padded_domain([value for spot in spots for value in (spot.low, spot.high)]))
-    layers = _layers(canvas, spots, [spots[place] for place in front], x, y)
-    chart = alt.layer(*layers, width=canvas.width, height=canvas.height)
+    x = alt.X("x:Q", title=f"{what} ({shown})", scale=alt.Scale(domain=wide, nice=False), axis=axis)
+    layers = _layers(canvas, spots, front, x, quality_axis(metric, *high))
+    names = _names(canvas, [*front, *(spot for spot in spots if spot not in front)], _Frame(wide, high))
+    chart = alt.layer(*layers, names, width=canvas.width, height=canvas.height)
     return PagePanel(f"{metric.label} against {what}", "", on_page(chart, canvas.data))
 
 
@@ -89,7 +108,50 @@ def _layers(canvas: Canvas, spots: Sequence[_Spot], front: Sequence[_Spot], x: A
         data.mark_rule(color=PALETTE[0], opacity=0.35, strokeWidth=2).encode(
             x=x, y=alt.Y("low:Q"), y2=alt.Y2("high:Q")
         ),
-        data.mark_rule(color=PALETTE[0], opacity=0.35, strokeWidth=2).encode(**place, x2=alt.X2("end:Q")),
+        data.mark_rule(color=PALETTE[0], opacity=0.35, strokeWidth=2, clip=True).encode(**place, x2=alt.X2("end:Q")),
         points.encode(**place),
-        data.mark_text(color=INK, dy=-10, dx=8, fontSize=11, fontWeight=600).encode(**place, text=alt.Text("name:N")),
     ]
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The ends of a panel's axes; between them and pixels, whose y grows downwards."""
+
+    wide: tuple[float, float]
+    high: tuple[float, float]
+
+    def pixels(self, x: float, y: float) -> tuple[float, float]:
+        """A place of the axes in pixels."""
+        (left, right), (low, top), (width, height) = self.wide, self.high, PAGE_SIZE
+        return (x - left) / (right - left) * width, (top - y) / (top - low) * height
+
+    def axes(self, x: float, y: float) -> tuple[float, float]:
+        """A place in pixels on the axes."""
+        (left, right), (low, top), (width, height) = self.wide, self.high, PAGE_SIZE
+        return left + x / width * (right - left), top - y / height * (top - low)
+
+    def bars(self, spot: _Spot) -> list[Box]:
+        """The intervals of a candidate, as the lines that are drawn."""
+        x, y = self.pixels(spot.cost, spot.quality)
+        end, top = self.pixels(spot.end, spot.high)
+        _, bottom = self.pixels(spot.cost, spot.low)
+        return [Box(x, y - 1, end, y + 1), Box(x - 1, top, x + 1, bottom)]
+
+
+def _names(canvas: Canvas, spots: Sequence[_Spot], frame: _Frame) -> Any:
+    """The name of each candidate beside its point, as far as there is room; those on the front come first."""
+    import altair as alt
+
+    points = [frame.pixels(spot.cost, spot.quality) for spot in spots]
+    bars = [bar for spot in spots for bar in frame.bars(spot)]
+    places = label_places(points, [spot.name for spot in spots], bars, PAGE_SIZE)
+    data = []
+    for spot, place in zip(spots, places, strict=True):
+        if place is not None:
+            x, y = frame.axes(*place)
+            data.append({"x": x, "y": y, "name": spot.name})
+    text = canvas.data.add(data).mark_text(color=INK, fontSize=11, fontWeight=600, baseline="middle")
+    return text.encode(x=alt.X("x:Q"), y=alt.Y("y:Q"), text=alt.Text("name:N"))

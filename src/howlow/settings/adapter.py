@@ -33,6 +33,12 @@ class LoraSettings(Section):
         description='the ends of the names of the linear layers to adapt, or "all-linear": all but the vocabulary head',
         json_schema_extra=affects("memory", "quality", "cost"),
     )
+    variant: Literal["lora", "dora", "pissa"] = Field(
+        "lora",
+        description="PEFT's variants: dora trains the size of each row apart from its direction; pissa starts from the "
+        "base's largest singular directions, and is saved as plain LoRA of twice the rank",
+        json_schema_extra=affects("memory", "quality", "cost"),
+    )
     dropout: float = Field(
         0.0,
         ge=0.0,
@@ -74,6 +80,10 @@ class LoraSettings(Section):
                 f"lora.continue_steps = {self.continue_steps} needs lora.start, the adapter to continue; "
                 "training.max_steps limits a training from zero"
             )
+        if self.start_rank is not None and self.variant != "lora":
+            raise ValueError(
+                f'lora.variant = "{self.variant}" with lora.start: a cut update is continued as plain LoRA; set "lora"'
+            )
         if self.start_rank is not None and self.rank > self.start_rank:
             raise ValueError(
                 f"lora.rank {self.rank} is above the rank of the adapter in lora.start, {self.start_rank}; "
@@ -92,6 +102,16 @@ class LoraSettings(Section):
     def scaling_factor(self) -> float:
         """s in h = W x + s B A x."""
         return self.alpha_value / self._divisor(self.rank)
+
+    @property
+    def saved_rank(self) -> int:
+        """The rank of the adapter as it is saved: PiSSA's difference from its start has twice the rank."""
+        return 2 * self.rank if self.variant == "pissa" else self.rank
+
+    @property
+    def saved_alpha(self) -> float:
+        """Alpha of the adapter as it is saved: at that rank the scaling factor is the same."""
+        return self.alpha_value / self._divisor(self.rank) * self._divisor(self.saved_rank)
 
     def _divisor(self, rank: int) -> float:
         return rank if self.scaling == "standard" else rank**0.5

@@ -62,6 +62,7 @@ def resolve(table: Mapping[str, Any], tasks: Mapping[str, TaskRules] | None) -> 
     grid.setdefault(SEED_AXIS, [settings.seed])
     for plan in expand(settings.model_copy(update={"grid": grid})):  # every point of the grid obeys the rules
         _check_batches(plan)
+        _check_storage(plan)
         if tasks is not None:
             check_task(plan.settings.task, tasks)
     grid = {axis: _distinct(values) for axis, values in grid.items()}
@@ -87,6 +88,16 @@ def _check_batches(plan: TrialPlan) -> None:
         raise UserError(
             f"training.effective_batch_size = {step} is less than training.batch_size = {batch} (trial {plan.name}); "
             f"lower training.batch_size to {step}, or raise training.effective_batch_size"
+        )
+
+
+def _check_storage(plan: TrialPlan) -> None:
+    """Refuse to train every weight of a base that is stored as codes."""
+    kind = plan.settings.quantization
+    if plan.kind == "full" and kind != "none":
+        raise UserError(
+            f'baselines = ["full"] with quantization = "{kind}": quantised weights are whole-number codes, which no '
+            'gradient can change; leave out "full", and run it in a sweep of its own with quantization = "none"'
         )
 
 

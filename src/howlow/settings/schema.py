@@ -329,6 +329,18 @@ class Settings(Section):
     random_weights: bool = Field(
         False, description="build the model from its config alone, to study costs", json_schema_extra=affects("data")
     )
+    quantization: Literal["none", "nf4", "int8"] = Field(
+        "none",
+        description="how the frozen base's linear layers are stored: 4 bits (nf4) or 8 bits (int8) a weight, through "
+        "bitsandbytes; they are read back for each product, and adapters and arithmetic stay as training.precision "
+        "says",
+        json_schema_extra=affects("layout", "execution", "memory", "quality"),
+    )
+    double_quantization: bool = Field(
+        True,
+        description="store the scales of nf4's blocks in 8 bits, too, as QLoRA does: 4.13 instead of 4.5 bits a weight",
+        json_schema_extra=affects("layout", "execution", "memory", "quality"),
+    )
     baselines: Annotated[tuple[Literal["base", "full"], ...], Field(strict=False)] = Field(
         ("base",),
         description="further trials: base (zero-shot, no adapter), full (every weight trained)",
@@ -356,6 +368,15 @@ class Settings(Section):
         if self.training.layout == "shared" and self.lora.dropout:
             problem = "examples that share a prefix would share its dropout mask"
             raise ValueError(f'training.layout = "shared" with lora.dropout: {problem}; set "packed", or no dropout')
+        return self
+
+    @model_validator(mode="after")
+    def _pissa_needs_the_weights(self) -> Self:
+        if self.lora.variant == "pissa" and self.quantization != "none":
+            raise ValueError(
+                f'lora.variant = "pissa" with quantization = "{self.quantization}": PiSSA changes the base\'s weights '
+                'before they are quantised, and the saved adapter would fit no base; set "lora" or "dora", or "none"'
+            )
         return self
 
     def get(self, key: str) -> Any:

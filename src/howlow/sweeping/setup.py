@@ -67,6 +67,8 @@ def prepare_all(
             settings=plan.settings,
             adapters=tuple(sorted(adapters)),
             heads=tuple(sorted({one.settings.training.head for one in alike})),
+            variants=tuple(sorted(_variants(alike))),
+            quantizations=tuple(sorted({one.settings.quantization for one in alike} - {"none"})),
             folder=folder / f"prepared-{key}",
             cores_shared_by=cores_shared_by,
         )
@@ -77,6 +79,12 @@ def prepare_all(
         trained = job.adapters if plan.settings.lora.start is None else ()
         prepared[key] = Preparation(job.folder, _value(runner, job, folder), trained)
     return prepared
+
+
+def _variants(plans: Sequence[TrialPlan]) -> set[tuple[str, int, tuple[str, ...]]]:
+    """Variant, rank and target modules of the adapters that are not plain LoRA."""
+    adapters = [plan.settings.lora for plan in plans if adapts(plan.kind)]
+    return {(one.variant, one.rank, one.target_modules) for one in adapters if one.variant != "lora"}
 
 
 def choose_layouts(
@@ -126,7 +134,10 @@ def foretell(
 ) -> tuple[RecordWarning, ...]:
     """What these trials will warn about before their first steps, each once."""
     # What else differs between trials, such as the seed, changes no such warning.
-    alike = {(one.kind, one.rank, one.settings.lora.target_modules, layout_key(one.settings)): one for one in pending}
+    alike = {}
+    for one in pending:
+        lora = one.settings.lora
+        alike[one.kind, one.rank, lora.target_modules, lora.variant, layout_key(one.settings)] = one
     trials = tuple((one.kind, one.settings, layouts[layout_key(one.settings)]) for one in alike.values())
     return _value(runner, ForetellJob(trials=trials), folder) if trials else ()
 

@@ -50,15 +50,16 @@ def _record_beside(adapter: SavedAdapter) -> Record | None:
 def _of_record(record: Record, adapter: SavedAdapter) -> dict[str, Any]:
     lora = record.settings.lora
     scaling = "rank_stabilized" if adapter.is_rank_stabilized else "standard"
-    if not adapts(record.kind) or (lora.rank, lora.alpha_value, lora.scaling) != (adapter.rank, adapter.alpha, scaling):
+    saved = lora.saved_rank, lora.saved_alpha, lora.scaling
+    if not adapts(record.kind) or saved != (adapter.rank, adapter.alpha, scaling):
         raise UserError(
             f"adapter {adapter.folder}: it is not that of the trial in its folder ({record.trial}); put it into a "
             "folder of its own, and give --task, --train and --test"
         )
     table: dict[str, Any] = record.settings.model_dump(exclude_none=True)
     table["run"]["repeats"] = 1
-    if record.kind == "shrunk":  # its alpha counts at the rank that it was itself cut from
-        table["lora"]["alpha"] = adapter.alpha
+    if record.kind == "shrunk" or lora.variant == "pissa":  # alpha counts at another rank than the adapter's
+        table["lora"] |= {"alpha": adapter.alpha, "variant": "lora"}
     return table
 
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from howlow.engine import buckets, layouts
 from howlow.engine.buckets import Bucket, Buckets, Size
-from howlow.engine.cuda.graphs import CudaGraphs
+from howlow.engine.cuda.graphs import CudaGraphs, drop_unused
 from howlow.engine.execution import Execution, Running
 from howlow.engine.layouts import Batch
-from howlow.engine.step_check import trusted
+from howlow.engine.step_check import RECORDED, failed, trusted
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
 from howlow.records import WarningKind
@@ -98,3 +98,17 @@ def new_trainer(run: Running, optimization: Optimization, recorded: Sequence[Bat
     if recorded:
         trainer.record(CudaGraphs(run.execution.device), recorded)
     return trainer
+
+
+def trainer_of(state: TrialState, run: Running, optimization: Optimization, recorded: Sequence[Batch]) -> Trainer:
+    """The same for a trial: a recording that fails after all, where the check's own held, leaves steps as they are."""
+    try:
+        return new_trainer(run, optimization, recorded)
+    except Exception as error:  # whatever a driver raises, the steps still run
+        if not recorded:
+            raise
+        state.warn(WarningKind.PLAINER_STEPS, failed(RECORDED, error), "train")
+    state.resolve(graphed=False)
+    run.model.zero_grad(set_to_none=True)
+    drop_unused(run.execution.device)
+    return Trainer(run, optimization)

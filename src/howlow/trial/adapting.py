@@ -18,4 +18,5 @@ def with_adapter(model: Any, settings: Settings, structure: models.Structure) ->
         dropout=lora.dropout,
         seed=settings.seed,
         unreached_layers=structure.unreached_layers,
+        variant=lora.variant,
     )

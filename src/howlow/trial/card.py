@@ -14,8 +14,23 @@ _MADE = {
 """Whether the adapter was cut -> how it was made."""
 
 
-def model_card(reference: ModelReference, facts: Mapping[str, Any], *, revision: str | None, random: bool) -> str:
-    """A card in the hub's format: front matter, then what the adapter is and how to load it."""
+def model_card(
+    reference: ModelReference,
+    facts: Mapping[str, Any],
+    *,
+    revision: str | None,
+    random: bool,
+    stored: str | None = None,
+) -> str:
+    """A card in the hub's format: front matter, then what the adapter is and how to load it.
+
+    stored: the code that makes transformers' quantization config, where the base was quantised.
+    """
+    imported = [
+        *(["AutoConfig"] if random else []),
+        "AutoModelForCausalLM",
+        *(["BitsAndBytesConfig"] if stored else []),
+    ]
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     return f"""---
 base_model: {json.dumps(reference.location)}
@@ -35,9 +50,9 @@ tags: [lora, howlow]
 
 ```python
 from peft import PeftModel
-from transformers import {"AutoConfig, " if random else ""}AutoModelForCausalLM
+from transformers import {", ".join(imported)}
 
-base = {_loading(reference, revision, random)}
+base = {_loading(reference, revision, random, stored)}
 model = PeftModel.from_pretrained(base, "PATH/TO/THIS/FOLDER")
 ```
 
@@ -45,11 +60,12 @@ Trained for a measurement. Its scores are in `record.json`, one folder up; it wa
 """
 
 
-def _loading(reference: ModelReference, revision: str | None, random: bool) -> str:
+def _loading(reference: ModelReference, revision: str | None, random: bool, stored: str | None) -> str:
     if random:
         return f"AutoModelForCausalLM.from_config(AutoConfig.from_pretrained({reference.location!r}))"
     pinned = f", revision={revision!r}" if revision and not reference.is_local else ""
-    return f"AutoModelForCausalLM.from_pretrained({reference.location!r}{pinned})"
+    quantized = f", quantization_config={stored}" if stored else ""
+    return f"AutoModelForCausalLM.from_pretrained({reference.location!r}{pinned}{quantized})"
 
 
 def _base(reference: ModelReference, random: bool) -> str:

@@ -34,6 +34,7 @@ from howlow.meters.timeouts import answered
 from howlow.outcomes import StoppedError
 from howlow.records import Environment, Idle, LayoutChoice, RecordWarning, Status
 from howlow.trial import preparation
+from howlow.trial.asked_of_model import refuse_what_cannot_be
 from howlow.trial.foretold import before_the_first_step
 from howlow.trial.layout_choice import choose
 from howlow.trial.metering import asked_of
@@ -47,6 +48,7 @@ def prepare_entry(job: PrepareJob, link: Link) -> PreparationReport:
     """Prepare the data of a sweep and check its model (`howlow.trial.preparation`)."""
     settle(job.cores_shared_by)
     report = preparation.prepare(job.settings, job.adapters, job.folder, job.heads)
+    refuse_what_cannot_be(job.settings, job.variants, job.quantizations)
     is_on_cuda = choose_device(job.settings.run.device).type == "cuda"
     return PreparationReport(**report, devices=torch.cuda.device_count() if is_on_cuda else 1)
 

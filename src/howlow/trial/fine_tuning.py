@@ -18,7 +18,7 @@ from howlow.meters.totals import PhaseTotals
 from howlow.records import Part, WarningKind
 from howlow.settings import Settings, adapts
 from howlow.trial import foretold
-from howlow.trial.acceleration import Filling, new_trainer, ready
+from howlow.trial.acceleration import Filling, ready, trainer_of
 from howlow.trial.checkpointing import Saved, save_training
 from howlow.trial.lines import StepLines
 from howlow.trial.prefetch import prefetched, steps_ahead
@@ -59,7 +59,7 @@ def _run_schedule(
     saved: Saved | None,
 ) -> None:
     training, examples = state.settings.training, prepared.train
-    trainer = new_trainer(run, optimization_of(state.settings, len(schedule)), recorded)
+    trainer = trainer_of(state, run, optimization_of(state.settings, len(schedule)), recorded)
     if saved is not None:
         saved.restore_training(trainer)
     first, skipped, saved_at_s = trainer.steps_done, state.skipped_steps(), now_s()

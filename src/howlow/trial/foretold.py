@@ -73,6 +73,9 @@ def of_adapters(
         ends = sorted({f"{name.rpartition('.')[2]} ({side})" for name, side in small.items()})
         detail = f"rank {lora.rank} is above the smaller side of {len(small)} layers: {', '.join(ends)}"
         yield RecordWarning(kind=WarningKind.RANK_ABOVE_MATRIX, detail=detail)
+    if lora.variant == "dora":
+        detail = "DoRA runs PEFT's own code, where plain LoRA runs fused on a CPU, and joined where layers are compiled"
+        yield RecordWarning(kind=WarningKind.ADAPTER_NOT_FUSED, detail=detail)
     moved = [name for name in models.matched_layers(shapes, lora.target_modules, unreached) if name not in adapters]
     if moved:
         detail = f"PEFT puts the adapter into fused experts, and none into {len(moved)} layers of these names: "

@@ -4,7 +4,8 @@ The text is cut into windows of the sequence length, without overlap, as in lang
 negative log-likelihood of their tokens. "Before" is the loss of the base model itself, with the adapter switched off;
 "after" is that of the model which was trained, and of a shrunk adapter that of the adapter as the trial tests it: cut,
 and continued where that was asked for. Neither is measured: they are taken when the figures of inference have been,
-one window at a time. A fully trained model has no adapter to switch off, so the base is loaded beside it once more.
+one window at a time. A fully trained model has no adapter to switch off, and PiSSA changes the base's weights, so
+there the base is loaded beside it once more.
 """
 
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ def general_losses(
     own = _loss(state, model, execution, windows, pad_id)
     if state.kind == "base":
         return Scores(general_loss_before=own)
-    if adapts(state.kind):
+    if adapts(state.kind) and state.settings.lora.variant != "pissa":
         with model.disable_adapter():
             before = _loss(state, model, execution, windows, pad_id)
     else:

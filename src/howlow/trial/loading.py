@@ -9,7 +9,9 @@ from howlow.engine import model as models
 from howlow.engine.chat_template import special_token, turn_end
 from howlow.engine.cpu.gemm import NO_CHOICE, GemmChoice, Gemms
 from howlow.engine.execution import Execution, Precision, decide
+from howlow.engine.quantization import count_parameters, stored_bytes
 from howlow.engine.references import locate
+from howlow.memory.heap import release
 from howlow.records import ModelRecord, Resolved
 from howlow.settings import Settings, adapts
 from howlow.trial import foretold
@@ -45,12 +47,14 @@ def decide_execution(
         attention=attention,
         kernels_kept=kernels_kept,
         head=training.head,
-        joins_adapters=compiles and is_cuda and has_adapter and is_plain,
+        joins_adapters=compiles and is_cuda and has_adapter and is_plain and settings.lora.variant != "dora",
         compiles=compiles,
         graphs=compiles and is_plain,  # a recorded step draws no random numbers
         trains_base=trains_base,
         full_row=training.sequence_length,
         gemms=gemms,
+        quantization=settings.quantization,
+        double_quantization=settings.double_quantization,
     )
 
 
@@ -111,7 +115,11 @@ def load_base(settings: Settings, execution: Execution, *, trains: bool = False,
         device=execution.device,
         revision=revision,
         trust_remote_code=settings.trust_remote_code,
+        quantization=execution.quantization,
+        double_quantization=execution.double_quantization,
     )
+    if execution.quantization != "none":
+        release(execution.device)  # what quantising took, which would count in the peaks of what follows
     return model.requires_grad_(trains)
 
 
@@ -125,7 +133,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     model = load_base(settings, execution, trains=state.kind == "full", commit=commit)
     eos = answer_ends(settings, model, tokenizer)
     state.keep_all(foretold.of_model(settings, model))
-    architecture, total = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    architecture, total, base_bytes = type(model).__name__, count_parameters(model), stored_bytes(model)
     if adapts(state.kind):
         structure = _structure_of_base(settings, commit)
         model = with_adapter(model, settings, structure)
@@ -142,6 +150,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
         reference=settings.model,
         architecture=architecture,
         total_parameters=total,
+        base_bytes=base_bytes,
         trainable_parameters=sum(parameter.numel() for parameter in models.trainable(model).values()),
         scaling_factor=lora.scaling_factor if has_adapter else None,
         alpha=lora.alpha_value if has_adapter else None,

@@ -6,7 +6,7 @@ from typing import Any
 from howlow.engine import model as models
 from howlow.engine.references import locate
 from howlow.records import ModelRecord
-from howlow.settings import adapts
+from howlow.settings import Settings, adapts
 from howlow.trial.card import model_card
 from howlow.trial.state import TrialState
 
@@ -39,6 +39,7 @@ def _card(state: TrialState) -> str:
         "rank": lora.rank,
         "alpha": lora.alpha_value,
         "scaling": f"{lora.scaling}, factor {lora.scaling_factor:g}",
+        **_other_than_usual(state),
         "target modules": _targets(lora.target_modules, found.resolved.target_modules or ()),
         **_cut(state),
     }
@@ -53,7 +54,33 @@ def _card(state: TrialState) -> str:
     settings = state.settings
     facts = made | (trained if state.trains else {}) | {"howlow": found.environment.versions["howlow"]}
     reference = locate(settings.model, settings.random_weights)
-    return model_card(reference, facts, revision=settings.revision, random=settings.random_weights)
+    return model_card(
+        reference,
+        facts,
+        revision=settings.revision,
+        random=settings.random_weights,
+        stored=_config_of_storage(settings),
+    )
+
+
+def _other_than_usual(state: TrialState) -> dict[str, str]:
+    """The variant, where it is not plain LoRA, and how the base was stored, where it was quantised."""
+    variant, quantization = state.settings.lora.variant, state.settings.quantization
+    double = " with double quantisation" if quantization == "nf4" and state.settings.double_quantization else ""
+    found: dict[str, str] = {} if variant == "lora" else {"variant": variant}
+    if variant == "pissa":
+        found["saved as"] = f"plain LoRA of rank {state.settings.lora.saved_rank}, for the base as it came"
+    return found | ({} if quantization == "none" else {"base stored in": f"{quantization}{double}"})
+
+
+def _config_of_storage(settings: Settings) -> str | None:
+    """The code of transformers' config that stores the base in the same codes; random weights cannot be loaded so."""
+    if settings.quantization == "none" or settings.random_weights:
+        return None
+    if settings.quantization == "int8":
+        return "BitsAndBytesConfig(load_in_8bit=True)"
+    double = f"bnb_4bit_use_double_quant={settings.double_quantization}"
+    return f'BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", {double})'
 
 
 def _length(state: TrialState) -> str:

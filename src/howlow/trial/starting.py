@@ -66,7 +66,8 @@ def save_spectra(state: TrialState, model: Any) -> None:
     """Keep the singular values of the update that training gave."""
     values = {name: found.tolist() for name, found in scaled_singular_values(model).items()}
     left_out = tuple(name for name, _ in adapted_layers(model) if name not in values)
-    write_spectra(state.folder, Spectra(modules=_rounded(values), left_out=left_out))
+    if values or state.settings.lora.variant != "dora":  # DoRA's updates are no products of two matrices
+        write_spectra(state.folder, Spectra(modules=_rounded(values), left_out=left_out))
 
 
 def _rounded(values: Mapping[str, Sequence[float]]) -> tuple[ModuleSpectrum, ...]:

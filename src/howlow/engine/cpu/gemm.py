@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from howlow.engine.quantization import QuantizedLinear, QuantizedWeight, as_read, held
+
 GemmLibrary = Literal["onednn", "blas"]
 GemmPass = Literal["forward", "backward", "attention"]
 FEWEST_ROWS = 64
@@ -49,18 +51,18 @@ class GemmChoice:
 class FrozenWeight:
     """A weight W (out, in) that does not train, its bias, and the libraries of its two products."""
 
-    weight: Tensor
+    weight: Tensor | QuantizedWeight
     bias: Tensor | None = None
     forward_library: GemmLibrary = "onednn"
     backward_library: GemmLibrary = "onednn"
 
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + bias; x: (..., in)."""
-        return _by(self.forward_library, x, self.weight, self.bias)
+        return _by(self.forward_library, x, as_read(self.weight), self.bias)
 
     def backward(self, dy: Tensor) -> Tensor:
         """dy W, the gradient of x; dy: (..., out)."""
-        return _by(self.backward_library, dy, self.weight.t(), None)
+        return _by(self.backward_library, dy, as_read(self.weight).t(), None)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Gemms:
         shape = layer.in_features, layer.out_features
         libraries = {one.of: one.library for one in self.choices if (one.in_features, one.out_features) == shape}
         forward, backward = (libraries.get(of, "onednn") for of in ("forward", "backward"))
-        return FrozenWeight(layer.weight, layer.bias, forward, backward)
+        return FrozenWeight(held(layer), layer.bias, forward, backward)
 
     @property
     def attention(self) -> GemmLibrary:
@@ -132,16 +134,20 @@ def choose_gemms(
 
 
 def is_frozen_linear(layer: object, dtype: torch.dtype) -> TypeGuard[nn.Linear]:
-    """Whether this is a plain linear layer on a CPU whose parameters have this dtype and do not train."""
-    if type(layer) is not nn.Linear or layer.weight.device.type != "cpu":
+    """Whether this is a plain or quantised linear layer on a CPU whose weights have this dtype and do not train."""
+    if type(layer) not in (nn.Linear, QuantizedLinear):
         return False
-    return all(not one.requires_grad and one.dtype == dtype for one in layer.parameters())
+    weight = held(layer)  # type: ignore[arg-type]
+    if weight.device.type != "cpu" or weight.dtype != dtype:
+        return False
+    return all(not one.requires_grad and one.dtype == dtype for one in layer.parameters())  # type: ignore[attr-defined]
 
 
 def _faster(layers: Sequence[nn.Linear], of: GemmPass, rows: int) -> GemmChoice:
     """The choice for layers of one shape, by timing."""
     inside, outside = layers[0].in_features, layers[0].out_features
-    weights = [layer.weight.t() if of == "backward" else layer.weight for layer in layers]
+    read = [layer.weight for layer in layers[: 2 * (1 + _TIMED)]]  # no more are taken
+    weights = [weight.t() if of == "backward" else weight for weight in read]
     x, turns = torch.randn((rows, weights[0].shape[1]), generator=torch.Generator().manual_seed(0)), cycle(weights)
     # each call takes another weight, as in a step
     found = faster(lambda: product(x, next(turns)), lambda: functional.linear(x, next(turns)))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from howlow.engine.cpu.gemm import FrozenWeight, Gemms, product
+from howlow.engine.quantization import held
 
 ADAPTER = "default"
 
@@ -27,7 +28,7 @@ def linear(layer: nn.Linear, frozen: FrozenWeight, x: Tensor) -> Tensor:
 
     PEFT adapts a router by adding the product of the adapter's matrices to the weight while the model runs.
     """
-    if layer.weight is not frozen.weight:
+    if held(layer) is not frozen.weight:
         return functional.linear(x, layer.weight, layer.bias)
     y: Tensor = _Frozen.apply(_rows(x, frozen), frozen)  # type: ignore[no-untyped-call]
     # Outside of the function: a model may change this result in place, but not a view made within.

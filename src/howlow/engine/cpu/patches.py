@@ -20,7 +20,9 @@ from transformers.activations import SiLUActivation
 
 from howlow.engine.cpu import linear, pointwise
 from howlow.engine.cpu.gemm import NO_CHOICE, Gemms, is_frozen_linear
-from howlow.engine.model import REFUSALS, with_values
+from howlow.engine.model import REFUSALS
+from howlow.engine.quantization import QuantizedWeight, held
+from howlow.engine.values import with_values
 
 GIVEN_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of a module that probably get the same tensor; `linear.Siblings` finds out when they run."""
@@ -126,7 +128,7 @@ def _gated_mlp(module: Any, dtype: torch.dtype, gemms: Gemms) -> Callable[[Tenso
     if any(layer.bias is not None for layer in layers) or set(module.children()) != {*layers, activation}:
         return None
     fixed = [gemms.frozen(layer) for layer in layers]
-    return partial(_apply, pointwise.GatedMlp, layers[0].weight, fixed, module.forward)
+    return partial(_apply, pointwise.GatedMlp, held(layers[0]), fixed, module.forward)
 
 
 def _norm(module: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
@@ -145,7 +147,13 @@ def _norm(module: Any, dtype: torch.dtype) -> Callable[[Tensor], Tensor] | None:
 
 
 def _apply(
-    function: Any, like: Tensor, fixed: Sequence[Any], own: Callable[..., Any], x: Tensor, *further: Any, **named: Any
+    function: Any,
+    like: Tensor | QuantizedWeight,
+    fixed: Sequence[Any],
+    own: Callable[..., Any],
+    x: Tensor,
+    *further: Any,
+    **named: Any,
 ) -> Any:
     """The fused form; the module's own code where it is given anything else. like: has the width and dtype of x."""
     is_another = further or named or x.shape[-1] != like.shape[-1] or x.dtype != like.dtype

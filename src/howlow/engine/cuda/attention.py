@@ -63,6 +63,7 @@ class FlexTreeAttention:
             BLOCK_SIZE=(BLOCK, BLOCK),
             mask_mod=_seen(self._positions, self._visible_until, *kind),
         )
+        query, key, value = _as_autocast_casts(query, key, value)
         own_region = query.device.type == "cuda" and not torch.compiler.is_compiling()
         found: Tensor = (_compiled() if own_region else flex_attention)(
             query,
@@ -74,6 +75,17 @@ class FlexTreeAttention:
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return found
+
+
+def _as_autocast_casts(*parts: Tensor) -> tuple[Tensor, ...]:
+    """What autocast does for SDPA; not every release of torch does it for FlexAttention.
+
+    Rotary positions turn queries and keys to fp32 where the hidden states are in fp32; values stay as they are.
+    """
+    kind = parts[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return parts
+    return tuple(part.to(torch.get_autocast_dtype(kind)) for part in parts)
 
 
 def _seen(positions: Tensor, visible_until: Tensor, window: int | None, chunk: int | None) -> Any:

@@ -2,16 +2,21 @@
 
 import gc
 from collections.abc import Callable
-from typing import TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
+_broken: list[Any] = []  # recordings that could not be ended: torch's allocator of pinned memory still asks them
 _WARM_UPS = 3  # compiling, choosing algorithms and first allocations must not be recorded
 
 
 class CudaGraphs:
-    """Records into graphs that share one pool of memory; a `howlow.engine.step_graphs.Recorder`."""
+    """Records into graphs that share one pool of memory; a `howlow.engine.step_graphs.Recorder`.
+
+    To be used within `howlow.engine.execution.running`: torch records on the current device.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -34,6 +39,9 @@ class CudaGraphs:
         try:
             with torch.cuda.graph(graph, pool=self._pool):  # which empties the allocator's cache first
                 result = work()
+        except BaseException:
+            self._give_up(graph)
+            raise
         finally:  # where a recording fails, torch leaves the stream of the recording in place
             torch.cuda.set_stream(current)
 
@@ -42,6 +50,17 @@ class CudaGraphs:
             return result
 
         return again
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Tell torch's allocator that a recording is over, which torch does only for one that could be ended.
+
+        Otherwise the allocator never empties its cache again: that is an error while something is recorded.
+        """
+        _broken.append(graph)
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError):  # it was told, because the recording could be ended
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)
 
 
 def drop_unused(device: torch.device) -> None:

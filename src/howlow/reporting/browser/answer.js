@@ -99,8 +99,10 @@ class AnswerView {
     this.drawShown(found);
     byId("candidates").replaceChildren(candidateTable(decision, found));
     byId("bill").replaceChildren(billTable(decision, found));
-    byId("reasons").replaceChildren(...decision.reasons.map(reason => el("li", {}, reason)));
+    byId("reasons").replaceChildren(...decision.reasons.map(reason => el("li", {}, ...withCode(reason))));
     byId("why").hidden = !this.isAsked;
+    byId("across").replaceChildren(...decision.across.map(sentence => el("li", {}, sentence)));
+    byId("across").hidden = !this.isAsked || !decision.across.length;
     if (found.verdict === "not_enough_evidence") byId("why").open = true;  // they say what would settle it
     this.drawCommand();
     document.dispatchEvent(new CustomEvent("decided", {detail: {decision, found, number: this.decisions.indexOf(decision)}}));

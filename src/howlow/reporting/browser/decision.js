@@ -92,8 +92,7 @@ function apart(metric, gain) {
 
 function terms(decision, found) {
   const sure = `${significant(decision.confidence * 100)} % confidence`;
-  const tested = counted(decision.testExamples, "test example");
-  return `margin ${amount(decision.metric, found.margin)}, ${sure}, ${counted(found.seeds, "seed")}, ${tested}`;
+  return `margin ${amount(decision.metric, found.margin)}, ${sure}, ${counted(found.seeds, "seed")}, ${decision.tested}`;
 }
 
 function headline(decision, found) {

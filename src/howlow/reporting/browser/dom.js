@@ -19,3 +19,8 @@ function selectOf(label, options, chosen, onchange) {
   const items = options.map(([value, text]) => el("option", {value, selected: value === chosen}, text));
   return el("label", {class: "choice"}, el("span", {}, label), el("select", {onchange}, ...items));
 }
+
+// A sentence whose commands stand between backticks.
+function withCode(sentence) {
+  return sentence.split("`").map((part, place) => (place % 2 ? el("code", {}, part) : part));
+}
