@@ -79,7 +79,7 @@ def end_as_file(finished: Finished[Any]) -> RemoteEnd:
 class PrepareSweepJob(RemoteJob[SweepPrepared]):
     """Prepare a sweep where its trials will run, and write its board."""
 
-    entry: ClassVar[str] = "howlow.sweeping.sweep.prepare_entry"
+    entry: ClassVar[str] = "howlow.sweeping.sweep.prepare_sweep_entry"
 
     settings: Settings
     retry: tuple[Status, ...] = ()

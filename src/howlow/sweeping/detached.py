@@ -19,7 +19,7 @@ from howlow.sweeping.sweep import opened, ordered
 
 
 @dataclass(frozen=True)
-class TrialState:
+class DetachedTrial:
     """How far a trial has come: a record's status, `running`, or `submitted`, and where or why."""
 
     trial: str
@@ -31,7 +31,7 @@ class TrialState:
 class DetachedSweep:
     """A sweep in SLURM's hands; `submitted`: how many trials this call has submitted."""
 
-    states: tuple[TrialState, ...]
+    states: tuple[DetachedTrial, ...]
     records: tuple[Record, ...]
     submitted: int
 
@@ -96,22 +96,22 @@ def _raise_what_failed(jobs: Sequence[PrepareSweepJob | RunTrialJob]) -> None:
 
 def _states(
     array: SlurmArray, plans: Sequence[TrialPlan], records: dict[str, Record], submitter: Submitter
-) -> tuple[TrialState, ...]:
+) -> tuple[DetachedTrial, ...]:
     queued, found = array.states(), []
     for plan in plans:
         if plan.name in records:
-            found.append(TrialState(plan.name, records[plan.name].status))
+            found.append(DetachedTrial(plan.name, records[plan.name].status))
         elif plan.name in queued:
             found.append(_state(RunTrialJob(submitter=submitter, trial=plan.name), queued[plan.name]))
         else:
-            found.append(TrialState(plan.name, "submitted", "SLURM does not show it yet"))
+            found.append(DetachedTrial(plan.name, "submitted", "SLURM does not show it yet"))
     return tuple(found)
 
 
-def _state(job: RunTrialJob, queued: Queued) -> TrialState:
+def _state(job: RunTrialJob, queued: Queued) -> DetachedTrial:
     if queued.state not in ("RUNNING", "COMPLETING"):
         why = {"Dependency": "waits for the preparation", "None": queued.state.lower()}
-        return TrialState(job.trial, "submitted", why.get(queued.reason, queued.reason))
+        return DetachedTrial(job.trial, "submitted", why.get(queued.reason, queued.reason))
     progress = [event.progress for event in EventTail(job.events).new() if isinstance(event, TrialProgress)]
     last = f", {progress[-1].phase} {progress[-1].step}/{progress[-1].steps}" if progress else ""
-    return TrialState(job.trial, "running", f"on {queued.node}{last}")
+    return DetachedTrial(job.trial, "running", f"on {queued.node}{last}")

@@ -111,7 +111,7 @@ def sweep(
             return _in_rounds(folder, _prepared_elsewhere(folder, settings), rounds, elsewhere.run)
 
 
-def prepare_entry(job: PrepareSweepJob, link: Link) -> SweepPrepared:
+def prepare_sweep_entry(job: PrepareSweepJob, link: Link) -> SweepPrepared:
     """Prepare a sweep for workers elsewhere, in the name of the process that has locked its folder."""
     folder, accepted = job.submitter.run_directory, job.submitter.accept_different
     merged, told = joined(folder, job.settings, accepted), list[SweepEvent]()
