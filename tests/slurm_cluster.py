@@ -82,7 +82,7 @@ def slurm_running(folder: Path, cores: int) -> Iterator[dict[str, str]]:
         _wait_for(lambda: _is_idle(environment), folder)
         yield environment
     finally:
-        subprocess.run(["scancel", "--signal=KILL", "--full", "--user=root"], env=environment, check=False, timeout=30)
+        _end_jobs(environment)
         for process in reversed(started):
             process.terminate()
         for process in reversed(started):
@@ -90,6 +90,18 @@ def slurm_running(folder: Path, cores: int) -> Iterator[dict[str, str]]:
                 process.wait(10)
             process.kill()
             process.wait()
+
+
+def _end_jobs(environment: dict[str, str]) -> None:
+    """Kill what still runs, and wait: a step outlives its daemons."""
+    for _ in range(40):
+        kill = ["scancel", "--signal=KILL", "--full", "--user=root"]
+        for command in (kill, ["scancel", "--user=root"]):
+            subprocess.run(command, env=environment, check=False, timeout=30, capture_output=True)
+        queue = ["squeue", "--noheader"]
+        if not subprocess.run(queue, env=environment, check=False, timeout=30, capture_output=True).stdout.strip():
+            return
+        time.sleep(0.25)
 
 
 def _path() -> str:
