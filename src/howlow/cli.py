@@ -91,6 +91,7 @@ def sweep_command(
     ] = None,
     accept_different: AcceptDifferent = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done, and run nothing")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="submit to SLURM and return; later: show the state")] = False,
     until_decided: Annotated[bool, typer.Option("--until-decided", help="end when the recommendation holds")] = False,
     max_time: Annotated[float | None, typer.Option("--max-time", metavar="S", help="then end undecided")] = None,
     max_trials: Annotated[int | None, typer.Option("--max-trials", metavar="N", help="then end undecided")] = None,
@@ -129,6 +130,9 @@ def sweep_command(
     if out is None:
         raise UserError("--out DIR is missing: the folder in which the sweep keeps its records")
 
+    if detach:
+        _detach(settings, out, statuses, accepted, until_decided)
+        return
     if until_decided:
         failed = until.run(settings, out, statuses, accepted, partial(_watched, out=out), print_report)
         _say_failed(failed, out)
@@ -141,12 +145,28 @@ def _run_sweep(settings: Any, out: str, retry: list[Any], accepted: list[str]) -
     from howlow.sweeping.sweep import sweep
 
     result = _watched(lambda tell: sweep(settings, out, retry=retry, accept_different=accepted, on_event=tell), out)
+    _print_answer(settings, out, result.failed, accepted)
+
+
+def _detach(settings: Any, out: str, retry: list[Any], accepted: list[str], until_decided: bool) -> None:
+    """Submit a sweep and print its state; once all has ended, its report."""
+    from howlow.cli_detach import print_detached
+
+    if until_decided:
+        raise UserError("--detach with --until-decided: each round needs a look at the last one; give one of the two")
+    records = print_detached(settings, out, retry, accepted)
+    if records is not None:
+        _print_answer(settings, out, [record for record in records if record.status != "done"], accepted)
+
+
+def _print_answer(settings: Any, out: str, failed: Iterable[Any], accepted: list[str]) -> None:
+    """The report of a sweep that has ended, and what it recommends."""
     print_report([Path(out)], accepted)
     if settings.lora.start is None:
         _print_recommendations(Path(out), accepted)
     else:
         _print_worth_training(Path(out))
-    _say_failed(result.failed, out)
+    _say_failed(failed, out)
 
 
 @app.command("shrink", cls=_Described)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from howlow.progress import size_lines
 from howlow.records import RecordWarning, Status
 from howlow.settings import Settings
+from howlow.sweeping.rehearsal import DryRun
 from howlow.sweeping.setup import Preparation
-from howlow.sweeping.sweep import DryRun, dry_run
+from howlow.sweeping.sweep import dry_run
 
 
 def print_dry_run(

@@ -84,7 +84,7 @@ def unfinished(error: BaseException, results: Path | str) -> Unfinished:
     """The end of a process whose work raised this error; `results`: as in `full_disk`."""
     if isinstance(error, UserError):
         return Unfinished("user_error", str(error))
-    if isinstance(error, StoppedError):
+    if isinstance(error, StoppedError | KeyboardInterrupt):
         return Unfinished("stopped")
     if isinstance(error, ClaimLostError):
         return Unfinished("claim_lost")

@@ -107,7 +107,8 @@ class Progress:
     def _on_started(self, event: TrialStarted) -> None:
         self._begun, self.has_begun = self._begun + 1, True
         self._running[event.trial] = _RunningTrial(now_s(), line=f"{event.trial}  loading")
-        self._say(f"[{self._begun}/{self._total}] {event.trial}")
+        where = "" if event.host is None else f" on {event.host}"
+        self._say(f"[{self._begun}/{self._total}] {event.trial}{where}")
 
     def _on_probed(self, event: TrialProbed) -> None:
         probe = event.probe

@@ -27,14 +27,16 @@ from typing import Any, NoReturn, TypeVar
 
 from howlow.console import write_log_as_utf8
 from howlow.errors import UserError, reason
-from howlow.jobs import Hear, Job, JobEvent, JobFailedError
+from howlow.jobs import Hear, Job, JobEvent, JobFailedError, Link
 from howlow.outcomes import ClaimLostError, Finished, Returned, StoppedError, Unfinished
 from howlow.places import unfinished
 
 T = TypeVar("T")
 Pipe = connection.Connection
 PRELOADED = "howlow.trial.entries"
-_HANDLED_BY_US = (signal.SIGINT, signal.SIGTERM)
+_FROM_A_SCHEDULER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+"""Sent to every process of a job whose time is nearly up; unhandled, they kill."""
+_HANDLED_BY_US = (signal.SIGINT, signal.SIGTERM, *_FROM_A_SCHEDULER)
 _CAN_BLOCK = hasattr(signal, "pthread_sigmask")
 _LONGEST_FOLDER = 60
 """Leaves room for `/pymp-xxxxxxxx/listener-xxxxxxxx` in the 92 bytes that the strictest system has for an address."""
@@ -87,22 +89,24 @@ def _child(job: Job[Any], pipe: "Pipe[Any, Any]", log: str) -> None:
     """What a child runs first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; our parent passes it on as "stop"
     link = PipeLink(pipe)
-    signal.signal(signal.SIGTERM, link.request_stop)
+    for number in (signal.SIGTERM, *_FROM_A_SCHEDULER):
+        signal.signal(number, link.request_stop)
     if _CAN_BLOCK:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED_BY_US)
     with Path(log).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     write_log_as_utf8()
-    link.send(_end_of(job, link, Path(log).parent))
+    link.send(end_of(job, link, Path(log).parent))
 
 
-def _end_of(job: Job[Any], link: PipeLink, folder: Path) -> Finished[Any]:
+def end_of(job: Job[Any], link: Link, folder: Path) -> Finished[Any]:
+    """Call a job's entry in this process, and say how that ended; a traceback goes to stderr."""
     module, _, name = job.entry.rpartition(".")
     try:
         return Returned(getattr(importlib.import_module(module), name)(job, link))
     except BaseException as error:
-        if not isinstance(error, UserError | StoppedError | ClaimLostError):
+        if not isinstance(error, UserError | StoppedError | ClaimLostError | KeyboardInterrupt):
             with suppress(OSError):  # the log's disk may be the full one
                 traceback.print_exc()
                 sys.stderr.flush()

@@ -96,10 +96,11 @@ class SweepPrepared(Frozen):
 
 
 class TrialStarted(Frozen):
-    """A worker of this process begins with a trial."""
+    """A worker of this process, or of the cluster that it uses, begins with a trial."""
 
     event: Literal["trial_started"] = "trial_started"
     trial: str
+    host: str | None = Field(None, description="the machine of the cluster; absent: this one")
 
 
 class TrialWaits(Frozen):

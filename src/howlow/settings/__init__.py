@@ -27,11 +27,11 @@ from howlow.settings.keys import (
     setting_keys,
     trains,
 )
+from howlow.settings.machines import RunSettings
 from howlow.settings.saved_adapter import SavedAdapter, read_saved_adapter
 from howlow.settings.schema import (
     InferenceSettings,
     MeterSettings,
-    RunSettings,
     Settings,
     TaskSettings,
     TrainingSettings,

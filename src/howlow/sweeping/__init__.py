@@ -3,6 +3,7 @@
 `sweep` runs or resumes a sweep, `setup` prepares what all trials share.
 """
 
-from howlow.sweeping.sweep import RETRYABLE, DryRun, SweepResult, dry_run, sweep
+from howlow.sweeping.rehearsal import DryRun
+from howlow.sweeping.sweep import RETRYABLE, SweepResult, dry_run, sweep
 
 __all__ = ["RETRYABLE", "DryRun", "SweepResult", "dry_run", "sweep"]

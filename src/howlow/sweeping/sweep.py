@@ -5,11 +5,9 @@ checkpoint if it has one. So the same command resumes a sweep that was killed at
 """
 
 import random
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +18,8 @@ from howlow.claims import Claims
 from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
-from howlow.jobs import JobFailedError, Preparing, SweepEvent, SweepPrepared, Tell, TrialElsewhere, TrialEnded, TrialJob
+from howlow.jobs import Link, Preparing, SweepEvent, SweepPrepared, Tell, TrialJob
+from howlow.jobs.remote import PrepareSweepJob
 from howlow.locks import file_lock, lacks_locks
 from howlow.node import refuse_no_node
 from howlow.records import (
@@ -28,11 +27,8 @@ from howlow.records import (
     LayoutChoice,
     Provenance,
     Record,
-    RecordWarning,
     Status,
     groups_of,
-    has_record,
-    read_record,
     read_records,
     write_atomically,
 )
@@ -45,6 +41,8 @@ from howlow.records.run_directory import (
     set_aside,
 )
 from howlow.settings import Settings, TrialPlan, expand, layout_key, preparation_key, processes_of, to_toml
+from howlow.sweeping.elsewhere import Elsewhere, cluster_of
+from howlow.sweeping.rehearsal import DryRun, scratch_folder
 from howlow.sweeping.setup import (
     Preparation,
     check_space,
@@ -54,7 +52,8 @@ from howlow.sweeping.setup import (
     refuse_changed_data,
     unwritable,
 )
-from howlow.worker.board import owner_name, remove_board, write_board, write_owner
+from howlow.sweeping.watching import Watch, record_that_ended
+from howlow.worker.board import owner_name, read_board, remove_board, write_board, write_owner
 from howlow.worker.measuring import Worker
 from howlow.worker.taking import take_trials
 
@@ -74,32 +73,6 @@ class SweepResult:
     def failed(self) -> tuple[Record, ...]:
         """Trials that did not end as done."""
         return tuple(record for record in self.records if record.status != "done")
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """What a sweep would do: run those of its `plans` that have not `ended` (name -> status).
-
-    warnings: what these trials would warn about before their first steps, beyond what the preparations say.
-    """
-
-    plans: tuple[TrialPlan, ...]
-    ended: Mapping[str, Status]
-    preparations: tuple[Preparation, ...]
-    warnings: tuple[RecordWarning, ...] = ()
-
-    @property
-    def to_run(self) -> tuple[str, ...]:
-        """The names of the trials that would be run, in their order."""
-        return tuple(plan.name for plan in self.plans if plan.name not in self.ended)
-
-    @property
-    def searched(self) -> tuple[str, ...]:
-        """The settings that are "max" in any of them."""
-        pending = [plan for plan in self.plans if plan.name not in self.ended]
-        return tuple(
-            dict.fromkeys(setting for plan in pending for setting in searched_settings(plan.kind, plan.settings))
-        )
 
 
 def sweep(
@@ -127,34 +100,93 @@ def sweep(
         KeyboardInterrupt: after the running trials have written their checkpoints.
     """
     folder, tell = out_folder(out), on_event or (lambda event: None)
-    with _opened(folder, settings, accept_different) as merged:
-        plans = ordered(expand(settings), settings.run.order_seed)
-        existing, again = _existing(folder, plans, retry)
-        left, heap = left_behind(folder, existing), _heap_of(expand(merged))
-        refuse_other_settings(folder, left, merged, accept_different)
-        if settings.run.exclusive:
-            refuse_no_node()
-        tell(Preparing())
-        runner, shared_by = ForkServer(), processes_of(settings)
-        prepared = prepare_all(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
-        refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
-        check_space(folder, prepared.values(), plans)
-        pending = [plan for plan in plans if plan.name not in existing]
-        hidden = folder / ".howlow"
-        layouts = choose_layouts(runner, plans, pending, prepared, hidden, left, cores_shared_by=shared_by)
-        write_atomically(folder / "sweep.toml", to_toml(merged))
-        for name in again:
-            set_aside(folder / "trials" / name)
-        jobs = _jobs(pending, prepared, layouts, heap, shared_by, merged.grid["seed"][0])
-        sizes = tuple(one.sizes for one in prepared.values() if one.sizes is not None)
-        tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending), sizes=sizes))
-        for names in [[plan.name for plan in plans]] if rounds is None else rounds(plans):
-            chosen = tuple(job for job in jobs if job.name in names and job.name not in existing)
-            write_board(folder, chosen)
-            if chosen:
-                _run(runner, folder, chosen, _devices(settings, prepared), tell)
-            existing |= {job.name: _ended(folder, job.name) for job in chosen}
-        return SweepResult(folder, tuple(existing[plan.name] for plan in plans if plan.name in existing))
+    with opened(folder, settings, accept_different) as merged:
+        if settings.run.executor == "local":
+            runner = ForkServer()
+            ready, prepared = _prepared(runner, folder, settings, merged, retry, accept_different, tell)
+            run = partial(_run, runner, folder, devices=_devices(settings, prepared), tell=tell)
+            return _in_rounds(folder, ready, rounds, run)
+        with cluster_of(settings, folder) as cluster:
+            elsewhere = Elsewhere(folder, cluster, accept_different, tell)
+            tell(Preparing())
+            tell(elsewhere.prepare(settings, retry))
+            write_owner(folder)  # it was the process that prepared
+            return _in_rounds(folder, _prepared_elsewhere(folder, settings), rounds, elsewhere.run)
+
+
+def prepare_sweep_entry(job: PrepareSweepJob, link: Link) -> SweepPrepared:
+    """Prepare a sweep for workers elsewhere, in the name of the process that has locked its folder."""
+    folder, accepted = job.submitter.run_directory, job.submitter.accept_different
+    merged, told = joined(folder, job.settings, accepted), list[SweepEvent]()
+    write_owner(folder)
+    remove_board(folder)
+    ready, _ = _prepared(ForkServer(), folder, job.settings, merged, job.retry, accepted, told.append)
+    write_board(folder, ready.jobs)
+    return next(event for event in told if isinstance(event, SweepPrepared))
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A prepared sweep: its trials, the records of those that have ended, and the jobs of those that have not."""
+
+    plans: Sequence[TrialPlan]
+    existing: dict[str, Record]
+    jobs: tuple[TrialJob, ...]
+
+
+def _prepared_elsewhere(folder: Path, settings: Settings) -> _Ready:
+    """The sweep that a cluster has prepared."""
+    plans, board = ordered(expand(settings), settings.run.order_seed), read_board(folder)
+    assert board is not None, "a preparation that returned has written its board"
+    return _Ready(plans, {record.trial: record for record in read_records(folder)}, board.trials)
+
+
+def _prepared(
+    runner: ForkServer,
+    folder: Path,
+    settings: Settings,
+    merged: Settings,
+    retry: Sequence[Status],
+    accept_different: Sequence[str],
+    tell: Tell,
+) -> tuple[_Ready, Mapping[str, Preparation]]:
+    """Prepare a sweep on this machine."""
+    plans = ordered(expand(settings), settings.run.order_seed)
+    existing, again = _existing(folder, plans, retry)
+    left, heap = left_behind(folder, existing), _heap_of(expand(merged))
+    refuse_other_settings(folder, left, merged, accept_different)
+    if settings.run.exclusive:
+        refuse_no_node()
+    tell(Preparing())
+    is_here = settings.run.executor == "local"
+    shared_by = processes_of(settings) if is_here else settings.run.devices_per_trial
+    prepared = prepare_all(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
+    refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
+    check_space(folder, prepared.values(), plans)
+    pending = [plan for plan in plans if plan.name not in existing]
+    hidden = folder / ".howlow"
+    layouts = choose_layouts(runner, plans, pending, prepared, hidden, left, cores_shared_by=shared_by)
+    write_atomically(folder / "sweep.toml", to_toml(merged))
+    for name in again:
+        set_aside(folder / "trials" / name)
+    jobs = _jobs(pending, prepared, layouts, heap, shared_by, merged.grid["seed"][0])
+    sizes = tuple(one.sizes for one in prepared.values() if one.sizes is not None)
+    tell(SweepPrepared(total=len(plans), done=len(plans) - len(pending), sizes=sizes))
+    return _Ready(plans, existing, jobs), prepared
+
+
+def _in_rounds(
+    folder: Path, ready: _Ready, rounds: Rounds | None, run: Callable[[tuple[TrialJob, ...]], None]
+) -> SweepResult:
+    """Run the trials that have no record, in rounds."""
+    plans, existing = ready.plans, dict(ready.existing)
+    for names in [[plan.name for plan in plans]] if rounds is None else rounds(plans):
+        chosen = tuple(job for job in ready.jobs if job.name in names and job.name not in existing)
+        write_board(folder, chosen)
+        if chosen:
+            run(chosen)
+        existing |= {job.name: record_that_ended(folder, job.name) for job in chosen}
+    return SweepResult(folder, tuple(existing[plan.name] for plan in plans if plan.name in existing))
 
 
 def dry_run(
@@ -179,29 +211,13 @@ def dry_run(
         left = left_behind(folder, existing)
         refuse_other_settings(folder, left, merged, accept_different)
     pending, runner = [plan for plan in plans if plan.name not in existing], ForkServer()
-    with _scratch() as scratch:
+    with scratch_folder() as scratch:
         prepared = prepare_all(runner, plans, scratch, cores_shared_by=processes_of(settings))
         refuse_changed_data(folder, left, prepared, expand(merged), _heap_of(expand(merged)), accept_different)
         layouts = choose_layouts(runner, plans, pending, prepared, scratch)
         warnings = foretell(runner, pending, layouts, scratch)
     ended = {plan.name: existing[plan.name].status for plan in plans if plan.name in existing}
     return DryRun(tuple(plans), ended, tuple(prepared.values()), warnings)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A temporary folder; it stays where the work in it ended with an error, whose line names the log in it."""
-    folder = Path(tempfile.mkdtemp(prefix="howlow-"))
-    try:
-        yield folder
-    except (UserError, JobFailedError) as error:
-        if str(folder) not in str(error):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _existing(
@@ -242,7 +258,7 @@ def ordered(plans: Sequence[TrialPlan], order_seed: int) -> list[TrialPlan]:
 
 
 @contextmanager
-def _opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -> Iterator[Settings]:
+def opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -> Iterator[Settings]:
     """Lock the folder; gives the settings of the sweep in it joined with those asked for now."""
     refuse_foreign(folder)
     hidden = folder / ".howlow"
@@ -268,8 +284,9 @@ def _opened(folder: Path, settings: Settings, accept_different: Sequence[str]) -
         try:
             for left in folder.glob(".sweep.toml.*.tmp"):  # by a sweep that was killed while it wrote
                 left.unlink()
-            write_owner(folder)
-            remove_board(folder)
+            if settings.run.executor == "local":  # a cluster prepares later, and its workers may be at work now
+                write_owner(folder)
+                remove_board(folder)
             (folder / "trials").mkdir(exist_ok=True)
         except OSError as error:
             raise unwritable(folder, error) from None
@@ -324,44 +341,12 @@ def _devices(settings: Settings, prepared: Mapping[str, Preparation]) -> list[st
     return [devices[index % len(devices)] for index in range(number)]
 
 
-@dataclass
-class _Watch:
-    """What this sweep has shown of trials that other processes run."""
-
-    folder: Path
-    claims: Claims
-    names: tuple[str, ...]
-    tell: Tell
-    started: set[str] = field(default_factory=set)
-    elsewhere: set[str] = field(default_factory=set)
-    ended: set[str] = field(default_factory=set)
-
-    def hear(self, event: SweepEvent) -> None:
-        """Pass an event of our own workers on."""
-        if event.event == "trial_started":
-            self.started.add(event.trial)
-        elif event.event == "trial_ended":
-            self.ended.add(event.trial)
-        self.tell(event)
-
-    def look(self, *, is_over: bool = False) -> None:
-        """Show the trials that others have begun or ended; `is_over`: our own workers have ended."""
-        for name in self.names:
-            if name in self.ended or (name in self.started and not is_over):
-                continue
-            if has_record(self.folder, name):
-                self.hear(TrialEnded(trial=name, record=_ended(self.folder, name)))
-            elif name not in self.elsewhere and (holder := self.claims.holder(name)):
-                self.elsewhere.add(name)
-                self.tell(TrialElsewhere(trial=name, holder=str(holder)))
-
-
 def _run(
-    runner: ForkServer, folder: Path, jobs: tuple[TrialJob, ...], devices: Sequence[str | None], tell: Tell
+    runner: ForkServer, folder: Path, jobs: tuple[TrialJob, ...], *, devices: Sequence[str | None], tell: Tell
 ) -> None:
     """Run the trials with a worker a device, until each has a record, whoever ran it."""
     claims = Claims(folder)
-    watch = _Watch(folder, claims, tuple(job.name for job in jobs), tell)
+    watch = Watch(folder, claims, tuple(job.name for job in jobs), tell)
 
     def body(device: str | None, tell: Tell) -> None:
         worker = Worker(runner, folder, claims, tell, device, is_alone=len(devices) == 1)
@@ -371,9 +356,3 @@ def _run(
     with claims.renewed():
         run_workers(runner, workers, watch.hear, watch.look)
     watch.look(is_over=True)
-
-
-def _ended(folder: Path, name: str) -> Record:
-    record = read_record(folder / "trials" / name)
-    assert record is not None, "the workers end when every trial has a record"
-    return record
