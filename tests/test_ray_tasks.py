@@ -199,7 +199,7 @@ def raylet(node: Any) -> Any:
     return node.all_processes["raylet"][0].process
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_sweep_goes_on_when_a_node_is_lost(
@@ -255,7 +255,7 @@ def _node_in_training(nodes: list[Any], out: Path) -> tuple[Any, str, psutil.Pro
     raise AssertionError("no trial has begun on these nodes")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_ctrl_c_stops_the_tasks_of_a_ray_of_our_own(
     tiny_table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -328,7 +328,7 @@ REAL = pytest.mark.skipif(why_not() is not None, reason=f"no SLURM can be starte
 
 
 @REAL
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_signal_brings_an_element_back_and_cancelling_ends_it(
@@ -404,7 +404,7 @@ def told_to_save(out: Path) -> bool:
     return (out / "trials" / "r0001-s0" / "checkpoint" / "state.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_a_trial_whose_time_is_up_comes_back_in_processes_of_this_machine(
     tiny_table: dict[str, Any], alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -438,7 +438,7 @@ def task_of(controller: int) -> int:
 
 
 @REAL
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_a_detached_sweep_on_a_real_slurm(
     tiny_table: dict[str, Any], alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
