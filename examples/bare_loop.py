@@ -85,7 +85,7 @@ def main():
     model = AutoModelForCausalLM.from_pretrained(asked.model, dtype=torch.float32)
     torch.manual_seed(asked.seed)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    config = LoraConfig(task_type="CAUSAL_LM", r=asked.rank, lora_alpha=2 * asked.rank, target_modules=targets)
+    config = LoraConfig(task_type="CAUSAL_LM", r=asked.rank, lora_alpha=32, target_modules=targets)
     model = get_peft_model(model, config)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=asked.learning_rate, weight_decay=0.0)

@@ -23,6 +23,8 @@ def test_variables_that_change_speed_are_kept_and_no_others() -> None:
         "PATH": "",
         "CUDA_VISIBLE_DEVICES": "1",
         "CUDA_MODULE_LOADING": "LAZY",
+        "KMP_DUPLICATE_LIB_OK": "True",
+        "KMP_INIT_AT_FORK": "FALSE",
         "HF_TOKEN": "secret",
     }
     assert variables_of_speed(of_speed | others) == of_speed

@@ -154,7 +154,7 @@ def test_behind_the_last_batch_nothing_is_run_again(table: dict[str, Any], tmp_p
     def fail(*_: Any, **__: Any) -> None:
         raise AssertionError("inference ran again")
 
-    monkeypatch.setattr(scoring.evaluation, "evaluate", fail)
+    monkeypatch.setattr("howlow.trial.followers.evaluation.evaluate", fail)
     monkeypatch.setattr(scoring.generation, "generate", fail)
     record = run(table, tmp_path, Stopper())
     assert record is not None

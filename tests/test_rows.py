@@ -227,7 +227,7 @@ def test_utilization_is_the_mean_of_the_readings_inside_the_measured_steps(tmp_p
 def test_absent_is_none_everywhere(tmp_path: Path) -> None:
     write_trial(tmp_path, status="failed", error="boom", environment=None, model=None, data=None, energy=None)
     row = only_row(tmp_path)
-    asked = {"trial", "kind", "rank", "seed", "repeat", "layout", "train_batch_size", "inference_batch_size"}
+    asked = {"trial", "kind", "rank", "seed", "repeat", "layout", "devices", "train_batch_size", "inference_batch_size"}
     assert {name for name, value in row.items() if value is not None} == asked | {"status"}
 
 
@@ -299,7 +299,7 @@ def test_rows_have_the_designed_columns_in_order_and_further_axes_at_the_end(tmp
     assert list(results.rows[0]) == names
     assert names[:5] == ["trial", "kind", "rank", "seed", "status"]
     assert names.index("rougeL") + 1 == names.index("train_energy_error_per_sample_j")  # later ones stand behind
-    assert names[-2:] == ["validation_rougeL", "training.batch_size"]
+    assert names[-2:] == ["trials_beside", "training.batch_size"]
     assert len(set(names)) == len(names) == len(columns_of(results.axes))
     assert results.rows[0]["train_batch_size"] == 4
 
@@ -540,14 +540,15 @@ def test_a_copied_trial_names_both_folders(tmp_path: Path) -> None:
 
 def test_no_figure_is_divided_by_one_that_was_measured_differently(tmp_path: Path) -> None:
     steps = {"phases": (phase_of("train"),), "steps": steps_of("train", [1.0, 1.0, 1.0, 1.0])}
+    slower = {"phases": (phase_of("train"),), "steps": steps_of("train", [2.0, 2.0, 2.0, 2.0])}
     write_trial(tmp_path / "one", 4, scores=Scores(f1=0.5), **steps)
-    write_trial(tmp_path / "one", 8, scores=Scores(f1=0.5), **steps)
+    write_trial(tmp_path / "one", 8, scores=Scores(f1=0.5), **slower)
     other = ENVIRONMENT.model_copy(update={"driver": "570.1"})
     write_trial(tmp_path / "two", 16, scores=Scores(f1=0.4), environment=other, **steps)
     comparison = compare(rows([tmp_path / "one", tmp_path / "two"], ["costs"]))
     first, _, reference = comparison.results.rows
     throughput, f1 = named("train_samples_per_s"), named("f1")
     assert (first["train_samples_per_s"], reference["train_samples_per_s"]) == (8.0, 8.0)
-    assert comparison.relative(first, throughput) is None
+    assert comparison.relative(first, throughput) == 2.0  # by rank 8, the largest under its own conditions
     assert comparison.relative(reference, throughput) == 1.0
     assert comparison.relative(first, f1) == 1.25

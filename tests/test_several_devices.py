@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_resuming import Stopper, measure_job, run
+from test_resuming import Stopper, measure_job, run, told_at_every_step  # noqa: F401  (a fixture)
 
 import howlow
 from howlow import load_settings as load

@@ -26,8 +26,12 @@ _VARIABLES = (
 )
 _AS_STARTED = dict(os.environ)
 """As the user set them: a trial's heap and some libraries set variables of their own later."""
-# The card's UUID already says which card a process sees. torch itself sets CUDA_MODULE_LOADING to LAZY.
-_NOT_OF_SPEED = {"CUDA_VISIBLE_DEVICES": None, "CUDA_DEVICE_ORDER": None, "CUDA_MODULE_LOADING": "LAZY"}
+# The card's UUID already says which card a process sees. torch itself sets CUDA_MODULE_LOADING to LAZY. scikit-learn,
+# which transformers imports where it is installed, sets the two of KMP.
+_NOT_OF_SPEED = {
+    **{"CUDA_VISIBLE_DEVICES": None, "CUDA_DEVICE_ORDER": None, "CUDA_MODULE_LOADING": "LAZY"},
+    **{"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"},
+}
 
 
 def environment(device: torch.device) -> Environment:
