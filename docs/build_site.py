@@ -20,10 +20,6 @@ from site_check import problems_of_site
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "zensical.toml"
-EXPECTED = {
-    "docs/studies/scaling.md",
-}
-"""Pages of the navigation that may still be missing (a line takes their place), and whose blocks no test runs yet."""
 _LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
@@ -62,14 +58,11 @@ def copy_pages(pages: Path) -> None:
 
 
 def copy_page(source: Path, pages: Path) -> None:
-    """Copy one file to its place; a page that is expected and missing is one line."""
+    """Copy one file to its place."""
     name = source.relative_to(ROOT).as_posix()
     target = pages / ("index.md" if name == "README.md" else name)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not source.is_file() and name in EXPECTED:
-        target.write_text("# To come\n\nThis page is not written yet.\n", encoding="utf-8")
-    else:
-        shutil.copy(source, target)
+    shutil.copy(source, target)
 
 
 def navigated() -> list[str]:

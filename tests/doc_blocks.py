@@ -27,9 +27,6 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 from howlow import cli
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
-from build_site import EXPECTED  # noqa: E402
-
 RUN, SHOWN = {"bash", "python"}, {"text", "toml", "json", "yaml"}
 _WORDS = re.compile(r"<!-- tested with: (.*) -->\s*\Z")
 _AFTER = re.compile(r"<!-- tested after: (.*) -->")
@@ -37,9 +34,8 @@ _SHELL = re.compile(r"<<|[|&;<>$`]")
 
 
 def documents() -> list[Path]:
-    """The README and every page under docs/, but those that the site still expects (`docs/build_site.py`)."""
-    pages = sorted((ROOT / "docs").rglob("*.md"))
-    return [ROOT / "README.md", *(page for page in pages if page.relative_to(ROOT).as_posix() not in EXPECTED)]
+    """The README and every page under docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def parsed(page: Path) -> Document:

@@ -62,7 +62,7 @@ def test_every_page_has_a_place_in_the_navigation() -> None:
     named = set(module("build_site").navigated())
     pages = {path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert pages <= named, pages - named
-    assert named - pages - module("build_site").EXPECTED == {"benchmarks/RESULTS.md", "CHANGELOG.md"}
+    assert named - pages == {"benchmarks/RESULTS.md", "CHANGELOG.md"}
 
 
 @pytest.mark.parametrize(
