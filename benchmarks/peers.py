@@ -162,10 +162,11 @@ class Heap:
         import torch
 
         from howlow.engine import execution
+        from howlow.engine.cpu.attention import choose_attention
         from howlow.engine.cpu.gemm import Gemms, choose_gemms
 
         if self._gemms is None:
-            self._gemms = Gemms(choose_gemms(model, TOKENS))
+            self._gemms = Gemms((*choose_gemms(model, TOKENS), *choose_attention(model.config)))
         chosen: dict[str, Any] = {"precision": precision, "kernels_kept": self._kernels_kept, "full_row": LENGTH}
         chosen["gemms"] = self._gemms
         return execution.running(model, execution.decide(device=torch.device("cpu"), **chosen))
