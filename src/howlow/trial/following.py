@@ -7,10 +7,9 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
-from filelock import FileLock
-
 from howlow.engine.sharding import DeviceGroup
 from howlow.jobs import JobEvent, LayoutJob, MeasureJob
+from howlow.locks import locked
 from howlow.memory.heap import bound_heap, keep_heap
 from howlow.memory.limits import limit_memory, map_pages
 from howlow.memory.phases import ProcessMemory
@@ -49,7 +48,7 @@ def follow_choice(job: LayoutJob, settle: Settle, inbox: Inbox, group: DeviceGro
 def follow_trial(job: MeasureJob, settle: Settle, inbox: Inbox, group: DeviceGroup) -> None:
     """Load the trial's model, and run the commands of the leading process."""
     _settle(settle, job.trial.cores_shared_by)
-    with FileLock(job.run_directory / job.trial.folder / f".lock-{group.index}"):  # one of before may still be ending
+    with locked(job.run_directory / job.trial.folder / f".lock-{group.index}"):  # one of before may still be ending
         follower = _loaded(job, group)
         for command in inbox.commands():
             answer = command.of(follower)
