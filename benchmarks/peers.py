@@ -162,11 +162,11 @@ class Heap:
         import torch
 
         from howlow.engine import execution
-        from howlow.engine.cpu.attention import choose_attention
-        from howlow.engine.cpu.gemm import Gemms, choose_gemms
+        from howlow.engine.cpu.gemm import Gemms
+        from howlow.engine.cpu.libraries import choose_libraries
 
         if self._gemms is None:
-            self._gemms = Gemms((*choose_gemms(model, TOKENS), *choose_attention(model.config)))
+            self._gemms = Gemms(choose_libraries(model, TOKENS))
         chosen: dict[str, Any] = {"precision": precision, "kernels_kept": self._kernels_kept, "full_row": LENGTH}
         chosen["gemms"] = self._gemms
         return execution.running(model, execution.decide(device=torch.device("cpu"), **chosen))

@@ -13,8 +13,8 @@ from torch import nn
 
 from howlow.engine import order
 from howlow.engine.alone import Truth
-from howlow.engine.cpu.attention import choose_attention
-from howlow.engine.cpu.gemm import GemmChoice, choose_gemms
+from howlow.engine.cpu.gemm import GemmChoice
+from howlow.engine.cpu.libraries import choose_libraries
 from howlow.engine.execution import Execution
 from howlow.engine.generation import Way
 from howlow.engine.layout_check import UnfitError, draws_at_random, problem_with, truth_about, writing_problem
@@ -82,8 +82,7 @@ def _gemms(
         return ()
     asked = None if settings.run.gemm_library == "auto" else settings.run.gemm_library
     kept = [GemmChoice(**dict(one)) for one in known]
-    found = [*choose_gemms(model, rows, kept, asked), *choose_attention(model.config, kept, asked)]
-    return tuple(GemmRecord(**asdict(one)) for one in found)
+    return tuple(GemmRecord(**asdict(one)) for one in choose_libraries(model, rows, kept, asked))
 
 
 def _unchecked(settings: Settings) -> LayoutChoice:
