@@ -158,3 +158,18 @@ def test_flex_attention_computes_in_what_autocast_says():
         sdpa = tree_attention(tree, "sdpa", 0).attend(query, key, value, limits)
     assert flex.dtype == sdpa.dtype == torch.bfloat16
     torch.testing.assert_close(flex, sdpa, rtol=2e-2, atol=2e-2)
+
+
+def test_a_recording_has_the_masks_of_the_steps_before_it(monkeypatch: pytest.MonkeyPatch):
+    """Some releases of transformers make a mask while a CUDA graph is recorded, and none before."""
+    from transformers import masking_utils
+
+    from howlow.engine.attention_context import one_sequence_a_row
+
+    own = masking_utils.is_tracing
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert masking_utils.is_tracing(None)
+    with one_sequence_a_row():
+        assert not masking_utils.is_tracing(None)
+        assert masking_utils.is_tracing(torch.ones(2)), "a mask that is given cannot be looked at while it is recorded"
+    assert masking_utils.is_tracing is own

@@ -234,14 +234,33 @@ def test_compiling_that_fails_is_left_out(make_model: Make, monkeypatch: pytest.
 # -- on a GPU ----------------------------------------------------------------------------------------------------------
 
 
+class FakeGenerator:
+    """torch's generator on a GPU: recordings are told to its state, which `set_state` does not change."""
+
+    def __init__(self) -> None:
+        self.state: dict[str, Any] = {"is_recording": False, "seed": 0}
+
+    def get_state(self) -> int:
+        return int(self.state["seed"])
+
+    def set_state(self, seed: int) -> None:
+        self.state["seed"] = seed
+
+    def graphsafe_set_state(self, other: "FakeGenerator") -> None:
+        self.state = other.state
+
+
 class FakeCuda:
     """torch's streams and graphs as far as they are called, in their order.
 
     Like torch's allocator it refuses to empty its cache while it believes that something is recorded, and it is told of
-    a recording's end only by one that could be ended.
+    a recording's end only by one that could be ended. Its generator counts as recorded just as long.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
+        self.drawn = FakeGenerator()
+        monkeypatch.setattr(torch.cuda, "default_generators", (self.drawn,))
+        monkeypatch.setattr(torch, "Generator", lambda _: FakeGenerator())
         self.done, self.current, self.fails = list[str](), "own", fails
         self.is_recording, self.pool_uses = False, 0
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
@@ -278,12 +297,14 @@ class FakeCuda:
 
     def __enter__(self) -> None:
         self.current, self.is_recording = "recording", True
+        self.drawn.state["is_recording"] = True
         self.pool_uses += 1
 
     def __exit__(self, *_: Any) -> None:
         if self.fails:
             raise RuntimeError("operation failed due to a previous error during capture")
         self.current, self.is_recording = "own", False
+        self.drawn.state["is_recording"] = False
 
 
 def test_a_recording_begins_with_an_empty_cache_and_is_replayed(monkeypatch: pytest.MonkeyPatch):
@@ -304,9 +325,11 @@ def test_where_a_recording_fails_work_goes_on_as_before(monkeypatch: pytest.Monk
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
     cuda = FakeCuda(monkeypatch, fails=not can_be_ended)
-    with pytest.raises(RuntimeError) as caught:
+    cuda.drawn.set_state(7)
+    with pytest.raises(torch.OutOfMemoryError, match="Tried to allocate 2 GiB") as caught:
         CudaGraphs(torch.device("cuda")).record(full)
     assert cuda.current == "own"
+    assert cuda.drawn.state == {"is_recording": False, "seed": 7}, "random numbers go on, and are drawn eagerly"
     assert step_check.failed("recording", caught.value) == (
         "recording failed (OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB)"
     )

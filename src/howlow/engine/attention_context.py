@@ -83,14 +83,20 @@ def one_sequence_a_row() -> Iterator[None]:
     """Within this context transformers takes each row for one sequence, as rows of the layout `padded` are.
 
     By default it looks at the positions of every batch to find out, which reads the device. Under a tracer it cannot
-    look, and makes a mask that is not needed.
+    look, and makes a mask that is not needed. Some releases take the recording of a CUDA graph for a tracer, also where
+    nothing is padded: then what is recorded would be another computation than the one before, whose layers have to be
+    compiled again, which cannot be recorded.
     """
-    own = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda _: None
+    own, is_traced = masking_utils.find_packed_sequence_indices, masking_utils.is_tracing
+
+    def is_tracing(tensor: Tensor | None = None) -> bool:
+        return not (tensor is None and torch.cuda.is_current_stream_capturing()) and is_traced(tensor)
+
+    masking_utils.find_packed_sequence_indices, masking_utils.is_tracing = lambda _: None, is_tracing
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = own
+        masking_utils.find_packed_sequence_indices, masking_utils.is_tracing = own, is_traced
 
 
 def _forward(

@@ -20,6 +20,9 @@ from howlow.engine.attention_context import Kind, Limits, UnsupportedError
 from howlow.engine.prefix_tree import PrefixTree
 
 BLOCK = 128
+_ONE_KERNEL: Any = {"FORCE_USE_FLEX_ATTENTION": True}
+"""For rows shorter than a block torch takes a kernel for decoding. It has no form for heads that share keys in longer
+ones of them, and ends in an error."""
 
 
 class Tables(NamedTuple):
@@ -72,6 +75,7 @@ class FlexTreeAttention:
             score_mod=None if limits.softcap is None else _capping(limits.softcap),
             block_mask=mask,
             scale=limits.scale,
+            kernel_options=_ONE_KERNEL,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return found

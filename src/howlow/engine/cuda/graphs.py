@@ -36,14 +36,18 @@ class CudaGraphs:
     def record(self, work: Callable[[], T]) -> Callable[[], T]:
         """See `Recorder`."""
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        own: BaseException | None = None
         try:
             with torch.cuda.graph(graph, pool=self._pool):  # which empties the allocator's cache first
-                result = work()
-        except BaseException:
+                try:
+                    result = work()
+                except BaseException as error:
+                    own = error
+                    raise
+        except BaseException as error:
+            torch.cuda.set_stream(current)  # torch leaves the stream of the recording in place
             self._give_up(graph)
-            raise
-        finally:  # where a recording fails, torch leaves the stream of the recording in place
-            torch.cuda.set_stream(current)
+            raise own or error from None  # its end fails, too, and tells only that something had failed before
 
         def again() -> T:
             graph.replay()
@@ -52,15 +56,19 @@ class CudaGraphs:
         return again
 
     def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Tell torch's allocator that a recording is over, which torch does only for one that could be ended.
+        """Tell torch that a recording is over, which it finds out by itself only for one that could be ended.
 
-        Otherwise the allocator never empties its cache again: that is an error while something is recorded.
+        Otherwise its allocator never empties its cache again, and its generator gives no random numbers: both are
+        errors while something is recorded.
         """
         _broken.append(graph)
         device = torch.cuda.current_device()
         with suppress(RuntimeError):  # it was told, because the recording could be ended
             torch._C._cuda_endAllocateToPool(device, self._pool)
             torch._C._cuda_releasePool(device, self._pool)
+        drawn, afresh = torch.cuda.default_generators[device], torch.Generator(self._device)
+        afresh.set_state(drawn.get_state())
+        drawn.graphsafe_set_state(afresh)
 
 
 def drop_unused(device: torch.device) -> None:
