@@ -14,7 +14,7 @@ import peers
 from gpu_engine import engine_large, engine_small, ranks
 from gpu_study import study
 from gpu_subject import LARGE, ROOT, SMALL, Subject, loaded, model_name, questions, tokenizer_setting
-from gpu_timings import freed, timed_continuation, timed_generate
+from gpu_timings import copied_bytes_per_s, freed, timed_continuation, timed_generate
 from peers import Reply
 
 HERE = Path(__file__).resolve().parent
@@ -55,7 +55,7 @@ def tests(_: Path, __: bool, keep: Keep) -> Reply:
 
 def meters(_: Path, is_dry: bool, keep: Keep) -> Reply:
     """Measure what the meters cost; each part is kept as it is printed."""
-    steps, seconds = ("80", "2") if is_dry else ("120", "6")
+    steps, seconds = ("80", "2") if is_dry else ("40", "6")
     command = [sys.executable, str(HERE / "meter_overhead.py"), "--steps", steps, "--step_s", "0.05"]
     command += ["--rates", "4", "20", "--seconds", seconds]
     found: Reply = {"sessions": [], "rates": []}
@@ -94,22 +94,25 @@ def continuations(subject: Subject, found: Reply, keep: Callable[[], None]) -> N
     device, prompts = subject.device, [example.prompt for example in subject.test]
     model = peers.adapted(subject.base).to(device).eval()
     size = sum(one.numel() * one.element_size() for one in model.parameters())
-    found |= {"prompts": len(prompts), "weights_bytes": size}
-    best, texts = 0.0, {}
-    for batch_size in sorted({8, 32, len(prompts)} & set(range(len(prompts) + 1)), reverse=True):
-        found[f"generate {batch_size}"] = timed = timed_generate(model, prompts, batch_size)
-        best = max(best, timed["samples_per_s"])
-        keep()
-    for form in ("graphed", "plain"):
+    copies = copied_bytes_per_s(device)
+    found |= {"prompts": len(prompts), "weights_bytes": size, "copies_tb_per_s": round(copies / 1e12, 3)}
+    texts: dict[str, Any] = {}
+    sizes = sorted({8, 32, len(prompts)} & set(range(len(prompts) + 1)), reverse=True)
+    for way in (sizes[0], "graphed", "plain", *sizes[1:]):  # the largest batch is likely to be generate's best
         try:
-            timed, texts[form] = timed_continuation(model, subject.tokenizer, prompts, form, device)
+            if isinstance(way, int):
+                found[f"generate {way}"] = timed = timed_generate(model, prompts, way)
+            else:
+                timed, texts[way] = timed_continuation(model, subject.tokenizer, prompts, way, device)
+                found[way] = timed
+                timed["of_reading_weights"] = round(timed["step_s"] * READS_BYTES_PER_S / size, 3)
+                timed["of_copying_weights"] = round(timed["step_s"] * copies / size, 3)
         except Exception as error:
-            timed = {"error": f"{type(error).__name__}: {error}"[:2000]}
-        else:
-            timed["of_reading_weights"] = round(timed["step_s"] * READS_BYTES_PER_S / size, 3)
-            timed["of_generate"] = round(timed["samples_per_s"] / best, 2)
-        found[form] = timed
-        print(form, timed, flush=True)
+            found[str(way)] = timed = {"error": f"{type(error).__name__}: {error}"[:2000]}
+        best = max((found[key]["samples_per_s"] for key in found if key.startswith("generate ")), default=None)
+        for form in texts if best else ():
+            found[form]["of_generate"] = round(found[form]["samples_per_s"] / best, 2)
+        print(way, timed, flush=True)
         keep()
     if len(texts) == 2:  # in bf16 many tokens nearly tie
         pairs = zip(texts["plain"], texts["graphed"], strict=True)

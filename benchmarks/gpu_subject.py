@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from peers import BATCH_SIZE, LENGTH, Reply
+from peers import BATCH_SIZE, LENGTH, STEP_SIZE, Reply
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENIZER = "HOWLOW_BENCHMARK_TOKENIZER"
@@ -113,7 +113,7 @@ def steps_of(
     from howlow.engine import layouts as laying
 
     plan = order.steps([example.group for example in examples], "groups", 0, 1, size)[:count]
-    together = BATCH_SIZE if layout == "padded" else size
+    together = {"padded": BATCH_SIZE, "packed": STEP_SIZE}.get(layout, size)  # `packed` has three times the tokens
     parts = [
         [[examples[row] for row in step[first : first + together]] for first in range(0, len(step), together)]
         for step in plan

@@ -36,6 +36,21 @@ def peak_tflops(size: int) -> float:
     return round(2 * size**3 / best_s / 1e12, 3)
 
 
+def copied_bytes_per_s(device: Any) -> float:
+    """Measure the rate at which the device's memory copies, read and written bytes added up: the best of ten."""
+    import torch
+
+    source = torch.ones(1 << (31 if device.type == "cuda" else 24), dtype=torch.uint8, device=device)
+    target, best_s = torch.empty_like(source), float("inf")
+    for _ in range(10):
+        synchronize()
+        started_s = time.perf_counter()
+        target.copy_(source)
+        synchronize()
+        best_s = min(best_s, time.perf_counter() - started_s)
+    return 2 * source.numel() / best_s
+
+
 def freed(device: Any) -> None:
     """Free what nothing refers to, on the device, too."""
     import torch

@@ -8,9 +8,11 @@ neither. The session reads a counter at each step's end and records the timeline
 the machine has one, else a file that is read as RAPL's is. `slower` is by how much the median step takes longer with a
 session (the median over the pairs); `noise` is the standard error of that median.
 
-Then one session of some seconds for each rate, as in a trial: `core_share` is the meters' CPU time over the session's
-time, `step_share` the time that steps wait for readings over the steps' time. `calls_s` is how long single questions
-take while the device works. `conditions` are those of the session's window.
+Then, for each rate, a session of some seconds as in a trial, and one of a third of that. `step_share` is the time that
+steps wait for readings over the steps' time. A session begins with finding out how often the counter is updated, which
+takes the same time in a short trial and in a long one. So the meters' CPU time is told in two parts, from the two
+sessions: `start_core_s`, and `core_share` of the time after that. `whole_core_share` is that of the long session as it
+was. `calls_s` is how long single questions take while the device works. `conditions` are those of the session's window.
 Claims at 4 readings a second: at most 0.5 % of the steps' time, and on a GPU at most 1 % of a core. Each part is
 printed as a JSON line when it has ended, the sessions first; the last line is one JSON document of all.
 """
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -119,24 +122,37 @@ def compared(rate_hz: float, device: torch.device, steps: int, step_s: float) ->
     }
 
 
-def long_session(rate_hz: float, device: torch.device, seconds: float, step_s: float) -> dict[str, object]:
+def sessions_of(rate_hz: float, device: torch.device, seconds: float, step_s: float) -> dict[str, object]:
+    """Run a short and a long session; return the long one, and the meters' CPU time in two parts."""
+    short, long = (one_session(rate_hz, device, length_s, step_s) for length_s in (seconds / 3, seconds))
+    (short_s, short_share), (long_s, long_share) = (
+        (one["session_s"], one.pop("whole_core_share")) for one in (short, long)
+    )
+    core_share = (long_s * long_share - short_s * short_share) / (long_s - short_s)
+    parts = {"core_share": core_share, "start_core_s": short_s * (short_share - core_share)}
+    return long | parts | {"whole_core_share": long_share}
+
+
+def one_session(rate_hz: float, device: torch.device, seconds: float, step_s: float) -> dict[str, Any]:
     """Run one session, as a trial does; return the meters' shares, how long calls take, and the conditions."""
     work = work_of(device, step_s)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         meter = meter_of(folder, device)
+        began_s = time.perf_counter()
         with Session(folder, device, meter, rate_hz, 0.0) as session, session.phase("train") as phase:
             until = time.perf_counter() + seconds
             while time.perf_counter() < until:
                 with phase.step(measured=True, samples=1):
                     work()
             found = phase.end()
-            record = session.report(None)
+            record, session_s = session.report(None), time.perf_counter() - began_s
         calls = {name: call_s(ask, work) for name, ask in questions(meter).items()}
     return {
         "rate_hz": rate_hz,
         "seconds": seconds,
-        "core_share": record.core_share,
+        "session_s": session_s,
+        "whole_core_share": record.core_share or 0.0,
         "step_share": record.step_share,
         "readings": record.readings,
         "late": record.late,
@@ -177,7 +193,7 @@ def main() -> None:
     device = choose_device("auto")
     sessions, found = [], []
     for rate_hz in asked.rates:
-        sessions.append(long_session(rate_hz, device, asked.seconds, asked.step_s))
+        sessions.append(sessions_of(rate_hz, device, asked.seconds, asked.step_s))
         print(json.dumps({"part": "sessions", "found": sessions[-1]}), flush=True)
     for rate_hz in asked.rates:
         found.append(compared(rate_hz, device, asked.steps, asked.step_s))
@@ -187,7 +203,8 @@ def main() -> None:
         shown = ", ".join(f"{name} {value:.3%}" for name, value in result.items() if name not in ("rate_hz", "step_s"))
         print(f"{result['rate_hz']:4.0f} Hz: {shown}")
     for session in sessions:
-        print(f"{session['rate_hz']:4.0f} Hz, one session: {session['core_share']:.3%} of a core, ", end="")
+        print(f"{session['rate_hz']:4.0f} Hz, one session: {session['core_share']:.3%} of a core after ", end="")
+        print(f"{session['start_core_s']:.2f} s of it at the start, ", end="")
         print(f"{session['step_share']:.3%} of the steps' time")
     print(json.dumps({"device": str(device), "rates": found, "sessions": sessions}))
 
