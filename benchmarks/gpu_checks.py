@@ -145,10 +145,13 @@ def search(work: Path, is_dry: bool, keep: Keep) -> Reply:
         if rank != SEARCHED_RANKS[0]:
             shutil.copytree(work / f"search-{SEARCHED_RANKS[0]}" / ".howlow", folder / ".howlow")
         command = sweep_command(work, folder, model, "--ranks", str(rank), "--layout", "shared", *options)
+        began_s = time.monotonic()
         with subprocess.Popen(command, stdout=sys.stderr) as process:
             while process.poll() is None and f"rank {rank}" not in found:
                 time.sleep(_LOOKS_EVERY_S)
                 found |= looked_at(folder / ".howlow", rank, earlier)
+                if found.get("under_way") and f"first probe of rank {rank} after_s" not in found:
+                    found[f"first probe of rank {rank} after_s"] = round(time.monotonic() - began_s, 1)
                 keep(found)
             stop(process)
         found |= looked_at(folder / ".howlow", rank, earlier)

@@ -206,7 +206,7 @@ def timed_continuation(model: Any, tokens: Any, prompts: Any, form: str, device:
         read_s[0] = time.perf_counter()
 
     attention: Any = "flex" if device.type == "cuda" else "sdpa"
-    execution = decide(device=device, precision="bf16", attention=attention).for_generation()
+    execution = decide(device=device, precision="bf16", attention=attention, joins_adapters=True).for_generation()
     with running(model, execution) as run, run.autocast():
         row = lay_out_prompts(prompts, share=True, max_new_tokens=new, keeps_paths=True)
         started_s = time.perf_counter()

@@ -42,8 +42,10 @@ BATCHES = [[(3, 4, 5, 6), (7, 8)], [(30, 31, 32, 33, 34, 35)] * 3]
 
 
 @contextmanager
-def recording(model: Any, shapes: Sequence[DecodeShape], new: int = NEW) -> Iterator[tuple[Running, DecodeGraphs]]:
-    with torch.inference_mode(), on_cpu(model) as run, run.autocast():
+def recording(
+    model: Any, shapes: Sequence[DecodeShape], new: int = NEW, **options: Any
+) -> Iterator[tuple[Running, DecodeGraphs]]:
+    with torch.inference_mode(), on_cpu(model, **options) as run, run.autocast():
         graphs = DecodeGraphs(run, shapes, new)
         graphs.record(Repeating())
         yield run, graphs
@@ -86,6 +88,21 @@ def test_texts_are_those_of_plain_steps(name: str, sets: Any, eos: int, data: st
             margins = [row.smallest_margin for row in expected]
             assert [row.smallest_margin for row in found] == pytest.approx(margins, rel=1e-4, abs=1e-6)
     adapted(name, torch.float64).train()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2"])
+def test_joined_adapters_write_what_pefts_own_code_does(name: str):
+    """On a GPU inference keeps the joined adapters of training."""
+    model, shapes = adapted(name, torch.float32).eval(), decode_shapes(BATCHES, NEW)
+    found = []
+    for joins in (False, True):
+        with recording(model, shapes, joins_adapters=joins) as (run, graphs):
+            assert run.execution.joined_adapters is joins
+            found.append([continued(run, prompts, one)[0] for prompts in BATCHES for one in (None, graphs)])
+    texts, joined = ([[row.text for row in rows] for rows in one] for one in found)
+    assert joined == texts
+    assert len({text for rows in texts for text in rows}) > 1
+    adapted(name, torch.float32).train()
 
 
 @pytest.fixture(scope="module")

@@ -51,13 +51,14 @@ def test_frozen_parts_on_a_cpu_run_fused_unless_it_trains_compiled():
     assert not decided(device=CUDA).fused
 
 
-def test_adapters_run_joined_where_it_is_asked_for_and_in_no_inference():
-    joined = decided("bf16", joins_adapters=True)
-    assert joined.joined_adapters
-    assert not joined.for_evaluation().joined_adapters
-    assert not joined.for_generation().joined_adapters
+def test_adapters_run_joined_where_it_is_asked_for_and_in_inference_unless_that_is_fused():
+    assert decided("bf16", joins_adapters=True).joined_adapters
+    on_cuda = decided("bf16", device=CUDA, joins_adapters=True)
+    assert (on_cuda.for_evaluation().joined_adapters, on_cuda.for_generation().joined_adapters) == (True, True)
+    assert not decided("bf16", device=CUDA).for_generation().joined_adapters
     fp32 = decided(joins_adapters=True)
     assert (fp32.fused, fp32.for_evaluation().fused) == (False, True), "one code for each adapter"
+    assert not fp32.for_generation().joined_adapters
 
 
 def test_the_next_plainer_way_leaves_out_graphs_then_compiling_then_joined_adapters():

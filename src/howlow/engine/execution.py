@@ -101,9 +101,14 @@ class Execution:
         return replace(self, joined_adapters=False) if self.joined_adapters else None
 
     def for_evaluation(self) -> "Execution":
-        """The same without compiled layers and joined adapters; it runs fused wherever that is possible."""
+        """The same without compiled layers; it runs fused wherever that is possible.
+
+        Fused layers run their adapters themselves. Elsewhere adapters that were found right joined stay so: a token
+        step is many small kernels, and PEFT's casts are a third of them.
+        """
         is_fused = self.devices == 1 and _can_fuse(self.device, self.storage, self.compute)
-        return replace(self, compiled=False, graphed=False, joined_adapters=False, fused=is_fused)
+        joined = self.joined_adapters and not is_fused
+        return replace(self, compiled=False, graphed=False, joined_adapters=joined, fused=is_fused)
 
     def for_generation(self) -> "Execution":
         """As evaluation, with rotary frequencies that follow the tokens so far, as in transformers' `generate`.
