@@ -202,7 +202,7 @@ def _settings(comparison: Comparison, metric: Column, where: Mapping[str, Any]) 
             told = f"its further axes are: {', '.join(axes)}" if axes else "it has no further axis"
             raise UserError(f"--where {axis}: {folder} has no such grid axis; {told}")
     trained = trained_references(comparison)
-    found = [one for one in trained if all(str(one.axes[axis]) == str(value) for axis, value in where.items())]
+    found = [one for one in trained if all(_is_value(one.axes[axis], value) for axis, value in where.items())]
     if len(found) == 1:
         return found
     is_choosable = bool(found) and may_be_chosen(differing_axes(found))
@@ -215,3 +215,15 @@ def _settings(comparison: Comparison, metric: Column, where: Mapping[str, Any]) 
     problem = "holds several settings" if found else "has no rank that is done at this setting"
     own = "; or set task.validation_examples, by which each rank is given its best one" if is_choosable else ""
     raise UserError(f"{folder}: {problem} ({told}); choose one, such as {example}{own}")
+
+
+def _is_value(there: Any, asked: Any) -> bool:
+    """Whether a value is the one that was asked for: as a number, as it is written, or as TOML writes it."""
+    if there == asked or str(there) == str(asked):
+        return True
+    if isinstance(there, bool):
+        return str(asked) == str(there).lower()
+    try:
+        return isinstance(there, int | float) and float(asked) == there
+    except (TypeError, ValueError):
+        return False

@@ -13,9 +13,9 @@ from typing import Any
 from howlow.analysis.column import Unit
 from howlow.analysis.comparison import Comparison
 from howlow.analysis.constraints import Kept
-from howlow.analysis.contest import are_chosen, metrics_there
+from howlow.analysis.contest import are_chosen
 from howlow.analysis.decision_inputs import CandidateInputs, DecisionInputs, decision_inputs
-from howlow.analysis.recommendation import Recommendation, recommend_from
+from howlow.analysis.recommendation import Recommendation, asked_metrics, recommend_from
 from howlow.analysis.setting_verdicts import setting_verdicts
 from howlow.errors import UserError
 from howlow.reporting import formatting
@@ -84,7 +84,7 @@ def answers(comparison: Comparison) -> Answers:
     results = comparison.results
     found: list[Answer] = []
     problem = None
-    metrics: list[str | None] = [metric.name for metric in metrics_there(results)]
+    metrics: list[str | None] = [*asked_metrics(results)]
     across = {name: tuple(change_sentences(setting_verdicts(results, name))) for name in metrics}
     for (where, setting), name in list(product(_settings(comparison), metrics or [None]))[:_MOST_DECISIONS]:
         try:
@@ -133,7 +133,7 @@ def decision_document(answer: Answer) -> dict[str, Any]:
 
 def _pair(inputs: DecisionInputs, ours: int, theirs: int) -> list[float | None]:
     pair = inputs.pairs[ours, theirs]
-    return [pair.value, pair.half_width, pair.strict_half_width]
+    return [pair.value, pair.half_width, pair.strict_half_width, pair.seeds]
 
 
 def _candidate(answer: Answer, candidate: CandidateInputs) -> dict[str, Any]:
