@@ -96,11 +96,23 @@ def _chosen(
 
 
 def are_chosen(results: Results) -> bool:
-    """Whether a sweep's settings, of its main metric, are chosen for each rank by validation scores."""
+    """Whether all settings that were swept are chosen for each rank by validation scores of the main metric."""
+    return judged_apart(results) == [{}]
+
+
+def judged_apart(results: Results) -> list[Mapping[str, Any]]:
+    """The values of the axes that stay a person's choice, at each of which validation chooses the other settings.
+
+    A single empty one where it chooses all of them. None at all where it chooses nothing.
+    """
     comparison, metrics = compare(results), metrics_there(results)
     settings = trained_references(comparison)
-    is_choosable = bool(metrics) and may_be_chosen(differing_axes(settings))
-    return is_choosable and _are_validated(comparison, settings, metrics[0])
+    differing = differing_axes(settings)
+    own = [axis for axis in differing if not may_be_chosen([axis])]
+    if not metrics or own == differing or not _are_validated(comparison, settings, metrics[0]):
+        return []
+    values: list[Mapping[str, Any]] = [{axis: one.axes[axis] for axis in own} for one in settings]
+    return list({repr(one): one for one in values}.values())
 
 
 def _are_validated(comparison: Comparison, settings: Sequence[Reference], metric: Column) -> bool:

@@ -11,7 +11,7 @@ from howlow.analysis.bill import BillItem, bill_of
 from howlow.analysis.columns import TRAIN_BATCH_SIZE
 from howlow.analysis.comparison import compare
 from howlow.analysis.constraints import Kept
-from howlow.analysis.contest import are_chosen, one_a_seed, trained_references
+from howlow.analysis.contest import judged_apart, one_a_seed, trained_references
 from howlow.analysis.recommendation import Candidate, Recommendation, Terms, recommend_from
 from howlow.analysis.rows import Results, rows
 from howlow.analysis.setting_verdicts import setting_verdicts
@@ -51,8 +51,12 @@ def headlines(folder: Path, accept_different: Sequence[str] = ()) -> list[str]:
     references = trained_references(compare(results))
     if len(references) < 2:
         return [headline(recommend_from(results))]
-    if are_chosen(results):
+    apart = judged_apart(results)
+    if apart == [{}]:
         return _of_scalings(results)
+    if apart:
+        each = [(axes_words(values), recommend_from(results, where=values)) for values in apart[:_MOST_SETTINGS]]
+        return [f"With {words}, each rank at its best settings: {headline(found)}" for words, found in each]
     return [
         f"With {axes_words(one.axes)}: {headline(recommend_from(results, where=one.axes))}"
         for one in references[:_MOST_SETTINGS]

@@ -95,6 +95,7 @@ class AnswerView {
   draw() {
     const {decision, found} = this;
     const [first, rest] = parts(headline(decision, found));
+    byId("setting").textContent = `With ${decision.setting}:`;
     byId("verdict").dataset.verdict = found.verdict;
     byId("verdict").replaceChildren(el("strong", {}, first), " ", rest);
     this.drawShown(found);
