@@ -56,7 +56,7 @@ class Simulated:
         known = {
             (i, j): self._difference(going[i], going[j]) for i in range(len(going)) for j in range(len(going)) if i != j
         }
-        return Pairs([self._scores(one) for one in going], plan, known)
+        return Pairs([self._scores(one) for one in going], plan, _found=known)
 
     def _difference(self, ours: int, theirs: int) -> PairedDifference | None:
         key = ours, theirs, min(self.shown[one] for one in (ours, theirs) if one)

@@ -2,7 +2,8 @@
 
 A trial is a run: its settings are parameters, the numbers of its row are metrics, its training losses are a metric with
 steps, and its record, results.csv and the page are artifacts. The hash of its record tells whether it was sent
-already, so a second call sends only what is new. A run that was not sent to its end is sent again.
+already, so a second call sends only what is new. A run that was not sent to its end is sent again, except to Trackio,
+where a run is found by its name alone: delete one that was interrupted there.
 Where a tracker stores what it is sent is its own client's to say (`MLFLOW_TRACKING_URI`, `WANDB_DIR`, `TRACKIO_DIR`);
 Weights & Biases runs offline unless `WANDB_MODE` says otherwise.
 """
