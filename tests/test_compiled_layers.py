@@ -7,6 +7,7 @@ CPU because its compiled kernel has none there; the plain code that is traced ha
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,16 @@ import torch
 from executions import on_cpu
 from test_adapters import adapted, in_bf16
 from test_step_graphs import Repeating
+from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention
 
 from howlow.engine import buckets, layouts, order
+from howlow.engine.attention import sdpa
+from howlow.engine.attention_context import Limits
+from howlow.engine.cuda import attention
 from howlow.engine.layouts import Batch
+from howlow.engine.prefix_tree import added_mask, build_prefix_tree, within_limits
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
 
@@ -97,6 +103,35 @@ def test_an_epoch_of_squad_compiles_once_for_each_kind_of_layer(
             losses.append([trainer.outcome(trainer.step([batch])).loss for batch in batches])
     assert counter.frame_count == kinds < LAYERS
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_attention_that_is_compiled_by_itself_has_all_its_forms(monkeypatch: pytest.MonkeyPatch):
+    """More forms than torch's own limit, beyond which it would run uncompiled, where a long row has no memory."""
+    own, counter = torch.compile, CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: own(function, backend=counter, **options))
+    compiled = attention._compiled.__wrapped__()
+    generator, forms = torch.Generator().manual_seed(0), 0
+    for length, window, chunk, has_gradients, cap in product(
+        (100, 300), (None, 9), (None, 8), (True, False), (None, 7.0)
+    ):
+        tree, _, _ = build_prefix_tree([list(range(length))], share=False)
+        given = [torch.randn((1, 2, length, 16), generator=generator).requires_grad_(has_gradients) for _ in range(3)]
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, "flex_attention", compiled)
+            limits = Limits(0.25, window, chunk, cap)
+            found = attention.FlexTreeAttention(tree).attend(*given, limits)
+            patch.setattr(attention, "flex_attention", flex_attention.flex_attention)
+        expected = sdpa(
+            *given, added_mask(within_limits(*seen(length), window, chunk), torch.float32)[None, None], limits
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        forms += 1
+    assert counter.frame_count == forms == 32
+
+
+def seen(length: int) -> tuple[Tensor, Tensor, Tensor]:
+    here, there = torch.arange(length)[:, None], torch.arange(length)[None]
+    return there <= here, here, there
 
 
 def test_rows_that_examples_share_go_through_one_recording(real_data: Path):

@@ -118,6 +118,28 @@ def test_work_goes_on_after_a_recording_that_failed() -> None:
     assert again().item() == 5.0
 
 
+def test_a_recording_in_which_memory_ran_out_gives_back_what_it_took() -> None:
+    """CUDA can end it, and the graph of all that had been recorded would hold its memory."""
+    import torch
+
+    from howlow.engine.cuda.graphs import CudaGraphs, drop_unused
+
+    def full() -> None:
+        torch.empty(64 << 20, device=device).fill_(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    device = torch.device("cuda")
+    graphs, held = CudaGraphs(device), torch.cuda.memory_reserved()
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.record(full)
+    drop_unused(device)
+    assert torch.cuda.memory_reserved() <= held + (4 << 20)
+    number, graphs = torch.ones((), device=device), CudaGraphs(device)
+    again = graphs.record(lambda: number + 1)
+    number.fill_(4)
+    assert again().item() == 5.0
+
+
 @pytest.mark.parametrize(("precision", "layout"), [("bf16", "shared"), ("fp16-autocast", "padded")])
 def test_every_form_of_a_step_is_the_plain_one(
     wide_model: Path, precision: Any, layout: Any, monkeypatch: pytest.MonkeyPatch

@@ -392,7 +392,8 @@ def accelerated(
     def run(problem: str | None, scope: Scope) -> Ran:
         ran = Ran()
 
-        def check(model: Any, asked: Execution, *_: Any) -> tuple[Execution, tuple[str, ...]]:
+        def check(model: Any, asked: Execution, *_: Any, has_to_pay: bool) -> tuple[Execution, tuple[str, ...]]:
+            assert not has_to_pay, "a probe asks for memory, and nothing is timed"
             ran.checks += 1
             return (asked, ()) if problem is None else (replace(asked, compiled=False), (problem,))
 
