@@ -17,7 +17,7 @@ from test_rows import COUNTER, write_trial
 from howlow.analysis import Results, compare, constraints, recommendation, rows
 from howlow.analysis.constraints import CostLimits
 from howlow.analysis.recommendation import recommend_from
-from howlow.records import Reading, RecordWarning, Scores
+from howlow.records import LooksRecord, Reading, RecordWarning, Scores, write_looks
 from howlow.reporting import formatting
 from howlow.reporting.page import page as report_page
 from howlow.reporting.recommendation import headline
@@ -118,6 +118,14 @@ def noisy_sweep(folder: Path) -> Path:
     return sweep(folder, {64: 0.61}, seeds=1, noise=0.25)
 
 
+def looked_sweep(folder: Path) -> Path:
+    """A sweep that was looked at while it grew, so that its bounds have the levels of the looks."""
+    looks = LooksRecord(metric="f1", margin=0.06, confidence=0.9, seeds=(0, 1, 2, 3), information=(0.5, 0.8, 1.0))
+    write_looks(folder, looks)
+    sweep(folder, {None: 0.1, 1: 0.55, 4: 0.6}, seeds=3, noise=0.2)
+    return sweep(folder, {16: 0.6, 64: 0.61}, seeds=2, noise=0.2)
+
+
 def settings_sweep(folder: Path) -> Path:
     """Two settings, whose answers differ."""
     for batch in (1, 8):
@@ -169,7 +177,7 @@ def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("read_once")
-@pytest.mark.parametrize("made", [sweep, perplexity_sweep, noisy_sweep, settings_sweep])
+@pytest.mark.parametrize("made", [sweep, perplexity_sweep, noisy_sweep, looked_sweep, settings_sweep])
 def test_the_page_decides_as_the_command_does(tmp_path: Path, chrome: Any, made: Any) -> None:
     folder = made(tmp_path)
     results = written(folder)

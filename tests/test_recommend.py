@@ -98,6 +98,18 @@ def test_no_adapter_is_needed_where_the_base_model_is_as_good(tmp_path: Path) ->
     assert "It saves the fine-tuning." in " ".join(reasons(found))
 
 
+def test_no_adapter_is_needed_where_the_base_model_is_better_than_every_rank(tmp_path: Path) -> None:
+    """Ranks that are all bad, each in its own way, do not hide that."""
+    found = api.recommend(sweep(tmp_path, {None: 0.7, 1: 0.4, 8: 0.5, 64: 0.45}))
+    assert verdict(found) == ("no_adapter", None)
+    assert "The base model is at most 0 points worse than the best rank" in headline(found)
+
+
+def test_high_ranks_that_collapse_unevenly_do_not_hide_the_best_one(tmp_path: Path) -> None:
+    found = api.recommend(sweep(tmp_path, {None: 0.1, 4: 0.4, 16: 0.6, 64: 0.2, 256: 0.3}))
+    assert verdict(found) == ("recommended", 16)
+
+
 def test_without_a_base_model_nobody_knows_whether_an_adapter_is_needed(tmp_path: Path) -> None:
     found = api.recommend(sweep(tmp_path, {1: 0.6, 8: 0.6}), margin=0.03)
     assert verdict(found) == ("recommended", 1)
@@ -175,6 +187,50 @@ def test_perplexity_has_a_relative_margin(tmp_path: Path) -> None:
     assert "margin 1.0 %" in headline(found)
 
 
+# -- seeds that are missing -------------------------------------------------------------------------------------------
+
+
+def with_missing_seeds(folder: Path, seeds: dict[int, set[int]], noise: float = 0.02) -> Path:
+    """Three seeds of each rank, of which those that are not named failed."""
+    for rank, there in seeds.items():
+        for seed in range(3):
+            ended = {} if seed in there else {"status": "failed", "error": "broke", "scores": api_scores(np.zeros(1))}
+            scored_trial(folder, rank, seed, 0.6, noise, **ended)
+    return folder
+
+
+def test_ranks_with_one_seed_in_common_are_judged_for_this_seed(tmp_path: Path, howlow: Command) -> None:
+    """Each has two seeds, but what both are compared on says nothing about other seeds."""
+    found = api.recommend(with_missing_seeds(tmp_path, {1: {0, 1}, 8: {1, 2}}))
+    assert found.seeds == 1
+    assert headline(found).startswith("Recommended, for this seed: rank 1.")
+    assert "Some ranks have one seed in common" in " ".join(reasons(found))
+    _, out, _ = howlow("recommend", tmp_path, "--json")
+    assert (json.loads(out)["for_this_seed_only"], json.loads(out)["seeds"]) == (True, 1)
+
+
+def test_ranks_without_a_common_seed_are_told_with_the_command_that_runs_it(tmp_path: Path) -> None:
+    found = api.recommend(with_missing_seeds(tmp_path, {1: {0, 1}, 8: {2}}))
+    assert found.verdict == "not_enough_evidence"
+    told = " ".join(reasons(found))
+    assert "Rank 1 and rank 8 have no seed in common, so they cannot be compared." in told
+    assert f"howlow sweep {tmp_path}/sweep.toml --seeds 0,1,2 --retry failed --out {tmp_path}" in told
+    assert "not expected to settle it" not in told
+
+
+def test_a_test_of_one_paragraph_says_nothing_about_others(tmp_path: Path) -> None:
+    folder = sweep(tmp_path, {1: 0.6, 8: 0.6})
+    for path in folder.glob("trials/*/predictions.jsonl"):
+        lines = [json.loads(line) | {"cluster": "the only one"} for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    found = api.recommend(folder)
+    assert found.verdict == "not_enough_evidence"
+    told = " ".join(reasons(found))
+    assert "All test examples belong together" in told
+    assert "Test on examples of several paragraphs or documents" in told
+    assert "not expected to settle it" not in told
+
+
 # -- limits ---------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +263,21 @@ def test_limits_that_nothing_keeps_are_a_verdict_that_names_the_nearest(tmp_path
     found = json.loads(out)
     assert (code, found["verdict"], found["rank"], found["nearest"]) == (0, "constraints_not_met", None, 1)
     assert [one["rank"] for one in found["excluded"]] == [1, 4, 16, 64]
+
+
+def test_a_cost_without_an_interval_keeps_no_limit_and_that_is_said(tmp_path: Path) -> None:
+    """Four steps show no error of a time."""
+    folder = sweep(tmp_path, {1: 0.6, 8: 0.6}, seeds=1, steps=steps_of("train", [9.0, 1.0, 1.0, 1.0]))
+    found = api.recommend(folder, limits=CostLimits(max_time_s=1e6))
+    assert found.verdict == "constraints_not_met"
+    assert headline(found).startswith("No rank is shown to keep the limits; as measured, rank 1 is the nearest.")
+    assert "has no interval" in " ".join(reasons(found))
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_limit_is_a_number_above_0_from_python_too(value: float) -> None:
+    with pytest.raises(api.UserError, match=r"--max-energy .* a number above 0 is expected"):
+        CostLimits(max_energy_j=value)
 
 
 # -- who takes part -------------------------------------------------------------------------------------------------
@@ -344,6 +415,16 @@ def test_settings_without_validation_or_with_other_costs_stay_a_choice(tmp_path:
     assert (code, "validation" in err) == (2, False), err
     code, _, _ = howlow("recommend", tmp_path / "legs", "--where", "training.batch_size=1")
     assert code == 0
+
+
+@pytest.mark.parametrize("written", ["1e-3", "0.001", "1.0e-3", 1e-3])
+def test_a_value_of_an_axis_may_be_written_in_any_way(tmp_path: Path, howlow: Command, written: Any) -> None:
+    for rate, quality in ((1e-3, 0.7), (1e-4, 0.5)):
+        sweep(tmp_path, {1: 0.5, 8: quality}, axes={"training.learning_rate": rate})
+    code, out, err = howlow("recommend", tmp_path, "--where", f"training.learning_rate={written}", "--json")
+    assert code == 0, err
+    assert json.loads(out)["rank"] == 8
+    assert api.recommend(tmp_path, where={"training.learning_rate": written}).rank == 8
 
 
 def test_whether_the_verdict_changes_between_scalings_is_said(tmp_path: Path) -> None:

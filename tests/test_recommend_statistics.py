@@ -199,6 +199,33 @@ def test_picking_the_best_costs_its_due() -> None:
     assert wrong / 200 <= 0.05
 
 
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 20), min_size=2, max_size=7, unique=True))
+def test_a_candidate_that_clearly_beats_all_others_is_shown_whatever_their_order(seed: int, curve: list[int]) -> None:
+    qualities = [0.05 * quality for quality in curve]
+    pairs = sweep_of(np.random.default_rng(seed), qualities, 0.005)
+    shown = [is_non_inferior(pairs, candidate, 0.02, 0.95) for candidate in range(len(curve))]
+    assert shown == [quality == max(qualities) for quality in qualities]
+
+
+@pytest.mark.parametrize("curve", [[0.5, 0.48, 0.5, 0.3], [0.48, 0.5, 0.3, 0.5], [0.3, 0.48, 0.3, 0.5, 0.5]])
+def test_ruling_a_best_candidate_out_costs_its_due(curve: list[float]) -> None:
+    """A rank that is worse by the whole margin, among equal ones and bad ones, is seldom shown to be enough."""
+    wrong, place = 0, curve.index(0.48)
+    for seed in range(300):
+        pairs = sweep_of(np.random.default_rng(seed), curve, 0.1)
+        wrong += is_non_inferior(pairs, place, 0.02, 0.95)
+    assert wrong / 300 <= 0.05
+
+
+def test_a_sweep_that_a_beaten_best_one_holds_up_can_be_settled() -> None:
+    """The base model beats both ranks, which more data shows, although the smaller one is worse than the larger."""
+    generator = np.random.default_rng(8)
+    pairs = Pairs([drawn(generator, quality, 3, 60, 0.02, 0.05, 0.6) for quality in (0.6, 0.35, 0.5)])
+    found = settlement(pairs, 0.02, 0.95, seeds=3, examples=60)
+    assert (is_non_inferior(pairs, 0, 0.02, 0.95), found.goal) == (False, 0)
+    assert found.more_examples is not None or found.more_seeds is not None or found.both is not None
+
+
 # -- what would settle it -------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from howlow.engine.saved_factors import check_factors, read_factors
@@ -69,6 +71,12 @@ def test_the_folder_of_a_trial_is_taken_for_its_adapter(tmp_path: Path) -> None:
         ({"r": 2.5}, "r = 2.5"),
         ({"lora_alpha": -1}, "lora_alpha = -1"),
         ({"lora_alpha": None}, "lora_alpha = None"),
+        ({"lora_alpha": float("nan")}, "lora_alpha = nan"),
+        ({"r": float("inf")}, "r = inf"),
+        ({"lora_dropout": "little"}, "lora_dropout = 'little'"),
+        ({"lora_dropout": 1}, "lora_dropout = 1"),
+        ({"use_rslora": "false"}, "use_rslora = 'false'"),
+        ({"rank_pattern": ["q_proj"]}, "rank_pattern in adapter_config.json is no JSON object"),
     ],
 )
 def test_other_kinds_are_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
@@ -166,6 +174,14 @@ def test_a_smaller_rank_keeps_the_scaling_of_its_start(alpha: float | str, scali
     assert small.scaling_factor == pytest.approx(whole.scaling_factor, rel=1e-12)
     divisor = rank if scaling == "standard" else rank**0.5
     assert small.alpha_value == pytest.approx(whole.scaling_factor * divisor, rel=1e-12)
+
+
+@given(st.floats(0.01, 1000) | st.sampled_from(["2r", "0.3r"]), st.integers(1, 4096))
+def test_an_adapter_of_its_own_rank_is_saved_with_its_own_alpha(alpha: float | str, rank: int) -> None:
+    """To the last bit: by it a saved adapter is known again, and 32 / 49 * 49 is not 32."""
+    for scaling in ("standard", "rank_stabilized"):
+        lora = LoraSettings(rank=rank, alpha=alpha, scaling=scaling)
+        assert (lora.saved_rank, lora.saved_alpha) == (rank, lora.alpha_value)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from howlow.analysis import compare, rows
 from howlow.analysis.recommendation import recommend_from
 from howlow.analysis.setting_verdicts import setting_verdicts
 from howlow.reporting.answer import answers, decision_document
+from howlow.reporting.page import page
+from howlow.reporting.recommendation import headlines
 from howlow.reporting.setting_verdicts import change_sentences
 
 RATE, ALPHA = "training.learning_rate", "lora.alpha"
@@ -64,6 +66,26 @@ def test_the_page_says_it_in_a_sentence_and_begins_with_each_rank_at_its_best(tm
     ]
     sentence = "The verdict changes with the scaling. lora.alpha = 32: rank 8; lora.alpha = 2r: rank 1."
     assert decision_document(first)["across"] == [sentence]
+
+
+def test_what_validation_cannot_choose_stays_apart_and_it_chooses_the_rest(tmp_path: Path) -> None:
+    """At each batch size each rank has its best learning rate; the page says of which batch its answer is."""
+    batch = "training.batch_size"
+    for size, curve in ((1, LOW_IS_ENOUGH), (8, HIGH_IS_NEEDED)):
+        for rate, shift in ((1e-3, 0.0), (1e-4, -0.2)):
+            values = {(rank, rate): (f1 + shift, f1 + shift) for rank, f1 in curve.items()}
+            tuned_sweep(tmp_path, values, axes={batch: size})
+    results = rows([tmp_path])
+    found = [one for one in answers(compare(results)).found if one.found.terms.metric.name == "f1"]
+    best = "each rank at its best settings"
+    assert [(one.setting, one.found.rank) for one in found[:2]] == [
+        (f"{batch} = 1, {best}", 1),
+        (f"{batch} = 8, {best}", 8),
+    ]
+    assert found[0].across == (f"The verdict changes with {batch}. {batch} = 1: rank 1; {batch} = 8: rank 8.",)
+    assert f"With {batch} = 1, {best}:" in page(compare(results))
+    told = [line.split(". ")[0] for line in headlines(tmp_path)]
+    assert told == [f"With {batch} = {size}, {best}: Recommended: rank {size}" for size in (1, 8)]
 
 
 def test_without_validation_the_combinations_are_compared(tmp_path: Path) -> None:

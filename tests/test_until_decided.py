@@ -15,9 +15,13 @@ from test_recommend import scored_trial
 
 import howlow as api
 from howlow import deciding
+from howlow.analysis import compare, rows
+from howlow.analysis.decision_inputs import decision_inputs
+from howlow.analysis.recommendation import recommend_from
 from howlow.deciding import DecidedSweep, SweepBudget, planned_settings, sweep_until_decided
 from howlow.errors import UserError
 from howlow.records import LooksRecord, read_looks, read_records, write_looks
+from howlow.reporting.answer import answers
 from howlow.settings import expand, merge
 from howlow.sweeping import SweepResult
 
@@ -187,6 +191,25 @@ def test_recommend_keeps_the_levels_of_the_looks(monkeypatch: Any, tmp_path: Pat
     _, out, _ = howlow("recommend", tmp_path, "--margin", "0.03", "--json")
     naive = {one["rank"]: one["low"] for one in json.loads(out)["candidates"]}
     assert bounds[16] < naive[16], "looking has its price"
+
+
+def test_recommend_and_page_ask_as_it_was_planned(monkeypatch: Any, tmp_path: Path, howlow: Command) -> None:
+    decide(monkeypatch, tmp_path, noise=0.2, margin=0.08, confidence=0.9)
+    _, out, _ = howlow("recommend", tmp_path, "--json")
+    found = json.loads(out)
+    assert (found["metric"], found["margin"], found["confidence"]) == ("f1", 0.08, 0.9)
+    _, out, _ = howlow("recommend", tmp_path, "--margin", "0.01", "--json")
+    assert (json.loads(out)["margin"], json.loads(out)["confidence"]) == (0.01, 0.9)
+    (first, *_) = answers(compare(rows([tmp_path]))).found
+    assert first.headline == found["headline"]
+
+
+def test_the_pages_inputs_have_the_levels_of_the_looks(monkeypatch: Any, tmp_path: Path) -> None:
+    decide(monkeypatch, tmp_path)
+    found = recommend_from(rows([tmp_path]))
+    for (one, other), pair in decision_inputs(found).pairs.items():
+        assert pair.half_width is not None
+        assert pair.value - pair.half_width == found.pairs.low(one, other, found.terms.confidence)
 
 
 def test_a_damaged_file_of_looks_is_named(monkeypatch: Any, tmp_path: Path, howlow: Command) -> None:

@@ -1,6 +1,5 @@
 """`howlow recommend`: which rank is enough, from a run directory's records alone."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,9 @@ def recommend_command(
         float | None,
         typer.Option("--margin", help="how much worse than the best is enough: 0.02 of a score, 0.01 of a perplexity"),
     ] = None,
-    confidence: Annotated[float, typer.Option("--confidence", metavar="P", help="of every claim")] = 0.95,
+    confidence: Annotated[
+        float | None, typer.Option("--confidence", metavar="P", help="of every claim; 0.95 by default")
+    ] = None,
     max_memory: Annotated[float | None, typer.Option("--max-memory", metavar="BYTES", help="peak memory")] = None,
     max_energy: Annotated[float | None, typer.Option("--max-energy", metavar="J", help="of a fine-tuning")] = None,
     max_time: Annotated[float | None, typer.Option("--max-time", metavar="S", help="of a fine-tuning")] = None,
@@ -39,10 +40,10 @@ def recommend_command(
     from howlow.reporting.recommendation import recommendation_json, recommendation_text
 
     limits = CostLimits(
-        max_memory_bytes=_limit("--max-memory", max_memory),
-        max_energy_j=_limit("--max-energy", max_energy),
-        max_time_s=_limit("--max-time", max_time),
-        min_throughput_per_s=_limit("--min-throughput", min_throughput),
+        max_memory_bytes=max_memory,
+        max_energy_j=max_energy,
+        max_time_s=max_time,
+        min_throughput_per_s=min_throughput,
     )
     found = recommend(
         folder,
@@ -54,12 +55,6 @@ def recommend_command(
         accept_different=accept_different or [],
     )
     print(recommendation_json(found) if as_json else recommendation_text(found))
-
-
-def _limit(option: str, value: float | None) -> float | None:
-    if value is not None and not (math.isfinite(value) and value > 0):
-        raise UserError(f"{option} {value:g}: a number above 0 is expected")
-    return value
 
 
 def _axis_value(text: str) -> tuple[str, str]:

@@ -3,8 +3,9 @@
 The decision waits for the smallest candidate that is not shown to be enough yet but still can be. Its comparisons that
 are not shown name the ranks whose next seed tells most; all others wait. A candidate is *hopeless* where, by the
 differences and variances found so far, a needed comparison would not be shown with all planned seeds even if it turned
-out better by 1.28 standard errors: its chance is then below 10 %. The decision holds once every candidate below the
-recommended one is hopeless. If all are, no planned seed is expected to settle it.
+out better by 1.28 standard errors: its chance is then below 10 %. A comparison of a candidate between it and another
+one is needed only until that other one is shown to be worse than any candidate. The decision holds once every candidate
+below the recommended one is hopeless. If all are, no planned seed is expected to settle it.
 
 After its first seed, a rank is stopped where it is worse than another one by far more than chance or seeds explain: the
 upper bound of its difference, at a level divided by the number of candidates, is below three margins. It takes no
@@ -17,7 +18,7 @@ nothing is claimed (`howlow.analysis.group_sequential`; `benchmarks/sooner.py` c
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from howlow.analysis.noninferiority import Pairs, is_non_inferior, needed
+from howlow.analysis.noninferiority import Pairs, is_non_inferior
 from howlow.analysis.quality_statistics import PairedDifference
 
 _CHANCE = 1.2816  # the normal distribution's 90 % quantile
@@ -46,11 +47,31 @@ def next_seeds(pairs: Pairs, margin: float, confidence: float, most_seeds: int) 
     """Which candidates need a further seed; `most_seeds` are planned in all."""
     chosen = next((one for one in range(len(pairs)) if is_non_inferior(pairs, one, margin, confidence)), None)
     for candidate in range(len(pairs) if chosen is None else chosen):
-        missing = [pair for pair in needed(candidate, len(pairs)) if pairs.low(*pair, confidence) <= -margin]
-        if all(_can_be_shown(pairs, pair, margin, confidence, most_seeds) for pair in missing):
-            lagging = {one for pair in missing for one in _lagging(pairs, *pair)}
+        open_pairs = list(_open_pairs(pairs, candidate, margin, confidence, most_seeds))
+        if None not in open_pairs:
+            lagging = {one for pair in open_pairs if pair is not None for one in _lagging(pairs, *pair)}
             return NextSeeds(chosen, candidate, tuple(sorted(lagging)))
     return NextSeeds(chosen, None, ())
+
+
+def _open_pairs(
+    pairs: Pairs, candidate: int, margin: float, confidence: float, most_seeds: int
+) -> Iterator[tuple[int, int] | None]:
+    """The comparisons that would show a candidate to be enough, of those not shown yet; None: one has no chance."""
+    for pair in pairs.needed(candidate, confidence):
+        if pairs.low(*pair, confidence) > -margin:
+            continue
+        if _can_be_shown(pairs, pair, margin, confidence, most_seeds):
+            yield pair
+        else:
+            yield None if pair[0] == candidate else _beating(pairs, pair[1], confidence, most_seeds)
+
+
+def _beating(pairs: Pairs, best: int, confidence: float, most_seeds: int) -> tuple[int, int] | None:
+    """The comparison that may show a candidate not to be the best, so that those on the way to it do not count."""
+    rival = max((one for one in range(len(pairs)) if one != best), key=lambda one: pairs.value(one, best))
+    is_possible = _can_be_shown(pairs, (rival, best), 0.0, pairs.shared(confidence), most_seeds)
+    return (rival, best) if is_possible else None
 
 
 def _can_be_shown(pairs: Pairs, pair: tuple[int, int], margin: float, confidence: float, most_seeds: int) -> bool:

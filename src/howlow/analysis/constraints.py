@@ -5,11 +5,13 @@ a sample in the measured window times its samples. Memory is the larger peak of 
 model is not fine-tuned, so only memory limits it.
 """
 
+import math
 from dataclasses import dataclass
 
 from howlow.analysis.column import Column
 from howlow.analysis.columns import column_named
 from howlow.analysis.comparison import Group
+from howlow.errors import UserError
 from howlow.records import read_steps
 
 _STAGES = ("train", "inference")
@@ -27,6 +29,11 @@ class CostLimits:
     max_energy_j: float | None = None
     max_time_s: float | None = None
     min_throughput_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for limit in self.given:
+            if not (math.isfinite(limit.value) and limit.value > 0):
+                raise UserError(f"{limit.option} {limit.value:g}: a number above 0 is expected")
 
     @property
     def given(self) -> tuple["Limit", ...]:
@@ -78,11 +85,14 @@ class Kept:
         return self.end >= self.limit.value if self.limit.is_least else self.end <= self.limit.value
 
     @property
-    def excess(self) -> float:
-        """By which factor the worse end misses the limit; infinite where it is not known."""
-        if not self.end or not self.limit.value:
+    def excess(self) -> tuple[float, float]:
+        """By which factor the worse end misses the limit, and the cost as measured; infinite where not known."""
+        return self._factor(self.end), self._factor(self.cost)
+
+    def _factor(self, value: float | None) -> float:
+        if not value:
             return 1.0 if self.is_kept else float("inf")
-        return self.limit.value / self.end if self.limit.is_least else self.end / self.limit.value
+        return self.limit.value / value if self.limit.is_least else value / self.limit.value
 
 
 def kept(group: Group, limits: CostLimits) -> tuple[Kept, ...]:

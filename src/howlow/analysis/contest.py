@@ -96,11 +96,23 @@ def _chosen(
 
 
 def are_chosen(results: Results) -> bool:
-    """Whether a sweep's settings, of its main metric, are chosen for each rank by validation scores."""
+    """Whether all settings that were swept are chosen for each rank by validation scores of the main metric."""
+    return judged_apart(results) == [{}]
+
+
+def judged_apart(results: Results) -> list[Mapping[str, Any]]:
+    """The values of the axes that stay a person's choice, at each of which validation chooses the other settings.
+
+    A single empty one where it chooses all of them. None at all where it chooses nothing.
+    """
     comparison, metrics = compare(results), metrics_there(results)
     settings = trained_references(comparison)
-    is_choosable = bool(metrics) and may_be_chosen(differing_axes(settings))
-    return is_choosable and _are_validated(comparison, settings, metrics[0])
+    differing = differing_axes(settings)
+    own = [axis for axis in differing if not may_be_chosen([axis])]
+    if not metrics or own == differing or not _are_validated(comparison, settings, metrics[0]):
+        return []
+    values: list[Mapping[str, Any]] = [{axis: one.axes[axis] for axis in own} for one in settings]
+    return list({repr(one): one for one in values}.values())
 
 
 def _are_validated(comparison: Comparison, settings: Sequence[Reference], metric: Column) -> bool:
@@ -202,7 +214,7 @@ def _settings(comparison: Comparison, metric: Column, where: Mapping[str, Any]) 
             told = f"its further axes are: {', '.join(axes)}" if axes else "it has no further axis"
             raise UserError(f"--where {axis}: {folder} has no such grid axis; {told}")
     trained = trained_references(comparison)
-    found = [one for one in trained if all(str(one.axes[axis]) == str(value) for axis, value in where.items())]
+    found = [one for one in trained if all(_is_value(one.axes[axis], value) for axis, value in where.items())]
     if len(found) == 1:
         return found
     is_choosable = bool(found) and may_be_chosen(differing_axes(found))
@@ -215,3 +227,15 @@ def _settings(comparison: Comparison, metric: Column, where: Mapping[str, Any]) 
     problem = "holds several settings" if found else "has no rank that is done at this setting"
     own = "; or set task.validation_examples, by which each rank is given its best one" if is_choosable else ""
     raise UserError(f"{folder}: {problem} ({told}); choose one, such as {example}{own}")
+
+
+def _is_value(there: Any, asked: Any) -> bool:
+    """Whether a value is the one that was asked for: as a number, as it is written, or as TOML writes it."""
+    if there == asked or str(there) == str(asked):
+        return True
+    if isinstance(there, bool):
+        return str(asked) == str(there).lower()
+    try:
+        return isinstance(there, int | float) and float(asked) == there
+    except (TypeError, ValueError):
+        return False

@@ -40,12 +40,13 @@ class PairInputs:
     """The quality of a candidate less that of a larger one, and how far its one-sided bounds are away.
 
     half_width: at the decision's confidence. strict_half_width: at the level that all candidates share, for a bound
-    that holds against all of them together. None: the two cannot be compared.
+    that holds against all of them together. seeds: those that both have. None: the two cannot be compared.
     """
 
     value: float
     half_width: float | None
     strict_half_width: float | None
+    seeds: int | None
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,9 @@ def decision_inputs(found: Recommendation) -> DecisionInputs:
     """The inputs of a decision that was made without limits."""
     assert not found.terms.limits.given, "limits leave candidates out, whose pairs would be missing"
     numbers = combinations(range(len(found.groups)), 2)
-    confidence, others = found.terms.confidence, len(found.groups) - 1
-    strict = 1 - (1 - confidence) / max(1, others)
     return DecisionInputs(
         tuple(_candidate(found, group) for group in found.groups),
-        {pair: _pair(found.pairs, *pair, confidence, strict) for pair in numbers},
+        {pair: _pair(found.pairs, *pair, found.terms.confidence) for pair in numbers},
     )
 
 
@@ -79,8 +78,11 @@ def _candidate(found: Recommendation, group: Group) -> CandidateInputs:
     )
 
 
-def _pair(pairs: Pairs, ours: int, theirs: int, confidence: float, strict: float) -> PairInputs:
-    difference, value = pairs.difference(ours, theirs), pairs.value(ours, theirs)
-    if difference is None:
-        return PairInputs(value, None, None)
-    return PairInputs(value, difference.half_width(confidence), difference.half_width(strict))
+def _pair(pairs: Pairs, ours: int, theirs: int, confidence: float) -> PairInputs:
+    difference = pairs.difference(ours, theirs)
+    return PairInputs(
+        pairs.value(ours, theirs),
+        pairs.half_width(ours, theirs, confidence),
+        pairs.half_width(ours, theirs, pairs.shared(confidence)),
+        None if difference is None else difference.seeds,
+    )

@@ -5,6 +5,7 @@ data would decide. The base model without an adapter is the smallest candidate w
 limit are no candidates, so the best one is the best of those that may be used.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from typing import Any, Literal
 from howlow.analysis.column import Column
 from howlow.analysis.comparison import Group
 from howlow.analysis.constraints import CostLimits, Kept, kept
-from howlow.analysis.contest import Contest, contest_of, one_a_seed
+from howlow.analysis.contest import Contest, contest_of, metrics_there, one_a_seed
 from howlow.analysis.example_scores import cluster_scores, names_clusters
 from howlow.analysis.group_sequential import LookPlan
 from howlow.analysis.margins import DEFAULT_CONFIDENCE, QualityScale, checked_confidence
@@ -117,8 +118,9 @@ class Recommendation:
 
     @property
     def seeds(self) -> int:
-        """The seeds of the candidate that has the fewest; with one, the verdict holds for this seed alone."""
-        return min((len(one_a_seed(group)) for group in self.groups if group.rank is not None), default=0)
+        """The fewest seeds that two candidates have in common; with one, the verdict holds for this seed alone."""
+        own = (len(one_a_seed(group)) for group in self.groups if group.rank is not None)
+        return self.pairs.seeds or min(own, default=0)
 
     def obstacle(self, candidate: Candidate) -> Obstacle | None:
         """Why a candidate is not shown to be non-inferior; None where it is."""
@@ -153,8 +155,18 @@ class Recommendation:
 
     @property
     def nearest(self) -> int | None:
-        """Of the ranks that miss a limit, the one that misses it by the least."""
-        return min(self.excluded, key=lambda rank: max(one.excess for one in self.excluded[rank]), default=None)
+        """Of the ranks that miss a limit, the one that misses it by the least; of equal ones the smaller."""
+        return min(self.excluded, key=self._excess, default=None)
+
+    @property
+    def is_nearest_known(self) -> bool:
+        """Whether that follows from the ends of intervals, and not from costs whose error is unknown."""
+        return self.nearest is not None and math.isfinite(self._excess(self.nearest)[0])
+
+    def _excess(self, rank: int) -> tuple[float, float]:
+        """By which factor a rank misses its limits at most: by the ends of its intervals, and as measured."""
+        ends, costs = zip(*(one.excess for one in self.excluded[rank]), strict=True)
+        return max(ends), max(costs)
 
 
 def recommend_from(
@@ -162,21 +174,37 @@ def recommend_from(
     *,
     metric: str | None = None,
     margin: float | None = None,
-    confidence: float = DEFAULT_CONFIDENCE,
+    confidence: float | None = None,
     limits: CostLimits | None = None,
     where: Mapping[str, Any] | None = None,
 ) -> Recommendation:
     """The recommendation that records support.
 
-    metric: a column of quality; None: the task's main one. margin: None: the metric's default. where: values of further
-    grid axes, where the sweep has several settings. Where the sweep looked at its data while they grew, the bounds
-    have the levels of its plan.
+    metric: a column of quality; None: the task's main one. margin, confidence: None: the metric's default, and 0.95.
+    where: values of further grid axes, where the sweep has several settings. Where the sweep looked at its data while
+    they grew, the bounds have the levels of its plan, and what is None here is as it was planned.
 
     Raises:
         UserError: there is nothing to compare, or an argument is wrong.
     """
-    contest = contest_of(results, metric, where or {})
-    return _answered(contest, _terms_of(contest.metric, margin, confidence, limits))
+    name = next(iter(asked_metrics(results)), None) if metric is None else metric
+    contest = contest_of(results, name, where or {})
+    looks = _looks_of(contest.folders)
+    if looks is not None and looks.metric == contest.metric.name:
+        margin = looks.margin if margin is None else margin
+        confidence = looks.confidence if confidence is None else confidence
+    sure = DEFAULT_CONFIDENCE if confidence is None else confidence
+    return _answered(contest, _terms_of(contest.metric, margin, sure, limits), looks)
+
+
+def asked_metrics(results: Results) -> list[str]:
+    """The names of the metrics that may decide: first the one for which the sweep was looked at, then the task's."""
+    looks, names = _looks_of(results.folders), [metric.name for metric in metrics_there(results)]
+    return sorted(names, key=lambda name: looks is None or name != looks.metric)
+
+
+def _looks_of(folders: Sequence[Path]) -> LooksRecord | None:
+    return next((found for folder in folders if (found := read_looks(folder)) is not None), None)
 
 
 def recommend(
@@ -184,7 +212,7 @@ def recommend(
     *,
     metric: str | None = None,
     margin: float | None = None,
-    confidence: float = DEFAULT_CONFIDENCE,
+    confidence: float | None = None,
     limits: CostLimits | None = None,
     where: Mapping[str, Any] | None = None,
     accept_different: Sequence[str] = (),
@@ -202,21 +230,22 @@ def _terms_of(metric: Column, margin: float | None, confidence: float, limits: C
     return Terms(metric, checked, checked_confidence(confidence), limits or CostLimits())
 
 
-def _answered(contest: Contest, terms: Terms) -> Recommendation:
+def _answered(contest: Contest, terms: Terms, looks: LooksRecord | None) -> Recommendation:
     costs = {rank: kept(group, terms.limits) for rank, group in contest.ranks.items()}
     _refuse_unmeasured(list(costs.values()), contest)
     excluded = {rank: missed for rank, all_ in costs.items() if (missed := _missed(all_))}
     base = contest.base
-    looks = next((found for folder in contest.folders if (found := read_looks(folder)) is not None), None)
     stopped = {one.rank for one in (looks.stopped if looks else None) or ()}
-    fitting = [group for rank, group in contest.ranks.items() if rank not in excluded and rank not in stopped]
+    going = [rank for rank in contest.ranks if rank not in stopped]
+    fitting = [contest.ranks[rank] for rank in going if rank not in excluded]
     if not fitting and not excluded:
         folder = contest.folders[0]
         raise UserError(f"{folder}: its looks.json has stopped every rank, so none can be chosen; restore the file")
     if base is not None and not _missed(kept(base, terms.limits)):
         fitting.insert(0, base)
     scores = cluster_scores([one_a_seed(group) for group in fitting], contest.metric) if fitting else []
-    pairs = Pairs(scores, LookPlan(looks.information) if looks is not None and looks.information else None)
+    plan = LookPlan(looks.information) if looks is not None and looks.information else None
+    pairs = Pairs(scores, plan, len(going) + (base is not None))
     first = contest.ranks[min(contest.ranks)].trials[0]
     has_clusters = "answers" not in contest.metric.subjects or names_clusters(first)
     return Recommendation(terms, contest, tuple(fitting), excluded, pairs, has_clusters, looks)

@@ -2,7 +2,8 @@
 
 `lora.alpha` and `lora.scaling` go together, as the scaling. Every other axis stands by itself: at each of its values
 a recommendation is made, and validation scores choose the remaining settings of each rank. Where they cannot choose,
-the combinations of all axes are compared instead.
+the combinations of all axes are compared instead; where they can choose some, those of the axes that stay a person's
+choice (the batch size, the sweep).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from howlow.analysis.comparison import Reference, compare
-from howlow.analysis.contest import are_chosen, trained_references
+from howlow.analysis.contest import judged_apart, trained_references
 from howlow.analysis.recommendation import Recommendation, recommend_from
 from howlow.analysis.rows import Results
 from howlow.analysis.setting_choice import SCALING, differing_axes
@@ -59,7 +60,11 @@ def _named_axes(results: Results, axes: Sequence[str]) -> list[tuple[str, list[s
     scaling = [axis for axis in axes if axis in SCALING]
     others = [(axis, [axis]) for axis in axes if axis not in SCALING]
     named = [(SCALING_NAME, scaling), *others] if scaling else others
-    return named if len(named) < 2 or are_chosen(results) else [(SETTING_NAME, list(axes))]
+    apart = judged_apart(results)
+    if apart == [{}] or len(named) < 2:
+        return named
+    own = list(apart[0]) if apart else list(axes)
+    return [(own[0] if len(own) == 1 else SETTING_NAME, own)]
 
 
 def _values(settings: Sequence[Reference], axes: Sequence[str]) -> list[Axes]:

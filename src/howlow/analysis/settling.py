@@ -5,21 +5,33 @@ above -margin by more than its half width. Differences of the next data vary aga
 `_CHANCE` standard errors more: then it is shown in 80 of 100 repetitions. The smallest candidate that can pass is the
 goal. Examples are counted in clusters of the present size.
 
+Where a candidate between the goal and another one is worse than that by more than the margin, the other one has to be
+shown to be worse than the one that looks best beside it (`noninferiority`).
+
 Where no candidate can pass by the differences found, those that may be chance are taken for none: a difference whose
 one-sided upper bound is above 0 counts as 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from howlow.analysis.noninferiority import Pairs, needed
+from howlow.analysis.noninferiority import Pairs
 
 _CHANCE = 0.8416  # the normal distribution's 80 % quantile
 _MOST_SEEDS = 50
 _MOST_TIMES = 1000.0
 """More than this is no advice."""
 Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference that has to be shown to be above a bound: how far above it is, and how sure to be."""
+
+    pair: Pair
+    above: float
+    confidence: float
 
 
 @dataclass(frozen=True)
@@ -45,14 +57,15 @@ class Settlement:
 
 def settlement(pairs: Pairs, margin: float, confidence: float, seeds: int, examples: int) -> Settlement:
     """What would settle the decision, from so many seeds (0: no candidate has several) and examples."""
-    found = _goal(pairs, margin, _value) or _goal(pairs, margin, partial(_value_or_chance, confidence=confidence))
+    chance = partial(_value_or_chance, confidence=confidence)
+    found = _goal(pairs, margin, confidence, _value) or _goal(pairs, margin, confidence, chance)
     if found is None:
         return Settlement(None)
     goal, gaps = found
     several = seeds >= 2
 
     def settles(number: int, times: float) -> bool:
-        return all(_passes(pairs, pair, gap, confidence, number, times) for pair, gap in gaps.items())
+        return all(_passes(pairs, gap, number, times) for gap in gaps)
 
     only_examples = _fewest_times(lambda times: settles(seeds, times))
     more_seeds = next((n for n in range(seeds + 1, _MOST_SEEDS + 1) if settles(n, 1.0)), None) if several else None
@@ -65,13 +78,28 @@ def settlement(pairs: Pairs, margin: float, confidence: float, seeds: int, examp
     )
 
 
-def _goal(pairs: Pairs, margin: float, value: Callable[[Pairs, Pair], float]) -> tuple[int, dict[Pair, float]] | None:
-    """The smallest candidate that would pass if these were the true differences, and how far each is above -margin."""
+def _goal(
+    pairs: Pairs, margin: float, confidence: float, value: Callable[[Pairs, Pair], float]
+) -> tuple[int, list[Gap]] | None:
+    """The smallest candidate that would pass if these were the true differences, and what has to be shown for it."""
     for candidate in range(len(pairs)):
-        gaps = {pair: value(pairs, pair) + margin for pair in needed(candidate, len(pairs))}
-        if all(gap > 0 for gap in gaps.values()):
+        gaps = list(_gaps(pairs, candidate, margin, confidence, value))
+        if all(gap.above > 0 for gap in gaps):
             return candidate, gaps
     return None
+
+
+def _gaps(
+    pairs: Pairs, candidate: int, margin: float, confidence: float, value: Callable[[Pairs, Pair], float]
+) -> Iterator[Gap]:
+    for ours, theirs in pairs.needed(candidate, confidence):
+        above = value(pairs, (ours, theirs)) + margin
+        others = (one for one in range(len(pairs)) if one != theirs)
+        rival = max(others, key=lambda one, best=theirs: value(pairs, (one, best)))  # type: ignore[misc]
+        if ours == candidate or above > 0:
+            yield Gap((ours, theirs), above, confidence)
+        else:
+            yield Gap((rival, theirs), value(pairs, (rival, theirs)), pairs.shared(confidence))
 
 
 def _value(pairs: Pairs, pair: Pair) -> float:
@@ -84,11 +112,11 @@ def _value_or_chance(pairs: Pairs, pair: Pair, confidence: float) -> float:
     return max(0.0, _value(pairs, pair)) if is_chance else _value(pairs, pair)
 
 
-def _passes(pairs: Pairs, pair: Pair, gap: float, confidence: float, seeds: int, times: float) -> bool:
-    found = pairs.difference(*pair)
+def _passes(pairs: Pairs, gap: Gap, seeds: int, times: float) -> bool:
+    found = pairs.difference(*gap.pair)
     assert found is not None, "a goal's pairs have differences"
-    width, error = found.expected_half_width(seeds, round(found.clusters * times), confidence)
-    return gap > width + _CHANCE * error
+    width, error = found.expected_half_width(seeds, round(found.clusters * times), gap.confidence)
+    return gap.above > width + _CHANCE * error
 
 
 def _fewest_times(settles: Callable[[float], bool]) -> float | None:

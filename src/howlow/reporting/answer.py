@@ -13,9 +13,9 @@ from typing import Any
 from howlow.analysis.column import Unit
 from howlow.analysis.comparison import Comparison
 from howlow.analysis.constraints import Kept
-from howlow.analysis.contest import are_chosen, metrics_there
+from howlow.analysis.contest import judged_apart
 from howlow.analysis.decision_inputs import CandidateInputs, DecisionInputs, decision_inputs
-from howlow.analysis.recommendation import Recommendation, recommend_from
+from howlow.analysis.recommendation import Recommendation, asked_metrics, recommend_from
 from howlow.analysis.setting_verdicts import setting_verdicts
 from howlow.errors import UserError
 from howlow.reporting import formatting
@@ -79,12 +79,13 @@ class Answers:
 def answers(comparison: Comparison) -> Answers:
     """The answers for each of the sweep's settings and each of the task's metrics, at most 12.
 
-    Where validation scores choose settings, the first ones have each rank at its best settings.
+    Where validation scores choose settings, the first ones have each rank at its best settings: at each value of an
+    axis that stays a person's choice.
     """
     results = comparison.results
     found: list[Answer] = []
     problem = None
-    metrics: list[str | None] = [metric.name for metric in metrics_there(results)]
+    metrics: list[str | None] = [*asked_metrics(results)]
     across = {name: tuple(change_sentences(setting_verdicts(results, name))) for name in metrics}
     for (where, setting), name in list(product(_settings(comparison), metrics or [None]))[:_MOST_DECISIONS]:
         try:
@@ -100,7 +101,8 @@ def answers(comparison: Comparison) -> Answers:
 def _settings(comparison: Comparison) -> list[tuple[Mapping[str, Any], str]]:
     """The settings to answer for, with their names."""
     each = [(reference.axes, axes_words(reference.axes)) for reference in comparison.references]
-    return [({}, _BEST_SETTINGS), *each] if len(each) > 1 and are_chosen(comparison.results) else each
+    apart = judged_apart(comparison.results) if len(each) > 1 else []
+    return [*((values, ", ".join(filter(None, [axes_words(values), _BEST_SETTINGS]))) for values in apart), *each]
 
 
 # -- documents ------------------------------------------------------------------------------------------------------
@@ -133,7 +135,7 @@ def decision_document(answer: Answer) -> dict[str, Any]:
 
 def _pair(inputs: DecisionInputs, ours: int, theirs: int) -> list[float | None]:
     pair = inputs.pairs[ours, theirs]
-    return [pair.value, pair.half_width, pair.strict_half_width]
+    return [pair.value, pair.half_width, pair.strict_half_width, pair.seeds]
 
 
 def _candidate(answer: Answer, candidate: CandidateInputs) -> dict[str, Any]:

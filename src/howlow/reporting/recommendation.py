@@ -11,7 +11,7 @@ from howlow.analysis.bill import BillItem, bill_of
 from howlow.analysis.columns import TRAIN_BATCH_SIZE
 from howlow.analysis.comparison import compare
 from howlow.analysis.constraints import Kept
-from howlow.analysis.contest import are_chosen, one_a_seed, trained_references
+from howlow.analysis.contest import judged_apart, one_a_seed, trained_references
 from howlow.analysis.recommendation import Candidate, Recommendation, Terms, recommend_from
 from howlow.analysis.rows import Results, rows
 from howlow.analysis.setting_verdicts import setting_verdicts
@@ -28,6 +28,8 @@ def headline(found: Recommendation) -> str:
     """The answer in one sentence."""
     scope, chosen, label = ", for this seed" if found.seeds == 1 else "", found.chosen, found.terms.metric.label
     if found.verdict == "constraints_not_met":
+        if not found.is_nearest_known:
+            return f"No rank is shown to keep the limits; as measured, rank {found.nearest} is the nearest."
         return f"No rank keeps the limits; rank {found.nearest} is the nearest."
     if chosen is None:
         return f"Not enough evidence: no rank is shown to be as good as the best one in {label} ({_terms(found)})."
@@ -49,8 +51,12 @@ def headlines(folder: Path, accept_different: Sequence[str] = ()) -> list[str]:
     references = trained_references(compare(results))
     if len(references) < 2:
         return [headline(recommend_from(results))]
-    if are_chosen(results):
+    apart = judged_apart(results)
+    if apart == [{}]:
         return _of_scalings(results)
+    if apart:
+        each = [(axes_words(values), recommend_from(results, where=values)) for values in apart[:_MOST_SETTINGS]]
+        return [f"With {words}, each rank at its best settings: {headline(found)}" for words, found in each]
     return [
         f"With {axes_words(one.axes)}: {headline(recommend_from(results, where=one.axes))}"
         for one in references[:_MOST_SETTINGS]
@@ -120,7 +126,7 @@ def _of_candidates(found: Recommendation) -> Iterator[str]:
         return
     yield (
         f"A rank is enough if its {asked.metric.label} is shown to be less than {_margin(asked)} worse than that of "
-        "every other candidate. Each candidate is taken for the best one in turn, so that picking the best is paid for."
+        "every other candidate. Each one that may be the best is taken for it in turn, so that picking it is paid for."
     )
     for candidate in found.candidates:
         yield _candidate_sentence(found, candidate)
@@ -227,15 +233,26 @@ def _excluded_document(rank: int, missed: tuple[Kept, ...]) -> dict[str, Any]:
 
 def _of_scope(found: Recommendation) -> Iterator[str]:
     if found.seeds == 1:
+        most = max(len(one_a_seed(group)) for group in found.groups if group.rank is not None)
+        whose = "The ranks were trained with one seed" if most == 1 else "Some ranks have one seed in common"
         yield (
-            "The ranks were trained with one seed, so the intervals cover other test examples and leave out other "
-            "seeds: what is said holds for this seed."
+            f"{whose}, so the intervals cover other test examples and leave out other seeds: what is said holds for "
+            "this seed."
         )
+    if found.pairs.scores and len(found.pairs.scores[0].weights) < 2:
+        yield "All test examples belong together, so they say nothing about others, and ranks cannot be compared."
+    else:
+        yield from (_unknown_words(found, pair) for pair in found.pairs.unknown)
     if not found.has_clusters:
         yield (
             "The records are of an older version and do not say which test examples go together, so each counts as "
             "independent and the intervals may be too short."
         )
+
+
+def _unknown_words(found: Recommendation, pair: tuple[int, int]) -> str:
+    one, other = (_name(found.groups[place].rank) for place in pair)
+    return f"{_capital(one)} and {other} have no seed in common, so they cannot be compared."
 
 
 # -- the bill -------------------------------------------------------------------------------------------------------

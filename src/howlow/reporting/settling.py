@@ -16,6 +16,9 @@ def settling_sentences(found: Recommendation) -> Iterator[str]:
     settled = found.settlement
     if settled is None:
         return
+    if settled.goal is None and found.pairs.unknown:
+        yield _missing_words(found)
+        return
     if settled.goal is None:
         yield (
             "More data alone is not expected to settle it: by the differences found, ranks between the best one and a "
@@ -30,6 +33,14 @@ def settling_sentences(found: Recommendation) -> Iterator[str]:
         yield f"No number of seeds up to 50 or of test examples within reason is expected to show that {goal}."
     if found.seeds == 1:
         yield f"Several seeds say how far the choice depends on the seed: `{_seeds_command(found, _seeds(found, 3))}`"
+
+
+def _missing_words(found: Recommendation) -> str:
+    """What candidates lack that cannot be compared at all."""
+    if len(found.pairs.scores[0].weights) < 2:
+        return "Test on examples of several paragraphs or documents: task.test has more, or task.test_examples is low."
+    run = _seeds_run(found)
+    return f"Run the seeds that are missing: `{_seeds_command(found, run)}`"
 
 
 def settling_document(found: Recommendation) -> dict[str, Any] | None:
@@ -78,9 +89,16 @@ def _command(found: Recommendation, plan: Plan) -> str:
 
 
 def _seeds_command(found: Recommendation, seeds: Sequence[int]) -> str:
-    folder = _folder(found)
-    listed = ",".join(map(str, seeds))
-    return shlex.join(["howlow", "sweep", str(folder / "sweep.toml"), "--seeds", listed, "--out", str(folder)])
+    folder, listed = _folder(found), ",".join(map(str, seeds))
+    again = ["--retry", ",".join(ended)] if (ended := _to_retry(found)) else []
+    return shlex.join(["howlow", "sweep", str(folder / "sweep.toml"), "--seeds", listed, *again, "--out", str(folder)])
+
+
+def _to_retry(found: Recommendation) -> list[str]:
+    """How trials of the candidates ended that are not done, so that their seeds are missing."""
+    records = found.contest.comparison.results.records
+    mine = [record for record in records if record.kind == "lora" and record.rank in found.contest.unfinished]
+    return sorted({record.status for record in mine} & {"failed", "out_of_memory"})
 
 
 def _folder(found: Recommendation) -> Path:
@@ -89,6 +107,11 @@ def _folder(found: Recommendation) -> Path:
 
 def _seeds(found: Recommendation, number: int) -> list[int]:
     """The seeds that were run, and the next ones up to this number."""
-    run = sorted({trial.record.seed for group in found.contest.ranks.values() for trial in one_a_seed(group)})
+    run = _seeds_run(found)
     further = (seed for seed in range(len(run) + number) if seed not in run)
     return [*run, *(next(further) for _ in range(max(0, number - len(run))))]
+
+
+def _seeds_run(found: Recommendation) -> list[int]:
+    """The seeds that any candidate has."""
+    return sorted({trial.record.seed for group in found.contest.ranks.values() for trial in one_a_seed(group)})

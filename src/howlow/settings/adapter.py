@@ -112,6 +112,8 @@ class LoraSettings(Section):
     @property
     def saved_alpha(self) -> float:
         """Alpha of the adapter as it is saved: at that rank the scaling factor is the same."""
+        if self.saved_rank == self.rank:
+            return self.alpha_value  # divided and multiplied again, it would be another number of the same size
         return self.alpha_value / self._divisor(self.rank) * self._divisor(self.saved_rank)
 
     def _divisor(self, rank: int) -> float:

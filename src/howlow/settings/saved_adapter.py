@@ -5,9 +5,10 @@ all layers, and nothing else trained. Every other kind is refused with its reaso
 """
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from howlow.errors import UserError, reason
 
@@ -70,9 +71,9 @@ def read_saved_adapter(place: Path) -> SavedAdapter:
         base_model=base if isinstance(base, str) and base else None,
         rank=int(rank),
         alpha=float(alpha),
-        is_rank_stabilized=bool(config.get("use_rslora")),
+        is_rank_stabilized=_is_rank_stabilized(folder, config),
         target_modules=_target_modules(folder, config.get("target_modules")),
-        dropout=float(config.get("lora_dropout") or 0.0),
+        dropout=_dropout(folder, config),
     )
 
 
@@ -107,20 +108,45 @@ def _refuse_other_updates(folder: Path, config: dict[str, Any]) -> None:
 
 def _number(folder: Path, config: dict[str, Any], field: str) -> float:
     value = config.get(field)
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+    if not _is_number(value) or not 0 < value < math.inf:
         raise UserError(
             f"adapter {folder}: {field} = {value!r} in {CONFIG}: a number above 0 is expected; copy the file again"
         )
     return value
 
 
+def _dropout(folder: Path, config: dict[str, Any]) -> float:
+    value = config.get("lora_dropout") or 0.0
+    if not _is_number(value) or not 0 <= value < 1:
+        raise UserError(
+            f"adapter {folder}: lora_dropout = {value!r} in {CONFIG}: a number from 0 to below 1 is expected; copy the "
+            "file again"
+        )
+    return float(value)
+
+
+def _is_rank_stabilized(folder: Path, config: dict[str, Any]) -> bool:
+    value = config.get("use_rslora") or False
+    if not isinstance(value, bool):
+        raise UserError(
+            f"adapter {folder}: use_rslora = {value!r} in {CONFIG}: true or false is expected; copy the file again"
+        )
+    return value
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _refuse_patterns(folder: Path, config: dict[str, Any], common: dict[str, float]) -> None:
     """Refuse ranks or alphas that differ by module; a pattern that repeats the common value says nothing."""
     for field, usual in common.items():
         pattern = config.get(field) or {}
-        others = {name: value for name, value in pattern.items() if value != usual} if isinstance(pattern, dict) else {}
+        if not isinstance(pattern, dict):
+            raise UserError(f"adapter {folder}: {field} in {CONFIG} is no JSON object; copy the file again")
+        others = {name: value for name, value in pattern.items() if value != usual}
         if others:
-            name, value = next(iter(others.items()))
+            name, value = next((name, str(value)[:80]) for name, value in others.items())
             what = field.partition("_")[0]
             raise UserError(
                 f"adapter {folder}: its {what}s differ by module ({field}: {name} has {value}, others {usual:g}); "

@@ -5,6 +5,7 @@ sweep. An adapter that a trial of howlow left is scored as that trial was: its r
 one, its own config gives base model, rank, scaling and target modules.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def _record_beside(adapter: SavedAdapter) -> Record | None:
 def _of_record(record: Record, adapter: SavedAdapter) -> dict[str, Any]:
     lora = record.settings.lora
     scaling = "rank_stabilized" if adapter.is_rank_stabilized else "standard"
-    saved = lora.saved_rank, lora.saved_alpha, lora.scaling
-    if not adapts(record.kind) or saved != (adapter.rank, adapter.alpha, scaling):
+    is_alike = lora.saved_rank == adapter.rank and math.isclose(lora.saved_alpha, adapter.alpha)
+    if not adapts(record.kind) or not is_alike or lora.scaling != scaling:
         raise UserError(
             f"adapter {adapter.folder}: it is not that of the trial in its folder ({record.trial}); put it into a "
             "folder of its own, and give --task, --train and --test"

@@ -1,7 +1,7 @@
 // The answer at the top of the page: the sliders, the candidates and the bill.
 
 const NO_LIMIT = 200;
-const MARGIN_STEPS = 100;  // of a thousandth each: 0.1 points of a score, 0.1 % of a perplexity
+const MARGIN_STEPS = 100;  // of a thousandth each: 0.1 points of a score, 0.1 % of a perplexity; more for a wider margin
 
 // A slider's place as a limit: even steps of the logarithm from a little less than any cost to a little more.
 function limitAt(limit, place) {
@@ -57,7 +57,8 @@ class AnswerView {
   }
 
   drawSliders() {
-    const margin = this.slider("margin", "Margin", MARGIN_STEPS, Math.round(this.margin * 1000), place => {
+    const most = Math.max(MARGIN_STEPS, Math.ceil(2000 * this.decision.margin));
+    const margin = this.slider("margin", "Margin", most, Math.round(this.margin * 1000), place => {
       this.margin = place / 1000;
     });
     const limits = this.decision.limits.map(limit => this.limitSlider(limit));
@@ -94,6 +95,7 @@ class AnswerView {
   draw() {
     const {decision, found} = this;
     const [first, rest] = parts(headline(decision, found));
+    byId("setting").textContent = `With ${decision.setting}:`;
     byId("verdict").dataset.verdict = found.verdict;
     byId("verdict").replaceChildren(el("strong", {}, first), " ", rest);
     this.drawShown(found);

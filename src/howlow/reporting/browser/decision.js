@@ -1,6 +1,7 @@
 // Which rank is enough: the rule of howlow/analysis/noninferiority.py, constraints.py and recommendation.py, for the
 // margin and the limits that a reader sets. A decision holds the candidates, the smallest first, and for each pair of
-// them the difference in quality with the half widths of its one-sided bounds. Nothing is estimated here.
+// them the difference in quality, the half widths of its one-sided bounds, and the seeds that both have. Nothing is
+// estimated here.
 
 // The candidates that keep all limits, and for each other one what it misses. A cost without an end is not shown to
 // keep a limit; a cost that a candidate does not have at all (the base model is not fine-tuned) is not limited.
@@ -28,18 +29,24 @@ function low(decision, ours, theirs, field = 1) {
   return width === null ? -Infinity : value(decision, ours, theirs) - width;
 }
 
-// The pairs (j, b) of places among the fitting candidates whose bound must be above -margin: k itself, and each
-// candidate between k and b, against every b.
-function needed(place, number) {
+// Whether a candidate is shown to be worse than another one, so that it cannot be the best.
+function isBeaten(decision, fitting, own) {
+  return fitting.some(other => other !== own && low(decision, other, own, 2) > 0);
+}
+
+// The pairs (j, b) of places among the fitting candidates whose bound must be above -margin: k itself against every b,
+// and each candidate between k and b against a b that may be the best.
+function needed(place, number, beaten) {
   const pairs = [];
+  const add = (other, best) => (other === place || !beaten[best]) && pairs.push([other, best]);
   for (let best = 0; best < number; best++) {
-    for (let other = place; other < best; other++) pairs.push([other, best]);
-    for (let other = best + 1; other <= place; other++) pairs.push([other, best]);
+    for (let other = place; other < best; other++) add(other, best);
+    for (let other = best + 1; other <= place; other++) add(other, best);
   }
   return pairs;
 }
 
-function standing(decision, fitting, place, gain) {
+function standing(decision, fitting, place, gain, beaten) {
   const own = fitting[place], others = fitting.filter(other => other !== own);
   const strict = other => -low(decision, other, own, 2);
   return {
@@ -47,18 +54,30 @@ function standing(decision, fitting, place, gain) {
     difference: Math.min(0, ...others.map(other => value(decision, own, other))),
     low: Math.min(0, ...others.map(other => low(decision, own, other))),
     high: Math.min(0, ...others.map(strict)),
-    isEnough: needed(place, fitting.length).every(([j, b]) => low(decision, fitting[j], fitting[b]) > -gain),
+    isEnough: needed(place, fitting.length, beaten).every(([j, b]) => low(decision, fitting[j], fitting[b]) > -gain),
   };
 }
 
-// The rank that misses its limits by the least factor.
+// The fewest seeds that two candidates have in common; null where no two can be compared.
+function commonSeeds(decision, fitting) {
+  const all = fitting.flatMap((ours, place) => fitting.slice(place + 1).map(theirs => decision.pairs[ours][theirs - ours - 1][3]));
+  const known = all.filter(seeds => seeds !== null);
+  return known.length ? Math.min(...known) : null;
+}
+
+// The rank that misses its limits by the least factor, as measured where the ends of no interval are known.
 function nearest(decision, excluded, limits) {
-  const excess = place => Math.max(...excluded.get(place).map(name => {
-    const end = decision.candidates[place].costs[name].end;
-    return end ? end / limits[name] : Infinity;
+  const excess = (place, side) => Math.max(...excluded.get(place).map(name => {
+    const value = decision.candidates[place].costs[name][side];
+    return value ? value / limits[name] : Infinity;
   }));
+  const isNearer = (one, other) => {
+    const [ends, costs] = ["end", "cost"].map(side => [excess(one, side), excess(other, side)]);
+    return ends[0] < ends[1] || (ends[0] === ends[1] && costs[0] < costs[1]);
+  };
   const ranks = [...excluded.keys()].filter(place => decision.candidates[place].rank !== null);
-  return ranks.reduce((best, place) => (best === null || excess(place) < excess(best) ? place : best), null);
+  const place = ranks.reduce((best, one) => (best === null || isNearer(one, best) ? one : best), null);
+  return {nearest: place, isNearestKnown: place !== null && Number.isFinite(excess(place, "end"))};
 }
 
 // The verdict for a margin and limits ({max_time: seconds, ...}): as `howlow recommend` with the same numbers.
@@ -66,12 +85,13 @@ function decide(decision, margin, limits) {
   const gain = decision.metric.isRelative ? Math.log1p(margin) : margin;
   const {fitting, excluded} = kept(decision, limits);
   const ranks = fitting.filter(place => decision.candidates[place].rank !== null);
-  const standings = fitting.map((_, place) => standing(decision, fitting, place, gain));
+  const beaten = fitting.map(own => isBeaten(decision, fitting, own));
+  const standings = fitting.map((_, place) => standing(decision, fitting, place, gain, beaten));
   const chosen = standings.find(one => one.isEnough) ?? null;
   const rank = chosen ? decision.candidates[chosen.candidate].rank : null;
   const found = {margin, gain, limits, excluded, standings, chosen, isLone: fitting.length < 2};
-  found.seeds = ranks.length ? Math.min(...ranks.map(place => decision.candidates[place].seeds)) : 0;
-  if (!ranks.length) return {...found, verdict: "constraints_not_met", rank: null, nearest: nearest(decision, excluded, limits)};
+  found.seeds = commonSeeds(decision, fitting) ?? Math.min(...ranks.map(place => decision.candidates[place].seeds));
+  if (!ranks.length) return {...found, verdict: "constraints_not_met", rank: null, ...nearest(decision, excluded, limits)};
   if (!chosen) return {...found, verdict: "not_enough_evidence", rank: null};
   return {...found, verdict: rank === null ? "no_adapter" : "recommended", rank};
 }
@@ -99,6 +119,7 @@ function headline(decision, found) {
   const metric = decision.metric;
   if (found.verdict === "constraints_not_met") {
     const rank = found.nearest === null ? null : decision.candidates[found.nearest].rank;
+    if (!found.isNearestKnown) return `No rank is shown to keep the limits; as measured, rank ${rank} is the nearest.`;
     return `No rank keeps the limits; rank ${rank} is the nearest.`;
   }
   if (!found.chosen) {
