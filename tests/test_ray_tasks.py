@@ -89,9 +89,12 @@ CPUS, GPUS = ({"CPU": 8.0}, {"CPU": 4.0}), ({"CPU": 2.0}, {"CPU": 32.0, "GPU": 4
         (GPUS, {"run": {"device": "cuda"}}, {"num_cpus": 4, "num_gpus": 1}, 4),
         (GPUS, {"run": {"device": "cpu"}}, {"num_cpus": 2, "num_gpus": 0}, None),
         (({"CPU": 8.0, "GPU": 1.0},), {}, {"num_cpus": 8, "num_gpus": 1}, None),
+        (GPUS, {"run": {"devices_per_trial": 2}}, {"num_cpus": 8, "num_gpus": 2}, 8),
+        (GPUS, {"run": {"devices_per_trial": 4}}, {"num_cpus": 16, "num_gpus": 4}, None),
+        (CPUS, {"run": {"devices_per_trial": 2}}, {"num_cpus": 4, "num_gpus": 0}, None),
     ],
 )
-def test_a_trial_is_given_a_gpu_or_a_node(
+def test_a_trial_is_given_its_gpus_or_a_node(
     monkeypatch: pytest.MonkeyPatch, nodes: Any, changes: Any, share: Any, threads: int | None
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -103,6 +106,9 @@ def test_a_trial_is_given_a_gpu_or_a_node(
     [
         (CPUS, {"run": {"device": "cuda"}}, 'run.device = "cuda": no node of the Ray cluster has a GPU; start one'),
         (GPUS, {"run": {"device": "cuda:1"}}, 'Ray chooses the cards of its tasks; set run.device = "cuda"'),
+        (GPUS, {"run": {"device": "GPU-1a2b"}}, 'run.device = "GPU-1a2b" names one card, and Ray chooses the cards'),
+        (GPUS, {"run": {"devices_per_trial": 8}}, "devices_per_trial = 8: the largest node .* has 4 GPUs; start a"),
+        (CPUS, {"run": {"devices_per_trial": 9}}, "devices_per_trial = 9: the largest node .* has 8 CPUs"),
         (CPUS, {"ray": {"cpus_per_trial": 9}}, "ray.cpus_per_trial = 9: the largest node .* has 8 cores"),
         (({"CPU": 0.0},), {}, "no node of the Ray cluster has a CPU"),
     ],
