@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 from test_rows import settings_of
 
 from howlow.errors import UserError
-from howlow.jobs import PreparationReport
+from howlow.jobs import ModelJob, PreparationReport
 from howlow.meters import machine
 from howlow.meters.machine import choose_device
+from howlow.outcomes import Returned
 from howlow.sweeping.sweep import _devices as devices_of
-from howlow.worker import board, door
+from howlow.worker import board, door, joining
 from howlow.worker.board import Board, clock_ahead_s
 from howlow.worker.joining import work
 
@@ -118,6 +120,22 @@ def test_another_model_under_the_same_name_is_refused_and_may_be_accepted(tmp_pa
     ):
         door.refuse_other_model("/models/m", "a" * 64, "b" * 64, tmp_path, ())
     door.refuse_other_model("/models/m", "a" * 64, "b" * 64, tmp_path, ["data.model_sha256"])
+
+
+@pytest.mark.parametrize(("there", "asked"), [("a" * 64, 1), ("b" * 64, 1), (None, 0)])
+def test_each_local_model_is_looked_at_once(there: str | None, asked: int, tmp_path: Path) -> None:
+    questions: list[ModelJob] = []
+
+    def run(job: ModelJob, log: Path) -> Returned[str]:
+        questions.append(job)
+        return Returned("a" * 64)
+
+    runner: Any = SimpleNamespace(run=run)
+    data = SimpleNamespace(model_sha256=there)
+    jobs: Any = [SimpleNamespace(settings=settings_of("question_answering", rank, 0), data=data) for rank in (1, 2)]
+    with pytest.raises(UserError, match="has another model") if there == "b" * 64 else nullcontext():
+        joining._refuse_other_models(jobs, tmp_path, runner, ())
+    assert len(questions) == asked
 
 
 @pytest.mark.parametrize(("precision", "is_refused"), [("auto", True), ("fp32", False)])
