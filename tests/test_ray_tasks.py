@@ -4,9 +4,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +51,40 @@ def test_an_address_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=f"RAY_ADDRESS {address}: ") as found:
         ray_tasks._refuse_deaf(address)
     assert ("run howlow on a machine of the cluster" if kind == "client" else "ray start --head") in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_ray"),
+    [
+        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", True),  # a frame of settings, as gRPC's
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False),  # the dashboard
+        (b"-ERR unknown command\r\n", False),  # a Redis
+        (b"", False),  # closed at once
+        (None, True),  # silent: Ray itself finds out
+    ],
+)
+def test_a_server_that_is_no_ray_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | None, is_ray: bool
+) -> None:
+    monkeypatch.setattr(ray_tasks, "_ANSWER_WITHIN_S", 0.2 if answer is None else 30.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def serve() -> None:
+            one, _ = server.accept()
+            with one:
+                one.recv(100)
+                one.sendall(answer or b"")
+                if answer is None:
+                    one.recv(100)  # until the client has gone
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            with nullcontext() if is_ray else pytest.raises(UserError, match=f"{address}: something else than Ray"):
+                ray_tasks._refuse_deaf(address)
+        finally:
+            thread.join()
 
 
 def test_amdsmi_without_its_library_does_not_keep_ray_from_being_imported(

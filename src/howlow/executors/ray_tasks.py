@@ -27,6 +27,8 @@ _RETRIES = 20
 """How often Ray runs a trial again whose node or process was lost; each time it resumes from its checkpoint."""
 _OBJECT_STORE_BYTES = 80 << 20  # jobs and their ends are small; Ray's default takes a third of the memory
 _ANSWER_WITHIN_S = 5.0
+_SETTINGS_FRAME = 4
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0))
 _STOP_WITHIN_S = 70.0
 
 
@@ -122,12 +124,31 @@ def _refuse_deaf(address: str) -> None:
     if not colon or not port.isdecimal():
         return  # a name that Ray knows, such as auto
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_WITHIN_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_WITHIN_S) as connection:
+            problem = "something else than Ray answers there" if _is_foreign(connection) else None
     except (OSError, OverflowError) as error:
+        problem = reason(error)
+    if problem is not None:
         raise UserError(
-            f"RAY_ADDRESS {address}: {reason(error)}; start Ray there with ray start --head, or unset RAY_ADDRESS to "
-            "run on this machine alone"
-        ) from None
+            f"RAY_ADDRESS {address}: {problem}; start Ray there with ray start --head (its port is 6379), or unset "
+            "RAY_ADDRESS to run on this machine alone"
+        )
+
+
+def _is_foreign(connection: socket.socket) -> bool:
+    """Whether a server's first answer is not that of gRPC, as Ray's dashboard or a Redis gives; not where it is silent.
+
+    Ray itself would ask such a server for a quarter of an hour. An HTTP/2 server, which gRPC is, answers to a client's
+    preface with a frame of settings (RFC 9113, section 3.4).
+    """
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return False
+    try:
+        connection.sendall(_PREFACE)
+        answer = connection.recv(9)
+    except TimeoutError:
+        return False
+    return len(answer) < 4 or answer[3] != _SETTINGS_FRAME
 
 
 # -- what each trial is given -----------------------------------------------------------------------------------------
