@@ -11,6 +11,7 @@ SmolLM2-135M in fp32, LoRA r = 8 and alpha = 16 on q, k, v, o, AdamW at 5e-5, 40
     howlow packed    in rows of 8 examples, accumulated as the peers do
     howlow shared    a step's examples in one row
     howlow shared 8  the same examples in steps of 8, which split paragraphs and therefore share less
+    ... bf16         the same in bf16, where the CPU has AMX
 
 The peers accumulate batches of 8. TRL computes the head at target positions only. Its two contenders use the same
 examples and number of optimizer steps, in the order that suits them. `trainer padded` and ours have identical steps
@@ -49,6 +50,8 @@ CONTENDERS = {
     ("squad", INSTALLED): (PEERS[0], "howlow shared"),
     ("wikitext", WARM): (*PEERS, "howlow packed"),
 }
+IN_BF16 = ("trainer padded bf16", "howlow shared bf16")
+"""Where the CPU has AMX. The base's weights are stored in bf16, products run under autocast, adapters are fp32."""
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 LEARNING_RATE = 5e-5
 
@@ -67,7 +70,7 @@ def examples_of(data: str, count: int, step_size: int = STEP_SIZE) -> list[list[
 
 def peer(name: str, column: str, count: int) -> Callable[[Reply], Reply]:
     """Make a worker that trains through a Trainer of transformers or TRL."""
-    base, tokenizer = peers.base_model()
+    base, tokenizer = peers.base_model("bfloat16" if name.endswith("bf16") else "float32")
     model, heap, trainers, examples_by_data = peers.adapted(base), peers.Heap(column, ours=False), {}, {}
     initial = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
 
@@ -131,14 +134,14 @@ def _trainer(name: str, model: Any, tokenizer: Any, steps: Sequence[Sequence[Any
         "train_sampling_strategy": "sequential",
         "optim": "adamw_torch",
         "use_cpu": True,
-        "bf16": False,
+        "bf16": name.endswith("bf16"),
         "gradient_checkpointing": False,
         "save_strategy": "no",
         "logging_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
     }
-    if name == "trainer padded":
+    if name.startswith("trainer padded"):
         trainer = _padded_trainer(model, arguments, examples, timer)
     else:
         trainer = _trl_trainer(name, model, tokenizer, arguments, steps, timer)
@@ -368,7 +371,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def compare(data: str, column: str, passes: int, count: int) -> Reply:
     """Compare the contenders on one data set in one column, and print one table."""
-    names = [*CONTENDERS[data, column], *(["howlow shared bf16"] if peers.has_amx() and data == "squad" else [])]
+    names = [*CONTENDERS[data, column], *(IN_BF16 if peers.has_amx() and data == "squad" else [])]
     ours_names = ["gemm", *(name for name in names if name.startswith("howlow"))]
 
     def start_one(name: str) -> peers.Worker:
@@ -409,6 +412,10 @@ def _report(data: str, column: str, count: int, names: Sequence[str], found: dic
         f"{len(found['gemm'])} passes"
     )
     peers.table(rows)
+    if set(IN_BF16) <= set(names):
+        in_bf16 = ratio(*(rates[name] for name in reversed(IN_BF16)))
+        print(f"in bf16, howlow shared over trainer padded: {in_bf16}")
+        document["ratio_to_padded_in_bf16"] = in_bf16.document()
     document["gemm"] = found["gemm"]
     document["peak_share"] = {
         name: _share(name, found) for name in names if name.startswith("howlow") and "bf16" not in name
