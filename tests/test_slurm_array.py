@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -473,6 +474,8 @@ def test_a_signal_brings_an_element_back_and_cancelling_ends_it(
         wait_until(lambda: (out / "begun-back").exists() and (out / "begun-cancelled").exists(), 400)
         ids = elements.submitted()
         subprocess.run(["scancel", "--signal=USR1", ids["back"]], check=True)
+        wait_until(lambda: elements.states()["back"].state == "PENDING", 60)
+        time.sleep(_CLEANED_UP_S)
         wait_until(lambda: starts_now(ids["back"]) and bool(found := elements.ended()) and is_back(found, back), 400)
         assert (out / "saved-back").exists()
         elements.stop()
@@ -484,6 +487,9 @@ def test_a_signal_brings_an_element_back_and_cancelling_ends_it(
         options = settings(slurm={"options": ["--nodelist=nowhere"]})
         with pytest.raises(UserError, match=r"SLURM refuses the job: sbatch: error: .*; change"):
             slurm_cluster(options, out).start([Patient(submitter=submitter(out), trial="refused")])
+
+
+_CLEANED_UP_S = 5.0  # a job that starts in the second of its requeuing is killed: "job credential revoked"
 
 
 def starts_now(element: str) -> bool:
@@ -562,7 +568,7 @@ def test_a_trial_whose_time_is_up_comes_back_in_processes_of_this_machine(
     finally:
         end(sweep)
     has_come_back(out, alone)
-    assert "r0001-s0: its process ended early; it resumes on" in err
+    assert "its process ended early; it resumes on" in err
 
 
 def task_of(controller: int) -> int:
