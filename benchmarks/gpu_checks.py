@@ -136,6 +136,7 @@ def search(work: Path, is_dry: bool, keep: Keep) -> Reply:
         task__train_examples=24 if is_dry else 4096,
         task__test_examples=2,
         inference__max_new_tokens=2,
+        meters__energy="none",  # or the idle device and its counter would be measured first, for 12 s
         **limit,
     )
     found: Reply = {"data": questions(work)[2]}
@@ -171,7 +172,8 @@ def looked_at(cache: Path, rank: int, earlier: set[str]) -> Reply:
             return {f"rank {rank}": {"total_s": round(total_s, 1), **ended}, "under_way": None}
     for path in cache.glob("probes-*.json"):
         with suppress(FileNotFoundError):  # the search has just ended
-            return {"under_way": {"rank": rank, "probes": json.loads(path.read_text())["probes"]}}
+            left = json.loads(path.read_text())
+            return {"under_way": {"rank": rank, "effort": left.get("effort"), "probes": left["probes"]}}
     return {}
 
 

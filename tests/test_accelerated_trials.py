@@ -11,11 +11,13 @@ from test_resuming import Stopper
 from test_resuming import run as run_trial
 from test_step_graphs import Failing, Repeating
 
-from howlow.engine import step_check
+from howlow.engine import execution, step_check
+from howlow.engine.cuda.adapters import JoinedLayer
 from howlow.engine.execution import Execution
 from howlow.records import LayoutChoice, Record, WarningKind, read_lines
 from howlow.settings import merge
 from howlow.trial import acceleration, setup
+from howlow.trial.followers import Followers
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
@@ -136,4 +138,23 @@ def test_where_compiling_fails_nothing_is_recorded_either(
     record, losses = trial(monkeypatch, table, tmp_path / "compiled", Repeating, compiled=True)
     assert (record.resolved.compiled, record.resolved.graphed) == (False, False)
     assert len(reasons(record)) == 2
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_training_leaves_out_inference_leaves_out_too(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inference has a process of its own, and holds joined adapters against nothing."""
+    _, expected = trial(monkeypatch, table, tmp_path / "plain", None)
+    plain, own, seen = setup.execution_of, JoinedLayer.forward, list[Execution]()
+    monkeypatch.setattr(execution, "_can_fuse", lambda *_: False)  # as on a GPU
+    monkeypatch.setattr(JoinedLayer, "forward", lambda *given: own(*given) * 1.5)
+    monkeypatch.setattr(setup, "execution_of", lambda *given: replace(plain(*given), joined_adapters=True))
+    with monkeypatch.context() as patch:
+        running = Followers.running
+        patch.setattr(Followers, "running", lambda *given, **more: (seen.append(given[2]), running(*given, **more))[1])
+        record, losses = trial(monkeypatch, table, tmp_path / "joined", Repeating)
+    assert record.resolved.joined_adapters is False
+    assert len(seen) > 1
+    assert not any(one.joined_adapters for one in seen)
     assert losses == pytest.approx(expected, rel=1e-5)

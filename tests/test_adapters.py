@@ -222,6 +222,26 @@ def test_layers_that_are_given_other_tensors_run_separately():
     assert_alike(ours[1], own[1], 1e-12)
 
 
+@pytest.mark.parametrize("layout", ["padded", "shared"])
+def test_a_pass_that_fails_leaves_nothing_to_the_next(layout: Any):
+    """What q has computed for k and v would be held, and the next pass would take its own x for another one."""
+
+    def broken(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    model, batch = adapted(), batch_of(layout)
+    with on_cpu(model, joins_adapters=True) as run:
+        hook = base_of(model).model.layers[1].self_attn.k_proj.register_forward_pre_hook(broken)
+        trainer = Trainer(run, Optimization(learning_rate=0.0))
+        with pytest.raises(torch.OutOfMemoryError):
+            trainer.accumulate(batch, torch.tensor(1.0))
+        hook.remove()
+        groups = {layer.group for layer in model.modules() if isinstance(layer, JoinedLayer)}
+        assert all(group is not None and group._x is None and group._kept == [] for group in groups)
+        trainer.accumulate(batch, torch.tensor(1.0))
+        assert not any(group is not None and group._is_apart for group in groups)
+
+
 @pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
 @pytest.mark.parametrize("variant", [{"lora_dropout": 0.1}, {"use_dora": True}, {"lora_bias": True}])
 def test_what_is_not_plain_runs_pefts_own_code(variant: dict[str, Any]):
@@ -375,3 +395,13 @@ def test_a_trial_joins_its_adapters_on_cuda_where_it_compiles():
     assert not joins("cuda", has_adapter=False)
     assert not joins("cuda", has_adapter=True, changes={"lora": {"dropout": 0.1}})
     assert not joins("cuda", has_adapter=True, changes={"training": {"compile": False}})
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+def test_what_no_training_has_checked_is_checked_in_evaluation(scale: float, monkeypatch: pytest.MonkeyPatch):
+    own = JoinedLayer.forward
+    monkeypatch.setattr(JoinedLayer, "forward", lambda *given: own(*given) * scale)
+    execution = replace(decide(device=CPU, precision="bf16", joins_adapters=True), storage=torch.float32)
+    assert execution.for_evaluation().joined_adapters
+    problem = step_check.evaluation_problem(adapted().eval(), execution, range(3, 40))
+    assert problem is None if scale == 1.0 else "changes the logits" in str(problem)

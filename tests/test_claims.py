@@ -200,6 +200,32 @@ def test_trials_that_ran_at_one_time_are_neighbours(tmp_path: Path) -> None:
     assert claims.neighbours(tmp_path, "later") == ()
 
 
+def test_only_those_whose_tickets_are_elsewhere_are_unseen_and_containers_of_one_machine_are_beside(
+    tmp_path: Path,
+) -> None:
+    here = Host.here()
+    ours = Claims(tmp_path, node="a")
+    pod = Claims(tmp_path, host=Host("another-name", "", here.boot), node="b")
+    far = Claims(tmp_path, host=ELSEWHERE, node="c")
+    for side_of, name in ((ours, "own"), (ours, "seen"), (pod, "unseen"), (far, "far")):
+        assert side_of.take(name) is not None
+    assert claims.neighbours(tmp_path, "own") == ("seen", "unseen")
+    assert claims.neighbours(tmp_path, "own", unseen_by="a") == ("unseen",)
+
+
+def test_a_dead_container_is_a_neighbour_until_its_last_renewal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = Claims(tmp_path, host=Host("another-name", "", Host.here().boot))
+    claim = pod.take("old")
+    assert claim is not None
+    die(claim)
+    machine_s = claims.machine_s
+    monkeypatch.setattr(claims, "machine_s", lambda: machine_s() + 2 * claims.EXPIRY_S)
+    assert Claims(tmp_path).take("new") is not None
+    assert claims.neighbours(tmp_path, "new") == ()
+
+
 # -- any order of events --------------------------------------------------------------------------------------------
 
 

@@ -8,10 +8,10 @@ import pytest
 from test_rows import settings_of
 
 from howlow.analysis.caveats import qualified
-from howlow.claims import EXPIRY_S
+from howlow.claims import EXPIRY_S, Claims
 from howlow.jobs import NodeBusy
 from howlow.meters.session import PhaseInterval
-from howlow.node import VARIABLE, Stay, Visitor, present
+from howlow.node import VARIABLE, Stay, Visitor, place_of_tickets, present
 from howlow.outcomes import ClaimLostError, StoppedError
 from howlow.records import LayoutChoice, Neighbour
 from howlow.trial import company, lease
@@ -93,6 +93,21 @@ def test_what_ran_beside_earlier_processes_stays_and_is_added_up(
     assert (found.phases, found.overlap_s) == (("train", "generate"), 7.0)
     state.found.neighbours = None  # an earlier process could not tell
     assert neighbours_so_far(state) is None
+
+
+def test_a_trial_whose_tickets_are_elsewhere_is_told_by_its_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs with a /tmp of their own: without this their costs would look undisturbed."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "node"))
+    state = trial(tmp_path, monkeypatch)
+    for name, place in ((state.name, place_of_tickets()), ("r0002-s0", "another"), ("r0004-s0", place_of_tickets())):
+        assert Claims(tmp_path, node=place).take(name) is not None
+    state.claim = 1
+    conclude_company(state)
+    (warning,) = state.found.warnings
+    assert (warning.kind, warning.phase) == ("ran_beside_other_trials", None)
+    assert warning.detail == "at the same time on this machine (with a HOWLOW_NODE of its own): r0002-s0"
 
 
 def test_one_that_waits_tells_whom_it_waits_for_and_stops_when_it_is_asked_to(

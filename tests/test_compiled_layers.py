@@ -7,6 +7,7 @@ CPU because its compiled kernel has none there; the plain code that is traced ha
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention
 
 from howlow.engine import buckets, layouts, order
+from howlow.engine.attention import sdpa
+from howlow.engine.attention_context import Limits
+from howlow.engine.cuda import attention
 from howlow.engine.layouts import Batch
+from howlow.engine.prefix_tree import added_mask, build_prefix_tree, within_limits
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
 
@@ -97,6 +102,27 @@ def test_an_epoch_of_squad_compiles_once_for_each_kind_of_layer(
             losses.append([trainer.outcome(trainer.step([batch])).loss for batch in batches])
     assert counter.frame_count == kinds < LAYERS
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_attention_that_is_compiled_by_itself_has_all_its_forms(monkeypatch: pytest.MonkeyPatch):
+    """More forms than torch's own limit, beyond which it would run uncompiled, where a long row has no memory."""
+    own, counter = torch.compile, CompileCounterWithBackend("eager")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: own(function, backend=counter, **options))
+    compiled = attention._compiled.__wrapped__()
+    monkeypatch.setattr(torch, "compile", own)
+    generator, forms = torch.Generator().manual_seed(0), 0
+    for blocks, window, cap in product((1, 2), (None, 9), (None, 7.0, 8.0)):
+        length, limits = blocks * attention.BLOCK - 9, Limits(0.25, window, None, cap)
+        given = [torch.randn((1, 2, length, 16), generator=generator) for _ in range(3)]
+        tree, _, _ = build_prefix_tree([list(range(length))], share=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, "flex_attention", compiled)  # as where no layer is compiled on a GPU
+            found = attention.FlexTreeAttention(tree).attend(*given, limits)
+        here, there = torch.arange(length)[:, None], torch.arange(length)[None]
+        mask = added_mask(within_limits(there <= here, here, there, window, None), torch.float32)
+        torch.testing.assert_close(found, sdpa(*given, mask[None, None], limits), rtol=1e-4, atol=1e-5)
+        forms += 1
+    assert counter.frame_count == forms == 12
 
 
 def test_rows_that_examples_share_go_through_one_recording(real_data: Path):

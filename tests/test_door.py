@@ -1,7 +1,9 @@
 """What a worker's machine must see before it joins, and which GPU a worker has."""
 
 import errno
+import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +13,12 @@ import torch
 from test_rows import settings_of
 
 from howlow.errors import UserError
-from howlow.jobs import PreparationReport
+from howlow.jobs import ModelJob, PreparationReport
 from howlow.meters import machine
 from howlow.meters.machine import choose_device
+from howlow.outcomes import Returned
 from howlow.sweeping.sweep import _devices as devices_of
-from howlow.worker import board, door
+from howlow.worker import board, door, joining
 from howlow.worker.board import Board, clock_ahead_s
 from howlow.worker.joining import work
 
@@ -76,6 +79,30 @@ def test_a_board_of_the_future_tells_of_a_clock_where_files_bear_the_time_of_the
         door.refuse_other_clock(0.0, Board(code="a", trials=()), run_directory, ())
 
 
+@pytest.mark.parametrize("further", [{}, {"trials": "in another form"}, {"trials": [], "new_field": 1}])
+def test_a_worker_of_another_version_is_refused_by_name_whatever_the_other_one_wrote(
+    further: dict[str, Any], run_directory: Path
+) -> None:
+    """At once, although the sweep's process is alive: a board that this version cannot read never becomes readable."""
+    board.write_owner(run_directory)
+    written = {"code": "c0ffee" * 10, "revision": "d00d"} | further
+    board.board_path(run_directory).write_text(json.dumps(written))
+    with pytest.raises(UserError, match=r"code_sha256 is \w{12} here, c0ffeec0ffee in the sweep; .*commit d00d in the"):
+        work(run_directory)
+    with pytest.raises(UserError, match="cannot read what the sweep's howlow wrote; run the same version of howlow"):
+        work(run_directory, accept_different=["environment.code_sha256"])
+
+
+def test_the_owner_of_a_sweep_is_named_with_its_machine_where_that_is_another(run_directory: Path) -> None:
+    assert board.owner_name(run_directory) == "another process"
+    board.write_owner(run_directory)
+    assert board.owner_name(run_directory) == f"process {os.getpid()}"
+    owner = json.loads((run_directory / ".howlow" / "owner.json").read_text())
+    there = {"pid": 7, "host": owner["host"] | {"name": "node9", "boot": "another"}}
+    (run_directory / ".howlow" / "owner.json").write_text(json.dumps(there))
+    assert board.owner_name(run_directory) == "process 7 on node9"
+
+
 @pytest.mark.parametrize("key", ["model", "tokenizer", "lora.start"])
 def test_a_file_that_this_machine_does_not_see_is_refused(key: str, tmp_path: Path) -> None:
     changes = {key: "/not/here", **({"lora.start_rank": 8} if key == "lora.start" else {})}
@@ -84,6 +111,47 @@ def test_a_file_that_this_machine_does_not_see_is_refused(key: str, tmp_path: Pa
         door.refuse_unseen_files([job], tmp_path)
     named: Any = SimpleNamespace(settings=settings_of("question_answering", 1, 0, model="owner/name"))
     door.refuse_unseen_files([named], tmp_path)
+
+
+def test_another_model_under_the_same_name_is_refused_and_may_be_accepted(tmp_path: Path) -> None:
+    door.refuse_other_model("/models/m", "a" * 64, "a" * 64, tmp_path, ())
+    with pytest.raises(
+        UserError, match=f"{HERE} has another model under model = /models/m .*: a{{12}} here, b{{12}} in"
+    ):
+        door.refuse_other_model("/models/m", "a" * 64, "b" * 64, tmp_path, ())
+    door.refuse_other_model("/models/m", "a" * 64, "b" * 64, tmp_path, ["data.model_sha256"])
+
+
+@pytest.mark.parametrize(("there", "asked"), [("a" * 64, 1), ("b" * 64, 1), (None, 0)])
+def test_each_local_model_is_looked_at_once(there: str | None, asked: int, tmp_path: Path) -> None:
+    questions: list[ModelJob] = []
+
+    def run(job: ModelJob, log: Path) -> Returned[str]:
+        questions.append(job)
+        return Returned("a" * 64)
+
+    runner: Any = SimpleNamespace(run=run)
+    data = SimpleNamespace(model_sha256=there)
+    jobs: Any = [SimpleNamespace(settings=settings_of("question_answering", rank, 0), data=data) for rank in (1, 2)]
+    with pytest.raises(UserError, match="has another model") if there == "b" * 64 else nullcontext():
+        joining._refuse_other_models(jobs, tmp_path, runner, ())
+    assert len(questions) == asked
+
+
+@pytest.mark.parametrize(("precision", "is_refused"), [("auto", True), ("fp32", False)])
+def test_a_machine_on_which_auto_is_another_precision_is_refused(
+    precision: str, is_refused: bool, tmp_path: Path
+) -> None:
+    """`--accept-different costs` lets it in, but its quality would be another, and the report would refuse all."""
+    asked = settings_of("question_answering", 1, 0, **{"training.precision": precision})
+    job: Any = SimpleNamespace(settings=asked, environment=SimpleNamespace(device="cuda:0"))
+    here: Any = SimpleNamespace(device="cpu")
+    if is_refused:
+        with pytest.raises(UserError, match=f'"auto" is fp32 on {HERE} .cpu., and bf16 in the sweep .cuda:0.'):
+            door.refuse_other_precision([job], here, tmp_path, ["costs"])
+    door.refuse_other_precision([job], here, tmp_path, ["costs", "resolved.precision"])
+    job.environment.device = "cpu"
+    door.refuse_other_precision([job], here, tmp_path, ())
 
 
 # -- which GPU ------------------------------------------------------------------------------------------------------

@@ -118,6 +118,28 @@ def test_work_goes_on_after_a_recording_that_failed() -> None:
     assert again().item() == 5.0
 
 
+def test_a_recording_in_which_memory_ran_out_gives_back_what_it_took() -> None:
+    """CUDA can end it, and the graph of all that had been recorded would hold its memory."""
+    import torch
+
+    from howlow.engine.cuda.graphs import CudaGraphs, drop_unused
+
+    def full() -> None:
+        torch.empty(64 << 20, device=device).fill_(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    device = torch.device("cuda")
+    graphs, held = CudaGraphs(device), torch.cuda.memory_reserved()
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs.record(full)
+    drop_unused(device)
+    assert torch.cuda.memory_reserved() <= held + (4 << 20)
+    number, graphs = torch.ones((), device=device), CudaGraphs(device)
+    again = graphs.record(lambda: number + 1)
+    number.fill_(4)
+    assert again().item() == 5.0
+
+
 @pytest.mark.parametrize(("precision", "layout"), [("bf16", "shared"), ("fp16-autocast", "padded")])
 def test_every_form_of_a_step_is_the_plain_one(
     wide_model: Path, precision: Any, layout: Any, monkeypatch: pytest.MonkeyPatch
@@ -233,6 +255,58 @@ def test_layouts_on_cuda_have_the_losses_and_gradients_of_padded(
     )
     truth = truth_about(model, examples, own)
     assert problem_with(model, layout, truth, execution=execution, pad_id=0) is None
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "width", "window", "softcap"), [(6, 2, 24, None, None), (7, 1, 96, 40, 30.0)]
+)
+def test_flex_attention_of_unusual_heads_is_sdpas(
+    heads: int, key_heads: int, width: int, window: int | None, softcap: float | None
+) -> None:
+    """Widths, and queries for a key head, that are no powers of two; windows and caps; rows of one block and more."""
+    import torch
+
+    from howlow.engine.attention import tree_attention
+    from howlow.engine.attention_context import Limits
+    from howlow.engine.prefix_tree import build_prefix_tree
+
+    chance, limits = torch.Generator("cuda").manual_seed(0), Limits(width**-0.5, window, None, softcap)
+    for stem in (30, 200):
+        tree, ids, _ = build_prefix_tree([(*range(stem), 500 + n, *range(9 + n)) for n in range(5)], share=True)
+        shapes = [(1, count, ids.numel(), width) for count in (heads, key_heads, key_heads)]
+        given = [torch.randn(shape, device="cuda", generator=chance).requires_grad_() for shape in shapes]
+        upstream, found = torch.randn(shapes[0], device="cuda", generator=chance), []
+        for kernel in ("flex", "sdpa"):
+            context = tree_attention(tree.to(torch.device("cuda")), kernel, 0, {(window, None)})
+            result = context.attend(*given, limits)
+            found.append((result, *torch.autograd.grad(result, given, upstream)))
+        for one, other in zip(*found, strict=True):
+            assert float((one - other).norm()) <= 5e-3 * float(other.norm())
+
+
+def test_a_steps_masks_are_recorded_with_it(tmp_path: Path) -> None:
+    """Layers with a sliding window are given a mask of transformers' own in `padded`."""
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from howlow.engine import buckets, layouts, step_check
+    from howlow.engine.cuda.graphs import CudaGraphs
+    from howlow.engine.execution import decide
+    from howlow.engine.tokens import TokenizedExample
+
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 64, "vocab_size": 256, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 40}
+    MistralForCausalLM(MistralConfig(**sizes, **heads)).save_pretrained(tmp_path)
+    examples = [TokenizedExample(str(n), "", tuple(range(3, 90 + n)), (7, 8, 9)) for n in range(4)]
+    given = [layouts.lay_out(part, "padded", 128, 0, "completion") for part in (examples[:2], examples[2:])]
+    shapes = buckets.choose_shapes([buckets.size_of_batch(batch) for batch in given], fills_rows=False)
+    batches = [buckets.fill(batch, shapes.shapes[0], 0).pinned() for batch in given]
+    device = torch.device("cuda")
+    execution = decide(device=device, precision="bf16", attention="own", full_row=128, joins_adapters=True, graphs=True)
+    found = step_check.trusted(
+        adapted(tmp_path, "bf16").train(), execution, *batches, lambda: CudaGraphs(device), has_to_pay=False
+    )
+    assert found == (execution, ())
 
 
 @pytest.fixture(scope="module")

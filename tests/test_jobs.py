@@ -80,6 +80,7 @@ def test_jobs_survive_json_and_pickle(settings: Settings) -> None:
         jobs.LayoutJob(settings=settings, data_folder=Path("data")),
         jobs.IdleJob(settings=settings, rest_s=0.1),
         jobs.EnvironmentJob(device="cpu"),
+        jobs.ModelJob(settings=settings),
         ProbeJob(
             setting="training.batch_size",
             kind="lora",
@@ -110,6 +111,7 @@ def test_events_of_a_sweep_survive_json(settings: Settings) -> None:
         jobs.SweepPrepared(total=2, done=1),
         jobs.TrialStarted(trial="t"),
         jobs.TrialWaits(trial="t", reason="cooling"),
+        jobs.ClusterBusy(reason="Resources"),
         TrialProbed(trial="t", setting="inference.batch_size", probe=PROBES[0]),
         jobs.TrialProgress(trial="t", progress=StepProgress(phase="train", step=1, steps=2)),
         jobs.TrialElsewhere(trial="t", holder="process 1"),

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from howlow import node
 from howlow.errors import UserError
-from howlow.node import Presence, Visitor, present, refuse_no_node
+from howlow.node import Presence, Visitor, place_of_tickets, present, refuse_no_node
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def test_tickets_that_nobody_can_ask_for_any_more_are_removed(folder: Path) -> N
     for _ in range(20):
         with present(visitor("a"), give_up):
             pass
-    assert len(list(folder.glob("*.ticket"))) <= 2
+    assert 1 <= len(list(folder.rglob("*.ticket"))) <= 2
     with present(visitor("long"), give_up) as long:
         for index in range(5):
             with present(visitor(f"t{index}"), give_up):
@@ -115,6 +115,41 @@ def test_without_a_folder_trials_run_and_none_can_be_alone(tmp_path: Path, monke
         refuse_no_node()
     with pytest.raises(UserError, match=r"run\.exclusive"), present(visitor("a", is_alone=True), give_up):
         pass
+
+
+def test_tickets_of_another_start_or_machine_count_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that outlives a start, or that several machines see: their clocks and locks mean nothing here."""
+    here = node.Host.here()
+    with present(visitor("before", is_alone=True), give_up):
+        monkeypatch.setattr(node.Host, "here", lambda: node.Host(here.name, here.machine, "after"))
+        with present(visitor("after"), give_up) as after:
+            assert after is not None
+            assert after.neighbours() == []
+
+
+def test_every_user_can_read_a_ticket_whatever_the_umask(folder: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        with present(visitor("a"), give_up):
+            pass
+    finally:
+        os.umask(before)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in folder.rglob("*.*")}
+    assert modes == {".ticket": 0o644, ".end": 0o644}
+    folders = [folder, *filter(Path.is_dir, folder.iterdir())]
+    assert {one.stat().st_mode & 0o7777 for one in folders} == {0o1777}
+
+
+def test_the_place_of_tickets_differs_where_processes_do_not_see_each_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = place_of_tickets()
+    assert first == place_of_tickets() != ""
+    monkeypatch.setenv(node.VARIABLE, str(tmp_path / "another"))
+    assert place_of_tickets() not in (first, "")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(node.VARIABLE, str(tmp_path / "file" / "node"))
+    assert place_of_tickets() == ""
 
 
 class Queue(RuleBasedStateMachine):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPT2Config, GPT2LMHeadModel
 from transformers.pytorch_utils import Conv1D
+from zoo import config_of
 
 from howlow import load_settings as load
 from howlow.engine import layouts, quantization
@@ -275,6 +276,51 @@ def test_a_model_without_linear_layers_is_refused() -> None:
 
     with pytest.raises(UserError, match="Bare has no linear layer that could be quantised"):
         quantization.quantize(Bare(), "nf4", double=True, device=CPU)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "afmoe", "deepseek_v32", "phi", "mixtral", "opt"])
+def test_the_layers_are_those_that_transformers_quantises(architecture: str) -> None:
+    """By transformers' own replacement, on models without storage: an adapter has to fit the base that it loads."""
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.base import HfQuantizer
+
+    with torch.device("meta"):
+        ours, theirs = (AutoModelForCausalLM.from_config(config_of(architecture)) for _ in range(2))
+    kept = HfQuantizer.get_modules_to_not_convert(theirs, None, theirs._keep_in_fp32_modules)
+    replaced = replace_with_bnb_linear(theirs, kept, BitsAndBytesConfig(load_in_8bit=True))
+    expected = {name for name, module in replaced.named_modules() if type(module).__name__ == "Linear8bitLt"}
+    found = {name for name, _ in quantization._layers_to_quantize(ours)}
+    assert found == expected != set()
+
+
+def test_a_layer_that_stands_at_two_places_stays_one(tiny_model: Path) -> None:
+    model = loaded(tiny_model)
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    quantization.quantize(model, "nf4", double=True, device=CPU)
+    first, second = (layer.mlp.up_proj for layer in model.model.layers)
+    assert isinstance(first, QuantizedLinear)
+    assert first is second
+
+
+@pytest.mark.parametrize(("kind", "double"), KINDS)
+@pytest.mark.parametrize("zeros", ["row", "block", "all"])
+def test_weights_of_zero_are_read_as_zero(kind: Quantization, double: bool, zeros: str) -> None:
+    """Pruned rows, and rows that pad a matrix: their largest magnitude, by which codes are scaled, is 0."""
+    weight = torch.randn(8, 128)
+    place = {"row": (slice(3, 4), slice(None)), "block": (3, slice(64, 128)), "all": (slice(None), slice(None))}[zeros]
+    weight[place] = 0.0
+    read = QuantizedLinear(weight, None, kind, double=double).weight
+    assert torch.isfinite(read).all()
+    assert not read[place].any()
+
+
+def test_int8_refuses_weights_beyond_fp16(tiny_model: Path) -> None:
+    model = loaded(tiny_model)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 4] = 1e5
+    words = r"model\.layers\.1\.mlp\.up_proj has a weight of 1e\+05, and int8 starts from fp16"
+    with pytest.raises(UserError, match=words):
+        quantization.quantize(model, "int8", double=True, device=CPU)
 
 
 def test_a_weight_that_is_no_number_is_found_before_it_is_a_code(tiny_model: Path, tmp_path: Path) -> None:

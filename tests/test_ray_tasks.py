@@ -4,9 +4,10 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,6 +53,40 @@ def test_an_address_that_does_not_answer_is_one_line(monkeypatch: pytest.MonkeyP
     assert ("run howlow on a machine of the cluster" if kind == "client" else "ray start --head") in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("answer", "is_ray"),
+    [
+        (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", True),  # a frame of settings, as gRPC's
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", False),  # the dashboard
+        (b"-ERR unknown command\r\n", False),  # a Redis
+        (b"", False),  # closed at once
+        (None, True),  # silent: Ray itself finds out
+    ],
+)
+def test_a_server_that_is_no_ray_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch, answer: bytes | None, is_ray: bool
+) -> None:
+    monkeypatch.setattr(ray_tasks, "_ANSWER_WITHIN_S", 0.2 if answer is None else 30.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def serve() -> None:
+            one, _ = server.accept()
+            with one:
+                one.recv(100)
+                one.sendall(answer or b"")
+                if answer is None:
+                    one.recv(100)  # until the client has gone
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            with nullcontext() if is_ray else pytest.raises(UserError, match=f"{address}: something else than Ray"):
+                ray_tasks._refuse_deaf(address)
+        finally:
+            thread.join()
+
+
 def test_amdsmi_without_its_library_does_not_keep_ray_from_being_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -89,9 +124,12 @@ CPUS, GPUS = ({"CPU": 8.0}, {"CPU": 4.0}), ({"CPU": 2.0}, {"CPU": 32.0, "GPU": 4
         (GPUS, {"run": {"device": "cuda"}}, {"num_cpus": 4, "num_gpus": 1}, 4),
         (GPUS, {"run": {"device": "cpu"}}, {"num_cpus": 2, "num_gpus": 0}, None),
         (({"CPU": 8.0, "GPU": 1.0},), {}, {"num_cpus": 8, "num_gpus": 1}, None),
+        (GPUS, {"run": {"devices_per_trial": 2}}, {"num_cpus": 8, "num_gpus": 2}, 8),
+        (GPUS, {"run": {"devices_per_trial": 4}}, {"num_cpus": 16, "num_gpus": 4}, None),
+        (CPUS, {"run": {"devices_per_trial": 2}}, {"num_cpus": 4, "num_gpus": 0}, None),
     ],
 )
-def test_a_trial_is_given_a_gpu_or_a_node(
+def test_a_trial_is_given_its_gpus_or_a_node(
     monkeypatch: pytest.MonkeyPatch, nodes: Any, changes: Any, share: Any, threads: int | None
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -103,6 +141,9 @@ def test_a_trial_is_given_a_gpu_or_a_node(
     [
         (CPUS, {"run": {"device": "cuda"}}, 'run.device = "cuda": no node of the Ray cluster has a GPU; start one'),
         (GPUS, {"run": {"device": "cuda:1"}}, 'Ray chooses the cards of its tasks; set run.device = "cuda"'),
+        (GPUS, {"run": {"device": "GPU-1a2b"}}, 'run.device = "GPU-1a2b" names one card, and Ray chooses the cards'),
+        (GPUS, {"run": {"devices_per_trial": 8}}, "devices_per_trial = 8: the largest node .* has 4 GPUs; start a"),
+        (CPUS, {"run": {"devices_per_trial": 9}}, "devices_per_trial = 9: the largest node .* has 8 CPUs"),
         (CPUS, {"ray": {"cpus_per_trial": 9}}, "ray.cpus_per_trial = 9: the largest node .* has 8 cores"),
         (({"CPU": 0.0},), {}, "no node of the Ray cluster has a CPU"),
     ],

@@ -17,7 +17,16 @@ from howlow.errors import UserError
 from howlow.executors import remote
 from howlow.executors.ray_tasks import run_task
 from howlow.executors.remote import SignalLink, run_remote, threads_asked_for
-from howlow.jobs import JobFailedError, Preparing, StepProgress, SweepEvent, SweepPrepared, TrialProgress, TrialStarted
+from howlow.jobs import (
+    ClusterBusy,
+    JobFailedError,
+    Preparing,
+    StepProgress,
+    SweepEvent,
+    SweepPrepared,
+    TrialProgress,
+    TrialStarted,
+)
 from howlow.jobs.event_file import EventTail, append_event
 from howlow.jobs.remote import (
     PrepareSweepJob,
@@ -204,6 +213,10 @@ class Script:
         self.folder, self.starts = folder, {name: list(acts) for name, acts in starts.items()}
         self.ends: list[tuple[RemoteJob[Any], Finished[Any]]] = []
         self.stopped = 0
+        self.reasons: list[str | None] = []
+
+    def why_waiting(self) -> str | None:
+        return self.reasons.pop(0) if self.reasons else None
 
     def start(self, jobs: Sequence[RemoteJob[Any]]) -> None:
         for job in jobs:
@@ -272,6 +285,44 @@ def test_a_lost_job_ends_the_sweep_only_when_the_others_have_ended(
         course(tmp_path, cluster, monkeypatch)
     assert (tmp_path / "trials" / "b" / "record.json").exists()
     assert cluster.stopped == 1
+
+
+def test_why_a_cluster_begins_nothing_is_said_once_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def waits(job: RemoteJob[Any]) -> None:
+        cluster.reasons = ["Priority", "Priority", "Resources", None, "Resources"]
+
+    cluster = Script(tmp_path, a=[waits])
+
+    def ended() -> list[tuple[RemoteJob[Any], Finished[Any]]]:
+        return [] if cluster.reasons else [(job, leaves_record(job)) for job in jobs]
+
+    jobs = [RunTrialJob(submitter=submitter(tmp_path), trial="a")]
+    monkeypatch.setattr(cluster, "ended", ended)
+    told = course(tmp_path, cluster, monkeypatch)
+    assert [event.reason for event in told if isinstance(event, ClusterBusy)] == ["Priority", "Resources"]
+
+
+def test_a_stopped_job_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Script(tmp_path, a=[lambda job: Unfinished("stopped"), leaves_record])
+    course(tmp_path, cluster, monkeypatch)
+    assert cluster.starts == {"a": []}
+
+
+def test_a_preparation_that_was_stopped_says_how_to_go_on(tmp_path: Path) -> None:
+    settings = load(None, [SMALL])
+    name = PrepareSweepJob(submitter=submitter(tmp_path), settings=settings).name
+    cluster = Script(tmp_path, **{name: [lambda job: Unfinished("stopped")]})
+    with pytest.raises(JobFailedError, match=r"the preparation was stopped .*\.log; the same command starts it again"):
+        Elsewhere(tmp_path, cluster, (), lambda event: None).prepare(settings, ())
+
+
+def test_a_machine_that_cannot_open_a_jobs_log_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = Quick(submitter=submitter(tmp_path), trial="t")
+    job.log.mkdir()
+    finished = run_remote(job)
+    assert isinstance(finished, Unfinished)
+    assert str(job.log) in finished.problem
 
 
 def test_a_mistake_of_the_user_stops_all_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from howlow.batch_search.search import (
 )
 from howlow.batch_search.workload import Compiled, InferenceWork, Scope, TrainingWork
 from howlow.engine import decode_check
+from howlow.engine.cuda.attention import BLOCK
 from howlow.engine.execution import Execution, decide
 from howlow.engine.layouts import Batch, computed_tokens
 from howlow.engine.tokens import TokenizedExample
@@ -392,7 +393,8 @@ def accelerated(
     def run(problem: str | None, scope: Scope) -> Ran:
         ran = Ran()
 
-        def check(model: Any, asked: Execution, *_: Any) -> tuple[Execution, tuple[str, ...]]:
+        def check(model: Any, asked: Execution, *_: Any, has_to_pay: bool) -> tuple[Execution, tuple[str, ...]]:
+            assert not has_to_pay, "a probe asks for memory, and nothing is timed"
             ran.checks += 1
             return (asked, ()) if problem is None else (replace(asked, compiled=False), (problem,))
 
@@ -420,6 +422,18 @@ def test_a_plain_probe_compiles_nothing_and_fills_batches_up_as_a_whole_one_does
     assert all(tokens % 128 == 0 for step in shapes(whole) for _, tokens in step)
     assert plain.light, "a light step makes the optimizer's moments"
     assert whole.light
+
+
+def test_the_light_step_of_a_plain_probe_fills_more_than_a_block(tiny_table: dict[str, Any], tmp_path: Path) -> None:
+    """FlexAttention would be compiled for a row of a single block, too, which no other step of the search has."""
+    job = measure_job(tiny_table, tmp_path).trial
+    bench: Any = type("Bench", (), {})()
+    bench.prepared, bench.device, bench.pad_id = read_prepared(tmp_path / "data"), CUDA, 0
+    layout = LayoutChoice(layout="shared", kernel="flex")
+    bench.state = TrialState("probe", "lora", {}, job.settings, tmp_path, tmp_path / "data", Told(), layout)
+    (light,) = workload._light_batches(bench)
+    assert light.input_ids.shape[0] == 1
+    assert BLOCK < light.computed_tokens < sum(example.length for example in bench.prepared.train)
 
 
 @pytest.mark.parametrize("scope", [Scope(), Scope(is_whole=False)])

@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,11 @@ def settings(**changes: Any) -> Settings:
     return load(None, [SMALL, {"run": {"executor": "slurm"}}, changes])
 
 
+@pytest.fixture
+def submitit() -> None:
+    pytest.importorskip("submitit", reason="submitit is not installed (pip install 'howlow[slurm]')")
+
+
 # -- what a user can mend -------------------------------------------------------------------------------------------
 
 
@@ -49,6 +55,11 @@ def test_without_submitit_the_line_says_what_to_install(tmp_path: Path, monkeypa
         ({"slurm": {"time_limit_min": 2}}, "slurm.notice_s = 120: slurm.time_limit_min = 2 is 120 s, and no time"),
         ({"slurm": {"options": ["reservation=x"]}}, "slurm.options: 'reservation=x' is no option; as sbatch takes it"),
         ({"slurm": {"options": ["--a b=x"]}}, "slurm.options: '--a b=x' is no option"),
+        ({"run": {"device": "GPU-1a2b"}}, 'run.device = "GPU-1a2b" names one card, and SLURM chooses the cards'),
+        ({"slurm": {"options": ["--time=5"]}}, "'--time=5': --time has a setting of its own; set slurm.time_limit_min"),
+        ({"slurm": {"options": ["--cpus_per_task=2"]}}, "--cpus-per-task has a setting of its own"),
+        ({"slurm": {"options": ["--array=0-3"]}}, "'--array=0-3': howlow needs --array as it sets it itself"),
+        ({"slurm": {"options": ["--no-requeue"]}}, "howlow needs --no-requeue as it sets it itself"),
     ],
 )
 def test_a_setting_that_slurm_cannot_take_is_one_line(changes: Any, words: str) -> None:
@@ -70,7 +81,9 @@ def test_settings_become_options_of_sbatch() -> None:
     assert found["slurm_array_parallelism"] == 3
     further = found["slurm_additional_parameters"]
     assert (further["requeue"], further["reservation"], further["oversubscribe"]) == (True, "x", True)
-    assert slurm_array._parameters(settings(run={"device": "cuda"}))["gpus_per_node"] == 1
+    for devices in (1, 4):
+        asked_devices = settings(run={"device": "cuda", "devices_per_trial": devices})
+        assert slurm_array._parameters(asked_devices)["gpus_per_node"] == devices
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, **commands: Any) -> list[tuple[str, ...]]:
@@ -110,6 +123,20 @@ def test_the_queue_lists_elements_one_by_one(monkeypatch: pytest.MonkeyPatch) ->
     assert SlurmQueue().jobs() is None
 
 
+@pytest.mark.parametrize(
+    ("scontrol", "most"),
+    [
+        ((0, "MaxArraySize            = 40\nMaxJobCount = 9\n", ""), 40),
+        ((0, "MaxArraySize = 0\n", ""), 1),
+        ((1, "", "no controller"), 1001),
+        (None, 1001),
+    ],
+)
+def test_an_array_is_no_longer_than_slurm_takes_it(monkeypatch: pytest.MonkeyPatch, scontrol: Any, most: int) -> None:
+    answers(monkeypatch, scontrol=scontrol)
+    assert SlurmQueue().largest_array() == most
+
+
 # -- signals --------------------------------------------------------------------------------------------------------
 
 
@@ -119,6 +146,11 @@ def test_a_cancelled_element_does_not_come_back(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
     answers(monkeypatch, squeue=(0, f"{state}\n", ""))
     assert comes_back(signal.SIGTERM) is expected
+    answers(monkeypatch, squeue=(1, "", "slurm_load_jobs error: Invalid job id specified"))
+    assert comes_back(signal.SIGTERM) is False
+    for squeue in (None, (1, "", "slurm_load_jobs error: Unable to contact slurm controller")):
+        answers(monkeypatch, squeue=squeue)
+        assert comes_back(signal.SIGUSR2) is None
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
     assert not comes_back(signal.SIGTERM)
     assert comes_back(signal.SIGUSR2)
@@ -139,12 +171,23 @@ def told_entry(job: Told, link: Any) -> int:
     return 0
 
 
+class Requeued(list[int]):
+    """The signals after which a job was requeued; `refusal`: what SLURM says instead."""
+
+    refusal: Exception | None = None
+
+    def requeue(self, number: int, _: object) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.append(number)
+
+
 @pytest.fixture
-def requeued() -> Iterator[list[int]]:
-    """submitit's handlers, as they are in a job; lists the signals after which it was requeued."""
+def requeued() -> Iterator[Requeued]:
+    """submitit's handlers, as they are in a job."""
     numbers = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
-    before, found = {one: signal.getsignal(one) for one in numbers}, list[int]()
-    signal.signal(signal.SIGUSR2, lambda number, _: found.append(number))
+    before, found = {one: signal.getsignal(one) for one in numbers}, Requeued()
+    signal.signal(signal.SIGUSR2, found.requeue)
     yield found
     for one, handler in before.items():
         signal.signal(one, handler)
@@ -152,7 +195,7 @@ def requeued() -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGUSR2", "SIGTERM", "quiet"])
 def test_an_element_whose_time_is_up_is_requeued_and_leaves_no_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requeued: list[int], name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requeued: Requeued, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(slurm_array, "comes_back", lambda number: True)
@@ -162,8 +205,44 @@ def test_an_element_whose_time_is_up_is_requeued_and_leaves_no_end(
     assert slurm_array._read_end(element.job.end) == (Returned(0) if name == "quiet" else None)
 
 
+@pytest.mark.parametrize(
+    ("back", "refusal"),
+    [
+        (True, subprocess.CalledProcessError(1, "scontrol")),
+        (True, FileNotFoundError("scontrol")),
+        (True, RuntimeError("Job not requeued because: timed-out too many times.")),
+        (None, None),
+    ],
+)
+def test_an_element_that_slurm_does_not_take_back_leaves_word_that_it_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requeued: Requeued, back: bool | None, refusal: Exception | None
+) -> None:
+    """So whoever watches the sweep submits it again; without an end it would count as lost."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm_array, "comes_back", lambda number: back)
+    requeued.refusal = refusal
+    element = Element(Told(submitter=submitter(tmp_path), trial="SIGUSR2"))
+    with pytest.raises(SystemExit, match="1"):
+        element()
+    assert requeued == []
+    finished = slurm_array._read_end(element.job.end)
+    assert isinstance(finished, Unfinished)
+    assert finished.outcome == "stopped"
+    assert (str(refusal) if refusal else "SLURM cannot be asked from this node") in finished.problem
+
+
+def test_an_element_that_was_cancelled_leaves_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requeued: Requeued
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm_array, "comes_back", lambda number: False)
+    element = Element(Told(submitter=submitter(tmp_path), trial="SIGTERM"))
+    element()
+    assert (requeued, element.job.end.exists()) == ([], False)
+
+
 def test_a_job_that_failed_keeps_what_depends_on_it_from_starting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requeued: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requeued: Requeued
 ) -> None:
     monkeypatch.chdir(tmp_path)
     job = Told(submitter=submitter(tmp_path), trial="NO_SIGNAL")
@@ -238,6 +317,36 @@ def test_jobs_of_an_earlier_command_are_not_submitted_again(tmp_path: Path) -> N
     assert sorted(queue.cancelled) == ["1_0", "1_2", "2_0"]
 
 
+@pytest.mark.parametrize("is_limited", [False, True])
+def test_more_trials_than_an_array_takes_are_several_arrays(tmp_path: Path, is_limited: bool) -> None:
+    """With `run.workers` one follows the other: each array would run so many trials at one time."""
+    queue, executor, asked = FakeQueue(), FakeExecutor(), list[Any]()
+    executor.update_parameters = lambda **parameters: asked.append(parameters["slurm_dependency"])  # type: ignore[method-assign]
+    one = array(tmp_path, queue, executor)
+    one.largest, one.is_limited = 2, is_limited
+    one.start(jobs(tmp_path, "a", "b", "c", "d", "e"), after="7")
+    assert executor.arrays == [["a", "b"], ["c", "d"], ["e"]]
+    assert one.submitted().keys() == set("abcde")
+    limits = ["afterok:7", "afterok:7,afterany:1", "afterok:7,afterany:2", "0"]
+    assert asked == (limits if is_limited else ["afterok:7"] * 3)
+
+
+def test_what_sbatch_refuses_is_one_line_and_nothing_else(
+    submitit: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from submitit.core.utils import FailedJobError
+
+    class Refusing(FakeExecutor):
+        def submit_array(self, elements: list[Element]) -> list[Any]:
+            said = "sbatch: unrecognized option '--nonsense=1'\nTry \"sbatch --help\" for more information"
+            print(said, file=sys.stderr)  # as submitit does
+            raise FailedJobError(said)
+
+    with pytest.raises(UserError, match="SLURM refuses the job: sbatch: unrecognized option '--nonsense=1' Try"):
+        array(tmp_path, FakeQueue(), Refusing()).start(jobs(tmp_path, "a"))
+    assert capsys.readouterr().err == ""
+
+
 def test_processes_start_when_there_is_room(tmp_path: Path) -> None:
     queue, executor = FakeQueue(), FakeExecutor()
     one = array(tmp_path, queue, executor, most=1)
@@ -267,6 +376,24 @@ def test_a_job_that_slurm_has_forgotten_is_lost_after_a_while(tmp_path: Path, mo
     assert job.name == "b"
     assert isinstance(finished, Unfinished)
     assert "SLURM job 1_1 was cancelled or lost" in finished.problem
+
+
+@pytest.mark.parametrize(
+    ("states", "why"),
+    [
+        (["PENDING Resources", "PENDING Priority", "PENDING Priority"], "Resources, Priority"),
+        (["RUNNING None", "PENDING Priority"], None),
+        ([], None),
+    ],
+)
+def test_a_queue_says_why_nothing_has_begun(tmp_path: Path, states: list[str], why: str | None) -> None:
+    queue = FakeQueue()
+    one = array(tmp_path, queue, FakeExecutor())
+    one.start(jobs(tmp_path, *(f"t{index}" for index in range(len(states)))))
+    queue.there = {f"1_{index}": Queued(*text.split()) for index, text in enumerate(states)}
+    queue.there["9"] = Queued("PENDING", "of another sweep")
+    one.ended()
+    assert one.why_waiting() == why
 
 
 def test_only_slurm_keeps_a_sweep_that_is_left(tmp_path: Path) -> None:
@@ -332,9 +459,8 @@ REAL = pytest.mark.skipif(why_not() is not None, reason=f"no SLURM can be starte
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_signal_brings_an_element_back_and_cancelling_ends_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    submitit: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("submitit", reason="submitit is not installed (pip install 'howlow[slurm]')")
     out = tmp_path / "out"
     here = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     monkeypatch.setenv("PYTHONPATH", here)
@@ -348,6 +474,8 @@ def test_a_signal_brings_an_element_back_and_cancelling_ends_it(
         wait_until(lambda: (out / "begun-back").exists() and (out / "begun-cancelled").exists(), 400)
         ids = elements.submitted()
         subprocess.run(["scancel", "--signal=USR1", ids["back"]], check=True)
+        wait_until(lambda: elements.states()["back"].state == "PENDING", 60)
+        time.sleep(_CLEANED_UP_S)
         wait_until(lambda: starts_now(ids["back"]) and bool(found := elements.ended()) and is_back(found, back), 400)
         assert (out / "saved-back").exists()
         elements.stop()
@@ -359,6 +487,9 @@ def test_a_signal_brings_an_element_back_and_cancelling_ends_it(
         options = settings(slurm={"options": ["--nodelist=nowhere"]})
         with pytest.raises(UserError, match=r"SLURM refuses the job: sbatch: error: .*; change"):
             slurm_cluster(options, out).start([Patient(submitter=submitter(out), trial="refused")])
+
+
+_CLEANED_UP_S = 5.0  # a job that starts in the second of its requeuing is killed: "job credential revoked"
 
 
 def starts_now(element: str) -> bool:
@@ -380,6 +511,23 @@ ONE_TRIAL = {
     "training": {"epochs": 10, "checkpoint_every_s": 1000.0},
     "run": {"executor": "slurm"},
 }
+
+
+@pytest.fixture
+def one_trial(
+    submitit: None, tiny_table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Makes the settings of a sweep of the trial, with those of [slurm]; it runs with one thread, as `alone` did."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return lambda **slurm: settings_file(tmp_path, merge(tiny_table, ONE_TRIAL), slurm=slurm)
+
+
+def has_come_back(out: Path, alone: Path) -> None:
+    """The trial was interrupted once, and all that counts is as without SLURM."""
+    assert what_counts(out) == what_counts(alone)
+    record = read_record(out / "trials" / "r0001-s0")
+    assert record is not None
+    assert record.resumed == 1
 
 
 @pytest.fixture(scope="module")
@@ -407,13 +555,10 @@ def told_to_save(out: Path) -> bool:
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_a_trial_whose_time_is_up_comes_back_in_processes_of_this_machine(
-    tiny_table: dict[str, Any], alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_trial: Callable[..., Path], alone: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("submitit", reason="submitit is not installed (pip install 'howlow[slurm]')")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "out"
-    asked = settings_file(tmp_path, merge(tiny_table, ONE_TRIAL), slurm={"through": "processes"})
-    sweep = started("sweep", asked, "--out", out)
+    sweep = started("sweep", one_trial(through="processes"), "--out", out)
     try:
         wait_until(lambda: trains(out), 400)
         ids = SlurmArray(None, FakeQueue(), out / ".howlow" / "remote", 1, None)._ids.read_text()
@@ -422,11 +567,8 @@ def test_a_trial_whose_time_is_up_comes_back_in_processes_of_this_machine(
         assert sweep.returncode == 0, shown + err
     finally:
         end(sweep)
-    assert what_counts(out) == what_counts(alone)
-    record = read_record(out / "trials" / "r0001-s0")
-    assert record is not None
-    assert record.resumed == 1
-    assert "r0001-s0: its process ended early; it resumes on" in err
+    has_come_back(out, alone)
+    assert "its process ended early; it resumes on" in err
 
 
 def task_of(controller: int) -> int:
@@ -440,13 +582,8 @@ def task_of(controller: int) -> int:
 @REAL
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
-def test_a_detached_sweep_on_a_real_slurm(
-    tiny_table: dict[str, Any], alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("submitit", reason="submitit is not installed (pip install 'howlow[slurm]')")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    out = tmp_path / "out"
-    asked = settings_file(tmp_path, merge(tiny_table, ONE_TRIAL), slurm={"partition": "low", "cpus_per_trial": 1})
+def test_a_detached_sweep_on_a_real_slurm(one_trial: Callable[..., Path], alone: Path, tmp_path: Path) -> None:
+    out, asked = tmp_path / "out", one_trial(partition="low", cpus_per_trial=1)
     with slurm_running(tmp_path / "slurm", cores=1) as environment:
 
         def howlow(*arguments: str | Path) -> str:
@@ -467,10 +604,7 @@ def test_a_detached_sweep_on_a_real_slurm(
         preempt(environment, out)
         shown = howlow("sweep", asked, "--out", out)
         assert "recommend" in shown or "rank" in shown
-    assert what_counts(out) == what_counts(alone)
-    record = read_record(out / "trials" / "r0001-s0")
-    assert record is not None
-    assert record.resumed == 1
+    has_come_back(out, alone)
 
 
 def preempt(environment: dict[str, str], out: Path) -> None:

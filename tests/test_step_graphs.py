@@ -206,6 +206,23 @@ def test_what_does_not_hold_is_left_out(
     assert left == [], "the training would add to them"
 
 
+@pytest.mark.parametrize("has_to_pay", [True, False])
+def test_only_what_is_compared_by_its_time_runs_more_than_once(
+    make_model: Make,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    has_to_pay: bool,
+):
+    passes, run, recorder = list[int](), Trainer.accumulate, Repeating()
+    monkeypatch.setattr(step_check, "PAYS", 0.0)  # so that whatever is timed is left out
+    monkeypatch.setattr(step_check, "_TIMED_S", 1e9)
+    monkeypatch.setattr(Trainer, "accumulate", lambda *given: (passes.append(1), run(*given))[1])
+    given = make_model().train(), graphed(), *laid_out("padded")[:2]
+    found, problems = step_check.trusted(*given, lambda: recorder, has_to_pay=has_to_pay)
+    assert (found.graphed, len(problems)) == ((False, 1) if has_to_pay else (True, 0))
+    # the plain step; then the recorded one, and where they are compared, the same that is not recorded
+    assert len(passes) == (1 + 2 * step_check._TIMED if has_to_pay else 2)
+
+
 def test_a_recording_that_keeps_something_of_its_own_batch_is_left_out(
     make_model: Make,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
@@ -262,7 +279,7 @@ class FakeCuda:
         monkeypatch.setattr(torch.cuda, "default_generators", (self.drawn,))
         monkeypatch.setattr(torch, "Generator", lambda _: FakeGenerator())
         self.done, self.current, self.fails = list[str](), "own", fails
-        self.is_recording, self.pool_uses = False, 0
+        self.is_recording, self.pool_uses, self.waits = False, 0, 0
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: self)
         monkeypatch.setattr(torch.cuda, "empty_cache", self.empty_cache)
@@ -276,7 +293,11 @@ class FakeCuda:
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocating, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_releasePool", self.release, raising=False)
 
-    def wait_stream(self, _: Any) -> None: ...
+    def wait_stream(self, _: Any) -> None:
+        self.waits += 1
+
+    def reset(self) -> None:
+        self.pool_uses -= 1
 
     def replay(self) -> None:
         self.done.append("replay")
@@ -335,7 +356,19 @@ def test_where_a_recording_fails_work_goes_on_as_before(monkeypatch: pytest.Monk
     )
     drop_unused(torch.device("cuda"))
     assert cuda.done == ["empty"], "the plainer steps begin with an empty cache"
-    assert cuda.pool_uses == (1 if can_be_ended else 0), "a graph that was not recorded never gives its pool back"
+    assert cuda.pool_uses == 0, "what was recorded until then is given back"
+
+
+def test_after_a_warm_up_that_fails_its_kernels_are_waited_for(monkeypatch: pytest.MonkeyPatch):
+    """What follows is given the memory that they may still write to."""
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    cuda = FakeCuda(monkeypatch, fails=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        CudaGraphs(torch.device("cuda")).warm_up(full)
+    assert cuda.waits == 2, "the warm-up waits for what came before, and what comes after for the warm-up"
 
 
 # -- streams -----------------------------------------------------------------------------------------------------------

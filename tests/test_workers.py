@@ -262,6 +262,7 @@ def test_a_worker_of_other_code_or_on_another_machine_is_refused(
         (out / ".howlow" / "board.json").write_text(text, encoding="utf-8")
 
     monkeypatch.setattr(joining, "_environment", lambda *_: board.trials[0].environment)
+    monkeypatch.setattr(joining, "_refuse_other_models", lambda *_: None)
     for changes, words in (
         ({"threads": 7}, "environment.threads is 1 here, 7 in the sweep"),
         ({"versions": {"torch": "0.1"}}, "environment.versions.torch is '.*' here, '0.1' in the sweep"),

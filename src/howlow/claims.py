@@ -20,9 +20,8 @@ the worker takes the trial anew, from its checkpoint, unless another one has it.
 expired claim first gives every file that the old process appends to a new inode (`detach`), so that what the old
 process still writes reaches no file of the new one.
 
-What remains: a process that is paused for longer than `EXPIRY_S` exactly between its look and its write can put an
-older checkpoint, or its own record, into the folder. Both are whole and of this trial; the trial may then have been run
-twice, with one record.
+What remains: a process that is paused for so long exactly between its look and its write can put an older checkpoint,
+or its own record, into the folder. Both are whole and of this trial, which may then have been run twice.
 """
 
 import json
@@ -50,11 +49,15 @@ EXPIRY_S = 180.0
 
 @dataclass(frozen=True)
 class Host:
-    """A machine since its last start; equal only where locks and the system's clock are shared."""
+    """A machine, or a container of it, since its last start; equal only where locks and the clock are shared."""
 
     name: str
     machine: str
     boot: str
+
+    def is_beside(self, other: "Host") -> bool:
+        """Whether both are one machine, whose containers have names of their own."""
+        return self.boot == other.boot if self.boot else self == other
 
     @classmethod
     def here(cls) -> "Host":
@@ -71,12 +74,13 @@ def _first_line(path: str) -> str:
 
 @dataclass(frozen=True)
 class Holder:
-    """Who created a generation; `since_s` is on the machine's clock since its start."""
+    """Who created a generation; `since_s` is on the machine's clock since its start, `node` as in `Claims`."""
 
     host: Host
     pid: int
     since_s: float
     is_locked: bool
+    node: str = ""
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host.name}"
@@ -121,10 +125,11 @@ class _Beat:
 
 @dataclass
 class Claims:
-    """The claims of one run directory, seen by one process."""
+    """The claims of one run directory, seen by one process; `node`: where its machine's tickets are (`howlow.node`)."""
 
     run_directory: Path
     host: Host = field(default_factory=Host.here)
+    node: str = ""
     expiry_s: float = EXPIRY_S
     heartbeat_s: float = HEARTBEAT_S
     clock: Callable[[], float] = now_s
@@ -210,7 +215,7 @@ class Claims:
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         try:
             locked = _lock(descriptor, exclusive=True)  # before the file has its name: nobody sees it unlocked
-            holder = Holder(self.host, os.getpid(), machine_s(), locked)
+            holder = Holder(self.host, os.getpid(), machine_s(), locked, self.node)
             os.write(descriptor, json.dumps(asdict(holder)).encode())
             os.fsync(descriptor)
             won = _link(temporary, _path(folder, generation))
@@ -279,32 +284,36 @@ def detach(trial_folder: Path) -> None:
         copy.replace(path)
 
 
-def neighbours(run_directory: Path, trial: str, *, only_now: bool = False) -> tuple[str, ...]:
-    """The other trials of the folder that ran on this machine at the same time as this one, or that run `only_now`."""
+def neighbours(folder: Path, trial: str, *, only_now: bool = False, unseen_by: str | None = None) -> tuple[str, ...]:
+    """The other trials of a run directory that ran on this machine when this one did, or that run `only_now`.
+
+    unseen_by: only those whose machine's tickets are elsewhere (`Claims.node`), as in a container of its own.
+    """
     host, now = Host.here(), machine_s()
-    own = [(now, now)] if only_now else list(_intervals(claim_folder(run_directory, trial), host, now))
-    others = (folder.parent for folder in (run_directory / "trials").glob("*/.claim") if folder.parent.name != trial)
-    found = [
-        other.name
-        for other in others
-        for start, end in _intervals(other / ".claim", host, now)
+    own = [(now, now)] if only_now else list(_intervals(claim_folder(folder, trial), host, now))
+    found = {
+        other.parent.name
+        for other in (folder / "trials").glob("*/.claim")
+        for start, end in _intervals(other, host, now, unseen_by)
         if any(start < own_end and own_start <= end for own_start, own_end in own)
-    ]
-    return tuple(sorted(set(found)))
+    }
+    return tuple(sorted(found - {trial}))
 
 
-def _intervals(folder: Path, host: Host, now: float) -> Iterator[tuple[float, float]]:
+def _intervals(folder: Path, host: Host, now: float, unseen_by: str | None = None) -> Iterator[tuple[float, float]]:
     """When a trial was run on this machine, since it was started: begin and end of each generation."""
     for generation in range(1, latest(folder) + 1):
         holder = _read_holder(folder, generation)
-        if holder is None or holder.host != host:
+        if holder is None or not holder.host.is_beside(host) or holder.node == unseen_by:
             continue
-        beat = _read_beat(folder, generation)
-        if beat.startswith("void"):
+        state, _, since = _read_beat(folder, generation).partition(" ")
+        if state == "void":
             continue
-        is_running = beat.startswith("held") and (not holder.is_locked or is_locked(_path(folder, generation)))
-        with suppress(IndexError, ValueError):  # no beat: the holder died as it began
-            yield holder.since_s, now if is_running else float(beat.split()[1])
+        with suppress(ValueError):  # no beat: the holder died as it began
+            renewed_s = float(since)
+            may_live = state == "held" and now - renewed_s < EXPIRY_S
+            is_running = may_live and (not holder.is_locked or is_locked(_path(folder, generation)))
+            yield holder.since_s, now if is_running else renewed_s
 
 
 def machine_s() -> float:
@@ -328,7 +337,7 @@ def _read_holder(folder: Path, generation: int) -> Holder | None:
     """None where the file is not whole yet, or not there any more."""
     try:
         found = json.loads(_path(folder, generation).read_text(encoding="utf-8"))
-        return Holder(Host(**found["host"]), found["pid"], found["since_s"], found["is_locked"])
+        return Holder(**found | {"host": Host(**found["host"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

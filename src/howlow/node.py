@@ -1,10 +1,11 @@
 """The node: who works on this machine at one time, and who has it to himself.
 
-Each process that loads a model for a trial takes a *ticket*: a numbered file in a folder of this machine
-(`/tmp/howlow-node`, or `HOWLOW_NODE`), which it holds locked until it ends. The system frees the lock however the
-process ends. Tickets are served in their order. A process that is to be *alone* waits until none with a lower number
-is left; any other waits for those with a lower number that are to be alone. So nobody is passed over for ever, and
-nobody begins beside a process that is alone. The folder is never on a shared file system: every machine has its own.
+Each process that loads a model for a trial takes a *ticket*: a numbered file in a folder of this machine since its
+last start (in `/tmp/howlow-node`, or `HOWLOW_NODE`), which it holds locked until it ends. The system frees the lock
+however the process ends. Tickets are served in their order. A process that is to be *alone* waits until none with a
+lower number is left; any other waits for those with a lower number that are to be alone. So nobody is passed over for
+ever, and nobody begins beside a process that is alone. Every start of every machine has a folder of its own, named
+after it: tickets of an earlier start, or of another machine on a shared file system, count for nothing.
 
 Tickets also tell afterwards who ran beside whom. An ended one stays as long as a process is alive that began before it
 ended. Of a process that was killed, the end is when another one finds it dead.
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from howlow.claims import is_locked, machine_s
+from howlow.claims import Host, is_locked, machine_s
 from howlow.errors import UserError, reason
 from howlow.meters.clock import sleep
 
@@ -31,6 +32,8 @@ except ImportError:  # not on Windows
 VARIABLE = "HOWLOW_NODE"
 _FOLDER = Path("/tmp/howlow-node")
 _LOOK_EVERY_S = 0.2
+_READABLE = 0o644
+"""By every user, whatever the umask: who cannot open a ticket takes its process for dead."""
 KindOfWork = Literal["trial", "search", "idle reading"]
 
 
@@ -136,6 +139,16 @@ def present(visitor: Visitor, wait: Callable[[Visitor], None]) -> Iterator[Prese
         presence.end()
 
 
+def place_of_tickets() -> str:
+    """Which folder this process sees as its machine's; those of containers with a /tmp of their own are different."""
+    try:
+        _make(_folder())
+        found = _folder().stat()
+    except OSError:
+        return ""
+    return f"{found.st_dev}:{found.st_ino}"
+
+
 def refuse_no_node() -> None:
     """Refuse `run.exclusive` on a machine where processes cannot be told apart.
 
@@ -160,20 +173,29 @@ def _no_folder(error: OSError) -> UserError:
 
 
 def _folder() -> Path:
-    return Path(os.environ.get(VARIABLE) or _FOLDER)
+    return Path(os.environ.get(VARIABLE) or _FOLDER) / Host.here().boot
+
+
+def _make(folder: Path) -> None:
+    """Make a folder for all users of the machine."""
+    if folder.is_dir():
+        return
+    if not folder.parent.exists():
+        _make(folder.parent)
+    folder.mkdir(exist_ok=True)
+    with suppress(OSError):  # another user was quicker
+        folder.chmod(0o1777)
 
 
 def _entered(folder: Path, visitor: Visitor) -> Presence:
     """Take the next number."""
     if fcntl is None:
         raise OSError("this system has no flock")
-    if not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(OSError):
-            folder.chmod(0o1777)  # for all users of the machine
+    _make(folder)
     temporary = folder / f".{uuid.uuid4().hex}.tmp"
     descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
     try:
+        os.fchmod(descriptor, _READABLE)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # before the ticket has its name
         _write(descriptor, visitor)
         number = _named(folder, temporary)
@@ -248,6 +270,7 @@ def _note_end(folder: Path, number: int) -> None:
     """Keep the end of a visitor, unless it is known."""
     descriptor = os.open(_end_of(folder, number), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     try:
+        os.fchmod(descriptor, _READABLE)
         os.write(descriptor, f"{machine_s():.6f}".encode())
     finally:
         os.close(descriptor)

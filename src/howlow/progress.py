@@ -17,6 +17,7 @@ from rich.text import Text
 from howlow.analysis.capacity import capacity
 from howlow.analysis.comparison import metrics_of
 from howlow.jobs import (
+    ClusterBusy,
     Preparing,
     Sizes,
     SweepEvent,
@@ -76,6 +77,8 @@ class Progress:
                 self._say(f"{event.total} trials, {event.done} of them already finished")
                 for line in chain.from_iterable(map(size_lines, event.sizes)):
                     self._say(line)
+            case ClusterBusy():
+                self._say(f"    waits in the cluster's queue: {event.reason}")
             case TrialStarted():
                 self._on_started(event)
             case TrialWaits():

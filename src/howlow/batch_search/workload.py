@@ -25,6 +25,7 @@ import torch
 from howlow.batch_search.row_tokens import RowTokens
 from howlow.engine import buckets, evaluation, layouts
 from howlow.engine import model as models
+from howlow.engine.cuda.attention import BLOCK
 from howlow.engine.execution import Execution, running
 from howlow.engine.layouts import Batch
 from howlow.engine.tokens import TokenizedExample
@@ -222,7 +223,8 @@ class TrainingWork:
             sizes = [buckets.size_with(self._tokens.of(part), self._examples(part), layout, loss_on) for part in parts]
             return _plainest(bench.execution), filling_of(state, bench.execution, bench.pad_id, sizes), []
         examples = [self._examples(part) for part in parts]
-        execution, filling, recorded = ready(state, bench.model, bench.execution, bench.pad_id, examples)
+        given = bench.model, bench.execution, bench.pad_id, examples
+        execution, filling, recorded = ready(state, *given, has_to_pay=False)
         _refuse_lack_of_memory(state)
         return execution, filling, recorded
 
@@ -274,15 +276,30 @@ def _light_batches(bench: Bench) -> Iterator[Batch]:
 
     On a CPU they differ in shape, padded ones by having no padding, so that as many kernels are compiled as may be
     kept; in the course of a trial its micro-batches would compile them. torch's own compiler must see the trial's
-    shapes only, or it compiles another graph. (On CUDA filled batches are what it sees.)
+    shapes only, or it compiles another graph. (On CUDA filled batches are what it sees.) On CUDA there is one batch, in
+    a row of more than a block: FlexAttention is compiled once more for a row of one, which takes seconds.
     """
     by_length = {example.length: example for example in bench.prepared.train}
     lightest = [by_length[length] for length in sorted(by_length)]
     layout, training = bench.state.choice.layout, bench.state.settings.training
+    if bench.device.type == "cuda":
+        yield _more_than_a_block(bench, lightest)
+        return
     is_varied = bench.device.type == "cpu" and (layout != "padded" or not bench.execution.compiled)
     for example in lightest[: _SHAPES if is_varied else 1]:
         length = example.length if is_varied else training.sequence_length
         yield layouts.lay_out([example], layout, length, bench.pad_id, training.loss_on)
+
+
+def _more_than_a_block(bench: Bench, lightest: Sequence[TokenizedExample]) -> Batch:
+    """As few of these examples as take more than a block of FlexAttention."""
+    layout, training = bench.state.choice.layout, bench.state.settings.training
+    sizes = (
+        layouts.computed_tokens(lightest[:count], layout, training.sequence_length)
+        for count in range(1, len(lightest) + 1)
+    )
+    count = next((count for count, size in enumerate(sizes, 1) if size > BLOCK), len(lightest))
+    return layouts.lay_out(lightest[:count], layout, training.sequence_length, bench.pad_id, training.loss_on)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from howlow.engine.cpu.attention import FEWEST_KEPT
 from howlow.engine.cpu.gemm import NO_CHOICE, Gemms
 from howlow.engine.cpu.patches import fused
 from howlow.engine.cuda.adapters import CastAdapters, joined_adapters
+from howlow.engine.cuda.attention import MOST_FORMS
 from howlow.engine.last_layer import modules_by_token, only_rows
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import Head
@@ -237,7 +238,7 @@ class Running:
         """
         self.cast_adapters()
         if batch.tree is None:
-            return one_sequence_a_row()
+            return self._own_rows()
         used = batch.predictors if self.execution.head == "targets" and batch.weights is None else None
         how = self.execution
         context = tree_attention(batch.tree, how.attention, how.kernels_kept, self._kinds, how.gemms.attention)
@@ -250,8 +251,23 @@ class Running:
         used: (count,) int64, the tokens whose hidden states are used; None for all.
         """
         chosen = nullcontext() if used is None else only_rows(self._by_token, used)
-        with chosen, attending(self._configs, context):
+        with self._forgetting_failures(), chosen, attending(self._configs, context):
             yield
+
+    @contextmanager
+    def _own_rows(self) -> Iterator[None]:
+        with self._forgetting_failures(), one_sequence_a_row():
+            yield
+
+    @contextmanager
+    def _forgetting_failures(self) -> Iterator[None]:
+        """Within this context a pass that fails leaves nothing of itself in joined adapters."""
+        try:
+            yield
+        except BaseException:
+            if self._adapters is not None:
+                self._adapters.forget()
+            raise
 
 
 @contextmanager
@@ -289,12 +305,14 @@ def _compiled_layers(model: Any, wanted: bool, dynamic: bool | None) -> Iterator
     layers = list(getattr(decoder_of(base), "layers", [])) if wanted else []
     if wanted and not layers:
         raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
-    hooks = [base.get_input_embeddings().register_forward_hook(_with_gradients)] if layers else []
-    for layer in layers:
-        layer.compile(dynamic=dynamic)
-    # A row that happens to be as long as the model is wide would otherwise be taken for equal to it, for good.
-    duck, shapes.use_duck_shape = shapes.use_duck_shape, dynamic is not True
+    hooks, duck = [], shapes.use_duck_shape
     try:
+        if layers:
+            hooks.append(base.get_input_embeddings().register_forward_hook(_with_gradients))
+        for layer in layers:
+            layer.compile(dynamic=dynamic)
+        # A row that happens to be as long as the model is wide would otherwise be taken for equal to it, for good.
+        shapes.use_duck_shape = dynamic is not True
         with _constant_numbers() if layers else nullcontext():
             yield
     finally:
@@ -315,12 +333,9 @@ def _constant_numbers() -> Iterator[None]:
     """Within this context torch's compiler takes a layer's numbers, such as its epsilon, for constants.
 
     Where shapes are dynamic it takes them for variables first, and traces the layer a second time when that fails.
+    A layer may have more forms than torch's own limit (`howlow.engine.cuda.attention.MOST_FORMS`).
     """
     from torch._dynamo import config  # only where something is compiled: it takes a second to load
 
-    own = config.specialize_float
-    config.specialize_float = True
-    try:
+    with config.patch(specialize_float=True, recompile_limit=MOST_FORMS):
         yield
-    finally:
-        config.specialize_float = own

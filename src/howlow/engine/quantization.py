@@ -10,8 +10,9 @@ backward, reads the weight anew in the dtype from which it was quantised, and co
 Activations are not quantised, unlike in LLM.int8(). So in every layout the losses are those of a dense model which
 holds the weights as they are read, and nothing of a weight is kept between the passes.
 
-The layers are those that transformers' `BitsAndBytesConfig` replaces: all linear ones but the vocabulary head. They get
-the same codes, so an adapter that was trained here fits a base that is loaded with it.
+The layers are those that transformers' `BitsAndBytesConfig` replaces, by its own rule: all linear ones but the
+vocabulary head, and what an architecture keeps in fp32. They get the same codes, so an adapter that was trained here
+fits a base that is loaded with it.
 """
 
 from importlib import import_module
@@ -23,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from howlow.errors import UserError
 
@@ -143,27 +146,45 @@ class _Product(torch.autograd.Function):
 def quantize(model: Any, kind: Quantization, *, double: bool, device: torch.device) -> None:
     """Replace the model's linear layers, all but the vocabulary head, by quantised ones on the device.
 
-    Layers are moved and quantised one after the other, so the device never holds the dense model.
+    Layers are moved and quantised one after the other, so the device never holds the dense model. One that stands at
+    several places stays one layer.
 
     Raises:
-        UserError: the model has no such layer.
+        UserError: the model has no such layer, or int8 cannot hold its weights.
     """
-    head = model.get_output_embeddings()
-    found = [(name, layer) for name, layer in model.named_modules() if _is_linear(layer) and layer is not head]
+    found, made = _layers_to_quantize(model), dict[int, QuantizedLinear]()
     if not found:
         raise no_layers(type(model).__name__, kind)
     for name, layer in found:
-        weight = layer.weight.to(device)
-        bias = None if layer.bias is None else layer.bias.to(device)
+        if id(layer) not in made:
+            _refuse_too_large(name, layer.weight, kind)
+            weight = layer.weight.to(device)
+            bias = None if layer.bias is None else layer.bias.to(device)
+            weight = weight.T if isinstance(layer, Conv1D) else weight  # (in, out), the other way round
+            made[id(layer)] = QuantizedLinear(weight, bias, kind, double=double)
         parent, _, own = name.rpartition(".")
-        weight = weight.T if isinstance(layer, Conv1D) else weight  # (in, out), the other way round
-        setattr(model.get_submodule(parent), own, QuantizedLinear(weight, bias, kind, double=double))
+        setattr(model.get_submodule(parent), own, made[id(layer)])
     for parameter in model.parameters():  # the others may be parts of a mapped file, which would stay in memory whole
         parameter.data = parameter.data.clone()
 
 
-def _is_linear(layer: object) -> bool:
-    return type(layer) in (nn.Linear, Conv1D)
+def _layers_to_quantize(model: Any) -> list[tuple[str, Any]]:
+    """The linear layers that transformers quantises, under each of their names."""
+    linear = [item for item in model.named_modules(remove_duplicate=False) if type(item[1]) in (nn.Linear, Conv1D)]
+    if not linear:
+        return []
+    kept = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    return [(name, layer) for name, layer in linear if should_convert_module(name, kept)]
+
+
+def _refuse_too_large(name: str, weight: Tensor, kind: Quantization) -> None:
+    """Refuse weights that bitsandbytes' int8, which starts from fp16, would make infinite."""
+    largest = float(weight.detach().abs().max()) if kind == "int8" and weight.numel() else 0.0
+    if largest > torch.finfo(torch.float16).max:
+        raise UserError(
+            f'quantization = "int8": {name} has a weight of {largest:.3g}, and int8 starts from fp16, which ends at '
+            '65504; set "nf4" or "none"'
+        )
 
 
 def no_layers(architecture: str, kind: Quantization) -> UserError:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from howlow.engine.alone import distance, logits_of
+from howlow.engine.attention_context import one_sequence_a_row
 from howlow.engine.cuda.graphs import drop_unused
 from howlow.engine.execution import Execution, Precision, running
 from howlow.engine.layouts import Batch
@@ -29,14 +31,14 @@ _MOVED_BY = 0.02
 _LOSS_SCALE = 1024.0
 _TIMED = 5
 _TIMED_S = 1.0  # or fewer, if they take longer than this together
-RECORDED = "replaying steps as CUDA graphs"
+RECORDED, _JOINED = "replaying steps as CUDA graphs", "running adapters without casts"
 PAYS = 0.97
 """A recording takes memory, and must take less of the time than this."""
 
 
 @dataclass(frozen=True)
 class Passed:
-    """What forward and backward of a batch gave, and the median of its time."""
+    """What forward and backward of a batch gave, and the median of its time where several were timed."""
 
     loss: float
     gradients: list[Tensor]
@@ -44,7 +46,13 @@ class Passed:
 
 
 def trusted(
-    model: Any, execution: Execution, recorded: Batch, batch: Batch, recorder: Callable[[], Recorder]
+    model: Any,
+    execution: Execution,
+    recorded: Batch,
+    batch: Batch,
+    recorder: Callable[[], Recorder],
+    *,
+    has_to_pay: bool = True,
 ) -> tuple[Execution, tuple[str, ...]]:
     """The first of an execution and its plainer forms that computes what the plainest does, and why others do not.
 
@@ -53,53 +61,79 @@ def trusted(
     recorded, batch: two of the training's longest batches, on the host and of one shape. A step is recorded on the
         first and held against the plain step on the second, so that a recording that keeps anything of its own batch
         is found.
+    has_to_pay: whether recorded steps must also be faster than others. Where only memory matters, nothing is timed.
     """
     plain = execution
     while (plainer := plain.plainer()) is not None:
         plain = plainer
     with _moved(model):
-        expected = _passed(model, plain, batch)
+        check = _Check(model, recorded, batch, recorder, _passed(model, plain, batch), has_to_pay)
         problems: list[str] = []
         joined = replace(plain, joined_adapters=execution.joined_adapters)
-        if joined != plain and (problem := _problem(model, joined, (recorded, batch), expected, recorder)) is not None:
+        if joined != plain and (problem := check.problem(joined)) is not None:
             problems.append(problem)
             execution, joined = replace(execution, joined_adapters=False), plain
-        while (
-            execution != joined
-            and (problem := _problem(model, execution, (recorded, batch), expected, recorder)) is not None
-        ):
+        while execution != joined and (problem := check.problem(execution)) is not None:
             problems.append(problem)
             execution = execution.plainer() or joined
     drop_unused(execution.device)
     return execution, tuple(problems)
 
 
-def _problem(
-    model: Any,
-    execution: Execution,
-    batches: tuple[Batch, Batch],
-    expected: Passed,
-    recorder: Callable[[], Recorder],
-) -> str | None:
-    """Why this form cannot be used."""
-    what = _in_words(execution)
+@dataclass(frozen=True)
+class _Check:
+    """A model with what its plainest step gives on a batch; the parameters of `trusted`."""
+
+    model: Any
+    recorded: Batch
+    batch: Batch
+    recorder: Callable[[], Recorder]
+    expected: Passed
+    has_to_pay: bool
+
+    def problem(self, execution: Execution) -> str | None:
+        """Why this form cannot be used."""
+        what = _in_words(execution)
+        try:
+            found = self._found(execution)
+            is_timed = execution.graphed and self.has_to_pay
+            direct = _passed(self.model, replace(execution, graphed=False), self.batch, _TIMED) if is_timed else None
+        except Exception as error:  # whatever a compiler or a driver raises, the plain step still runs
+            return failed(what, error)
+        expected, bound = self.expected, LARGEST_DIFFERENCE[execution.precision]
+        if (wrong := difference(found.gradients, expected.gradients)) > bound:
+            return f"{what} changes the gradients by {wrong:.2g} of their norm, more than rounding ({bound:g})"
+        if abs(found.loss - expected.loss) > _OF_LOSS * bound * abs(expected.loss):
+            return f"{what} changes the loss from {expected.loss:.6g} to {found.loss:.6g}"
+        if direct is not None and found.seconds > PAYS * direct.seconds:
+            return f"{what} pays nothing: {1e3 * found.seconds:.3g} ms a pass, {1e3 * direct.seconds:.3g} ms without"
+        return None
+
+    def _found(self, execution: Execution) -> Passed:
+        if not execution.graphed:
+            return _passed(self.model, execution, self.batch)
+        times = _TIMED if self.has_to_pay else 1
+        return _passed(self.model, execution, self.batch, times, (self.recorder(), self.recorded))
+
+
+@torch.no_grad()
+def evaluation_problem(model: Any, execution: Execution, ids: Sequence[int]) -> str | None:
+    """Why adapters that no training has checked cannot run joined on a text, held against PEFT's own code."""
+    joined = execution.for_evaluation()
+    expected = _logits(model, replace(joined, joined_adapters=False), ids)
     try:
-        recorded, batch = batches
-        if execution.graphed:
-            found = _passed(model, execution, batch, (recorder(), recorded))
-            direct = _passed(model, replace(execution, graphed=False), batch)
-        else:
-            found, direct = _passed(model, execution, batch), None
-    except Exception as error:  # whatever a compiler or a driver raises, the plain step still runs
-        return failed(what, error)
+        apart = distance(_logits(model, joined, ids), expected)
+    except Exception as error:  # whatever a driver raises, PEFT's own code still runs
+        return failed(_JOINED, error)
     bound = LARGEST_DIFFERENCE[execution.precision]
-    if (wrong := difference(found.gradients, expected.gradients)) > bound:
-        return f"{what} changes the gradients by {wrong:.2g} of their norm, more than rounding ({bound:g})"
-    if abs(found.loss - expected.loss) > _OF_LOSS * bound * abs(expected.loss):
-        return f"{what} changes the loss from {expected.loss:.6g} to {found.loss:.6g}"
-    if direct is not None and found.seconds > PAYS * direct.seconds:
-        return f"{what} pays nothing: {1e3 * found.seconds:.3g} ms a pass, {1e3 * direct.seconds:.3g} ms without"
+    if apart > bound:
+        return f"{_JOINED} changes the logits by {apart:.2g} of their norm, more than rounding ({bound:g})"
     return None
+
+
+def _logits(model: Any, execution: Execution, ids: Sequence[int]) -> Tensor:
+    with running(model, execution), one_sequence_a_row():
+        return logits_of(model, ids, execution)
 
 
 def failed(what: str, error: BaseException) -> str:
@@ -116,7 +150,7 @@ def failed(what: str, error: BaseException) -> str:
 def _in_words(execution: Execution) -> str:
     if execution.graphed:
         return RECORDED
-    return "compiling the layers" if execution.compiled else "running adapters without casts"
+    return "compiling the layers" if execution.compiled else _JOINED
 
 
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -127,34 +161,36 @@ def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return ratio if ratio == ratio else float("inf")  # a nan differs
 
 
-def _passed(model: Any, execution: Execution, batch: Batch, recording: tuple[Recorder, Batch] | None = None) -> Passed:
-    """Run forward and backward of the batch; with a recording, as recorded on another one."""
+def _passed(
+    model: Any, execution: Execution, batch: Batch, times: int = 1, recording: tuple[Recorder, Batch] | None = None
+) -> Passed:
+    """Run forward and backward of the batch, at most so many times; with a recording, as recorded on another one."""
     drop_unused(execution.device)
     try:
         with running(model, execution) as run:
-            return _timed_passes(Trainer(run, Optimization(learning_rate=0.0)), batch, recording)
+            return _timed_passes(Trainer(run, Optimization(learning_rate=0.0)), batch, times, recording)
     finally:
         model.zero_grad(set_to_none=True)  # also where it fails: the training would add to what is left
 
 
-def _timed_passes(trainer: Trainer, batch: Batch, recording: tuple[Recorder, Batch] | None) -> Passed:
+def _timed_passes(trainer: Trainer, batch: Batch, times: int, recording: tuple[Recorder, Batch] | None) -> Passed:
     execution = trainer.running.execution
     if recording is not None:
         recorder, recorded = recording
         trainer.record(recorder, [recorded])
     scale = torch.full((), (_LOSS_SCALE if execution.scales_loss else 1.0) / batch.target_tokens)
-    scale, times = scale.to(execution.device), []
-    for _ in range(_TIMED):
+    scale, seconds = scale.to(execution.device), list[float]()
+    for _ in range(times):
         trainer.clear()
         await_device(execution.device)
         started_s = perf_counter()
         loss = trainer.accumulate(batch, scale)
         await_device(execution.device)
-        times.append(perf_counter() - started_s)
-        if sum(times[1:]) > _TIMED_S:  # the first one may compile
+        seconds.append(perf_counter() - started_s)
+        if sum(seconds[1:]) > _TIMED_S:  # the first one may compile
             break
     gradients = [one.grad.detach().clone() for one in trainer.parameters.values() if one.grad is not None]
-    return Passed(float(loss), gradients, statistics.median_low(times))
+    return Passed(float(loss), gradients, statistics.median_low(seconds))
 
 
 def await_device(device: torch.device) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from howlow.errors import UserError, reason
-from howlow.executors.remote import run_remote, threads_asked_for
+from howlow.executors.remote import refuse_named_card, run_remote, threads_asked_for
 from howlow.jobs.remote import RemoteJob
 from howlow.meters.clock import now_s
 from howlow.outcomes import Finished, Unfinished
@@ -27,6 +27,8 @@ _RETRIES = 20
 """How often Ray runs a trial again whose node or process was lost; each time it resumes from its checkpoint."""
 _OBJECT_STORE_BYTES = 80 << 20  # jobs and their ends are small; Ray's default takes a third of the memory
 _ANSWER_WITHIN_S = 5.0
+_SETTINGS_FRAME = 4
+_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _SETTINGS_FRAME, 0, 0, 0, 0, 0))
 _STOP_WITHIN_S = 70.0
 
 
@@ -122,12 +124,31 @@ def _refuse_deaf(address: str) -> None:
     if not colon or not port.isdecimal():
         return  # a name that Ray knows, such as auto
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_WITHIN_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_WITHIN_S) as connection:
+            problem = "something else than Ray answers there" if _is_foreign(connection) else None
     except (OSError, OverflowError) as error:
+        problem = reason(error)
+    if problem is not None:
         raise UserError(
-            f"RAY_ADDRESS {address}: {reason(error)}; start Ray there with ray start --head, or unset RAY_ADDRESS to "
-            "run on this machine alone"
-        ) from None
+            f"RAY_ADDRESS {address}: {problem}; start Ray there with ray start --head (its port is 6379), or unset "
+            "RAY_ADDRESS to run on this machine alone"
+        )
+
+
+def _is_foreign(connection: socket.socket) -> bool:
+    """Whether a server's first answer is not that of gRPC, as Ray's dashboard or a Redis gives; not where it is silent.
+
+    Ray itself would ask such a server for a quarter of an hour. An HTTP/2 server, which gRPC is, answers to a client's
+    preface with a frame of settings (RFC 9113, section 3.4).
+    """
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return False
+    try:
+        connection.sendall(_PREFACE)
+        answer = connection.recv(9)
+    except TimeoutError:
+        return False
+    return len(answer) < 4 or answer[3] != _SETTINGS_FRAME
 
 
 # -- what each trial is given -----------------------------------------------------------------------------------------
@@ -136,28 +157,36 @@ def _refuse_deaf(address: str) -> None:
 def _share_of_node(ray: Any, settings: Settings) -> tuple[dict[str, float], int | None]:
     """The resources of a task, and its OMP_NUM_THREADS."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    kind = _kind(settings.run.device, any(node.get("GPU") for node in nodes))
-    able = [node for node in nodes if node.get(kind, 0) >= 1 and node.get("CPU", 0) >= 1]
+    kind, devices = _kind(settings.run.device, any(node.get("GPU") for node in nodes)), settings.run.devices_per_trial
+    able = [node for node in nodes if node.get(kind, 0) >= devices and node.get("CPU", 0) >= 1]
     if not able:
-        raise UserError(
-            f'run.device = "{settings.run.device}": no node of the Ray cluster has a {kind}; '
-            f"start one that has, with ray start --num-{kind.lower()}s N"
-        )
+        raise _too_few(settings, kind, int(max([0, *(node.get(kind, 0) for node in nodes)])))
     asked = settings.ray.cpus_per_trial
     largest = int(max(node["CPU"] for node in able))
     if asked is not None and asked > largest:
         raise UserError(f"ray.cpus_per_trial = {asked}: the largest node of the Ray cluster has {largest} cores")
-    trials = max(int(node.get("GPU", 1)) if kind == "GPU" else 1 for node in able)
+    trials = max(int(node["GPU"]) // devices if kind == "GPU" else 1 for node in able)
     cores = asked or max(1, int(min(node["CPU"] for node in able)) // trials)
-    share: dict[str, float] = {"num_cpus": cores, "num_gpus": 1 if kind == "GPU" else 0}
+    share: dict[str, float] = {"num_cpus": cores, "num_gpus": devices if kind == "GPU" else 0}
     return share, threads_asked_for(cores if trials > 1 else asked)
 
 
-def _kind(device: str, has_gpus: bool) -> str:
-    if device.startswith("cuda:"):
-        raise UserError(
-            f'run.device = "{device}" names one card, and Ray chooses the cards of its tasks; set run.device = "cuda"'
+def _too_few(settings: Settings, kind: str, most: int) -> UserError:
+    """The error where no node has what a trial needs; `most`: GPUs or cores of the best one."""
+    flag, devices = f"--num-{kind.lower()}s", settings.run.devices_per_trial
+    if devices > 1:
+        return UserError(
+            f"run.devices_per_trial = {devices}: the largest node of the Ray cluster has {most} {kind}s; start a "
+            f"larger one with ray start {flag} N, or give at most {max(1, most)}"
         )
+    return UserError(
+        f'run.device = "{settings.run.device}": no node of the Ray cluster has a {kind}; start one that has, with '
+        f"ray start {flag} N"
+    )
+
+
+def _kind(device: str, has_gpus: bool) -> str:
+    refuse_named_card(device, "Ray chooses the cards of its tasks")
     return "GPU" if device == "cuda" or (device == "auto" and has_gpus) else "CPU"
 
 
@@ -196,6 +225,10 @@ class RayTasks:
         if found:
             self.start(())
         return found
+
+    def why_waiting(self) -> str | None:
+        """Ray does not say."""
+        return None
 
     def stop(self) -> None:
         """Ask every task to save its work and end; a second interruption kills them."""

@@ -9,11 +9,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from howlow.console import write_log_as_utf8
-from howlow.errors import reason
+from howlow.errors import UserError, reason
 from howlow.executors.fork_server import end_of
 from howlow.jobs import JobEvent
 from howlow.jobs.remote import RemoteJob, Submitter, sees_mark
 from howlow.outcomes import Finished, Unfinished
+from howlow.places import unfinished
+from howlow.records import is_gpu_uuid
 
 T = TypeVar("T")
 _LOOKS, _LOOK_EVERY_S = 40, 0.5
@@ -31,6 +33,9 @@ class Cluster(Protocol):
 
     def ended(self) -> list[tuple[RemoteJob[Any], Finished[Any]]]:
         """The jobs that have ended since the last call."""
+
+    def why_waiting(self) -> str | None:
+        """Why none of the jobs has begun, in the cluster's word; None where one has, or where it does not say."""
 
     def stop(self) -> None:
         """Ask every job to save its work and end, wait for that, and begin no other."""
@@ -70,7 +75,11 @@ def run_remote(job: RemoteJob[T], link: SignalLink | None = None) -> Finished[T]
         return Unfinished("user_error", problem)
     if job.submitter.threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(job.submitter.threads)
-    with job.log.open("a", encoding="utf-8", errors="backslashreplace") as log:
+    try:
+        log = job.log.open("a", encoding="utf-8", errors="backslashreplace")
+    except OSError as error:  # a full disk
+        return unfinished(error, job.log.parent)
+    with log:
         write_log_as_utf8()
         with redirect_stdout(log), redirect_stderr(log):
             return end_of(job, link or SignalLink(), job.log.parent)
@@ -95,6 +104,16 @@ def _cannot_start(submitter: Submitter) -> str | None:
             "run howlow in a folder that all machines share"
         )
     return None
+
+
+def refuse_named_card(device: str, whose: str) -> None:
+    """Refuse a device that names one card, by its number or UUID: a cluster chooses the cards itself.
+
+    Raises:
+        UserError: says what to set.
+    """
+    if device.startswith("cuda:") or is_gpu_uuid(device):
+        raise UserError(f'run.device = "{device}" names one card, and {whose}; set run.device = "cuda"')
 
 
 def threads_asked_for(cpus_per_trial: int | None) -> int | None:

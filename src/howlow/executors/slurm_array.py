@@ -4,24 +4,28 @@ An element a trial, not a worker: SLURM then grants, limits, preempts and requeu
 waits for the longest one. What remains is the start of a process for each trial, some ten seconds.
 
 A signal that a job's time is nearly up (SIGUSR1, SIGUSR2, SIGTERM) makes the trial write its checkpoint. Then the
-element is requeued and resumes, unless SLURM has cancelled it or requeues it by itself. submitit's own result files
+element is requeued and resumes, unless SLURM has cancelled it or requeues it by itself. Where SLURM does not take it
+back, it leaves word that it was stopped, and whoever watches the sweep submits it again. submitit's own result files
 are pickles and are not read: how a job ended is in a JSON file (`howlow.jobs.remote`).
 """
 
+import io
 import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import SubprocessError
 from typing import Any
 
 from pydantic import ValidationError
 
 from howlow.errors import UserError, reason
-from howlow.executors.remote import SignalLink, run_remote, threads_asked_for
+from howlow.executors.remote import SignalLink, refuse_named_card, run_remote, threads_asked_for
+from howlow.executors.slurm_options import option_of_sbatch
 from howlow.executors.slurm_queue import ProcessQueue, Queue, Queued, SlurmQueue, comes_back
 from howlow.jobs.remote import RemoteEnd, RemoteJob, end_as_file, remote_folder
 from howlow.meters.clock import now_s
@@ -56,7 +60,8 @@ def slurm_cluster(settings: Settings, folder: Path) -> "SlurmArray":
     )
     executor.update_parameters(**parameters)
     most = _MOST_AT_ONCE if is_slurm else settings.run.workers or 1
-    return SlurmArray(executor, queue, remote_folder(folder), most, threads_asked_for(asked.cpus_per_trial))
+    threads, is_limited = threads_asked_for(asked.cpus_per_trial), settings.run.workers is not None
+    return SlurmArray(executor, queue, remote_folder(folder), most, threads, queue.largest_array(), is_limited)
 
 
 def _imported_submitit() -> Any:
@@ -71,17 +76,14 @@ def _imported_submitit() -> Any:
 def _parameters(settings: Settings) -> dict[str, Any]:
     """The settings in submitit's words."""
     asked, device = settings.slurm, settings.run.device
-    if device.startswith("cuda:"):
-        raise UserError(
-            f'run.device = "{device}" names one card, and SLURM chooses the cards of its jobs; set run.device = "cuda"'
-        )
+    refuse_named_card(device, "SLURM chooses the cards of its jobs")
     if asked.notice_s >= 60 * asked.time_limit_min:
         raise UserError(
             f"slurm.notice_s = {asked.notice_s}: slurm.time_limit_min = {asked.time_limit_min} is "
             f"{60 * asked.time_limit_min} s, and no time is left to train; raise it or lower the notice"
         )
-    gpus = 1 if device == "cuda" and asked.gres is None else None
-    cores, further = asked.cpus_per_trial, dict(map(_option, asked.options or ()))
+    gpus = settings.run.devices_per_trial if device == "cuda" and asked.gres is None else None
+    cores, further = asked.cpus_per_trial, dict(map(option_of_sbatch, asked.options or ()))
     return {
         "name": "howlow",
         "timeout_min": asked.time_limit_min,
@@ -98,16 +100,8 @@ def _parameters(settings: Settings) -> dict[str, Any]:
         "slurm_array_parallelism": settings.run.workers or _MOST_AT_ONCE,
         # since SLURM 22.05 a step does not take over what its job was given
         "slurm_srun_args": None if cores is None else [f"--cpus-per-task={cores}"],
-        "slurm_additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes", **further},
+        "slurm_additional_parameters": {"requeue": True, "kill_on_invalid_dep": "yes", **further},
     }
-
-
-def _option(text: str) -> tuple[str, str | bool]:
-    """One option of sbatch as submitit takes it."""
-    name, equals, value = text.removeprefix("--").partition("=")
-    if not text.startswith("--") or not name or any(character.isspace() for character in name):
-        raise UserError(f'slurm.options: {text!r} is no option; as sbatch takes it, "--KEY=VALUE" is expected')
-    return name, value if equals else True
 
 
 # -- in the job -----------------------------------------------------------------------------------------------------
@@ -128,9 +122,11 @@ class Element:
             finished = Unfinished("stopped")
         link.is_over = True  # a signal must not interrupt the file that follows
         if link.number is not None and isinstance(finished, Unfinished) and finished.outcome == "stopped":
-            if comes_back(link.number):
-                requeue(link.number, None)  # ends this process
-            return
+            back = comes_back(link.number)
+            refusal = _refusal(requeue, link.number) if back else "SLURM cannot be asked from this node"
+            if back is False or refusal is None:
+                return
+            finished = Unfinished("stopped", refusal)
         write_atomically(self.job.end, end_as_file(finished).model_dump_json())
         if isinstance(finished, Unfinished):
             sys.exit(1)  # what depends on this job does not start
@@ -140,6 +136,15 @@ class Element:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
+
+
+def _refusal(requeue: Callable[[int, None], Any], number: int) -> str | None:
+    """Requeue the job of this process, which ends it; why SLURM does not, where it refuses."""
+    try:
+        requeue(number, None)
+    except (OSError, RuntimeError, SubprocessError) as error:  # no scontrol, a job that must not, or came too often
+        return f"SLURM does not requeue it: {reason(error)}"
+    return None
 
 
 def _handler_of_submitit() -> Callable[[int, None], Any]:
@@ -163,11 +168,17 @@ class SlurmArray:
     files: Path
     most: int
     threads: int | None
+    largest: int = _MOST_AT_ONCE
+    """The most elements of one array."""
+    is_limited: bool = False
+    """Whether so many elements of an array run at one time; then one array follows the other."""
     _waiting: list[RemoteJob[Any]] = field(default_factory=list)
     _running: dict[str, RemoteJob[Any]] = field(default_factory=dict)
     """SLURM's id -> job"""
     _gone_at_s: dict[str, float] = field(default_factory=dict)
     _asked_at_s: float = float("-inf")
+    _queued: dict[str, Queued] = field(default_factory=dict)
+    """As SLURM showed it last."""
 
     def start(self, jobs: Sequence[RemoteJob[Any]], after: str | None = None) -> None:
         """Submit jobs, except those that were submitted before and have not ended; `after`: the id of a job."""
@@ -192,19 +203,30 @@ class SlurmArray:
         return self.files / "submitted.json"
 
     def _submit(self, after: str | None = None) -> None:
+        """Submit what waits, as one array, or as several where SLURM takes none of that length."""
         room = self.most - len(self._running)
         new, self._waiting = self._waiting[:room], self._waiting[room:]
-        if not new:
-            return
-        for job in new:
+        first = [] if after is None else [f"afterok:{after}"]
+        conditions = first
+        for start in range(0, len(new), self.largest):
+            array = self._submit_array(new[start : start + self.largest], conditions)
+            if self.is_limited:
+                conditions = [*first, f"afterany:{array}"]
+        if self.is_limited and len(new) > self.largest:
+            self.executor.update_parameters(slurm_dependency="0")  # sbatch's word for none
+
+    def _submit_array(self, jobs: Sequence[RemoteJob[Any]], conditions: Sequence[str]) -> str:
+        """Submit jobs as one array; its id."""
+        for job in jobs:
             job.end.unlink(missing_ok=True)
-        if after is not None:
-            self.executor.update_parameters(slurm_dependency=f"afterok:{after}")
-        started = _submitted(self.executor, new)
+        if conditions:
+            self.executor.update_parameters(slurm_dependency=",".join(conditions))
+        started = _submitted(self.executor, jobs)
         self.queue.know(started)
-        ids = {job.name: one.job_id for job, one in zip(new, started, strict=True)}
+        ids = {job.name: one.job_id for job, one in zip(jobs, started, strict=True)}
         write_atomically(self._ids, json.dumps(_read_ids(self._ids) | ids))
-        self._running |= {ids[job.name]: job for job in new}
+        self._running |= {ids[job.name]: job for job in jobs}
+        return str(ids[jobs[0].name]).partition("_")[0]
 
     def ended(self) -> list[tuple[RemoteJob[Any], Finished[Any]]]:
         """The jobs that have ended since the last call."""
@@ -222,12 +244,19 @@ class SlurmArray:
         queued = self.queue.jobs()
         if queued is None:
             return []
+        self._queued = queued
         for one in self._running:
             if one in queued:
                 self._gone_at_s.pop(one, None)
             else:
                 self._gone_at_s.setdefault(one, now_s())
         return [one for one, since in self._gone_at_s.items() if one in self._running and now_s() - since > _GONE_FOR_S]
+
+    def why_waiting(self) -> str | None:
+        """SLURM's reasons, as Resources or Priority."""
+        there = [self._queued[one] for one in self._running if one in self._queued]
+        is_waiting = bool(there) and all(one.state == "PENDING" for one in there)
+        return ", ".join(dict.fromkeys(one.reason for one in there)) if is_waiting else None
 
     def _lost(self, one: str) -> Unfinished:
         return Unfinished("died", f"SLURM job {one} was cancelled or lost; {self.files / 'submitit'}/{one}_0_log.out")
@@ -246,7 +275,8 @@ def _submitted(executor: Any, jobs: Sequence[RemoteJob[Any]]) -> list[Any]:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
-        found: list[Any] = executor.submit_array([Element(job) for job in jobs])
+        with redirect_stderr(io.StringIO()):  # submitit prints what sbatch said, too
+            found: list[Any] = executor.submit_array([Element(job) for job in jobs])
     except (FailedJobError, FailedSubmissionError) as error:
         problem = next((line for line in str(error).splitlines() if "error:" in line), reason(error))
         raise UserError(f"SLURM refuses the job: {problem.strip()}; change the settings in [slurm]") from None

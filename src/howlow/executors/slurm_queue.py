@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 from howlow.errors import UserError
 
 _ANSWER_WITHIN_S = 60.0
+_DEFAULT_ARRAY = 1001  # MaxArraySize, as SLURM has it
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Queue(Protocol):
 
     def refuse_silent(self, partition: str | None) -> None:
         """Refuse a queue that cannot be used."""
+
+    def largest_array(self) -> int:
+        """The most elements of one array."""
 
     def know(self, jobs: Iterable[Any]) -> None:
         """Remember jobs that submitit has just submitted."""
@@ -63,6 +68,12 @@ class SlurmQueue:
         if partition is not None and not set(partition.split(",")) <= set(known):
             raise UserError(f'slurm.partition = "{partition}": SLURM has {", ".join(known)}')
 
+    def largest_array(self) -> int:
+        """MaxArraySize; its default where SLURM does not say, and single jobs where it has no arrays."""
+        done = _asked("scontrol", "show", "config")
+        found = re.search(r"^MaxArraySize\s*=\s*(\d+)", done.stdout, re.MULTILINE) if done is not None else None
+        return max(1, int(found[1])) if found else _DEFAULT_ARRAY
+
     def know(self, jobs: Iterable[Any]) -> None:
         """SLURM itself remembers them."""
 
@@ -89,6 +100,10 @@ class ProcessQueue:
     def refuse_silent(self, partition: str | None) -> None:
         """There is always this machine."""
 
+    def largest_array(self) -> int:
+        """Processes make no array."""
+        return _DEFAULT_ARRAY
+
     def know(self, jobs: Iterable[Any]) -> None:
         """Remember what was started."""
         self._processes |= {job.job_id: job for job in jobs}
@@ -104,16 +119,19 @@ class ProcessQueue:
                 os.kill(int(one), signal.SIGTERM)
 
 
-def comes_back(number: int) -> bool:
+def comes_back(number: int) -> bool | None:
     """Whether the job of this process is to be requeued after a signal, asked from within the job.
 
     Not where SLURM has cancelled it, or is about to requeue it by itself: its state then is no longer RUNNING.
+    None where SLURM cannot be asked from here.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None or os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return number != signal.SIGTERM
     done = _asked("squeue", "--noheader", f"--jobs={job}", "--format=%T")
-    return done is not None and done.stdout.split() == ["RUNNING"]
+    if done is None or (done.returncode and "Invalid job id" not in done.stderr):
+        return None
+    return done.stdout.split() == ["RUNNING"]
 
 
 def _asked(*command: str) -> "subprocess.CompletedProcess[str] | None":

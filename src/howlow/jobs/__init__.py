@@ -9,6 +9,7 @@ JSON gives back, so an executor may carry them to another machine.
 from howlow.jobs.capacity import AdapterSize, Sizes
 from howlow.jobs.events import (
     BudgetSet,
+    ClusterBusy,
     Hear,
     JobEvent,
     NodeBusy,
@@ -51,6 +52,7 @@ from howlow.jobs.work import (
     LayoutJob,
     Link,
     MeasureJob,
+    ModelJob,
     PaceJob,
     PreparationReport,
     PrepareJob,
@@ -64,6 +66,7 @@ __all__ = [
     "AdapterSize",
     "BatchSetting",
     "BudgetSet",
+    "ClusterBusy",
     "CounterPaces",
     "EnvironmentJob",
     "ForetellJob",
@@ -79,6 +82,7 @@ __all__ = [
     "LayoutJob",
     "Link",
     "MeasureJob",
+    "ModelJob",
     "MemoryBudget",
     "NodeBusy",
     "MemoryLine",

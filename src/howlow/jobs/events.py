@@ -95,6 +95,13 @@ class SweepPrepared(Frozen):
     sizes: tuple[Sizes, ...] = Field((), description="of adapters and data; one for each data set and model")
 
 
+class ClusterBusy(Frozen):
+    """A cluster has begun none of the jobs that it was given, and why, in its own word."""
+
+    event: Literal["cluster_busy"] = "cluster_busy"
+    reason: str
+
+
 class TrialStarted(Frozen):
     """A worker of this process, or of the cluster that it uses, begins with a trial."""
 
@@ -145,7 +152,15 @@ class TrialEnded(Frozen):
 
 
 SweepEvent = Annotated[
-    Preparing | SweepPrepared | TrialStarted | TrialWaits | TrialProbed | TrialProgress | TrialElsewhere | TrialEnded,
+    Preparing
+    | SweepPrepared
+    | ClusterBusy
+    | TrialStarted
+    | TrialWaits
+    | TrialProbed
+    | TrialProgress
+    | TrialElsewhere
+    | TrialEnded,
     Field(discriminator="event"),
 ]
 Tell = Callable[[SweepEvent], None]

@@ -38,7 +38,7 @@ class TrialJob(Frozen):
     settings: Settings = Field(description="as asked: a batch size may still be max, the layout auto")
     data_folder: str = Field(description="where the prepared examples are")
     data: DataRecord
-    environment: Environment = Field(description="the machine that prepared the sweep; a worker's has to be equal")
+    environment: Environment = Field(description="the machine that prepared the sweep; in a worker: its own")
     layout: LayoutChoice
     is_bounded: bool = Field(description="whether the heap gives memory back at once, as for a search or a limit")
     cores_shared_by: int = Field(
@@ -153,6 +153,19 @@ class EnvironmentJob(Job[Environment]):
     device: str
     devices_per_trial: int = 1
     cores_shared_by: int = 1
+
+
+class ModelJob(Job[str | None]):
+    """Hash the local model that these settings name, as a machine sees it; None for one of the hub."""
+
+    entry: ClassVar[str] = "howlow.trial.entries.model_entry"
+
+    settings: Settings
+
+    @property
+    def subject(self) -> str:
+        """The model that is read."""
+        return f"model {self.settings.model}"
 
 
 class GpusJob(Job[tuple[str, ...]]):

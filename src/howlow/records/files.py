@@ -84,6 +84,18 @@ def has_record(run_directory: Path, trial: str) -> bool:
     return (run_directory / "trials" / trial / "record.json").exists()
 
 
+def lists_record(run_directory: Path, trial: str) -> bool:
+    """The same by the listing of the trial's folder.
+
+    A network file system remembers for a while that a file was absent, but asks its server when a folder is opened.
+    """
+    try:
+        with os.scandir(run_directory / "trials" / trial) as entries:
+            return any(entry.name == "record.json" for entry in entries)
+    except FileNotFoundError:
+        return False
+
+
 def read_record(folder: Path) -> Record | None:
     """The trial's record, or None where there is none yet.
 

@@ -11,7 +11,7 @@ rules and the messages, `grid` the axes and the trials, `sources` the presets an
 """
 
 from howlow.settings.adapter import LoraSettings
-from howlow.settings.devices import processes_of
+from howlow.settings.devices import processes_of, workers_here
 from howlow.settings.fields import EFFECTS, Effect
 from howlow.settings.flags import table_of_flags
 from howlow.settings.grid import TrialPlan, expand, resolve, to_toml, united
@@ -50,6 +50,7 @@ __all__ = [
     "layout_key",
     "preparation_key",
     "processes_of",
+    "workers_here",
     "InferenceSettings",
     "LoraSettings",
     "MeterSettings",

@@ -13,9 +13,14 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (
 )
 
 
+def workers_here(settings: "Settings") -> int:
+    """The trials that a machine runs at one time; on a cluster `run.workers` counts those of all machines."""
+    return (settings.run.workers or 1) if settings.run.executor == "local" else 1
+
+
 def processes_of(settings: "Settings") -> int:
     """The processes of trials that share the cores of a machine."""
-    return (settings.run.workers or 1) * settings.run.devices_per_trial
+    return workers_here(settings) * settings.run.devices_per_trial
 
 
 def refuse_with_several_devices(settings: "Settings") -> None:

@@ -180,6 +180,12 @@ class TrainingSettings(Section):
         60.0, gt=0.0, description="seconds between checkpoints", json_schema_extra=affects()
     )
 
+    def precision_on(self, device: str) -> Literal["fp32", "bf16", "fp16-autocast"]:
+        """The precision on a device, named as torch does: `auto` is bf16 on CUDA and fp32 elsewhere."""
+        if self.precision == "auto":
+            return "bf16" if device.startswith("cuda") else "fp32"
+        return self.precision
+
     @model_validator(mode="after")
     def _betas_are_rates(self) -> Self:
         if not all(0.0 <= beta < 1.0 for beta in self.betas):

@@ -17,6 +17,7 @@ from howlow.executors.ray_tasks import ray_cluster
 from howlow.executors.remote import Cluster
 from howlow.executors.slurm_array import slurm_cluster
 from howlow.jobs import (
+    ClusterBusy,
     JobFailedError,
     SweepEvent,
     SweepPrepared,
@@ -72,13 +73,21 @@ class Elsewhere:
 
         Raises:
             UserError: as if the sweep were prepared here.
+            JobFailedError: it was stopped, or its process died.
         """
         job = PrepareSweepJob(submitter=self._submitter, settings=settings, retry=tuple(retry))
         with self._stopped_by_interrupts():
             self.cluster.start([job])
+            queue = _Queue(self.cluster, self.tell)
             while not (ended := self.cluster.ended()):
+                queue.look()
                 time.sleep(_LOOK_EVERY_S)
         ((_, finished),) = ended
+        if isinstance(finished, Unfinished) and finished.outcome == "stopped":
+            raise JobFailedError(
+                "the preparation was stopped before it ended, by its time limit, a preemption or a person; its output "
+                f"is in {job.log}; the same command starts it again"
+            )
         prepared: SweepPrepared = value_of(finished, job, job.log)
         return prepared
 
@@ -123,6 +132,22 @@ def raise_unfinished(finished: Unfinished, job: RemoteJob[Any]) -> None:
     value_of(cast("Finished[object]", finished), job, job.log)
 
 
+@dataclass
+class _Queue:
+    """Says why a cluster has begun nothing yet, each reason once."""
+
+    cluster: Cluster
+    tell: Tell
+    _told: str | None = None
+
+    def look(self) -> None:
+        """Tell a new reason."""
+        reason = self.cluster.why_waiting()
+        if reason is not None and reason != self._told:
+            self._told = reason
+            self.tell(ClusterBusy(reason=reason))
+
+
 class _Course:
     """The course of some trials on a cluster."""
 
@@ -133,6 +158,7 @@ class _Course:
         self._tails = {name: EventTail(job.events) for name, job in jobs.items()}
         for tail in self._tails.values():
             tail.new()  # of an earlier start of this sweep
+        self._queue = _Queue(cluster, tell)
         self._not_taken: set[str] = set()
         self._lost: dict[str, JobFailedError] = {}
 
@@ -144,6 +170,7 @@ class _Course:
                 self._on_end(job, finished)
             for name in left:
                 self._show(name)
+            self._queue.look()
             if looks % _LOOKS_A_TRY == 0:
                 self._try_again()
             looks += 1

@@ -21,7 +21,7 @@ from howlow.executors.local import run_workers
 from howlow.jobs import Link, Preparing, SweepEvent, SweepPrepared, Tell, TrialJob
 from howlow.jobs.remote import PrepareSweepJob
 from howlow.locks import file_lock, lacks_locks
-from howlow.node import refuse_no_node
+from howlow.node import place_of_tickets, refuse_no_node
 from howlow.records import (
     HeapMode,
     LayoutChoice,
@@ -158,8 +158,7 @@ def _prepared(
     if settings.run.exclusive:
         refuse_no_node()
     tell(Preparing())
-    is_here = settings.run.executor == "local"
-    shared_by = processes_of(settings) if is_here else settings.run.devices_per_trial
+    shared_by = processes_of(settings)
     prepared = prepare_all(runner, plans, folder / ".howlow", cores_shared_by=shared_by)
     refuse_changed_data(folder, left, prepared, expand(merged), heap, accept_different)
     check_space(folder, prepared.values(), plans)
@@ -345,7 +344,7 @@ def _run(
     runner: ForkServer, folder: Path, jobs: tuple[TrialJob, ...], *, devices: Sequence[str | None], tell: Tell
 ) -> None:
     """Run the trials with a worker a device, until each has a record, whoever ran it."""
-    claims = Claims(folder)
+    claims = Claims(folder, node=place_of_tickets())
     watch = Watch(folder, claims, tuple(job.name for job in jobs), tell)
 
     def body(device: str | None, tell: Tell) -> None:

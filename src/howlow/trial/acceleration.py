@@ -6,17 +6,18 @@ warning.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from howlow.engine import buckets, layouts
+from howlow.engine.alone import ids_of
 from howlow.engine.buckets import Bucket, Buckets, Size
 from howlow.engine.cuda.graphs import CudaGraphs, drop_unused
 from howlow.engine.execution import Execution, Running
 from howlow.engine.layouts import Batch
 from howlow.engine.shares import SplitBatch, split_batch
-from howlow.engine.step_check import RECORDED, failed, trusted
+from howlow.engine.step_check import RECORDED, evaluation_problem, failed, trusted
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import BeginStep, Optimization, Trainer
 from howlow.records import WarningKind
@@ -55,8 +56,12 @@ def ready(
     execution: Execution,
     pad_id: int,
     micro_batches: Sequence[Sequence[TokenizedExample]],
+    *,
+    has_to_pay: bool = True,
 ) -> tuple[Execution, Filling, list[Batch]]:
     """How a training runs whose schedule has these micro-batches, once it is checked; the shapes go into the record.
+
+    has_to_pay: see `howlow.engine.step_check.trusted`.
 
     Returns:
         The execution, or the next plainer one that computes what the plain step does; how batches are laid out; and a
@@ -70,11 +75,27 @@ def ready(
     assert filling.shapes is not None, "the execution fills shapes"
     batches = _first_and_last(filling, filling.shapes, sizes, micro_batches)
     first, last = batches[0]
-    found, problems = trusted(model, execution, first, last, lambda: CudaGraphs(execution.device))
+    found, problems = trusted(
+        model, execution, first, last, lambda: CudaGraphs(execution.device), has_to_pay=has_to_pay
+    )
     for problem in problems:
         state.warn(WarningKind.PLAINER_STEPS, problem, "train")
     state.resolve(joined_adapters=found.joined_adapters, compiled=found.compiled, graphed=found.graphed)
     return found, filling, [first for first, _ in batches] if found.graphed else []
+
+
+def ready_to_infer(
+    state: TrialState, model: nn.Module, execution: Execution, examples: Sequence[TokenizedExample]
+) -> Execution:
+    """How a model runs in inference that the trial has not trained: joined adapters are checked on one of the texts."""
+    if not execution.for_evaluation().joined_adapters:
+        return execution
+    longest = max(examples, key=lambda example: example.length)
+    problem = evaluation_problem(model, execution, ids_of(longest))
+    if problem is not None:
+        state.warn(WarningKind.PLAINER_STEPS, problem, "evaluate")
+    state.resolve(joined_adapters=problem is None)
+    return replace(execution, joined_adapters=problem is None)
 
 
 def filling_of(state: TrialState, execution: Execution, pad_id: int, sizes: Sequence[Size]) -> Filling:
@@ -119,4 +140,4 @@ def trainer_of(state: TrialState, run: Running, optimization: Optimization, reco
     state.resolve(graphed=False)
     run.model.zero_grad(set_to_none=True)
     drop_unused(run.execution.device)
-    return Trainer(run, optimization)
+    return Trainer(run, optimization, state.followers.begin_step)

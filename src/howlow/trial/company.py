@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from howlow.claims import machine_s, neighbours
 from howlow.jobs import Link, NodeBusy
-from howlow.node import Presence, Stay, Visitor, present
+from howlow.node import VARIABLE, Presence, Stay, Visitor, place_of_tickets, present
 from howlow.outcomes import StoppedError
 from howlow.records import Neighbour, PhaseName, WarningKind
 from howlow.trial.state import TrialState
@@ -99,8 +99,9 @@ def conclude_company(state: TrialState) -> None:
     """Put into the record what ran beside the trial, and a warning for each phase in which something did."""
     state.found.neighbours = neighbours_so_far(state)
     if state.found.neighbours is None:
-        _warn_by_claims(state)
+        _warn_by_claims(state, None)
         return
+    _warn_by_claims(state, place_of_tickets())
     for phase in _PHASES:
         there = [one for one in state.found.neighbours if phase in one.phases]
         ours, others = ([one for one in there if (one.run_directory is None) is is_ours] for is_ours in (True, False))
@@ -121,8 +122,14 @@ def _told(there: Iterable[Neighbour]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _warn_by_claims(state: TrialState) -> None:
-    """Where the machine has no folder for tickets, the claims tell which trials of this run directory ran beside it."""
-    others = neighbours(state.folder.parent.parent, state.name) if state.claim is not None else ()
+def _warn_by_claims(state: TrialState, tickets: str | None) -> None:
+    """Where the tickets of a trial are not seen, its claim tells that it ran beside this one, but not in which phase.
+
+    tickets: the place of those that are seen; None where there are none.
+    """
+    folder = state.folder.parent.parent
+    others = neighbours(folder, state.name, unseen_by=tickets) if state.claim is not None else ()
     if others:
-        state.warn(WarningKind.RAN_BESIDE_OTHER_TRIALS, f"at the same time on this machine: {', '.join(others)}")
+        unseen = "" if tickets is None else f" (with a {VARIABLE} of its own)"
+        detail = f"at the same time on this machine{unseen}: {', '.join(others)}"
+        state.warn(WarningKind.RAN_BESIDE_OTHER_TRIALS, detail)

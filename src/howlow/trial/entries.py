@@ -13,6 +13,7 @@ import torch
 import transformers
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports models when they are used)
 
+from howlow.claims import Host
 from howlow.jobs import (
     CounterPaces,
     EnvironmentJob,
@@ -23,6 +24,7 @@ from howlow.jobs import (
     LayoutJob,
     Link,
     MeasureJob,
+    ModelJob,
     PaceJob,
     PreparationReport,
     PrepareJob,
@@ -81,6 +83,12 @@ def environment_entry(job: EnvironmentJob, link: Link) -> Environment:
     return environment(choose_device(job.device, job.devices_per_trial))
 
 
+def model_entry(job: ModelJob, link: Link) -> str | None:
+    """Hash the model that this machine sees."""
+    settle()
+    return preparation.model_sha256(job.settings)
+
+
 def gpus_entry(job: GpusJob, link: Link) -> tuple[str, ...]:
     """List the GPUs that trials may use here."""
     return gpu_uuids() if choose_device(job.device).type == "cuda" else ()
@@ -94,13 +102,21 @@ def trial_entry(job: MeasureJob, link: Link) -> Status | None:
     visitor = Visitor(trial.name, str(job.run_directory.resolve()), "trial", device, trial.alone)
     devices, follow = trial.settings.run.devices_per_trial, partial(follow_trial, job, settle)
     with (
-        locked(job.run_directory / trial.folder / ".lock"),  # the process of a dead worker may still be ending
+        locked(job.run_directory / trial.folder / own_lock()),
         visiting(link, visitor) as presence,
         followers_of(devices, link, follow) as followers,
     ):
         state = state_of(job, link, followers)
         state.presence = presence
         return run(state)
+
+
+def own_lock() -> str:
+    """The lock of a trial's processes on this machine: one of a dead worker may still be ending.
+
+    Those of other machines are held off by the claim. A suspended one would keep a lock for ever.
+    """
+    return f".lock-{Host.here().boot[:8]}"
 
 
 def idle_entry(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:

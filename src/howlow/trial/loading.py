@@ -20,11 +20,8 @@ from howlow.trial.state import TrialState
 
 
 def choose_precision(settings: Settings, device: torch.device) -> Precision:
-    """The precision asked for; `auto` is bf16 on CUDA and fp32 elsewhere."""
-    asked = settings.training.precision
-    if asked == "auto":
-        return "bf16" if device.type == "cuda" else "fp32"
-    return asked
+    """The precision of a trial with these settings on this device."""
+    return settings.training.precision_on(device.type)
 
 
 def decide_execution(

@@ -20,6 +20,7 @@ from howlow.memory.heap import release
 from howlow.meters.session import Session
 from howlow.records import Scores, WarningKind
 from howlow.settings import adapts
+from howlow.trial.acceleration import ready_to_infer
 from howlow.trial.checkpointing import save_trained, save_untrained
 from howlow.trial.fine_tuning import fine_tune
 from howlow.trial.forgetting import general_losses
@@ -107,6 +108,8 @@ def _infer(state: TrialState, setup: Setup, session: Session, loaded: Loaded) ->
         save_untrained(state, session)
     release(setup.device)
     loaded.model.eval()
+    if not state.trains:
+        setup = replace(setup, execution=ready_to_infer(state, loaded.model, setup.execution, setup.prepared.test))
     scorer = Scorer(
         state,
         session,

@@ -22,7 +22,7 @@ from howlow.errors import UserError, about
 from howlow.meters.machine import choose_device, environment, refuse_crowd
 from howlow.records import DataRecord, RecordWarning, WarningKind
 from howlow.records.own_sources import code_sha256
-from howlow.settings import Settings, preparation_key
+from howlow.settings import Settings, preparation_key, workers_here
 from howlow.tasks import DataFiles, Example, Purpose, Selection, files_of, select, task_named
 from howlow.trial.accepted_answers import accepted_answers, not_loaded
 from howlow.trial.data_sources import left_out_of, source_read, told_of
@@ -52,7 +52,7 @@ def prepare(
         UserError: anything wrong with the data, the model, the tokenizer or the target modules.
     """
     device = choose_device(settings.run.device, settings.run.devices_per_trial)
-    refuse_crowd(device, settings.run.workers or 1, settings.run.devices_per_trial)
+    refuse_crowd(device, workers_here(settings), settings.run.devices_per_trial)
     reference, config = _base(settings)
     structure = models.structure(config, settings.trust_remote_code)
     warnings = _weights(settings, reference, config)
@@ -113,6 +113,11 @@ def _model(reference: ModelReference, config: Any) -> dict[str, str | None]:
     if Path(reference.location).is_dir():
         digest.update(weights_sha256(Path(reference.location)).encode())
     return {"model_sha256": digest.hexdigest(), "model_commit": None}
+
+
+def model_sha256(settings: Settings) -> str | None:
+    """The same hash of the model that this machine sees."""
+    return _model(*_base(settings))["model_sha256"]
 
 
 def _check_against_model(settings: Settings, structure: models.Structure, prepared: Prepared) -> None:

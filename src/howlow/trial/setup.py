@@ -1,6 +1,6 @@
 """What a trial sets up before it loads the model: device, precision, memory, checkpoint, examples and meters."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -68,6 +68,8 @@ def set_up(state: TrialState) -> Setup:
     limit_memory(settings.run.memory_limit_bytes, device)
     state.refuse_if_lost()  # resuming cuts files back
     saved = resume(state)
+    if saved is not None and saved.trained:
+        execution = _as_trained(state, execution)
     prepared = read_prepared(state.data_folder)
     meters = open_meters(asked_of(settings, device))
     found.environment, found.data = environment(device), prepared.data
@@ -78,6 +80,12 @@ def set_up(state: TrialState) -> Setup:
     _warn_about_energy(state, meters.energy)
     state.keep_all(foretold.of_settings(settings, state.choice))
     return Setup(device, execution, saved, prepared, meters)
+
+
+def _as_trained(state: TrialState, execution: Execution) -> Execution:
+    """How a trained model runs: joined adapters that the training has left out are left out in inference, too."""
+    was_joined = state.found.resolved.joined_adapters is not False
+    return replace(execution, joined_adapters=execution.joined_adapters and was_joined)
 
 
 def _warn_about_energy(state: TrialState, energy: EnergyMeter) -> None:

@@ -53,6 +53,21 @@ def read_board(run_directory: Path) -> Board | None:
         return None
 
 
+class Author(Frozen, extra="ignore"):
+    """The code that wrote a board, which any version of howlow can read, whatever else the board holds."""
+
+    code: str
+    revision: str | None = None
+
+
+def read_author(run_directory: Path) -> Author | None:
+    """None where no sweep is prepared."""
+    try:
+        return Author.model_validate_json(board_path(run_directory).read_text(encoding="utf-8"))
+    except (OSError, ValidationError):
+        return None
+
+
 def board_path(run_directory: Path) -> Path:
     """Where the board is."""
     return run_directory / ".howlow" / "board.json"
@@ -82,9 +97,11 @@ def write_owner(run_directory: Path) -> None:
 
 
 def owner_name(run_directory: Path) -> str:
-    """The process that runs a sweep in the folder."""
+    """The process that runs a sweep in the folder, and its machine where that is another one."""
     found = _owner(run_directory)
-    return f"process {found[0]}" if found else "another process"
+    if found is None:
+        return "another process"
+    return f"process {found[0]}" + ("" if found[1] == Host.here() else f" on {found[1].name}")
 
 
 def may_be_preparing(run_directory: Path) -> bool:

@@ -13,10 +13,12 @@ from howlow.errors import UserError, reason
 from howlow.jobs import TrialJob
 from howlow.meters.clock import date_s
 from howlow.outcomes import is_disk_full
-from howlow.records.comparability import CLOCK, Difference, Figures, not_accepted
+from howlow.records import Environment
+from howlow.records.comparability import CLOCK, Difference, Figures, not_accepted, shown
 from howlow.worker.board import Board, board_path, clock_ahead_s
 
 MOST_APART_S = 10.0
+_BOTH: frozenset[Figures] = frozenset({"quality", "costs"})
 _PLACES = ("model", "tokenizer", "lora.start")
 
 
@@ -75,6 +77,41 @@ def refuse_other_clock(ahead_s: float, board: Board, where: Path, accept_differe
             "in the records would contradict each other; set both clocks (timedatectl, chrony), or "
             f"--accept-different {CLOCK}"
         )
+
+
+def refuse_other_model(
+    model: str, here: str | None, there: str | None, where: Path, accept_different: Sequence[str]
+) -> None:
+    """Refuse a model of another content than the sweep's, both given by their hashes.
+
+    Raises:
+        UserError: names the model and both hashes.
+    """
+    found = [Difference("data.model_sha256", "here", here, "the sweep", there, _BOTH)] if here != there else []
+    if not_accepted(found, accept_different):
+        raise UserError(
+            f"{where}: {_here()} has another model under model = {model} (config and weights: {shown(here)} here, "
+            f"{shown(there)} in the sweep); copy the sweep's there, or put it into a folder that all machines see"
+        )
+
+
+def refuse_other_precision(
+    jobs: Sequence[TrialJob], here: Environment, where: Path, accept_different: Sequence[str]
+) -> None:
+    """Refuse a machine on which trials would compute in another precision, whose quality is another.
+
+    Raises:
+        UserError: names both precisions.
+    """
+    for job in jobs:
+        ours, theirs = (job.settings.training.precision_on(one.device) for one in (here, job.environment))
+        found = [Difference("resolved.precision", "here", ours, "the sweep", theirs, _BOTH)] if ours != theirs else []
+        if not_accepted(found, accept_different):
+            raise UserError(
+                f'{where}: training.precision = "auto" is {ours} on {_here()} ({here.device}), and {theirs} in the '
+                f"sweep ({job.environment.device}), which is another quality; join with a machine like the sweep's, or "
+                "start a sweep whose settings name the precision"
+            )
 
 
 def refuse_unseen_files(jobs: Sequence[TrialJob], where: Path) -> None:

@@ -15,15 +15,22 @@ from howlow.claims import Claims
 from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
-from howlow.jobs import EnvironmentJob, GpusJob, JobRunner, SweepPrepared, Tell, TrialJob, value_of
-from howlow.node import refuse_no_node
+from howlow.jobs import EnvironmentJob, GpusJob, JobRunner, ModelJob, SweepPrepared, Tell, TrialJob, value_of
+from howlow.node import place_of_tickets, refuse_no_node
 from howlow.outcomes import StoppedError
 from howlow.records import Environment, Record, groups_of, has_record, read_record
 from howlow.records.comparability import refuse_other_code, refuse_other_machine
 from howlow.records.own_sources import code_sha256, revision
 from howlow.settings import RunSettings
-from howlow.worker.board import Board, may_be_preparing, read_board
-from howlow.worker.door import refuse_other_clock, refuse_unseen, refuse_unseen_files, refuse_unwritable
+from howlow.worker.board import Author, Board, may_be_preparing, read_author, read_board
+from howlow.worker.door import (
+    refuse_other_clock,
+    refuse_other_model,
+    refuse_other_precision,
+    refuse_unseen,
+    refuse_unseen_files,
+    refuse_unwritable,
+)
 from howlow.worker.measuring import Worker
 from howlow.worker.taking import take_trials
 
@@ -61,9 +68,8 @@ def work(
         _refuse_no_device(device)
     refuse_unseen(run_directory)
     runner = ForkServer()
-    board = _wait_for_board(run_directory, runner)
+    board = _wait_for_board(run_directory, runner, accept_different)
     jobs = _chosen(run_directory, board, trial)
-    _refuse_other_code(board, run_directory, accept_different)
     refuse_other_clock(refuse_unwritable(run_directory), board, run_directory, accept_different)
     left = [job for job in jobs if not has_record(run_directory, job.name)]
     tell(SweepPrepared(total=len(jobs), done=len(jobs) - len(left)))
@@ -75,8 +81,10 @@ def work(
     devices = [device] if device or trial else _devices(runner, run_directory, left[0])
     here = _environment(runner, run_directory, left[0], devices[0])
     refuse_other_machine(left[0].environment, here, accept_different, str(run_directory), is_one_sweep=True)
+    refuse_other_precision(left, here, run_directory, accept_different)
+    _refuse_other_models(left, run_directory, runner, accept_different)
     before = {job.name for job in jobs} - {job.name for job in left}
-    taken = _take(run_directory, runner, trial, devices, accept_different, tell)
+    taken = _take(run_directory, runner, trial, devices, here, accept_different, tell)
     ended = [job.name for job in jobs if job.name not in before and has_record(run_directory, job.name)]
     records = [read_record(run_directory / "trials" / name) for name in ended if name in taken]
     return WorkerResult(tuple(record for record in records if record), len(left) - len(ended))
@@ -87,17 +95,17 @@ def _take(
     runner: ForkServer,
     trial: str | None,
     devices: Sequence[str | None],
+    here: Environment,
     accept_different: Sequence[str],
     tell: Tell,
 ) -> set[str]:
     """Run a worker a device in threads, so that this one can wait for Ctrl-C; the names of the trials that they ran."""
-    claims, names = Claims(run_directory), set[str]()
+    claims, names = Claims(run_directory, node=place_of_tickets()), set[str]()
 
     def current() -> Sequence[TrialJob]:
-        """The trials of the newest board: a sweep that was started again may have added some."""
-        board = _wait_for_board(run_directory, runner)
-        _refuse_other_code(board, run_directory, accept_different)
-        return _chosen(run_directory, board, trial)
+        """The trials of the newest board, on this machine: a sweep that was started again may have added some."""
+        jobs = _chosen(run_directory, _wait_for_board(run_directory, runner, accept_different), trial)
+        return [job.model_copy(update={"environment": here}) for job in jobs]
 
     def body(device: str | None, tell: Tell) -> None:
         def note(event: Any) -> None:
@@ -113,18 +121,22 @@ def _take(
     return names
 
 
-def _wait_for_board(run_directory: Path, runner: JobRunner) -> Board:
+def _wait_for_board(run_directory: Path, runner: JobRunner, accept_different: Sequence[str]) -> Board:
     waited_s = 0.0
     while (board := read_board(run_directory)) is None:
+        author = read_author(run_directory)
+        if author is not None and author.code != code_sha256():
+            _refuse_other_code(author, run_directory, accept_different)
+            raise _unreadable(run_directory, author)
         if runner.is_stopping:
             raise StoppedError
         if not may_be_preparing(run_directory) or waited_s >= _PREPARING_AT_MOST_S:
             raise UserError(
-                f"{run_directory}: no prepared sweep is there; start one with howlow sweep ... --out {run_directory}, "
-                "of this version of howlow"
+                f"{run_directory}: no prepared sweep is there; start one with howlow sweep ... --out {run_directory}"
             )
         runner.rest(_LOOK_EVERY_S)
         waited_s += _LOOK_EVERY_S
+    _refuse_other_code(board, run_directory, accept_different)
     return board
 
 
@@ -139,9 +151,30 @@ def _chosen(run_directory: Path, board: Board, trial: str | None) -> tuple[Trial
 # -- what has to be equal -------------------------------------------------------------------------------------------
 
 
-def _refuse_other_code(board: Board, run_directory: Path, accept_different: Sequence[str]) -> None:
-    revisions = board.revision, revision()
-    refuse_other_code(board.code, code_sha256(), accept_different, str(run_directory), revisions)
+def _refuse_other_code(author: Author | Board, run_directory: Path, accept_different: Sequence[str]) -> None:
+    revisions = author.revision, revision()
+    refuse_other_code(author.code, code_sha256(), accept_different, str(run_directory), revisions)
+
+
+def _unreadable(run_directory: Path, author: Author) -> UserError:
+    """The error where another version is accepted, and its board has another form."""
+    there, here = (name or "not known" for name in (author.revision, revision()))
+    return UserError(
+        f"{run_directory}: this worker cannot read what the sweep's howlow wrote; run the same version of howlow "
+        f"(commit {there} in the sweep, {here} here)"
+    )
+
+
+def _refuse_other_models(
+    jobs: Sequence[TrialJob], run_directory: Path, runner: JobRunner, accept_different: Sequence[str]
+) -> None:
+    """Refuse a machine that has another model under the same name or path: its trials would have other losses."""
+    alike = {(job.settings.model, job.data.model_sha256): job for job in jobs if job.data.model_sha256}
+    for (model, there), job in alike.items():
+        question, log = ModelJob(settings=job.settings), run_directory / ".howlow" / "worker.log"
+        refuse_other_model(
+            model, value_of(runner.run(question, log), question, log), there, run_directory, accept_different
+        )
 
 
 def _devices(runner: JobRunner, run_directory: Path, job: TrialJob) -> list[str | None]:

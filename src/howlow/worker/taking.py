@@ -11,7 +11,7 @@ from howlow.claims import Claim, Claims
 from howlow.jobs import TrialJob
 from howlow.outcomes import ClaimLostError, DiskFullError, StoppedError, is_disk_full
 from howlow.places import full_disk
-from howlow.records import has_record
+from howlow.records import has_record, lists_record
 from howlow.worker.measuring import Worker
 
 _LOOK_EVERY_S = 0.5
@@ -53,7 +53,7 @@ def _first_free(claims: Claims, run_directory: Path, jobs: Sequence[TrialJob]) -
             raise
         if claim is None:
             continue
-        if not has_record(run_directory, job.name):  # the last holder writes it before the claim is free
+        if not lists_record(run_directory, job.name):  # the last holder writes it before the claim is free
             return job, claim
         claims.release(claim, unused=True)
     return None

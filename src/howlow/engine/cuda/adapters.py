@@ -78,6 +78,11 @@ class CastAdapters:
         if self._folded:
             torch._foreach_mul_(self._folded, self._factors)
 
+    def forget(self) -> None:
+        """To be called when a pass has ended with an error: what was kept for the layers that it did not reach."""
+        for group in self.groups:
+            group.forget()
+
 
 class AdapterGroup:
     """The adapters of layers that are probably given the same x, with equal scaling factors.
@@ -147,6 +152,10 @@ class AdapterGroup:
         if all(kept is None for kept in self._kept):
             self._x, self._kept = None, []
         return found
+
+    def forget(self) -> None:
+        """Drop the products that layers have not asked for."""
+        self._x, self._kept = None, []
 
     def _product(self, x: Tensor, below: Tensor) -> Tensor:
         product = F.linear(x, below)

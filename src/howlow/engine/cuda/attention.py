@@ -20,6 +20,12 @@ from howlow.engine.attention_context import Kind, Limits, UnsupportedError
 from howlow.engine.prefix_tree import PrefixTree
 
 BLOCK = 128
+MOST_FORMS = 64
+"""How often torch may compile the same code in another form: a window, no gradients, a row of one block, and so on.
+
+Beyond its own limit of 8 torch runs what is new uncompiled and says so in a log only. FlexAttention then computes all
+scores of a row at once, for which a long row has no memory.
+"""
 _ONE_KERNEL: Any = {"FORCE_USE_FLEX_ATTENTION": True}
 """For rows shorter than a block torch takes a kernel for decoding. It has no form for heads that share keys in longer
 ones of them, and ends in an error."""
@@ -146,4 +152,7 @@ def _indices(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=True)
+    from torch._dynamo import config  # only where something is compiled: it takes a second to load
+
+    # Numbers such as the scale are constants; as variables they are traced first, and again when that fails.
+    return config.patch(specialize_float=True, recompile_limit=MOST_FORMS)(torch.compile(flex_attention, dynamic=True))

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -27,10 +26,12 @@ class CudaGraphs:
         torch.cuda.empty_cache()  # blocks that the allocator keeps for one stream are of no use to another
         stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                work()
-        torch.cuda.current_stream(self._device).wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    work()
+        finally:  # plainer steps that follow a failure use the memory that these kernels may still write to
+            torch.cuda.current_stream(self._device).wait_stream(stream)
         torch.cuda.synchronize(self._device)
 
     def record(self, work: Callable[[], T]) -> Callable[[], T]:
@@ -59,13 +60,17 @@ class CudaGraphs:
         """Tell torch that a recording is over, which it finds out by itself only for one that could be ended.
 
         Otherwise its allocator never empties its cache again, and its generator gives no random numbers: both are
-        errors while something is recorded.
+        errors while something is recorded. A recording that could be ended, as after a lack of memory, holds the memory
+        of all that was recorded until it is reset.
         """
-        _broken.append(graph)
         device = torch.cuda.current_device()
-        with suppress(RuntimeError):  # it was told, because the recording could be ended
+        try:
             torch._C._cuda_endAllocateToPool(device, self._pool)
+        except RuntimeError:  # it was told, because the recording could be ended
+            graph.reset()
+        else:
             torch._C._cuda_releasePool(device, self._pool)
+            _broken.append(graph)
         drawn, afresh = torch.cuda.default_generators[device], torch.Generator(self._device)
         afresh.set_state(drawn.get_state())
         drawn.graphsafe_set_state(afresh)
