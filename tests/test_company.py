@@ -8,7 +8,7 @@ import pytest
 from test_rows import settings_of
 
 from howlow.analysis.caveats import qualified
-from howlow.claims import EXPIRY_S, Claims
+from howlow.claims import EXPIRY_S, Claims, Host
 from howlow.jobs import NodeBusy
 from howlow.meters.session import PhaseInterval
 from howlow.node import VARIABLE, Stay, Visitor, place_of_tickets, present
@@ -139,3 +139,12 @@ def test_a_trial_whose_claim_is_lost_ends_between_two_steps(tmp_path: Path, monk
         with pytest.raises(ClaimLostError):
             state.report_progress("train", 1, 2)
     assert EXPIRY_S > 2 * lease.HEARTBEAT_S
+
+
+def test_a_trial_waits_for_no_process_of_another_machine_or_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that SLURM has suspended keeps its locks on NFS, although its claim has long been taken over."""
+    here, own = Host.here(), lease.own_lock()
+    assert own == lease.own_lock()
+    assert own.startswith(".lock")  # which `--retry` leaves where it is
+    monkeypatch.setattr(Host, "here", lambda: Host(here.name, here.machine, "another start"))
+    assert lease.own_lock() != own

@@ -13,7 +13,6 @@ import torch
 import transformers
 from transformers.models.llama import modeling_llama  # noqa: F401  (transformers imports models when they are used)
 
-from howlow.claims import Host
 from howlow.jobs import (
     CounterPaces,
     EnvironmentJob,
@@ -46,6 +45,7 @@ from howlow.trial.followers import followers_of
 from howlow.trial.following import follow_choice, follow_trial
 from howlow.trial.foretold import before_the_first_step
 from howlow.trial.layout_choice import choose
+from howlow.trial.lease import own_lock
 from howlow.trial.metering import asked_of
 from howlow.trial.pacing import counter_paces
 from howlow.trial.prepared import read_prepared
@@ -109,14 +109,6 @@ def trial_entry(job: MeasureJob, link: Link) -> Status | None:
         state = state_of(job, link, followers)
         state.presence = presence
         return run(state)
-
-
-def own_lock() -> str:
-    """The lock of a trial's processes on this machine: one of a dead worker may still be ending.
-
-    Those of other machines are held off by the claim. A suspended one would keep a lock for ever.
-    """
-    return f".lock-{Host.here().boot[:8]}"
 
 
 def idle_entry(job: IdleJob, link: Link) -> Idle | IdleAbsent | None:

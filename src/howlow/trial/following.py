@@ -18,6 +18,7 @@ from howlow.trial.device_commands import Follower
 from howlow.trial.fine_tuning import set_to_training
 from howlow.trial.followers import Followers, Inbox
 from howlow.trial.layout_choice import choose
+from howlow.trial.lease import own_lock
 from howlow.trial.loading import execution_of, load_trial_model
 from howlow.trial.prepared import read_prepared
 from howlow.trial.state import state_of
@@ -48,7 +49,9 @@ def follow_choice(job: LayoutJob, settle: Settle, inbox: Inbox, group: DeviceGro
 def follow_trial(job: MeasureJob, settle: Settle, inbox: Inbox, group: DeviceGroup) -> None:
     """Load the trial's model, and run the commands of the leading process."""
     _settle(settle, job.trial.cores_shared_by)
-    with locked(job.run_directory / job.trial.folder / f".lock-{group.index}"):  # one of before may still be ending
+    with locked(
+        job.run_directory / job.trial.folder / f"{own_lock()}-{group.index}"
+    ):  # one of before may still be ending
         follower = _loaded(job, group)
         for command in inbox.commands():
             answer = command.of(follower)

@@ -1,12 +1,23 @@
-"""A trial watches its worker's claim while it runs, so that it ends soon after another worker may have taken it."""
+"""A trial watches its worker's claim while it runs, so that it ends soon after another worker may have taken it.
+
+On one machine it also waits for a process of the same trial that is still ending.
+"""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from howlow.claims import HEARTBEAT_S, claim_folder, is_current
+from howlow.claims import HEARTBEAT_S, Host, claim_folder, is_current
 from howlow.trial.state import TrialState
 from howlow.trial.threads import thread_beside_steps
+
+
+def own_lock() -> str:
+    """The lock of a trial's processes on this machine: one of a dead worker may still be ending.
+
+    Those of other machines are held off by the claim. A suspended one would keep a lock for ever.
+    """
+    return f".lock-{Host.here().boot[:8]}"
 
 
 @contextmanager
