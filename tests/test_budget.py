@@ -95,8 +95,9 @@ def test_a_search_is_read_from_its_folder_while_it_runs_and_when_it_has_ended(gp
         "rank 8": {"total_s": 3.5, "batch": 5, "duration_s": {"load": 1.5, "probe": 2}},
         "under_way": None,
     }
-    (tmp_path / "probes-of-rank-64.json").write_text('{"probes": [1, 2]}')
-    assert look(tmp_path, 64, {"batch-of-rank-8.json"}) == {"under_way": {"rank": 64, "probes": [1, 2]}}
+    (tmp_path / "probes-of-rank-64.json").write_text('{"probes": [1, 2], "effort": {"loads": 1}}')
+    under_way = {"rank": 64, "effort": {"loads": 1}, "probes": [1, 2]}
+    assert look(tmp_path, 64, {"batch-of-rank-8.json"}) == {"under_way": under_way}
 
 
 # -- the targets -------------------------------------------------------------------------------------------------------
