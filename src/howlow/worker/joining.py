@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,7 +15,7 @@ from howlow.claims import Claims
 from howlow.errors import UserError
 from howlow.executors.fork_server import ForkServer
 from howlow.executors.local import run_workers
-from howlow.jobs import EnvironmentJob, GpusJob, JobRunner, ModelJob, SweepPrepared, Tell, TrialJob, value_of
+from howlow.jobs import EnvironmentJob, GpusJob, Job, JobRunner, ModelJob, SweepPrepared, Tell, TrialJob, value_of
 from howlow.node import place_of_tickets, refuse_no_node
 from howlow.outcomes import StoppedError
 from howlow.records import Environment, Record, groups_of, has_record, read_record
@@ -34,6 +34,7 @@ from howlow.worker.door import (
 from howlow.worker.measuring import Worker
 from howlow.worker.taking import take_trials
 
+T = TypeVar("T")
 _PREPARING_AT_MOST_S = 600.0
 _LOOK_EVERY_S = 0.5
 
@@ -171,18 +172,15 @@ def _refuse_other_models(
     """Refuse a machine that has another model under the same name or path: its trials would have other losses."""
     alike = {(job.settings.model, job.data.model_sha256): job for job in jobs if job.data.model_sha256}
     for (model, there), job in alike.items():
-        question, log = ModelJob(settings=job.settings), run_directory / ".howlow" / "worker.log"
-        refuse_other_model(
-            model, value_of(runner.run(question, log), question, log), there, run_directory, accept_different
-        )
+        here = _answer(runner, run_directory, ModelJob(settings=job.settings))
+        refuse_other_model(model, here, there, run_directory, accept_different)
 
 
 def _devices(runner: JobRunner, run_directory: Path, job: TrialJob) -> list[str | None]:
     """The device of each worker of this machine: every GPU that trials may use; None: as the settings say."""
     if job.settings.run.device not in ("auto", "cuda") or not job.environment.device.startswith("cuda"):
         return [None]
-    question, log = GpusJob(device=job.settings.run.device), run_directory / ".howlow" / "worker.log"
-    gpus = value_of(runner.run(question, log), question, log)
+    gpus = _answer(runner, run_directory, GpusJob(device=job.settings.run.device))
     groups = groups_of(gpus, job.settings.run.devices_per_trial)
     return [*groups] if len(groups) > 1 else [None]
 
@@ -193,9 +191,8 @@ def _environment(runner: JobRunner, run_directory: Path, job: TrialJob, device: 
         devices_per_trial=job.settings.run.devices_per_trial,
         cores_shared_by=job.cores_shared_by,
     )
-    log = run_directory / ".howlow" / "worker.log"
     try:
-        return value_of(runner.run(asked, log), asked, log)
+        return _answer(runner, run_directory, asked)
     except UserError as error:
         raise UserError(str(error).replace("run.device = ", "--device ") if device else str(error)) from None
 
@@ -205,3 +202,9 @@ def _refuse_no_device(device: str) -> None:
         RunSettings(device=device)
     except ValidationError:
         raise UserError(f"--device {device}: auto, cpu, mps, cuda, cuda:N or a GPU's UUID is expected") from None
+
+
+def _answer(runner: JobRunner, run_directory: Path, question: Job[T]) -> T:
+    """What a process of this machine answers; its log is the worker's."""
+    log = run_directory / ".howlow" / "worker.log"
+    return value_of(runner.run(question, log), question, log)
