@@ -13,9 +13,10 @@ most important first:
                 `padded`, `packed` and `shared`: plain, compiled, as CUDA graphs, and both; transformers' Trainer padded
                 to 512 in the same run; samples/s, how many times the Trainer, the share of the bf16 peak
     generation  64 prompts with 32 new tokens each, on both architectures: transformers' `generate` in three batch
-                sizes, ours in `shared` with plain token steps and with steps replayed as CUDA graphs: samples/s, the
-                time of a token step, and how many times that is the time to read the weights once (at 3.0 TB/s, and
-                at the rate at which this device's memory was seen to copy)
+                sizes, ours in `shared` with plain token steps, with steps replayed as CUDA graphs, and compiled as
+                well: samples/s, the time to read the prompts, the time of a token step, and how many times that is
+                the time to read the weights once (at 3.0 TB/s, and at the rate at which this device's memory was seen
+                to copy)
     tests       pytest -m gpu, what matters first
     ranks       a step of 40 questions in `shared` on the 1B architecture at the ranks 1, 2, 4, ..., 512, against r = 1
     search      training.batch_size = "max" for two ranks of the 8B architecture: the seconds of each search, split into

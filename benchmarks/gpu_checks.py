@@ -98,7 +98,7 @@ def continuations(subject: Subject, found: Reply, keep: Callable[[], None]) -> N
     found |= {"prompts": len(prompts), "weights_bytes": size, "copies_tb_per_s": round(copies / 1e12, 3)}
     texts: dict[str, Any] = {}
     sizes = sorted({8, 32, len(prompts)} & set(range(len(prompts) + 1)), reverse=True)
-    for way in (sizes[0], "graphed", "plain", *sizes[1:]):  # the largest batch is likely to be generate's best
+    for way in (sizes[0], "graphed", "plain", "recorded", *sizes[1:]):  # generate's best is probably the largest
         try:
             if isinstance(way, int):
                 found[f"generate {way}"] = timed = timed_generate(model, prompts, way)
@@ -114,9 +114,9 @@ def continuations(subject: Subject, found: Reply, keep: Callable[[], None]) -> N
             found[form]["of_generate"] = round(found[form]["samples_per_s"] / best, 2)
         print(way, timed, flush=True)
         keep()
-    if len(texts) == 2:  # in bf16 many tokens nearly tie
-        pairs = zip(texts["plain"], texts["graphed"], strict=True)
-        found["texts_that_differ"] = sum(one != other for one, other in pairs)
+    plain = texts.pop("plain", None)
+    for form, written in texts.items() if plain else ():  # in bf16 many tokens nearly tie
+        found[form]["texts_that_differ"] = sum(one != other for one, other in zip(plain, written, strict=True))
         keep()
 
 

@@ -189,7 +189,10 @@ class Afresh:
 
 
 def timed_continuation(model: Any, tokens: Any, prompts: Any, form: str, device: Any) -> tuple[Reply, list[str]]:
-    """Samples a second of our generation, all prompts in one row, the time of a token step, and the texts."""
+    """Our generation, all prompts in one row: samples a second, the times of reading and of a token step, the texts.
+
+    form: `plain`, `recorded` (token steps as CUDA graphs), or `graphed` (compiled as well, as trials do).
+    """
     import torch
 
     from howlow.engine import generation as writing
@@ -210,12 +213,12 @@ def timed_continuation(model: Any, tokens: Any, prompts: Any, form: str, device:
     with running(model, execution) as run, run.autocast():
         row = lay_out_prompts(prompts, share=True, max_new_tokens=new, keeps_paths=True)
         started_s = time.perf_counter()
-        if form == "graphed":
+        if form != "plain":
             recorder: Any = (lambda: CudaGraphs(device)) if device.type == "cuda" else Afresh
-            given: Reply = {"max_new_tokens": new, "recorder": recorder}
-            recorded, problem = trusted_graphs(run, decode_shapes([prompts], new), [row, row], **given)
-            if recorded is None:
-                raise RuntimeError(problem)
+            given: Reply = {"max_new_tokens": new, "recorder": recorder, "compiles": form == "graphed"}
+            recorded, problems = trusted_graphs(run, decode_shapes([prompts], new), [row, row], **given)
+            if problems:
+                raise RuntimeError("; ".join(problems))
         once_s, times = time.perf_counter() - started_s, []
         for _ in range(4):  # the first is a warm-up
             synchronize()
@@ -241,6 +244,7 @@ def timed_continuation(model: Any, tokens: Any, prompts: Any, form: str, device:
     return {
         "samples_per_s": round(len(prompts) / whole_s, 2),
         "pass_s": round(whole_s, 5),
+        "read_s": round(whole_s - decode_s, 5),
         "step_s": round(decode_s / (new - 1), 6),
         "once_s": round(once_s, 2),
         "peak_reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2) if device.type == "cuda" else None,

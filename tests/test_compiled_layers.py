@@ -9,11 +9,14 @@ import zlib
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from executions import on_cpu
 from test_adapters import adapted, in_bf16
+from test_decode_graphs import continued
+from test_exact import adapted as small
 from test_step_graphs import Repeating
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention
@@ -22,10 +25,13 @@ from howlow.engine import buckets, layouts, order
 from howlow.engine.attention import sdpa
 from howlow.engine.attention_context import Limits
 from howlow.engine.cuda import attention
+from howlow.engine.decode_graphs import DecodeGraphs, decode_shapes
+from howlow.engine.execution import Precision
 from howlow.engine.layouts import Batch
 from howlow.engine.prefix_tree import added_mask, build_prefix_tree, within_limits
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
+from howlow.errors import UserError
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -138,3 +144,67 @@ def test_rows_that_examples_share_go_through_one_recording(real_data: Path):
                 assert len(by_shape) < len(batches), "one recording is for several batches"
             found.append([trainer.outcome(trainer.step([batch])).loss for batch in batches])
     assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+# -- generation --------------------------------------------------------------------------------------------------------
+
+PROMPTS = [
+    [(*(3 + 7 * place % 50 for place in range(length + row)), 6 + row) for row in range(rows)]
+    for length, rows in ((20, 3), (90, 2), (150, 3), (260, 2))
+]
+NEW = 6
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "precision"),
+    [("llama", 1, "fp32"), ("llama", 1, "bf16"), ("qwen3", 1, "bf16"), ("gemma2", 2, "fp32")],
+)
+def test_token_steps_compile_once_for_each_kind_of_layer(
+    name: str, kinds: int, precision: Precision, counter: CompileCounterWithBackend
+):
+    """Whatever layer it is and whatever shape it is recorded for; and the texts are those of plain steps."""
+    model = adapted(name, layers=LAYERS).eval()
+    model = in_bf16(model) if precision == "bf16" else model
+    shapes, found = decode_shapes(PROMPTS, NEW), []
+    assert len(shapes) > 1
+    with torch.inference_mode(), on_cpu(model, precision, attention="flex", joins_adapters=True) as run, run.autocast():
+        graphs = DecodeGraphs(run, shapes, NEW, compiles=True)
+        graphs.record(Repeating())
+        assert graphs.is_compiled
+        assert counter.frame_count == kinds < LAYERS
+        for prompts in PROMPTS:
+            plain, ours = (continued(run, prompts, one, max_new_tokens=NEW)[0] for one in (None, graphs))
+            found.append(ours)
+            assert [row.text for row in ours] == [row.text for row in plain]
+    assert len({row.text for rows in found for row in rows}) > 1
+    # Rows of one block and longer ones are two forms; the last layer, whose rows are cut, is not compiled.
+    assert counter.frame_count <= kinds + 2 * kinds
+    model.train()
+
+
+def test_compiled_steps_keep_their_keys_where_they_are(monkeypatch: pytest.MonkeyPatch):
+    """What is compiled writes into the slots. A copy of all slots a step would take longer than the step."""
+    written, own = list[str](), torch.nn.Module.compile
+
+    def compile_noting(self: torch.nn.Module, *, dynamic: bool | None = None) -> None:
+        own(self, backend=noting, fullgraph=True, dynamic=dynamic)
+
+    def noting(graph: torch.fx.GraphModule, given: Any) -> Any:
+        written.extend(str(node.target) for node in graph.graph.nodes if node.op in ("call_function", "call_method"))
+        return graph
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_noting)
+    model = adapted(layers=LAYERS).eval()
+    with torch.inference_mode(), on_cpu(model, joins_adapters=True) as run:
+        graphs = DecodeGraphs(run, decode_shapes(PROMPTS, NEW), NEW, compiles=True)
+        graphs.record(Repeating())
+    assert written.count("index_put_") == 2
+    assert "clone" not in written
+
+
+def test_a_model_that_names_no_layers_says_so():
+    model = small("gpt2", torch.float32).eval()
+    with torch.inference_mode(), on_cpu(model, joins_adapters=True) as run:
+        graphs = DecodeGraphs(run, decode_shapes(PROMPTS, NEW), NEW, compiles=True)
+        with pytest.raises(UserError, match="does not name its decoder's layers"):
+            graphs.record(Repeating())

@@ -204,18 +204,22 @@ class Twice(Repeating):
         return super().record(lambda: (work(), work())[0])
 
 
-def checked(model: Any, recorder: Any, precision: str = "fp32") -> tuple[DecodeGraphs | None, str | None]:
+def checked(
+    model: Any, recorder: Any, precision: str = "fp32", *, compiles: bool = False, **options: Any
+) -> tuple[DecodeGraphs | None, tuple[str, ...]]:
     rows = [laid_out(prompts, True) for prompts in BATCHES]
-    with on_cpu(model, precision) as run, run.autocast():
-        return trusted_graphs(run, decode_shapes(BATCHES, NEW), rows, max_new_tokens=NEW, recorder=lambda: recorder)
+    given: dict[str, Any] = {"max_new_tokens": NEW, "recorder": lambda: recorder, "compiles": compiles}
+    with on_cpu(model, precision, **options) as run, run.autocast():
+        return trusted_graphs(run, decode_shapes(BATCHES, NEW), rows, **given)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_recording_that_is_right_and_pays_is_trusted(model: Any, monkeypatch: pytest.MonkeyPatch, precision: str):
     monkeypatch.setattr(decode_check, "PAYS", 1e9)  # a stand-in saves no time
-    graphs, problem = checked(model, Repeating(), precision)
-    assert problem is None
+    graphs, problems = checked(model, Repeating(), precision)
+    assert problems == ()
     assert graphs is not None
+    assert not graphs.is_compiled
 
 
 @pytest.mark.parametrize(
@@ -231,19 +235,44 @@ def test_what_does_not_hold_is_left_out(
     model: Any, monkeypatch: pytest.MonkeyPatch, recorder: Any, pays: float, said: str
 ):
     monkeypatch.setattr(decode_check, "PAYS", pays)
-    graphs, problem = checked(model, recorder)
+    graphs, problems = checked(model, recorder)
     assert graphs is None
-    assert problem is not None
-    assert problem.startswith("replaying token steps as CUDA graphs ")
-    assert said in problem
+    assert len(problems) == 1
+    assert problems[0].startswith("replaying token steps as CUDA graphs ")
+    assert said in problems[0]
 
 
 def test_a_token_that_is_not_the_most_likely_is_found(model: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(decode_check, "PAYS", 1e9)
     monkeypatch.setattr(decode_graphs, "most_likely", lambda logits: (logits.argmin(-1), logits.amax(-1)))
-    graphs, problem = checked(model, Repeating())
+    graphs, problems = checked(model, Repeating())
     assert graphs is None
-    assert problem == "replaying token steps as CUDA graphs writes a token that is not the most likely one"
+    assert problems == ("replaying token steps as CUDA graphs writes a token that is not the most likely one",)
+
+
+def refuse_to_compile(*_: Any, **__: Any) -> None:
+    raise RuntimeError("no compiler was found")
+
+
+def test_steps_that_cannot_be_compiled_are_recorded_as_they_are(model: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decode_check, "PAYS", 1e9)
+    monkeypatch.setattr(torch.nn.Module, "compile", refuse_to_compile)
+    graphs, problems = checked(model, Repeating(), compiles=True)
+    assert graphs is not None
+    assert not graphs.is_compiled
+    assert problems == (
+        "compiling token steps and replaying them as CUDA graphs failed (RuntimeError: no compiler was found)",
+    )
+
+
+def test_where_neither_holds_both_reasons_are_told(model: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", refuse_to_compile)
+    graphs, problems = checked(model, Failing(), compiles=True)
+    assert graphs is None
+    assert [problem.split(" failed")[0] for problem in problems] == [
+        "compiling token steps and replaying them as CUDA graphs",
+        "replaying token steps as CUDA graphs",
+    ]
 
 
 # -- a trial -----------------------------------------------------------------------------------------------------------

@@ -188,8 +188,11 @@ def test_every_form_of_a_step_is_the_plain_one(
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
 
 
+@pytest.mark.parametrize("compiles", [True, False])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_recorded_token_steps_write_what_plain_ones_do(wide_model: Path, tiny_tokenizer: Any, precision: Any) -> None:
+def test_recorded_token_steps_write_what_plain_ones_do(
+    wide_model: Path, tiny_tokenizer: Any, precision: Any, compiles: bool
+) -> None:
     """In bf16 the many near ties of random weights write other texts; there the logits are compared alone."""
     import torch
 
@@ -209,9 +212,11 @@ def test_recorded_token_steps_write_what_plain_ones_do(wide_model: Path, tiny_to
     with running(model, execution) as run, run.autocast():
         shapes = decode_shapes(batches, new)
         assert len(shapes) == 2
-        given: dict[str, Any] = {"max_new_tokens": new, "recorder": lambda: CudaGraphs(device)}
-        graphs, problem = trusted_graphs(run, shapes, rows, **given)
-        assert problem is None
+        given: dict[str, Any] = {"max_new_tokens": new, "recorder": lambda: CudaGraphs(device), "compiles": compiles}
+        graphs, problems = trusted_graphs(run, shapes, rows, **given)
+        assert problems == ()
+        assert graphs is not None
+        assert graphs.is_compiled is compiles
         for prompts, row in zip(batches, rows, strict=True):
             plain, recorded = (
                 generation.generate(
@@ -332,7 +337,7 @@ def test_compiled_and_recorded_trials_are_the_plain_ones(trials: tuple[dict[Any,
         assert WarningKind.PLAINER_STEPS not in [warning.kind for warning in record.warnings], record.warnings
         resolved = record.resolved
         assert (resolved.joined_adapters, resolved.compiled, resolved.graphed) == (bool(compiled),) * 3
-        assert resolved.generation_graphed is bool(compiled)
+        assert (resolved.generation_compiled, resolved.generation_graphed) == (bool(compiled),) * 2
         assert resolved.attention_kernel == "flex"
         steps = read_lines(out / "trials" / record.trial / "steps.jsonl")
         found[compiled] = [step["loss"] for step in steps if step["phase"] == "train"][:20]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from howlow.engine.alone import distance
+from howlow.engine.cuda.graphs import drop_unused
 from howlow.engine.decode_graphs import DecodeGraphs, DecodeShape
 from howlow.engine.execution import Precision, Running
 from howlow.engine.sampling import most_likely
@@ -22,6 +23,10 @@ from howlow.engine.step_graphs import Recorder
 from howlow.engine.tree_generation import Continuation, PromptRow
 
 _CHECKED_STEPS = 16
+_IN_WORDS = {
+    False: "replaying token steps as CUDA graphs",
+    True: "compiling token steps and replaying them as CUDA graphs",
+}
 
 
 @dataclass(frozen=True)
@@ -47,22 +52,43 @@ def trusted_graphs(
     *,
     max_new_tokens: int,
     recorder: Callable[[], Recorder],
-) -> tuple[DecodeGraphs | None, str | None]:
-    """Recorded token steps where they write what plain steps do, or why they are not used.
+    compiles: bool = False,
+) -> tuple[DecodeGraphs | None, tuple[str, ...]]:
+    """Recorded token steps that write what plain steps do, or none; and why what was tried before is not used.
 
     rows: batches of prompts, on the host, that are continued one after the other for the check: with two, a recording
         that keeps anything of an earlier batch is found.
     max_new_tokens: two at least; the first comes from reading the prompts.
+    compiles: whether layers are to run compiled; where that does not hold, steps are recorded without.
     """
-    what = "replaying token steps as CUDA graphs"
+    problems: list[str] = []
+    for compiled in (True, False) if compiles else (False,):
+        graphs, problem = _tried(running, shapes, rows, max_new_tokens, recorder, compiled)
+        if graphs is not None:
+            return graphs, tuple(problems)
+        problems.append(problem)
+        drop_unused(running.execution.device)
+    return None, tuple(problems)
+
+
+def _tried(
+    running: Running,
+    shapes: Sequence[DecodeShape],
+    rows: Sequence[PromptRow],
+    max_new_tokens: int,
+    recorder: Callable[[], Recorder],
+    compiled: bool,
+) -> tuple[DecodeGraphs | None, str]:
+    """Recorded steps in one form, or why they are not used."""
+    what = _IN_WORDS[compiled]
     try:
-        graphs = DecodeGraphs(running, shapes, max_new_tokens)
+        graphs = DecodeGraphs(running, shapes, max_new_tokens, compiles=compiled)
         graphs.record(recorder())
         found = [_compared(running, graphs, row.to(graphs.device), max_new_tokens) for row in rows]
-    except Exception as error:  # whatever a driver raises, plain steps still run
+    except Exception as error:  # whatever a compiler or a driver raises, plain steps still run
         return None, failed(what, error)
     problem = _problem(found, running.execution.precision)
-    return (graphs, None) if problem is None else (None, f"{what} {problem}")
+    return (graphs, "") if problem is None else (None, f"{what} {problem}")
 
 
 def _problem(found: Sequence[BesidePlain], precision: Precision) -> str | None:

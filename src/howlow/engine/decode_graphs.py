@@ -14,7 +14,8 @@ What records is given (`howlow.engine.step_graphs.Recorder`), so that the struct
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +25,8 @@ from transformers.cache_utils import Cache
 
 from howlow.engine import buckets
 from howlow.engine.attention import sdpa
-from howlow.engine.attention_context import Kind, Limits
+from howlow.engine.attention_context import Kind, Limits, note_kinds
+from howlow.engine.compiled_layers import LayersOverCache
 from howlow.engine.execution import Running
 from howlow.engine.loss import head_logits
 from howlow.engine.prefix_tree import added_mask, within_limits
@@ -56,17 +58,23 @@ class DecodeGraphs:
 
     To be made and used within inference mode and one context of `Running.autocast`, because a recording reads what
     autocast keeps of an adapter's weights.
+
+    compiles: whether the decoder's layers run compiled: in steps and, where attention can be traced, over prompts.
     """
 
-    def __init__(self, running: Running, shapes: Sequence[DecodeShape], max_new_tokens: int) -> None:
+    def __init__(
+        self, running: Running, shapes: Sequence[DecodeShape], max_new_tokens: int, *, compiles: bool = False
+    ) -> None:
         self.device = device = running.execution.device
         rows = max(shape.rows for shape in shapes)
         self.shapes = tuple(sorted(shapes, key=lambda shape: shape.rows * shape.length))
         self._running = running
         self._steps: dict[DecodeShape, Callable[[], Tensor]] = {}
         self._shape = self.shapes[-1]
-        self._slots = _Slots(self._shape.rows * self._shape.length)
+        self._slots = _Slots(self._shape)
         self._cache = Cache(layer_class_to_replicate=partial(_Layer, self._slots))
+        self._kinds: Collection[Kind] = note_kinds(running.model) if compiles else ()
+        self._layers: LayersOverCache | None = None
         whole: dict[str, Any] = {"dtype": torch.int64, "device": device}
         self._newest, self._positions = torch.zeros(rows, **whole), torch.zeros(rows, **whole)
         self._column = torch.zeros(1, **whole)
@@ -76,6 +84,8 @@ class DecodeGraphs:
     def record(self, recorder: Recorder) -> None:
         """Record a step of each shape, the largest first."""
         self._step(self._shape)  # each layer takes the memory for its slots outside of a recording
+        if self._kinds:
+            self._layers = LayersOverCache(self._running.model, self._cache, self._cache.layers)
         for shape in reversed(self.shapes):
             recorder.warm_up(partial(self._step, shape))
         for shape in reversed(self.shapes):
@@ -90,6 +100,11 @@ class DecodeGraphs:
     def holds(self, row: PromptRow) -> bool:
         """Whether there are slots for these prompts and their new tokens."""
         return self._shape_for(row) is not None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether layers run compiled."""
+        return self._layers is not None
 
     @property
     def rows(self) -> int:
@@ -111,8 +126,11 @@ class DecodeGraphs:
         prompts = torch.arange(shape.rows, device=device).clamp_(max=row.paths.shape[0] - 1)
         lengths = row.lengths[prompts]
         places = torch.minimum(torch.arange(shape.length, device=device), lengths[:, None] - 1)
-        self._slots.sources = row.paths[prompts].gather(1, places).flatten()
-        logits = read_row(self._running, row, self._cache)
+        self._open(shape)
+        self._slots.sources = row.paths[prompts].gather(1, places)
+        is_traced = self._running.execution.attention == "flex"
+        with self._compiled(last=False) if is_traced else nullcontext():
+            logits = read_row(self._running, row, self._cache)
         self._slots.sources = None
         self._positions[: shape.rows].copy_(lengths)
         self._column.zero_()
@@ -126,14 +144,27 @@ class DecodeGraphs:
     def _step(self, shape: DecodeShape) -> Tensor:
         """What is recorded. Positions stop at the last slot, so that steps behind the end do no harm."""
         positions = self._positions[: shape.rows]
-        self._slots.shape = shape
-        self._slots.where = torch.arange(shape.rows, device=positions.device) * shape.length + positions
-        context = _OwnSlots(positions, shape.length)
-        hidden = hidden_states(self._running, self._cache, self._newest[: shape.rows], positions, context)
+        self._open(shape)
+        self._slots.rows, self._slots.positions = torch.arange(shape.rows, device=self.device), positions
+        kinds: Collection[Kind] = self._kinds if self._layers is not None else ()
+        context = _OwnSlots(positions, shape.length, kinds, self._slots.dtype)
+        with self._compiled(last=True):
+            hidden = hidden_states(self._running, self._cache, self._newest[: shape.rows], positions, context)
         logits = head_logits(self._running.model, hidden)
         self._keep(logits)
         positions.add_(1).clamp_(max=shape.length - 1)
         return logits
+
+    def _open(self, shape: DecodeShape) -> None:
+        """Lay the slots out for a shape."""
+        self._slots.shape = shape
+        for layer in self._cache.layers:
+            layer.open()
+            if self._layers is not None:
+                self._layers.fix_sizes((layer.keys, layer.values), _HEADS)
+
+    def _compiled(self, *, last: bool) -> AbstractContextManager[None]:
+        return nullcontext() if self._layers is None else self._layers.compiled(last=last)
 
     def _keep(self, logits: Tensor) -> None:
         """Choose a token for each row, as the input of the next step and as written."""
@@ -216,75 +247,85 @@ def _take(prompts: Sequence[int], taker: Taker, look: Written) -> int:
 # -- slots --------------------------------------------------------------------------------------------------------
 
 
-class _Slots:
-    """Which slots the next forward pass fills, of `size` in all.
+_HEADS = (2, 3)  # the dimensions of a layer's slots that are the model's own
 
-    sources: (slots,) int64, while prompts are read: the place in their row from which each slot is filled.
-    shape, where: of a step: its shape, and the slot of each row's newest token, (rows,) int64.
+
+class _Slots:
+    """Which slots the next forward pass fills.
+
+    size: of all slots. shape: how they are laid out now. dtype: of keys, once a layer has taken its memory.
+    sources: (rows, slots) int64, while prompts are read: the place in their row from which each slot is filled.
+    rows, positions: (rows,) int64 each, of a step: the number of each row, and its newest token's slot.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, shape: DecodeShape) -> None:
+        self.size, self.shape, self.dtype = shape.rows * shape.length, shape, torch.float32
         self.sources: Tensor | None = None
-        self.shape = DecodeShape(0, 0)
-        self.where: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.positions: Tensor | None = None
 
 
 class _Layer(UnmaskedLayer):
-    """One layer's keys and values: (slots, key heads, dimension)."""
+    """One layer's keys and values: (rows, slots, key heads, dimension)."""
 
     def __init__(self, slots: _Slots) -> None:
         super().__init__()
         self._slots = slots
+        self._whole: tuple[Tensor, ...] = ()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Take the memory for all slots when the first layer's shapes are known."""
-        self.keys, self.values = (
-            part.new_zeros((self._slots.size, part.shape[1], part.shape[3])) for part in (key_states, value_states)
-        )
-        self.is_initialized = True
+        size = self._slots.size
+        self._whole = tuple(part.new_zeros((size, part.shape[1], part.shape[3])) for part in (key_states, value_states))
+        self.is_initialized, self._slots.dtype = True, key_states.dtype
+        self.open()
+
+    def open(self) -> None:
+        """Lay the slots out as they are to be now."""
+        rows, length = self._slots.shape
+        self.keys, self.values = (part[: rows * length].view(rows, length, *part.shape[1:]) for part in self._whole)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keep new keys and values; the prompts attend to their own, a step to (rows, key heads, slots, dimension)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        new, kept = (key_states, value_states), (self.keys, self.values)
-        found = [self._kept(one, whole) for one, whole in zip(new, kept, strict=True)]
-        return found[0], found[1]
+        return self._kept(key_states, self.keys), self._kept(value_states, self.values)
 
-    def _kept(self, new: Tensor, whole: Tensor) -> Tensor:
+    def _kept(self, new: Tensor, kept: Tensor) -> Tensor:
         slots, by_token = self._slots, new[0].transpose(0, 1)
         if slots.sources is not None:
-            torch.index_select(by_token, 0, slots.sources, out=whole[: slots.sources.numel()])
+            kept.copy_(by_token[slots.sources])
             return new
-        assert slots.where is not None, "a step says where its tokens are kept"
-        whole.index_copy_(0, slots.where, by_token)
-        rows, length = slots.shape
-        return whole[: rows * length].view(rows, length, *whole.shape[1:]).transpose(1, 2)
+        assert slots.rows is not None, "a step says where its tokens are kept"
+        assert slots.positions is not None, "a step says where its tokens are kept"
+        kept.index_put_((slots.rows, slots.positions), by_token)
+        return kept.transpose(1, 2)
 
 
 class _OwnSlots:
-    """The newest token of every row, attending to its row's slots up to its position: an `AttentionContext`."""
+    """The newest token of every row, attending to its row's slots up to its position: an `AttentionContext`.
 
-    is_traceable = False
+    kinds: those whose masks are made at once, for scores of this dtype, so that torch's compiler finds them. With any,
+        it can look into `attend`.
+    """
 
-    def __init__(self, positions: Tensor, length: int) -> None:
+    def __init__(self, positions: Tensor, length: int, kinds: Collection[Kind], dtype: torch.dtype) -> None:
         self._positions, self._length = positions, length
-        self._masks: dict[Kind, Tensor] = {}
+        self._masks = {kind: self._mask(kind, dtype) for kind in kinds}
+        self.is_traceable = bool(kinds)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, limits: Limits) -> Tensor:
         """One masked attention of all rows; the query heads of one key head are its queries."""
         rows, key_heads = key.shape[:2]
         queries = query[0].transpose(0, 1).reshape(rows, key_heads, -1, query.shape[3])
-        mask = self._mask(query.dtype, limits).expand(-1, -1, queries.shape[2], -1)
+        kind = (limits.window, limits.chunk)
+        if kind not in self._masks:
+            self._masks[kind] = self._mask(kind, query.dtype)
+        mask = self._masks[kind].to(query.dtype).expand(-1, -1, queries.shape[2], -1)
         found = sdpa(queries, key, value, mask, limits)
         return found.reshape(rows, query.shape[1], -1).transpose(0, 1)[None]
 
-    def _mask(self, dtype: torch.dtype, limits: Limits) -> Tensor:
+    def _mask(self, kind: Kind, dtype: torch.dtype) -> Tensor:
         """0 or -inf, (rows, 1, 1, slots); made once for all layers with the same limits."""
-        kind = (limits.window, limits.chunk)
-        if kind not in self._masks:
-            here, there = self._positions[:, None], torch.arange(self._length, device=self._positions.device)
-            seen = within_limits(there <= here, here, there, limits.window, limits.chunk)
-            self._masks[kind] = added_mask(seen, dtype)[:, None, None]
-        return self._masks[kind]
+        here, there = self._positions[:, None], torch.arange(self._length, device=self._positions.device)
+        return added_mask(within_limits(there <= here, here, there, *kind), dtype)[:, None, None]

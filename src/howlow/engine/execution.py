@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.fx.experimental import _config as shapes
 
 from howlow.engine.attention import AttentionKernel, tree_attention
 from howlow.engine.attention_context import (
@@ -31,18 +30,17 @@ from howlow.engine.attention_context import (
     note_kinds,
     one_sequence_a_row,
 )
+from howlow.engine.compiled_layers import compiled_for_training
 from howlow.engine.cpu.attention import FEWEST_KEPT
 from howlow.engine.cpu.gemm import NO_CHOICE, Gemms
 from howlow.engine.cpu.patches import fused
 from howlow.engine.cuda.adapters import CastAdapters, joined_adapters
-from howlow.engine.cuda.attention import MOST_FORMS
 from howlow.engine.last_layer import modules_by_token, only_rows
 from howlow.engine.layouts import Batch
 from howlow.engine.loss import Head
-from howlow.engine.model import base_of, decoder_of
+from howlow.engine.prefix_tree import PrefixTree
 from howlow.engine.quantization import Quantization
 from howlow.engine.rotary import as_in_a_full_row
-from howlow.errors import UserError
 
 Precision = Literal["fp32", "bf16", "fp16-autocast"]
 _COMPUTED_IN = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16-autocast": torch.float16}
@@ -240,9 +238,12 @@ class Running:
         if batch.tree is None:
             return self._own_rows()
         used = batch.predictors if self.execution.head == "targets" and batch.weights is None else None
+        return self.row(self.attention(batch.tree), used)
+
+    def attention(self, tree: PrefixTree) -> AttentionContext:
+        """How the tokens of a prefix tree, which is on the device, attend."""
         how = self.execution
-        context = tree_attention(batch.tree, how.attention, how.kernels_kept, self._kinds, how.gemms.attention)
-        return self.row(context, used)
+        return tree_attention(tree, how.attention, how.kernels_kept, self._kinds, how.gemms.attention)
 
     @contextmanager
     def row(self, context: AttentionContext, used: Tensor | None = None) -> Iterator[None]:
@@ -277,7 +278,8 @@ def running(model: Any, execution: Execution) -> Iterator[Running]:
         stack.enter_context(_current(execution.device))
         wants_copies, dynamic = execution.joined_adapters, True if execution.attention == "flex" else None
         adapters = stack.enter_context(joined_adapters(model, execution.compute)) if wants_copies else None
-        stack.enter_context(_compiled_layers(model, execution.compiled, dynamic))
+        if execution.compiled:
+            stack.enter_context(compiled_for_training(model, dynamic))
         if execution.fused:
             stack.enter_context(fused(model, execution.storage, execution.gemms))
         if execution.full_row is not None:
@@ -289,53 +291,3 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
     """The context in which this device is torch's current one: streams, events and graphs are made on that."""
     is_there = device.type == "cuda" and torch.cuda.is_available()
     return torch.cuda.device(device) if is_there else nullcontext()
-
-
-@contextmanager
-def _compiled_layers(model: Any, wanted: bool, dynamic: bool | None) -> Iterator[None]:
-    """Within this context the decoder's layers run compiled, each as a region of its own.
-
-    The layers are alike, so one compilation serves all of a kind, also the first one: it is given embeddings that have
-    gradients, as the others are given hidden states that have. The part that changes from step to step (which positions
-    go through the vocabulary head) is not compiled.
-
-    dynamic: whether one compilation is for rows of all lengths; None: torch decides when it has seen a second length.
-    """
-    base = base_of(model)
-    layers = list(getattr(decoder_of(base), "layers", [])) if wanted else []
-    if wanted and not layers:
-        raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
-    hooks, duck = [], shapes.use_duck_shape
-    try:
-        if layers:
-            hooks.append(base.get_input_embeddings().register_forward_hook(_with_gradients))
-        for layer in layers:
-            layer.compile(dynamic=dynamic)
-        # A row that happens to be as long as the model is wide would otherwise be taken for equal to it, for good.
-        shapes.use_duck_shape = dynamic is not True
-        with _constant_numbers() if layers else nullcontext():
-            yield
-    finally:
-        shapes.use_duck_shape = duck
-        for hook in hooks:
-            hook.remove()
-        for layer in layers:
-            layer._compiled_call_impl = None
-
-
-def _with_gradients(_: Any, __: Any, embeddings: Tensor) -> Tensor:
-    """The hook behind frozen embeddings."""
-    return embeddings.requires_grad_() if torch.is_grad_enabled() else embeddings
-
-
-@contextmanager
-def _constant_numbers() -> Iterator[None]:
-    """Within this context torch's compiler takes a layer's numbers, such as its epsilon, for constants.
-
-    Where shapes are dynamic it takes them for variables first, and traces the layer a second time when that fails.
-    A layer may have more forms than torch's own limit (`howlow.engine.cuda.attention.MOST_FORMS`).
-    """
-    from torch._dynamo import config  # only where something is compiled: it takes a second to load
-
-    with config.patch(specialize_float=True, recompile_limit=MOST_FORMS):
-        yield

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from howlow.engine.attention import sdpa, tree_attention
+from howlow.engine.attention import sdpa
 from howlow.engine.attention_context import AttentionContext, Limits
 from howlow.engine.execution import Running
 from howlow.engine.loss import head_logits
@@ -168,7 +168,7 @@ def _region(
 
 def read_row(running: Running, row: PromptRow, cache: Cache) -> Tensor:
     """Logits behind every prompt of a row on the device, in its order: (prompts, vocabulary)."""
-    context = tree_attention(row.tree, running.execution.attention, running.execution.kernels_kept)
+    context = running.attention(row.tree)
     hidden = hidden_states(running, cache, row.ids, row.tree.positions, context, row.ends)
     return head_logits(running.model, hidden[row.last])
 

@@ -227,6 +227,9 @@ class Resolved(Frozen):
     )
     compiled: bool | None = Field(None, description="whether layers are compiled by torch in fine-tuning")
     graphed: bool | None = Field(None, description="whether fine-tuning's steps are replayed as CUDA graphs")
+    generation_compiled: bool | None = Field(
+        None, description="whether layers are compiled by torch in generation; None: nothing was generated"
+    )
     generation_graphed: bool | None = Field(
         None, description="whether generation's token steps are replayed as CUDA graphs; None: nothing was generated"
     )

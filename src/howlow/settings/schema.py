@@ -172,8 +172,8 @@ class TrainingSettings(Section):
         "auto",
         description="compile the decoder's layers with torch.compile; auto: on CUDA. There adapters then run without "
         "casts and steps are replayed as CUDA graphs, too, and all three are checked against the plain step first. "
-        "Compiling is burn-in. Generation is not compiled, but its token steps are replayed and checked in the same "
-        "way; they have no setting of their own, so that with false everything runs plain",
+        "Compiling is burn-in. Generation is compiled, its token steps are replayed, and both are checked in the same "
+        "way; with false everything runs plain",
         json_schema_extra=affects("execution", "memory", "cost"),
     )
     checkpoint_every_s: float = Field(

@@ -47,6 +47,7 @@ from howlow.trial.state import ProcessMeters, TrialState
 
 _INFERENCE = "inference.json"
 _DECIDED_IN_TRAINING = ("joined_adapters", "compiled", "graphed", "row_lengths", "row_padding")
+_DECIDED_IN_GENERATION = ("generation_compiled", "generation_graphed")
 """Of `Resolved`; the process that runs inference decides none of it."""
 
 
@@ -123,7 +124,7 @@ def _so_far(state: TrialState, session: Session) -> dict[str, Any]:
         "preparation_s": found.preparation_s,
         "second_load": found.second_load.model_dump() if found.second_load else None,
         "handover_s": found.handover_s,
-        "generation_graphed": found.resolved.generation_graphed,
+        "generation": {name: getattr(found.resolved, name) for name in _DECIDED_IN_GENERATION},
         "shrunk": found.shrunk.model_dump() if found.shrunk else None,
         "adapter_bytes": found.model.adapter_bytes if found.model else None,
         "neighbours": _plain_neighbours(state),
@@ -211,7 +212,7 @@ def _restore_draft(state: TrialState, document: dict[str, Any]) -> None:
     if document["position"] == "inference":
         kept = _identity(document).resolved
         state.resolve(**{name: getattr(kept, name) for name in _DECIDED_IN_TRAINING})
-        state.resolve(generation_graphed=document["generation_graphed"])
+        state.resolve(**document["generation"])
     if meters:
         found.fine_tuning = ProcessMeters(**meters | {"record": MeterRecord(**meters["record"])})
 

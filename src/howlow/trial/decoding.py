@@ -1,7 +1,7 @@
-"""How a trial's token steps run on a GPU: recorded for the few shapes of its batches of prompts, once they are checked.
+"""How a trial's token steps run on a GPU: compiled, and recorded for the few shapes of its batches of prompts.
 
-Recorded steps (CUDA graphs) are checked on the loaded model and the device itself, against plain steps on the longest
-prompts of the trial's own test. What does not hold is left out, with a warning.
+Compiled layers and recorded steps (CUDA graphs) are checked on the loaded model and the device itself, against plain
+steps on the longest prompts of the trial's own test. What does not hold is left out, with a warning.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ def recorded_steps(state: TrialState, run: Running, batches: Sequence[Prompts]) 
     """
     new, layout = state.settings.inference.max_new_tokens, state.choice.generation or state.choice.layout
     if not run.execution.graphed or layout not in ("packed", "shared") or new < 2:
-        state.resolve(generation_graphed=False)
+        state.resolve(generation_compiled=False, generation_graphed=False)
         yield None
         return
     with run.autocast():  # a recording reads what autocast keeps of the adapter's weights
@@ -37,11 +37,18 @@ def recorded_steps(state: TrialState, run: Running, batches: Sequence[Prompts]) 
         ]
         device = run.execution.device
         drop_unused(device)  # such as the steps of a test before its adapter was merged
-        graphs, problem = trusted_graphs(run, shapes, rows, max_new_tokens=new, recorder=lambda: CudaGraphs(device))
-        if problem is not None:
-            drop_unused(device)
+        graphs, problems = trusted_graphs(
+            run,
+            shapes,
+            rows,
+            max_new_tokens=new,
+            recorder=lambda: CudaGraphs(device),
+            compiles=device.type == "cuda",  # where training compiles: nothing else lets steps be recorded
+        )
+        for problem in problems:
             state.warn(WarningKind.PLAINER_STEPS, problem, "generate")
-        state.resolve(generation_graphed=graphs is not None)
+        is_compiled = graphs is not None and graphs.is_compiled
+        state.resolve(generation_compiled=is_compiled, generation_graphed=graphs is not None)
         yield graphs
 
 

@@ -1,0 +1,125 @@
+"""The decoder's layers compiled by torch, each as a region of its own, so that one compilation serves all of a kind.
+
+Nothing in a region may depend on which layer it is. In training nothing does. In generation a layer finds its keys and
+values in the model's cache by its number, so a compiled one is given its own part of the cache in place of the whole.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental import _config as shape_config
+
+from howlow.engine.cuda.attention import MOST_FORMS
+from howlow.engine.model import base_of, decoder_of
+from howlow.errors import UserError
+
+
+def _layers_of(model: Any) -> list[Any]:
+    base = base_of(model)
+    found = list(getattr(decoder_of(base), "layers", []))
+    if not found:
+        raise UserError(f"training.compile: {type(base).__name__} does not name its decoder's layers; set it to false")
+    return found
+
+
+@contextmanager
+def compiled_for_training(model: Any, dynamic: bool | None) -> Iterator[None]:
+    """Within this context the layers run compiled.
+
+    The first layer shares the others' compilation: it is given embeddings that have gradients, as the others are given
+    hidden states that have. The part that changes from step to step (which positions go through the vocabulary head) is
+    not compiled.
+
+    dynamic: whether one compilation is for rows of all lengths; None: torch decides when it has seen a second length.
+    """
+    layers, hook = _layers_of(model), base_of(model).get_input_embeddings().register_forward_hook(_with_gradients)
+    try:
+        for layer in layers:
+            layer.compile(dynamic=dynamic)
+        with _compiling(dynamic):
+            yield
+    finally:
+        hook.remove()
+        for layer in layers:
+            layer._compiled_call_impl = None
+
+
+def _with_gradients(_: Any, __: Any, embeddings: Tensor) -> Tensor:
+    """The hook behind frozen embeddings."""
+    return embeddings.requires_grad_() if torch.is_grad_enabled() else embeddings
+
+
+class LayersOverCache:
+    """The layers of a model in generation, compiled for rows of all lengths, each over its own part of a cache.
+
+    cache: what the model is given as its cache. parts: the part of each layer, with the cache's `update`.
+    Roundings to 16 bits are those of uncompiled layers: otherwise other texts would be written where two tokens nearly
+    tie.
+    """
+
+    def __init__(self, model: Any, cache: Any, parts: Sequence[Any]) -> None:
+        self._layers, self._calls = _layers_of(model), list[Callable[..., Any]]()
+        for layer, part in zip(self._layers, parts, strict=True):
+            layer.compile(dynamic=True)
+            self._calls.append(_given(part, cache, layer._compiled_call_impl))
+            layer._compiled_call_impl = None
+
+    @staticmethod
+    def fix_sizes(tensors: Iterable[Tensor], dimensions: tuple[int, ...]) -> None:
+        """Let the compiler take these sizes of tensors in the cache for constants, as the model's own are."""
+        from torch._dynamo import mark_static  # only where something is compiled: it takes a second to load
+
+        for tensor in tensors:
+            for dimension in dimensions:
+                mark_static(tensor, dimension)
+
+    @contextmanager
+    def compiled(self, *, last: bool) -> Iterator[None]:
+        """Within this context the layers run compiled.
+
+        last: whether the last one does, too. Where only some of its tokens are computed
+            (`howlow.engine.last_layer`), each batch would compile it again.
+        """
+        from torch._inductor import config  # only where something is compiled: it takes a second to load
+
+        count = len(self._layers) if last else len(self._layers) - 1
+        try:
+            for layer, call in zip(self._layers[:count], self._calls[:count], strict=True):
+                layer._compiled_call_impl = call
+            with _compiling(True), config.patch(emulate_precision_casts=True):
+                yield
+        finally:
+            for layer in self._layers:
+                layer._compiled_call_impl = None
+
+
+def _given(part: Any, cache: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The call of a layer, with a part of the cache wherever it is given the whole."""
+
+    def called(*positional: Any, **named: Any) -> Any:
+        replaced = [part if one is cache else one for one in positional]
+        return call(*replaced, **{name: part if one is cache else one for name, one in named.items()})
+
+    return called
+
+
+@contextmanager
+def _compiling(dynamic: bool | None) -> Iterator[None]:
+    """Within this context torch's compiler takes a layer's numbers, such as its epsilon, for constants.
+
+    Where shapes are dynamic it takes them for variables first, and traces the layer a second time when that fails.
+    A layer may have more forms than torch's own limit (`howlow.engine.cuda.attention.MOST_FORMS`).
+    """
+    from torch._dynamo import config  # only where something is compiled: it takes a second to load
+
+    duck = shape_config.use_duck_shape
+    # A row that happens to be as long as the model is wide would otherwise be taken for equal to it, for good.
+    shape_config.use_duck_shape = dynamic is not True
+    try:
+        with config.patch(specialize_float=True, recompile_limit=MOST_FORMS):
+            yield
+    finally:
+        shape_config.use_duck_shape = duck
