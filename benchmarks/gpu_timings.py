@@ -216,6 +216,7 @@ def timed_continuation(model: Any, tokens: Any, prompts: Any, form: str, device:
         if form != "plain":
             recorder: Any = (lambda: CudaGraphs(device)) if device.type == "cuda" else Afresh
             given: Reply = {"max_new_tokens": new, "recorder": recorder, "compiles": form == "graphed"}
+            given["has_to_pay"] = device.type == "cuda"  # elsewhere nothing is recorded, and no time saved
             recorded, problems = trusted_graphs(run, decode_shapes([prompts], new), [row, row], **given)
             if problems:
                 raise RuntimeError("; ".join(problems))

@@ -4,6 +4,7 @@ Both are given the same tokens, those that the recorded steps choose, and the lo
 trial's own precision. So texts differ only where two tokens tie up to rounding.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ def trusted_graphs(
     max_new_tokens: int,
     recorder: Callable[[], Recorder],
     compiles: bool = False,
+    has_to_pay: bool = True,
 ) -> tuple[DecodeGraphs | None, tuple[str, ...]]:
     """Recorded token steps that write what plain steps do, or none; and why what was tried before is not used.
 
@@ -60,10 +62,12 @@ def trusted_graphs(
         that keeps anything of an earlier batch is found.
     max_new_tokens: two at least; the first comes from reading the prompts.
     compiles: whether layers are to run compiled; where that does not hold, steps are recorded without.
+    has_to_pay: whether they must also be faster than plain steps.
     """
+    pays = PAYS if has_to_pay else math.inf
     problems: list[str] = []
     for compiled in (True, False) if compiles else (False,):
-        graphs, problem = _tried(running, shapes, rows, max_new_tokens, recorder, compiled)
+        graphs, problem = _tried(running, shapes, rows, max_new_tokens, recorder, compiled, pays)
         if graphs is not None:
             return graphs, tuple(problems)
         problems.append(problem)
@@ -78,6 +82,7 @@ def _tried(
     max_new_tokens: int,
     recorder: Callable[[], Recorder],
     compiled: bool,
+    pays: float,
 ) -> tuple[DecodeGraphs | None, str]:
     """Recorded steps in one form, or why they are not used."""
     what = _IN_WORDS[compiled]
@@ -87,18 +92,18 @@ def _tried(
         found = [_compared(running, graphs, row.to(graphs.device), max_new_tokens) for row in rows]
     except Exception as error:  # whatever a compiler or a driver raises, plain steps still run
         return None, failed(what, error)
-    problem = _problem(found, running.execution.precision)
+    problem = _problem(found, running.execution.precision, pays)
     return (graphs, "") if problem is None else (None, f"{what} {problem}")
 
 
-def _problem(found: Sequence[BesidePlain], precision: Precision) -> str | None:
+def _problem(found: Sequence[BesidePlain], precision: Precision, pays: float) -> str | None:
     apart, bound = max(one.apart for one in found), LARGEST_DIFFERENCE[precision]
     if apart > bound:
         return f"changes the logits by {apart:.2g} of their norm, more than rounding ({bound:g})"
     if any(one.chose_other for one in found):
         return "writes a token that is not the most likely one"
     seconds, plain = (min(times) for times in zip(*((one.seconds, one.plain_seconds) for one in found), strict=True))
-    if seconds > PAYS * plain:
+    if seconds > pays * plain:
         return f"pays nothing: {1e3 * seconds:.3g} ms a step, {1e3 * plain:.3g} ms without"
     return None
 
