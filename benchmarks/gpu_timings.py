@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +21,38 @@ def synchronize() -> None:
 
 
 def peak_tflops(size: int) -> float:
-    """Measure the device's bf16 peak: the best of ten rounds of products."""
+    """Measure the device's bf16 peak, by five products at a time."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    best_s = float("inf")
-    for _ in range(10):
-        synchronize()
-        started_s = time.perf_counter()
+
+    def multiply() -> None:
         for _ in range(5):
             one @ other
-        synchronize()
-        best_s = min(best_s, (time.perf_counter() - started_s) / 5)
-    return round(2 * size**3 / best_s / 1e12, 3)
+
+    return round(5 * 2 * size**3 / _shortest_s(multiply) / 1e12, 3)
 
 
 def copied_bytes_per_s(device: Any) -> float:
-    """Measure the rate at which the device's memory copies, read and written bytes added up: the best of ten."""
+    """Measure the rate at which the device's memory copies, read and written bytes added up."""
     import torch
 
     source = torch.ones(1 << (31 if device.type == "cuda" else 24), dtype=torch.uint8, device=device)
-    target, best_s = torch.empty_like(source), float("inf")
+    target = torch.empty_like(source)
+    return 2 * source.numel() / _shortest_s(lambda: target.copy_(source))
+
+
+def _shortest_s(work: Callable[[], object]) -> float:
+    """The best of ten."""
+    times = []
     for _ in range(10):
         synchronize()
         started_s = time.perf_counter()
-        target.copy_(source)
+        work()
         synchronize()
-        best_s = min(best_s, time.perf_counter() - started_s)
-    return 2 * source.numel() / best_s
+        times.append(time.perf_counter() - started_s)
+    return min(times)
 
 
 def freed(device: Any) -> None:
