@@ -14,23 +14,28 @@ from typing import Any
 import pytest
 import torch
 from executions import on_cpu
+from peft.tuners.lora.layer import Linear as LoraLayer
 from test_adapters import adapted, in_bf16
 from test_decode_graphs import continued
 from test_exact import adapted as small
 from test_step_graphs import Repeating
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention
+from transformers.models.llama.modeling_llama import LlamaAttention
 
-from howlow.engine import buckets, layouts, order
+from howlow.engine import buckets, compiled_layers, layouts, order
 from howlow.engine.attention import sdpa
 from howlow.engine.attention_context import Limits
 from howlow.engine.cuda import attention
+from howlow.engine.decode_check import trusted_graphs
 from howlow.engine.decode_graphs import DecodeGraphs, decode_shapes
 from howlow.engine.execution import Precision
 from howlow.engine.layouts import Batch
 from howlow.engine.prefix_tree import added_mask, build_prefix_tree, within_limits
+from howlow.engine.quantization import Quantization, QuantizedLinear
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import Optimization, Trainer
+from howlow.engine.tree_generation import lay_out_prompts
 from howlow.errors import UserError
 
 pytestmark = [
@@ -200,6 +205,72 @@ def test_compiled_steps_keep_their_keys_where_they_are(monkeypatch: pytest.Monke
         graphs.record(Repeating())
     assert written.count("index_put_") == 2
     assert "clone" not in written
+
+
+def quantised(kind: Quantization) -> Any:
+    pytest.importorskip("bitsandbytes", reason="the extra [quant] is not installed here")
+    model = adapted(layers=LAYERS)
+    for layer in (one for one in model.modules() if isinstance(one, LoraLayer)):
+        dense = layer.base_layer
+        layer.base_layer = QuantizedLinear(dense.weight, dense.bias, kind, double=True)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_training_over_a_quantised_base_is_traced_whole(kind: Quantization, counter: CompileCounterWithBackend):
+    examples = [TokenizedExample(str(n), "g", tuple(range(3, 20 + n)), (7, 8, 2)) for n in range(4)]
+    batches = [layouts.lay_out(part, "shared", LENGTH, 0, "completion") for part in (examples, examples[:2])]
+    losses = []
+    for compiles in (True, False):
+        with on_cpu(quantised(kind), attention="flex", joins_adapters=True, compiles=compiles) as run:
+            trainer = Trainer(run, Optimization(learning_rate=1e-2))
+            losses.append([trainer.outcome(trainer.step([batch])).loss for batch in batches])
+    assert counter.frame_count == 1
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_steps_over_a_quantised_base_are_traced_whole(kind: Quantization, counter: CompileCounterWithBackend):
+    model = quantised(kind).eval()
+    with torch.inference_mode(), on_cpu(model, joins_adapters=True) as run:
+        graphs = DecodeGraphs(run, decode_shapes(PROMPTS, NEW), NEW, compiles=True)
+        graphs.record(Repeating())
+        assert counter.frame_count == 1
+        for prompts in PROMPTS:
+            plain, ours = (continued(run, prompts, one, max_new_tokens=NEW)[0] for one in (None, graphs))
+            assert [row.text for row in ours] == [row.text for row in plain]
+
+
+def test_layers_that_each_need_a_form_of_their_own_are_refused(
+    counter: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch
+):
+    """And not compiled for minutes, nor left uncompiled where the record says that they are compiled."""
+    model = adapted(layers=LAYERS).eval()
+    for number, layer in enumerate(one for one in model.modules() if isinstance(one, LlamaAttention)):
+        layer.scaling *= 1 + number / 16
+    monkeypatch.setattr(compiled_layers, "MOST_IN_GENERATION", LAYERS - 1)
+    rows = [lay_out_prompts(PROMPTS[0], share=True, max_new_tokens=NEW, keeps_paths=True)]
+    with on_cpu(model, joins_adapters=True) as run:
+        graphs, problems = trusted_graphs(
+            run,
+            decode_shapes(PROMPTS[:1], NEW),
+            rows,
+            max_new_tokens=NEW,
+            recorder=Repeating,
+            compiles=True,
+            has_to_pay=False,
+        )
+    assert graphs is not None
+    assert not graphs.is_compiled
+    assert len(problems) == 1
+    assert "FailOnRecompileLimitHit" in problems[0]
+    assert counter.frame_count == LAYERS - 1
+
+
+def test_layers_that_share_their_keys_are_left_uncompiled():
+    model = adapted(layers=LAYERS).eval()
+    with pytest.raises(UserError, match="1 of the 3 layers keep no keys of their own"):
+        compiled_layers.LayersOverCache(model, object(), [object()] * (LAYERS - 1))
 
 
 def test_a_model_that_names_no_layers_says_so():

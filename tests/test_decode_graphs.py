@@ -1,6 +1,7 @@
 """Recorded token steps write what plain ones do; a recorder that repeats the recorded call stands for CUDA's graphs."""
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -263,6 +264,34 @@ def test_steps_that_cannot_be_compiled_are_recorded_as_they_are(model: Any, monk
     assert problems == (
         "compiling token steps and replaying them as CUDA graphs failed (RuntimeError: no compiler was found)",
     )
+
+
+def slow_down(layer: Any, **_: Any) -> None:
+    """Stands for a compilation whose code is slow."""
+
+    def called(*given: Any, **named: Any) -> Any:
+        time.sleep(0.05)
+        return layer._call_impl(*given, **named)
+
+    layer._compiled_call_impl = called
+
+
+def test_compiled_steps_that_are_slower_than_others_recorded_are_left_out(model: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(decode_check, "PAYS", 1e9)
+    monkeypatch.setattr(torch.nn.Module, "compile", slow_down)
+    graphs, problems = checked(model, Repeating(), compiles=True)
+    assert graphs is not None
+    assert not graphs.is_compiled
+    assert len(problems) == 1
+    assert problems[0].endswith("recorded without compiling")
+
+
+def test_the_check_reads_the_longest_prompt_another_batch_and_the_smallest_row():
+    first, long, short, last = [(1,) * 30] * 3, [(1,) * 50] * 3, [(1,) * 5], [(1,) * 40] * 3
+    assert decoding._to_be_checked([first, long, short, last]) == [long, last, short]
+    assert decoding._to_be_checked([first, short, long]) == [long, first, short]
+    assert decoding._to_be_checked([short, long]) == [long, short]
+    assert decoding._to_be_checked([long]) == [long, long]
 
 
 def test_where_neither_holds_both_reasons_are_told(model: Any, monkeypatch: pytest.MonkeyPatch):

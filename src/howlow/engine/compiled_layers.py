@@ -5,7 +5,7 @@ values in the model's cache by its number, so a compiled one is given its own pa
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,10 @@ from torch.fx.experimental import _config as shape_config
 from howlow.engine.cuda.attention import MOST_FORMS
 from howlow.engine.model import base_of, decoder_of
 from howlow.errors import UserError
+
+MOST_IN_GENERATION = 16
+"""Forms of a layer in generation: a token step, rows of one block and of more, with and without a window; and those of
+training, if it was in this process. A model whose layers each need their own would compile for minutes."""
 
 
 def _layers_of(model: Any) -> list[Any]:
@@ -39,7 +43,7 @@ def compiled_for_training(model: Any, dynamic: bool | None) -> Iterator[None]:
     try:
         for layer in layers:
             layer.compile(dynamic=dynamic)
-        with _compiling(dynamic):
+        with _compiling(dynamic, MOST_FORMS):
             yield
     finally:
         hook.remove()
@@ -56,12 +60,14 @@ class LayersOverCache:
     """The layers of a model in generation, compiled for rows of all lengths, each over its own part of a cache.
 
     cache: what the model is given as its cache. parts: the part of each layer, with the cache's `update`.
-    Roundings to 16 bits are those of uncompiled layers: otherwise other texts would be written where two tokens nearly
-    tie.
+    Roundings to 16 bits are those of uncompiled layers, as far as torch has an option for it: otherwise more texts
+    would differ where two tokens nearly tie.
     """
 
     def __init__(self, model: Any, cache: Any, parts: Sequence[Any]) -> None:
         self._layers, self._calls = _layers_of(model), list[Callable[..., Any]]()
+        if without := len(self._layers) - len(parts):
+            raise UserError(f"{without} of the {len(self._layers)} layers keep no keys of their own")
         for layer, part in zip(self._layers, parts, strict=True):
             layer.compile(dynamic=True)
             self._calls.append(_given(part, cache, layer._compiled_call_impl))
@@ -80,8 +86,8 @@ class LayersOverCache:
     def compiled(self, *, last: bool) -> Iterator[None]:
         """Within this context the layers run compiled.
 
-        last: whether the last one does, too. Where only some of its tokens are computed
-            (`howlow.engine.last_layer`), each batch would compile it again.
+        last: whether the last one does, too. It must not where only some of its tokens are computed
+            (`howlow.engine.last_layer`): what is compiled does not see that other tokens are chosen for another batch.
         """
         from torch._inductor import config  # only where something is compiled: it takes a second to load
 
@@ -89,7 +95,7 @@ class LayersOverCache:
         try:
             for layer, call in zip(self._layers[:count], self._calls[:count], strict=True):
                 layer._compiled_call_impl = call
-            with _compiling(True), config.patch(emulate_precision_casts=True):
+            with _compiling(True, MOST_IN_GENERATION), config.patch(emulate_precision_casts=True):
                 yield
         finally:
             for layer in self._layers:
@@ -106,12 +112,21 @@ def _given(part: Any, cache: Any, call: Callable[..., Any]) -> Callable[..., Any
     return called
 
 
+def refusing_more_forms() -> AbstractContextManager[None]:
+    """Within this context more forms of a layer than are allowed are an error; otherwise it would run uncompiled."""
+    from torch._dynamo import config  # only where something is compiled: it takes a second to load
+
+    found: AbstractContextManager[None] = config.patch(fail_on_recompile_limit_hit=True)
+    return found
+
+
 @contextmanager
-def _compiling(dynamic: bool | None) -> Iterator[None]:
+def _compiling(dynamic: bool | None, most_forms: int) -> Iterator[None]:
     """Within this context torch's compiler takes a layer's numbers, such as its epsilon, for constants.
 
     Where shapes are dynamic it takes them for variables first, and traces the layer a second time when that fails.
-    A layer may have more forms than torch's own limit (`howlow.engine.cuda.attention.MOST_FORMS`).
+
+    most_forms: how often the layers may be compiled in another form; torch's own limit may be too low.
     """
     from torch._dynamo import config  # only where something is compiled: it takes a second to load
 
@@ -119,7 +134,7 @@ def _compiling(dynamic: bool | None) -> Iterator[None]:
     # A row that happens to be as long as the model is wide would otherwise be taken for equal to it, for good.
     shape_config.use_duck_shape = dynamic is not True
     try:
-        with config.patch(specialize_float=True, recompile_limit=MOST_FORMS):
+        with config.patch(specialize_float=True, recompile_limit=most_forms):
             yield
     finally:
         shape_config.use_duck_shape = duck

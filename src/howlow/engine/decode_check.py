@@ -7,6 +7,7 @@ trial's own precision. So texts differ only where two tokens tie up to rounding.
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from howlow.engine.alone import distance
+from howlow.engine.compiled_layers import refusing_more_forms
 from howlow.engine.cuda.graphs import drop_unused
 from howlow.engine.decode_graphs import DecodeGraphs, DecodeShape
 from howlow.engine.execution import Precision, Running
@@ -62,7 +64,7 @@ def trusted_graphs(
         that keeps anything of an earlier batch is found.
     max_new_tokens: two at least; the first comes from reading the prompts.
     compiles: whether layers are to run compiled; where that does not hold, steps are recorded without.
-    has_to_pay: whether they must also be faster than plain steps.
+    has_to_pay: whether recorded steps must also be faster than plain ones, and compiled ones than others recorded.
     """
     pays = PAYS if has_to_pay else math.inf
     problems: list[str] = []
@@ -87,12 +89,14 @@ def _tried(
     """Recorded steps in one form, or why they are not used."""
     what = _IN_WORDS[compiled]
     try:
-        graphs = DecodeGraphs(running, shapes, max_new_tokens, compiles=compiled)
-        graphs.record(recorder())
-        found = [_compared(running, graphs, row.to(graphs.device), max_new_tokens) for row in rows]
+        with refusing_more_forms() if compiled else nullcontext():
+            graphs, device_recorder = DecodeGraphs(running, shapes, max_new_tokens, compiles=compiled), recorder()
+            graphs.record(device_recorder)
+            found = [_compared(running, graphs, row.to(graphs.device), max_new_tokens) for row in rows]
+        seconds = _beside_uncompiled(graphs, device_recorder) if compiled and pays < math.inf else (0.0, math.inf)
     except Exception as error:  # whatever a compiler or a driver raises, plain steps still run
         return None, failed(what, error)
-    problem = _problem(found, running.execution.precision, pays)
+    problem = _problem(found, running.execution.precision, pays) or _slower(*seconds)
     return (graphs, "") if problem is None else (None, f"{what} {problem}")
 
 
@@ -106,6 +110,21 @@ def _problem(found: Sequence[BesidePlain], precision: Precision, pays: float) ->
     if seconds > pays * plain:
         return f"pays nothing: {1e3 * seconds:.3g} ms a step, {1e3 * plain:.3g} ms without"
     return None
+
+
+def _beside_uncompiled(graphs: DecodeGraphs, recorder: Recorder) -> tuple[float, float]:
+    """The median time of a recorded step, and of one that is not compiled."""
+    steps, times = (graphs.step, graphs.record_uncompiled(recorder)), list[tuple[float, ...]]()
+    for _ in range(_CHECKED_STEPS):
+        times.append(tuple(_timed(step, graphs.device)[1] for step in steps))
+    compiled_s, uncompiled_s = (statistics.median(one) for one in zip(*times, strict=True))
+    return compiled_s, uncompiled_s
+
+
+def _slower(compiled_s: float, uncompiled_s: float) -> str | None:
+    if compiled_s <= uncompiled_s:
+        return None
+    return f"pays nothing: {1e3 * compiled_s:.3g} ms a step, {1e3 * uncompiled_s:.3g} ms recorded without compiling"
 
 
 def _compared(running: Running, graphs: DecodeGraphs, row: PromptRow, max_new_tokens: int) -> BesidePlain:

@@ -56,8 +56,7 @@ def decode_shapes(batches: Sequence[Sequence[Sequence[int]]], max_new_tokens: in
 class DecodeGraphs:
     """Recorded token steps, and the one batch of prompts that they continue.
 
-    To be made and used within inference mode and one context of `Running.autocast`, because a recording reads what
-    autocast keeps of an adapter's weights.
+    To be made and used within inference mode and one context of `Running.autocast`: another one would be compiled anew.
 
     compiles: whether the decoder's layers run compiled: in steps and, where attention can be traced, over prompts.
     """
@@ -90,6 +89,16 @@ class DecodeGraphs:
             recorder.warm_up(partial(self._step, shape))
         for shape in reversed(self.shapes):
             self._steps[shape] = recorder.record(partial(self._step, shape))
+
+    def record_uncompiled(self, recorder: Recorder) -> Callable[[], Tensor]:
+        """Record a step of the shape in use without compiled layers, to be timed beside `step`."""
+        layers, self._layers = self._layers, None
+        try:
+            work = partial(self._step, self._shape)
+            recorder.warm_up(work)
+            return recorder.record(work)
+        finally:
+            self._layers = layers
 
     def _shape_for(self, row: PromptRow) -> DecodeShape | None:
         if row.paths is None:

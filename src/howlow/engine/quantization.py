@@ -235,9 +235,18 @@ def stored_bytes(model: nn.Module) -> int:
 # -- bitsandbytes -----------------------------------------------------------------------------------------------------
 
 
+_functions: Any = None
+
+
 def _bitsandbytes() -> Any:
-    """Its functions; only where something is quantised: it takes a while to load."""
-    return import_module("bitsandbytes.functional")
+    """Its functions; only where something is quantised: it takes a while to load.
+
+    They are kept, because torch's compiler cannot look into an import, and would cut a layer in pieces there.
+    """
+    global _functions
+    if _functions is None:
+        _functions = import_module("bitsandbytes.functional")
+    return _functions
 
 
 def refuse_unusable(kind: Quantization, device: torch.device, dtype: torch.dtype) -> None:

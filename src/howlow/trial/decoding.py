@@ -29,11 +29,11 @@ def recorded_steps(state: TrialState, run: Running, batches: Sequence[Prompts]) 
         state.resolve(generation_compiled=False, generation_graphed=False)
         yield None
         return
-    with run.autocast():  # a recording reads what autocast keeps of the adapter's weights
+    with run.autocast():  # the dtype in which steps are compiled and recorded
         shapes, share = decode_shapes(batches, new), layout == "shared"
         rows = [
             lay_out_prompts(prompts, share=share, max_new_tokens=new, keeps_paths=True)
-            for prompts in _first_and_last_of_longest(batches)
+            for prompts in _to_be_checked(batches)
         ]
         device = run.execution.device
         drop_unused(device)  # such as the steps of a test before its adapter was merged
@@ -52,7 +52,13 @@ def recorded_steps(state: TrialState, run: Running, batches: Sequence[Prompts]) 
         yield graphs
 
 
-def _first_and_last_of_longest(batches: Sequence[Prompts]) -> tuple[Prompts, Prompts]:
-    """The batch of the longest prompt, and another one: the last, or the first where it is the last."""
-    longest = max(range(len(batches)), key=lambda index: max(map(len, batches[index])))
-    return batches[longest], batches[-1 if longest + 1 < len(batches) else 0]
+def _to_be_checked(batches: Sequence[Prompts]) -> list[Prompts]:
+    """The batch of the longest prompt, another one (the last, or the first where it is the last), and the smallest.
+
+    Rows of few tokens are compiled in a form of their own, which must not happen first in the middle of the test.
+    """
+    numbers = range(len(batches))
+    longest = max(numbers, key=lambda number: max(map(len, batches[number])))
+    smallest = min(numbers, key=lambda number: sum(map(len, batches[number])))
+    other = numbers[-1 if longest + 1 < len(batches) else 0]
+    return [batches[number] for number in (longest, other, *({smallest} - {longest, other}))]
