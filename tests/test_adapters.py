@@ -300,7 +300,7 @@ def test_saved_adapters_and_losses_are_those_of_pefts_own_code(make_model: Make,
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
     assert found[1][1].keys() == found[0][1].keys()
     for name, weight in found[0][1].items():
-        assert distance(found[1][1][name], weight) < 1e-3, "AdamW shows the rounding of gradients that are nearly 0"
+        assert distance(found[1][1][name], weight) < 1e-4, "AdamW shows the rounding of gradients that are nearly 0"
 
 
 @pytest.mark.parametrize("recorder", [None, Repeating()])

@@ -206,11 +206,11 @@ class Twice(Repeating):
 
 
 def checked(
-    model: Any, recorder: Any, precision: str = "fp32", *, compiles: bool = False, **options: Any
+    model: Any, recorder: Any, precision: str = "fp32", *, compiles: bool = False
 ) -> tuple[DecodeGraphs | None, tuple[str, ...]]:
     rows = [laid_out(prompts, True) for prompts in BATCHES]
     given: dict[str, Any] = {"max_new_tokens": NEW, "recorder": lambda: recorder, "compiles": compiles}
-    with on_cpu(model, precision, **options) as run, run.autocast():
+    with on_cpu(model, precision) as run, run.autocast():
         return trusted_graphs(run, decode_shapes(BATCHES, NEW), rows, **given)
 
 
@@ -251,18 +251,25 @@ def test_a_token_that_is_not_the_most_likely_is_found(model: Any, monkeypatch: p
     assert problems == ("replaying token steps as CUDA graphs writes a token that is not the most likely one",)
 
 
+def why_not_compiled(model: Any, monkeypatch: pytest.MonkeyPatch, stand_in: Callable[..., None]) -> str:
+    """The one reason why steps are recorded, and not compiled, with a stand-in for the compiler."""
+    monkeypatch.setattr(decode_check, "PAYS", 1e9)
+    monkeypatch.setattr(torch.nn.Module, "compile", stand_in)
+    graphs, problems = checked(model, Repeating(), compiles=True)
+    assert graphs is not None
+    assert not graphs.is_compiled
+    assert len(problems) == 1
+    return problems[0]
+
+
 def refuse_to_compile(*_: Any, **__: Any) -> None:
     raise RuntimeError("no compiler was found")
 
 
 def test_steps_that_cannot_be_compiled_are_recorded_as_they_are(model: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decode_check, "PAYS", 1e9)
-    monkeypatch.setattr(torch.nn.Module, "compile", refuse_to_compile)
-    graphs, problems = checked(model, Repeating(), compiles=True)
-    assert graphs is not None
-    assert not graphs.is_compiled
-    assert problems == (
-        "compiling token steps and replaying them as CUDA graphs failed (RuntimeError: no compiler was found)",
+    problem = why_not_compiled(model, monkeypatch, refuse_to_compile)
+    assert problem == (
+        "compiling token steps and replaying them as CUDA graphs failed (RuntimeError: no compiler was found)"
     )
 
 
@@ -277,13 +284,7 @@ def slow_down(layer: Any, **_: Any) -> None:
 
 
 def test_compiled_steps_that_are_slower_than_others_recorded_are_left_out(model: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(decode_check, "PAYS", 1e9)
-    monkeypatch.setattr(torch.nn.Module, "compile", slow_down)
-    graphs, problems = checked(model, Repeating(), compiles=True)
-    assert graphs is not None
-    assert not graphs.is_compiled
-    assert len(problems) == 1
-    assert problems[0].endswith("recorded without compiling")
+    assert why_not_compiled(model, monkeypatch, slow_down).endswith("recorded without compiling")
 
 
 def test_the_check_reads_the_longest_prompt_another_batch_and_the_smallest_row():

@@ -4,7 +4,6 @@ Both are given the same tokens, those that the recorded steps choose, and the lo
 trial's own precision. So texts differ only where two tokens tie up to rounding.
 """
 
-import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -66,10 +65,9 @@ def trusted_graphs(
     compiles: whether layers are to run compiled; where that does not hold, steps are recorded without.
     has_to_pay: whether recorded steps must also be faster than plain ones, and compiled ones than others recorded.
     """
-    pays = PAYS if has_to_pay else math.inf
     problems: list[str] = []
     for compiled in (True, False) if compiles else (False,):
-        graphs, problem = _tried(running, shapes, rows, max_new_tokens, recorder, compiled, pays)
+        graphs, problem = _tried(running, shapes, rows, max_new_tokens, recorder, compiled, has_to_pay)
         if graphs is not None:
             return graphs, tuple(problems)
         problems.append(problem)
@@ -84,7 +82,7 @@ def _tried(
     max_new_tokens: int,
     recorder: Callable[[], Recorder],
     compiled: bool,
-    pays: float,
+    has_to_pay: bool,
 ) -> tuple[DecodeGraphs | None, str]:
     """Recorded steps in one form, or why they are not used."""
     what = _IN_WORDS[compiled]
@@ -93,35 +91,32 @@ def _tried(
             graphs, device_recorder = DecodeGraphs(running, shapes, max_new_tokens, compiles=compiled), recorder()
             graphs.record(device_recorder)
             found = [_compared(running, graphs, row.to(graphs.device), max_new_tokens) for row in rows]
-        seconds = _beside_uncompiled(graphs, device_recorder) if compiled and pays < math.inf else (0.0, math.inf)
+        problem = _problem(found, running.execution.precision, has_to_pay)
+        if problem is None and compiled and has_to_pay:
+            problem = _slower_than_uncompiled(graphs, device_recorder)
     except Exception as error:  # whatever a compiler or a driver raises, plain steps still run
         return None, failed(what, error)
-    problem = _problem(found, running.execution.precision, pays) or _slower(*seconds)
     return (graphs, "") if problem is None else (None, f"{what} {problem}")
 
 
-def _problem(found: Sequence[BesidePlain], precision: Precision, pays: float) -> str | None:
+def _problem(found: Sequence[BesidePlain], precision: Precision, has_to_pay: bool) -> str | None:
     apart, bound = max(one.apart for one in found), LARGEST_DIFFERENCE[precision]
     if apart > bound:
         return f"changes the logits by {apart:.2g} of their norm, more than rounding ({bound:g})"
     if any(one.chose_other for one in found):
         return "writes a token that is not the most likely one"
     seconds, plain = (min(times) for times in zip(*((one.seconds, one.plain_seconds) for one in found), strict=True))
-    if seconds > pays * plain:
+    if has_to_pay and seconds > PAYS * plain:
         return f"pays nothing: {1e3 * seconds:.3g} ms a step, {1e3 * plain:.3g} ms without"
     return None
 
 
-def _beside_uncompiled(graphs: DecodeGraphs, recorder: Recorder) -> tuple[float, float]:
-    """The median time of a recorded step, and of one that is not compiled."""
+def _slower_than_uncompiled(graphs: DecodeGraphs, recorder: Recorder) -> str | None:
+    """Why compiling does not pay beside a recorded step that is not compiled, by the medians of their times."""
     steps, times = (graphs.step, graphs.record_uncompiled(recorder)), list[tuple[float, ...]]()
     for _ in range(_CHECKED_STEPS):
         times.append(tuple(_timed(step, graphs.device)[1] for step in steps))
     compiled_s, uncompiled_s = (statistics.median(one) for one in zip(*times, strict=True))
-    return compiled_s, uncompiled_s
-
-
-def _slower(compiled_s: float, uncompiled_s: float) -> str | None:
     if compiled_s <= uncompiled_s:
         return None
     return f"pays nothing: {1e3 * compiled_s:.3g} ms a step, {1e3 * uncompiled_s:.3g} ms recorded without compiling"

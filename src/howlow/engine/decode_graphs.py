@@ -15,7 +15,7 @@ What records is given (`howlow.engine.step_graphs.Recorder`), so that the struct
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -82,23 +82,19 @@ class DecodeGraphs:
 
     def record(self, recorder: Recorder) -> None:
         """Record a step of each shape, the largest first."""
-        self._step(self._shape)  # each layer takes the memory for its slots outside of a recording
+        self._step(self._shape, None)  # each layer takes the memory for its slots outside of a recording
         if self._kinds:
             self._layers = LayersOverCache(self._running.model, self._cache, self._cache.layers)
         for shape in reversed(self.shapes):
-            recorder.warm_up(partial(self._step, shape))
+            recorder.warm_up(partial(self._step, shape, self._layers))
         for shape in reversed(self.shapes):
-            self._steps[shape] = recorder.record(partial(self._step, shape))
+            self._steps[shape] = recorder.record(partial(self._step, shape, self._layers))
 
     def record_uncompiled(self, recorder: Recorder) -> Callable[[], Tensor]:
         """Record a step of the shape in use without compiled layers, to be timed beside `step`."""
-        layers, self._layers = self._layers, None
-        try:
-            work = partial(self._step, self._shape)
-            recorder.warm_up(work)
-            return recorder.record(work)
-        finally:
-            self._layers = layers
+        work = partial(self._step, self._shape, None)
+        recorder.warm_up(work)
+        return recorder.record(work)
 
     def _shape_for(self, row: PromptRow) -> DecodeShape | None:
         if row.paths is None:
@@ -137,8 +133,8 @@ class DecodeGraphs:
         places = torch.minimum(torch.arange(shape.length, device=device), lengths[:, None] - 1)
         self._open(shape)
         self._slots.sources = row.paths[prompts].gather(1, places)
-        is_traced = self._running.execution.attention == "flex"
-        with self._compiled(last=False) if is_traced else nullcontext():
+        layers = self._layers if self._running.execution.attention == "flex" else None  # others cannot be traced
+        with nullcontext() if layers is None else layers.compiled(last=False):
             logits = read_row(self._running, row, self._cache)
         self._slots.sources = None
         self._positions[: shape.rows].copy_(lengths)
@@ -150,14 +146,17 @@ class DecodeGraphs:
         """Write one token more in every row; gives its logits, (rows, vocabulary), until the next step."""
         return self._steps[self._shape]()
 
-    def _step(self, shape: DecodeShape) -> Tensor:
-        """What is recorded. Positions stop at the last slot, so that steps behind the end do no harm."""
+    def _step(self, shape: DecodeShape, layers: LayersOverCache | None) -> Tensor:
+        """What is recorded, through compiled layers where they are given.
+
+        Positions stop at the last slot, so that steps behind the end do no harm.
+        """
         positions = self._positions[: shape.rows]
         self._open(shape)
         self._slots.rows, self._slots.positions = torch.arange(shape.rows, device=self.device), positions
-        kinds: Collection[Kind] = self._kinds if self._layers is not None else ()
+        kinds: Collection[Kind] = () if layers is None else self._kinds
         context = _OwnSlots(positions, shape.length, kinds, self._slots.dtype)
-        with self._compiled(last=True):
+        with nullcontext() if layers is None else layers.compiled(last=True):
             hidden = hidden_states(self._running, self._cache, self._newest[: shape.rows], positions, context)
         logits = head_logits(self._running.model, hidden)
         self._keep(logits)
@@ -171,9 +170,6 @@ class DecodeGraphs:
             layer.open()
             if self._layers is not None:
                 self._layers.fix_sizes((layer.keys, layer.values), _HEADS)
-
-    def _compiled(self, *, last: bool) -> AbstractContextManager[None]:
-        return nullcontext() if self._layers is None else self._layers.compiled(last=last)
 
     def _keep(self, logits: Tensor) -> None:
         """Choose a token for each row, as the input of the next step and as written."""

@@ -47,8 +47,8 @@ from howlow.trial.state import ProcessMeters, TrialState
 
 _INFERENCE = "inference.json"
 _DECIDED_IN_TRAINING = ("joined_adapters", "compiled", "graphed", "row_lengths", "row_padding")
-_DECIDED_IN_GENERATION = ("generation_compiled", "generation_graphed")
 """Of `Resolved`; the process that runs inference decides none of it."""
+_DECIDED_IN_GENERATION = ("generation_compiled", "generation_graphed")
 
 
 @dataclass(frozen=True)
