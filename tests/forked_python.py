@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-IMPORTED = ("howlow.trial.entries", "howlow.cli")
+IMPORTED = ("howlow.executors.preloaded", "howlow.cli")
 
 
 def run_forked(

@@ -1,7 +1,7 @@
 """Adapters without casts give what PEFT's own code gives under autocast, in every form of a step."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +19,16 @@ from safetensors.torch import load_file
 from test_fake_tensors import CONFIGS, EXAMPLES, SMALL
 from test_step_graphs import Repeating, laid_out
 from test_training import Make, gradients, make_model, some_examples  # noqa: F401  (a fixture)
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import howlow
 from howlow.engine import layouts, step_check
 from howlow.engine import model as models
 from howlow.engine.alone import distance
-from howlow.engine.cuda.adapters import AdapterGroup, CastAdapters, JoinedLayer, joined_adapters
+from howlow.engine.cuda.adapters import CastAdapters, JoinedLayer, joined_adapters
+from howlow.engine.cuda.layer_groups import LayerGroup
 from howlow.engine.evaluation import evaluation_step
 from howlow.engine.execution import decide, running
 from howlow.engine.layouts import Batch
@@ -40,12 +42,18 @@ CPU = torch.device("cpu")
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def adapted(name: str = "llama", rank: int = 4, alpha: float = 8.0, layers: int = 2) -> Any:
+def adapted(
+    name: str = "llama", rank: int = 4, alpha: float = 8.0, layers: int = 2, targets: Sequence[str] = ALL
+) -> Any:
     """A tiny model, always the same, whose adapter changes what it gives."""
     torch.manual_seed(0)
-    config = type(CONFIGS[name]())(**SMALL | {"num_hidden_layers": layers})
+    kind = transformers.Qwen2Config if name == "qwen2" else type(CONFIGS[name]())
+    config = kind(**SMALL | {"num_hidden_layers": layers})
     base = transformers.AutoModelForCausalLM.from_config(config).requires_grad_(False)
-    options: dict[str, Any] = {"scaling": "standard", "target_modules": ALL, "dropout": 0.0, "seed": 0}
+    for module in base.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.normal_(module.bias)
+    options: dict[str, Any] = {"scaling": "standard", "target_modules": list(targets), "dropout": 0.0, "seed": 0}
     return moved(models.attach_lora(base, rank=rank, alpha=alpha, **options).train())
 
 
@@ -112,7 +120,7 @@ def test_a_copy_has_the_bits_that_autocast_gives(numbers: list[float], alpha: fl
                 weight.copy_(
                     torch.tensor(numbers).repeat(-(-weight.numel() // len(numbers)))[: weight.numel()].view_as(weight)
                 )
-    group = AdapterGroup(layers, dtype)
+    group = LayerGroup(layers, dtype)
     CastAdapters([group])
     assert group.folded * group.factor == alpha / 4
     for copied, master, place in group.copies():
@@ -148,6 +156,109 @@ def test_layers_that_are_given_the_same_share_one_copy_of_as():
     assert [count for count, _ in shapes[4:]] == [1] * 4, "o and down"
 
 
+# -- weights and As as one product ------------------------------------------------------------------------------------
+
+
+class Counting(TorchDispatchMode):
+    """Counts products of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.products.append(tuple(found.shape))
+        return found
+
+
+def run(model: Any, ids: Tensor) -> list[tuple[int, ...]]:
+    with Counting() as counting:
+        model(input_ids=ids)
+    return counting.products
+
+
+@pytest.mark.parametrize(
+    ("targets", "inference", "backward"),
+    [
+        (ALL, 4 + 7, 2 * 4 + 2 * 7),
+        (["q_proj", "v_proj"], 4 + 2, 4 + 1 + 2 * 2),  # q, k, v; o; gate, up; down; and the gradient of the A's
+    ],
+    ids=["all", "q and v"],
+)
+def test_layers_that_are_given_the_same_are_one_product(targets: list[str], inference: int, backward: int):
+    """In a layer: W and A of all that are given one x, and each B. PEFT's own code has 7 + 2 for each adapter."""
+    ids, counts = torch.arange(3, 27).view(2, 12), list[int]()
+    for layers in (1, 2):
+        model = adapted(layers=layers, targets=targets)
+        with joined_adapters(model, torch.float32):
+            counts.append(len(run(model, ids)))
+            total = model(input_ids=ids, inputs_embeds=None).logits.sum()
+            with Counting() as counting:
+                total.backward()
+            counts.append(len(counting.products))
+    forward = counts[2] - counts[0]
+    assert forward == inference
+    assert counts[3] - counts[1] == backward
+
+
+def places(model: Any) -> dict[str, int]:
+    return {name: weight.data_ptr() for name, weight in model.named_parameters() if not weight.requires_grad}
+
+
+def test_frozen_weights_are_held_once_and_move_once():
+    model, ids = adapted(targets=["q_proj", "v_proj"]), torch.arange(3, 27).view(2, 12)
+    expected = {name: weight.clone() for name, weight in model.named_parameters()}
+    with joined_adapters(model, torch.float32):
+        run(model, ids)
+        moved = places(model)
+    layer = base_of(model).model.layers[0]
+    parts = [layer.self_attn.q_proj.base_layer, layer.self_attn.k_proj, layer.self_attn.v_proj.base_layer]
+    assert len({part.weight.untyped_storage().data_ptr() for part in parts}) == 1
+    held = sum(
+        {part.weight.untyped_storage().data_ptr(): part.weight.untyped_storage().nbytes() for part in parts}.values()
+    )
+    assert held == sum(4 * part.weight.numel() for part in parts) + 4 * 16 * 32, "and the A's of q and v"
+    for _ in range(2):
+        with joined_adapters(model, torch.float32):
+            assert places(model) == moved
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, expected[name]), name
+
+
+def test_weights_that_moved_in_inference_train():
+    found, ids = [], torch.arange(3, 27).view(2, 12)
+    for infers in (False, True):
+        model = adapted()
+        if infers:
+            with torch.inference_mode(), joined_adapters(model, torch.float32):
+                run(model, ids)
+        with joined_adapters(model, torch.float32):
+            model(input_ids=ids).logits.square().sum().backward()
+        found.append(gradients(model))
+    assert_alike(found[1], found[0], 0.0)
+
+
+def test_a_weight_that_cannot_move_keeps_those_beside_it_in_place():
+    ids = torch.arange(3, 27).view(2, 12)
+
+    def make() -> Any:
+        model = adapted().double()
+        first, second = base_of(model).model.layers
+        first.self_attn.k_proj.base_layer.weight.requires_grad_()
+        second.self_attn.v_proj.base_layer.weight = first.self_attn.v_proj.base_layer.weight  # of two layers
+        second.mlp.up_proj.base_layer.register_forward_hook(lambda _, __, found: found * 2)
+        return model
+
+    own, ours = by_peft_and_joined(make, torch.float64, ids)
+    torch.testing.assert_close(ours[0], own[0], rtol=1e-12, atol=1e-12)
+    assert_alike(ours[1], own[1], 1e-12)
+    with joined_adapters(make(), torch.float64) as found:
+        joint = [group._joint is not None for group in found.groups if len(group.layers) > 1]
+    assert joint == [False, True, False, False], "q, k, v and gate, up of either layer"
+
+
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
@@ -164,10 +275,13 @@ def by_peft_and_joined(
     return found
 
 
-@pytest.mark.parametrize(("name", "rank", "alpha"), [("llama", 1, 2.0), ("qwen3", 3, 5.0), ("gemma2", 12, 24.0)])
-def test_in_fp64_results_and_gradients_are_pefts(name: str, rank: int, alpha: float):
+@pytest.mark.parametrize("targets", [ALL, ["q_proj", "v_proj"], ["k_proj", "down_proj"], ["gate_proj"]], ids="+".join)
+@pytest.mark.parametrize(
+    ("name", "rank", "alpha"), [("llama", 1, 2.0), ("qwen2", 8, 4.0), ("qwen3", 3, 5.0), ("gemma2", 12, 24.0)]
+)
+def test_in_fp64_results_and_gradients_are_pefts(name: str, rank: int, alpha: float, targets: list[str]):
     ids = torch.arange(3, 27).view(2, 12)
-    own, ours = by_peft_and_joined(lambda: adapted(name, rank, alpha).double(), torch.float64, ids)
+    own, ours = by_peft_and_joined(lambda: adapted(name, rank, alpha, targets=targets).double(), torch.float64, ids)
     torch.testing.assert_close(ours[0], own[0], rtol=1e-12, atol=1e-12)
     assert_alike(ours[1], own[1], 1e-12)
 
@@ -375,7 +489,7 @@ def test_joined_adapters_that_are_wrong_are_left_out_and_nothing_else(
     make_model: Make,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(AdapterGroup, "_product", lambda _, x, below: F.linear(x, below) * 1.5)
+    monkeypatch.setattr(LayerGroup, "_scaled", lambda _, reduced: reduced * 1.5)
     found, (problem,) = checked(make_model(), monkeypatch)
     assert (found.joined_adapters, found.graphed) == (False, True)
     assert "running adapters without casts changes the" in problem

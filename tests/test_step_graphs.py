@@ -380,7 +380,7 @@ def test_after_a_warm_up_that_fails_its_kernels_are_waited_for(monkeypatch: pyte
 def nodes_of(model: Any) -> list[Any]:
     """The nodes of autograd that add to the gradients of the trained weights and of their copies; made if not there."""
     groups = [module.group for module in model.modules() if getattr(module, "group", None) is not None]
-    copies = [copied for group in groups for copied in (group.below, *group.above)]
+    copies = [one for group in groups for one in (group.below, *group.above) if one is not None and one.requires_grad]
     return [torch.autograd.graph.get_gradient_edge(one).node for one in (*models.trainable(model).values(), *copies)]
 
 

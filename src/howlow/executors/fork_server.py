@@ -33,7 +33,7 @@ from howlow.places import unfinished
 
 T = TypeVar("T")
 Pipe = connection.Connection
-PRELOADED = "howlow.trial.entries"
+PRELOADED = "howlow.executors.preloaded"
 _FROM_A_SCHEDULER = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 """Sent to every process of a job whose time is nearly up; unhandled, they kill."""
 _HANDLED_BY_US = (signal.SIGINT, signal.SIGTERM, *_FROM_A_SCHEDULER)
