@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-IMPORTED = ("howlow.executors.preloaded", "howlow.cli")
+IMPORTED = ("howlow.cli", "howlow.executors.preloaded")
 
 
 def run_forked(

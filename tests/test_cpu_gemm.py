@@ -91,6 +91,16 @@ def test_a_wide_weight_is_timed_with_fewer_rows(monkeypatch: pytest.MonkeyPatch)
     assert rows == [round(gemm._MOST_FLOPS / (2 * 64 * 200_000))] * 2
 
 
+def test_a_narrow_weight_is_timed_with_no_more_rows_than_matter(monkeypatch: pytest.MonkeyPatch):
+    """A batch of 2,048 rows of 512 tokens was timed with a million of them: 15 s for a model of 32 dimensions."""
+    rows = timed(monkeypatch, 1.0, 2.0)
+    choose_gemms(frozen(64, 64), 2048 * 512)
+    assert rows == [gemm._MOST_ROWS] * 2
+    rows.clear()
+    assert choose_gemms(frozen(32, 48), 2048 * 512) == ()
+    assert rows == []
+
+
 def test_what_trains_and_other_dtypes_get_no_choice():
     layer = frozen(400, 300)
     assert choose_gemms(layer.bfloat16(), 1000) == ()

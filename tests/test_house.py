@@ -178,4 +178,10 @@ assert pynvml.nvmlLib is None
         pytest.skip("the fork server is Linux's")
     import os
 
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
+    preloaded = "import gc, howlow.executors.preloaded\nassert gc.isenabled()\nprint('imported')"
+    for what in (code, preloaded):
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", what], check=True, env=environment, stdout=subprocess.PIPE, text=True
+        )
+    assert done.stdout == "imported\n", "it ends without clearing up, whatever ended it"

@@ -147,7 +147,7 @@ def found(limit_bytes: int, wide_table: dict[str, Any], tmp_path: Path) -> Calla
     return search
 
 
-@pytest.mark.parametrize("layout", ["padded", "shared"])
+@pytest.mark.parametrize("layout", [pytest.param("padded", marks=pytest.mark.exhaustive), "shared"])
 def test_the_batch_found_follows_from_the_probes_told(
     layout: str, limit_bytes: int, found: Callable[..., tuple[Record, ...]]
 ) -> None:

@@ -86,11 +86,12 @@ def test_a_reading_counts_when_it_was_taken(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_hangs_is_waited_for_once_and_catches_up(tmp_path: Path) -> None:
-    hung, release = threading.Event(), threading.Event()
+    hung, release, answered = threading.Event(), threading.Event(), threading.Event()
 
     def read() -> float:
         if hung.is_set():
-            release.wait(5)
+            release.wait(60)
+            answered.set()
         return 10 * clock.now_s()
 
     with reading(tmp_path, Scripted(counter_j=read)) as reader:
@@ -98,11 +99,10 @@ def test_a_reader_that_hangs_is_waited_for_once_and_catches_up(tmp_path: Path) -
         assert reader.ask(reader.read_counter) is not None
         hung.set()
         time.sleep(0.05)
-        started = time.perf_counter()
-        answers = [reader.ask(reader.read_counter) for _ in range(20)]
-        assert time.perf_counter() - started < 0.2  # one timeout, not twenty
-        assert answers == [None] * 20
-        assert reader.late >= 20
+        # Had each of them its own timeout, the reading would have an answer before the last of 10,000.
+        assert [reader.ask(reader.read_counter) for _ in range(10_000)] == [None] * 10_000
+        assert not answered.is_set()
+        assert reader.late >= 10_000
         hung.clear()
         release.set()
         time.sleep(0.1)
@@ -112,17 +112,21 @@ def test_a_reader_that_hangs_is_waited_for_once_and_catches_up(tmp_path: Path) -
 
 
 def test_an_instrument_that_never_answers_does_not_keep_the_session_from_ending(tmp_path: Path) -> None:
-    forever = threading.Event()
+    forever, answered = threading.Event(), threading.Event()
+
+    def read() -> None:
+        forever.wait(120)
+        answered.set()
+
     found: list[tuple[WarningKind, str]] = []
-    started = time.perf_counter()
-    with session_of(tmp_path, Scripted(counter_j=lambda: forever.wait(30) and None), found=found) as session:
+    with session_of(tmp_path, Scripted(counter_j=read), found=found) as session:
         with session.phase("train") as phase:
             for _ in range(8):
                 with phase.step(measured=True, samples=1):
                     time.sleep(0.02)
             record = phase.end()
         session.report(None)
-    assert time.perf_counter() - started < 8
+    assert not answered.is_set(), "the session ended while the instrument still hung"
     assert record.windows == ()
     assert record.measured_samples == 8
     assert {WarningKind.ENERGY_GAP, WarningKind.SENSOR_LATE} <= {kind for kind, _ in found}
@@ -372,7 +376,7 @@ def test_the_date_may_jump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for _ in range(4):
             with phase.step(measured=True, samples=1) as timed:
                 time.sleep(0.05)
-            assert 0.045 < timed.duration_s < 0.3
+            assert 0.045 < timed.duration_s < 60
         record = phase.end()
     measured = energy(record)
     assert measured.energy_j == pytest.approx(100 * measured.duration_s, rel=0.1)

@@ -164,18 +164,16 @@ def test_killed_in_the_second_trial_it_ends_as_if_never_killed(
         assert "resumed" in {warning.kind for warning in resumed.warnings}
 
 
-def test_a_trial_ends_within_two_seconds_of_its_sweeps_death(
-    runner: Path, long_table: dict[str, Any], tmp_path: Path
-) -> None:
+def test_whatever_a_sweep_has_started_ends_with_it(runner: Path, long_table: dict[str, Any], tmp_path: Path) -> None:
     import psutil
 
-    changes = {"training": {"epochs": 500, "checkpoint_every_s": 1000.0}, "grid": {"lora.rank": [1]}, "baselines": []}
-    long = merge(long_table, changes)
-    with started(runner, long, tmp_path / "out") as process:
+    hours = {"training": {"epochs": 100_000, "checkpoint_every_s": 1e6}, "grid": {"lora.rank": [1]}, "baselines": []}
+    with started(runner, merge(long_table, hours), tmp_path / "out") as process:
         wait_for(process, "trial_progress", "r0001-s0")
         children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 3, "multiprocessing's tracker, the fork server, the trial"
         os.kill(process.pid, signal.SIGKILL)
-        _, left = psutil.wait_procs(children, timeout=2)
+        _, left = psutil.wait_procs(children, timeout=60)
         # Nobody may be there to collect an orphan's exit status; a zombie has ended.
         assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
 

@@ -27,6 +27,7 @@ FEWEST_ROWS = 64
 _ADVANTAGE = 1.1  # BLAS is chosen where it is faster by this factor, so that noise seldom decides
 _TIMED = 3  # calls of each library, in turns; the fastest counts, because other work on the machine only slows down
 _MOST_FLOPS = 5e9  # of one timed product; a wide weight is timed with fewer rows
+_MOST_ROWS = 16_384  # a library is not faster with more, and a narrow weight would be timed for seconds
 FEWEST_FLOPS = 1e8
 """With less to do, calls cost more than arithmetic, and the clock would decide by chance."""
 
@@ -122,7 +123,7 @@ def choose_gemms(
     passes: tuple[GemmPass, ...] = ("forward", "backward")
     found = []
     for shape, alike in layers.items():
-        most_rows = max(FEWEST_ROWS, min(rows, round(_MOST_FLOPS / (2 * shape[0] * shape[1]))))
+        most_rows = max(FEWEST_ROWS, min(rows, _MOST_ROWS, round(_MOST_FLOPS / (2 * shape[0] * shape[1]))))
         for of in passes:
             if library is not None:
                 found.append(GemmChoice(of, *shape, most_rows, library))
