@@ -152,8 +152,7 @@ def test_only_a_factor_that_rounds_nothing_is_folded(alpha: float, dtype: torch.
 def test_layers_that_are_given_the_same_share_one_copy_of_as():
     with joined_adapters(adapted(rank=3), torch.bfloat16) as found:
         shapes = [(len(group.layers), tuple(group.below.shape)) for group in found.groups]
-    assert sorted(shapes[:4]) == [(2, (16, 32)), (2, (16, 32)), (3, (24, 32)), (3, (24, 32))]
-    assert [count for count, _ in shapes[4:]] == [1] * 4, "o and down"
+    assert shapes == 2 * [(3, (24, 32)), (1, (8, 32)), (2, (16, 32)), (1, (8, 40))], "q, k, v; o; gate, up; down"
 
 
 # -- weights and As as one product ------------------------------------------------------------------------------------
@@ -227,6 +226,52 @@ def test_frozen_weights_are_held_once_and_move_once():
         assert torch.equal(weight, expected[name]), name
 
 
+@pytest.mark.parametrize("targets", [ALL, ["q_proj", "v_proj"], ["q_proj"], ["gate_proj"]], ids="+".join)
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_what_autograd_keeps_is_no_larger_than_what_it_needs(name: str, targets: list[str]):
+    """A view that is kept would keep the product of all layers of a group."""
+    ids, kept = torch.arange(3, 27).view(2, 12), dict[int, tuple[int, int]]()
+    model = adapted(name, targets=targets)
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not tensor.is_leaf:
+            storage = tensor.untyped_storage()
+            used = kept.get(storage._cdata, (0, 0))[0] + tensor.nbytes
+            kept[storage._cdata] = used, storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    held: list[Tensor] = []
+    with joined_adapters(model, torch.float32), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=ids).logits.sum().backward()
+    assert kept
+    assert all(used >= stored for used, stored in kept.values())
+
+
+def test_a_layer_without_an_adapter_may_be_written_into():
+    """Olmo's attention clamps q, k and v in place."""
+    ids, found = torch.arange(3, 27).view(2, 12), []
+    for joins in (False, True):
+        model = adapted(targets=["q_proj", "v_proj"])
+        for layer in base_of(model).model.layers:
+            layer.self_attn.k_proj.register_forward_hook(lambda _, __, y: y.clamp_(-0.01, 0.01))
+        with joined_adapters(model, torch.float32) if joins else nullcontext():
+            logits = model(input_ids=ids).logits
+            logits.square().sum().backward()
+        found.append((logits.detach(), gradients(model)))
+    torch.testing.assert_close(found[1][0], found[0][0])
+    assert_alike(found[1][1], found[0][1], 1e-5)
+
+
+def test_merged_weights_leave_nothing_of_the_old_ones():
+    model, ids = adapted(targets=["q_proj", "v_proj"]).eval(), torch.arange(3, 27).view(2, 12)
+    with torch.no_grad(), joined_adapters(model, torch.float32):
+        expected = model(input_ids=ids).logits
+    base = models.merged(model)
+    torch.testing.assert_close(base(input_ids=ids).logits, expected)
+    assert all(weight.untyped_storage().nbytes() == weight.nbytes for weight in base.parameters())
+
+
 def test_weights_that_moved_in_inference_train():
     found, ids = [], torch.arange(3, 27).view(2, 12)
     for infers in (False, True):
@@ -256,7 +301,7 @@ def test_a_weight_that_cannot_move_keeps_those_beside_it_in_place():
     assert_alike(ours[1], own[1], 1e-12)
     with joined_adapters(make(), torch.float64) as found:
         joint = [group._joint is not None for group in found.groups if len(group.layers) > 1]
-    assert joint == [False, True, False, False], "q, k, v and gate, up of either layer"
+    assert joint == [False, True, True, False], "q, k, v and gate, up of either layer; the shared one moves once"
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------------

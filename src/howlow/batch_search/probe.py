@@ -28,7 +28,7 @@ import torch
 
 from howlow.batch_search.search import BatchQuestion, LargestBatch, Plain, Try, expected_line, next_step, use_of_plain
 from howlow.batch_search.workload import Bench, Compiled, InferenceWork, Scope, TrainingWork, Work
-from howlow.engine.execution import Execution
+from howlow.engine.execution import Execution, running
 from howlow.errors import UserError
 from howlow.jobs import (
     BudgetSet,
@@ -269,5 +269,8 @@ def _bench(state: TrialState, execution: Execution, prepared: Prepared) -> Itera
     ) as session:
         with session.phase("load"):
             model, tokenizer, eos = load_trial_model(state, execution, prepared.tokenizer_name)
+        if shares_processes(device):
+            with running(model, execution):
+                pass  # weights that move for it do so once
         held = give_back(device) if shares_processes(device) else None
         yield Bench(state, device, prepared, session, model, tokenizer, execution, min(eos, default=0), held)

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from howlow import hub
 from howlow.engine.adapter_variants import Variant, initial_weights_of, merged_weight, note_start, save_pretrained
+from howlow.engine.cuda.layer_groups import move_apart
 from howlow.engine.encoding import tried
 from howlow.engine.kinds import refuse_other_kind
 from howlow.engine.quantization import Quantization, QuantizedLinear, not_quantized, quantize
@@ -357,11 +358,9 @@ def decoder_of(model: Any) -> Any:
 
 
 def _names_decoder(model: Any) -> bool:
-    try:
-        decoder_of(model)
-    except UserError:
-        return False
-    return True
+    with suppress(UserError):
+        return decoder_of(model) is not None
+    return False
 
 
 def merged(model: Any) -> Any:
@@ -381,6 +380,7 @@ def merged(model: Any) -> Any:
     base = model.unload()
     for layer, name, weight in copies:
         setattr(layer, name, nn.Parameter(weight, requires_grad=False))
+    move_apart(base)
     return base
 
 

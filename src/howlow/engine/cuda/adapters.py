@@ -23,8 +23,11 @@ from transformers.pytorch_utils import Conv1D
 
 from howlow.engine.cpu.linear import ADAPTER
 from howlow.engine.cpu.patches import GIVEN_THE_SAME
-from howlow.engine.cuda.layer_groups import LayerGroup, base_layer_of, can_move
+from howlow.engine.cuda.layer_groups import LayerGroup, base_layer_of, can_move, rewrite
 from howlow.engine.model import decoder_of
+
+_HOLES_BYTES = 256 << 20
+"""What is moved before the memory where it was is given back: so much is held twice for a moment."""
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def joined_adapters(model: Any, dtype: torch.dtype) -> Iterator["CastAdapters"]:
 
     Frozen weights in this dtype stay where they were moved to, in the product of their group.
     """
-    groups = list(_groups(model, dtype))
+    groups = _groups(model, dtype)
     before = [(layer, type(layer)) for group in groups for layer in group.layers]
     for group in groups:
         for place, layer in enumerate(group.layers):
@@ -117,7 +120,7 @@ def _columns(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[list[Tensor], list
     return [master for master, _ in parts], [copied for _, copied in parts]
 
 
-def _groups(model: Any, dtype: torch.dtype) -> Iterator[LayerGroup]:
+def _groups(model: Any, dtype: torch.dtype) -> list[LayerGroup]:
     """Plain adapters, those together that are probably given the same x, and the frozen layers beside them."""
     modules = list(decoder_of(model).modules())
     alone = dict.fromkeys(module for module in modules if _is_plain(module))
@@ -128,17 +131,44 @@ def _groups(model: Any, dtype: torch.dtype) -> Iterator[LayerGroup]:
             together += _alike([layer for layer in named if layer in alone or can_move(layer, dtype)])
     for layer in (layer for layers in together for layer in layers):
         alone.pop(layer, None)
-    moved: set[int] = set()
+    joint: set[int] = set()
+    plans: dict[Any, tuple[list[Any], bool]] = {}
     for layers in [*together, *([layer] for layer in alone)]:
         bases = [base_layer_of(layer) for layer in layers]
         weights = {id(base.weight) for base in bases}
-        joint = len(weights - moved) == len(bases) and all(can_move(base, dtype) for base in bases)
-        moved |= weights
-        adapted = [layer for layer in layers if isinstance(layer, LoraLayer)]
-        if joint or adapted:
-            yield LayerGroup(layers if joint else adapted, dtype, joint=joint)
-            if bases[0].weight.device.type == "cuda":
-                torch.cuda.empty_cache()  # blocks of the size that the weights had are of little use to a batch
+        if len(weights - joint) == len(bases) and all(can_move(base, dtype) for base in bases):
+            joint |= weights
+            plans[layers[0]] = layers, True
+        elif adapted := [layer for layer in layers if isinstance(layer, LoraLayer)]:
+            plans[adapted[0]] = adapted, False
+    return list(_moved_in_order(modules, dtype, plans, joint))
+
+
+def _moved_in_order(
+    modules: Sequence[nn.Module], dtype: torch.dtype, plans: dict[Any, tuple[list[Any], bool]], joint: set[int]
+) -> Iterator[LayerGroup]:
+    """The planned groups in the order of the model, whose other weights are moved, too, where any is.
+
+    A weight that stayed would keep a hole before it, which fits nothing, from being given back.
+    """
+    in_holes, has_moved = 0, False
+    for module in modules:
+        if module in plans:
+            layers, is_joint = plans[module]
+            group = LayerGroup(layers, dtype, joint=is_joint)
+            yield group
+            moved_bytes = group.moved_bytes
+        elif has_moved and can_move(module, dtype) and id(module.weight) not in joint:
+            moved_bytes = rewrite(module.weight)  # type: ignore[arg-type]
+        else:
+            continue
+        has_moved |= moved_bytes > 0
+        in_holes += moved_bytes
+        if in_holes > _HOLES_BYTES:
+            in_holes = 0
+            torch.cuda.empty_cache()
+    if in_holes:
+        torch.cuda.empty_cache()
 
 
 def _alike(layers: Sequence[Any]) -> list[list[Any]]:

@@ -9,6 +9,9 @@ product, too.
 The frozen weights become views of one tensor, and stay so: they are not held twice. Where that cannot be (a quantised
 base, weights in another dtype than the products, a base that trains) only the A's are one product.
 
+What a layer takes from the product is a view of it. What autograd keeps of that is therefore copied before: a view that
+is kept would keep the whole product, of all layers, until the backward pass.
+
 The copies of A and B are leaves of autograd. A hook adds the gradient of a copy to the gradient of its weight, in fp32
 as autocast does, and frees it.
 """
@@ -21,12 +24,15 @@ import torch
 from peft.tuners.lora.layer import Linear as LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from howlow.engine.cpu.linear import ADAPTER
 
 ALIGNMENT = 8
 """16 bytes of bf16 or fp16."""
 _LARGEST_EXPONENT = 60  # a factor beyond 2^60 is left to the forward pass, where an overflow is a divergence
+_MOVED = WeakTensorKeyDictionary()
+"""The weights that are views of a tensor with others, as keys."""
 _Part = tuple[nn.Parameter, tuple[slice, slice]]
 """A weight of an adapter, and which rows and columns of a copy it fills."""
 
@@ -72,6 +78,11 @@ class LayerGroup:
 
     def __deepcopy__(self, _: Any) -> None:
         """A copied layer, which is not part of the model, runs its own code."""
+
+    @property
+    def moved_bytes(self) -> int:
+        """How much of the frozen weights was moved for this group."""
+        return 0 if self._joint is None else self._joint.moved_bytes
 
     def _new_below(self) -> nn.Parameter:
         masters = [a for a in self._a if a is not None]
@@ -131,8 +142,9 @@ class LayerGroup:
             bases: Sequence[Tensor | None] = [None] * len(self.layers)
             reduced = self._scaled(F.linear(x, self.below))
         else:
-            *bases, reduced = torch.split(self._joint.product(x.to(self.dtype), self.below), self._joint.sizes, -1)
-            reduced = self._scaled(reduced)
+            *parts, reduced = torch.split(self._joint.product(x.to(self.dtype), self.below), self._joint.sizes, -1)
+            reduced = self._scaled(reduced.contiguous())  # kept for the gradient of B
+            bases = [self._handed_on(part, width) for part, width in zip(parts, self._widths, strict=True)]
         narrow = torch.split(reduced, self._widths, -1)
         return [
             Products(base, part if width else None)
@@ -145,6 +157,11 @@ class LayerGroup:
         own = self.below[self._firsts[place] :][: self._widths[place]]
         return Products(reduced=self._scaled(F.linear(x, own)))
 
+    def _handed_on(self, base: Tensor, width: int) -> Tensor:
+        """The result of a layer without an adapter is that layer's own, which others may keep or write into."""
+        is_alone = width == 0 and any(self._widths) and torch.is_grad_enabled()
+        return base.contiguous() if is_alone else base
+
     def _scaled(self, reduced: Tensor) -> Tensor:
         return reduced if self.factor == 1.0 else reduced * self.factor
 
@@ -152,19 +169,21 @@ class LayerGroup:
 class _Joint:
     """The frozen weights of layers in one tensor, whose views they become, with room for A's below them.
 
-    sizes: the rows of each weight, and of what is below.
+    sizes: the rows of each weight, and of what is below. moved_bytes: how much was moved; 0 where it was there already.
     """
 
     def __init__(self, bases: Sequence[nn.Linear], room: int) -> None:
         weights = [base.weight for base in bases]
         self.sizes = [*(len(weight) for weight in weights), room]
         with torch.inference_mode(False), torch.no_grad():  # the weights stay in it, also for a training
-            whole = _found_whole(weights, room)
+            whole, self.moved_bytes = _found_whole(weights, room), 0
             if whole is None:
                 whole = weights[0].new_empty((sum(self.sizes), weights[0].shape[1]))
                 for weight, place in zip(weights, torch.split(whole, self.sizes), strict=False):
                     place.copy_(weight)
                     weight.data = place
+                    _MOVED[weight] = None
+                self.moved_bytes = whole.nbytes
             self.below = whole[len(whole) - room :].zero_()
         # Parameters, whose shapes torch's compiler takes as fixed; no module holds them.
         self._whole = nn.Parameter(whole, requires_grad=False)
@@ -222,6 +241,22 @@ def _found_whole(weights: Sequence[Tensor], room: int) -> Tensor | None:
     if len(storages) > 1 or weights[0].untyped_storage().nbytes() != size:
         return None
     return weights[0].detach().as_strided((rows + room, width), (width, 1))
+
+
+def rewrite(weight: nn.Parameter) -> int:
+    """Give a weight storage of its own, of that size, which it may have been given before; how many bytes it has."""
+    with torch.inference_mode(False), torch.no_grad():
+        weight.data = weight.data.clone()
+    if weight in _MOVED:
+        del _MOVED[weight]
+    return weight.nbytes
+
+
+def move_apart(model: nn.Module) -> None:
+    """Give moved weights storage of their own again: where some of them were replaced, the others keep their places."""
+    for weight in model.parameters():
+        if weight in _MOVED:
+            rewrite(weight)
 
 
 def _biases(bases: Sequence[nn.Linear], room: int) -> Tensor:
