@@ -6,6 +6,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from threadpoolctl import threadpool_limits
+
 Part = Callable[[], Any]
 
 
@@ -16,7 +18,8 @@ def finished(parts: Mapping[str, Part], processes: int, kept: Path | None) -> di
     """
     there = _read(kept) if kept is not None and kept.exists() else {}
     found = {name: there[name] for name in parts if name in there}
-    with ProcessPoolExecutor(max(1, processes)) as pool:
+    # BLAS threads that several processes start on the same cores make hours of minutes.
+    with ProcessPoolExecutor(max(1, processes), initializer=threadpool_limits, initargs=(1,)) as pool:
         running = {pool.submit(part): name for name, part in parts.items() if name not in found}
         for one in as_completed(running):
             found[running[one]] = one.result()
