@@ -19,7 +19,7 @@ processes, and CUDA's own context, for which the margin is there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
 from typing import TypeVar
@@ -269,8 +269,10 @@ def _bench(state: TrialState, execution: Execution, prepared: Prepared) -> Itera
     ) as session:
         with session.phase("load"):
             model, tokenizer, eos = load_trial_model(state, execution, prepared.tokenizer_name)
+        held = None
         if shares_processes(device):
-            with running(model, execution):
-                pass  # weights that move for it do so once
-        held = give_back(device) if shares_processes(device) else None
+            # Weights that move do so before they are counted. Why a model cannot run so, its own check tells.
+            with suppress(UserError), running(model, execution.for_evaluation()):
+                pass
+            held = give_back(device)
         yield Bench(state, device, prepared, session, model, tokenizer, execution, min(eos, default=0), held)

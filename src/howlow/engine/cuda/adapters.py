@@ -37,7 +37,6 @@ def joined_adapters(model: Any, dtype: torch.dtype) -> Iterator["CastAdapters"]:
     Frozen weights in this dtype stay where they were moved to, in the product of their group.
     """
     groups = _groups(model, dtype)
-    before = [(layer, type(layer)) for group in groups for layer in group.layers]
     for group in groups:
         for place, layer in enumerate(group.layers):
             layer.__class__ = JoinedLayer if isinstance(layer, LoraLayer) else JoinedLinear
@@ -45,9 +44,10 @@ def joined_adapters(model: Any, dtype: torch.dtype) -> Iterator["CastAdapters"]:
     try:
         yield CastAdapters(groups)
     finally:
-        for layer, own in before:
-            layer.__class__ = own
-            del layer.group, layer.place
+        for group in groups:
+            for layer in group.layers:
+                layer.__class__ = LoraLayer if isinstance(layer, LoraLayer) else nn.Linear
+                del layer.group, layer.place
 
 
 class CastAdapters:

@@ -185,9 +185,8 @@ class _Joint:
                     _MOVED[weight] = None
                 self.moved_bytes = whole.nbytes
             self.below = whole[len(whole) - room :].zero_()
-        # Parameters, whose shapes torch's compiler takes as fixed; no module holds them.
-        self._whole = nn.Parameter(whole, requires_grad=False)
-        self._bias = nn.Parameter(_biases(bases, room), False) if any(b.bias is not None for b in bases) else None
+        self._whole = _leaf(whole)
+        self._bias = _leaf(_biases(bases, room)) if any(base.bias is not None for base in bases) else None
 
     def product(self, x: Tensor, below: Tensor) -> Tensor:
         """(..., sum of sizes); below: the leaf whose gradient is that of the rows below."""
@@ -264,7 +263,7 @@ def _biases(bases: Sequence[nn.Linear], room: int) -> Tensor:
     return torch.cat([*parts, bases[0].weight.new_zeros(room)])
 
 
-def _leaf(values: Tensor, masters: Sequence[nn.Parameter]) -> nn.Parameter:
+def _leaf(values: Tensor, masters: Sequence[nn.Parameter] = ()) -> nn.Parameter:
     # A parameter, whose shape torch's compiler takes as fixed; no module holds it.
     return nn.Parameter(values, any(master.requires_grad for master in masters))
 
