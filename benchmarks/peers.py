@@ -291,11 +291,9 @@ def base_model(dtype_name: str = "float32") -> tuple[Any, Any]:
 
 def adapted(model: Any, rank: int = RANK) -> Any:
     """Attach PEFT's adapter, the same for every contender: A from seed 0, B zero."""
-    from howlow.engine import model as models
+    from howlow.engine.adapter import attach_lora
 
-    return models.attach_lora(
-        model, rank=rank, alpha=ALPHA, scaling="standard", target_modules=TARGETS, dropout=0.0, seed=0
-    )
+    return attach_lora(model, rank=rank, alpha=ALPHA, scaling="standard", target_modules=TARGETS, dropout=0.0, seed=0)
 
 
 def row(example: Any) -> dict[str, list[int]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import howlow
 from howlow import load_settings as load
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora, merge_adapter, save_adapter
 from howlow.engine.cpu.patches import fused
 from howlow.engine.spectra import scaled_singular_values
 from howlow.errors import UserError
@@ -31,7 +32,7 @@ def adapted(folder: Path, variant: Literal["lora", "dora", "pissa"], rank: int =
     options: dict[str, Any] = {"alpha": 2 * rank, "scaling": "standard", "dropout": 0.0, "seed": 1}
     options |= {"target_modules": ["q_proj", "v_proj", "down_proj"]} | changes
     base = loaded(folder, quantization=options.pop("quantization", "none")).requires_grad_(False)
-    return models.attach_lora(base, rank=rank, variant=variant, **options)
+    return attach_lora(base, rank=rank, variant=variant, **options)
 
 
 def moved(model: Any) -> Any:
@@ -64,11 +65,11 @@ def test_the_saved_adapter_fits_the_base_as_it_came(
     tiny_model: Path, tmp_path: Path, variant: Any, scaling: str
 ) -> None:
     model = moved(adapted(tiny_model, variant, scaling=scaling))
-    models.save_adapter(model, tmp_path / "adapter", str(tiny_model), "card")
+    save_adapter(model, tmp_path / "adapter", str(tiny_model), "card")
     again = PeftModel.from_pretrained(loaded(tiny_model), tmp_path / "adapter").eval()
     assert not torch.allclose(logits(model), logits(loaded(tiny_model)), atol=1e-3)
     torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(logits(models.merged(model)), logits(again), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits(merge_adapter(model)), logits(again), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:PiSSA changes the base weights")
@@ -83,7 +84,7 @@ def test_pissa_is_saved_as_peft_converts_it(tiny_model: Path, tmp_path: Path) ->
     theirs.peft_config["default"].init_lora_weights = "pissa"
     moved(theirs).save_pretrained(tmp_path / "theirs", path_initial_model_for_weight_conversion=str(tmp_path / "start"))
     ours = moved(adapted(tiny_model, "pissa", target_modules=["q_proj"]))
-    models.save_adapter(ours, tmp_path / "ours", str(tiny_model), "card")
+    save_adapter(ours, tmp_path / "ours", str(tiny_model), "card")
     from safetensors.torch import load_file
 
     found, expected = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "theirs"))
@@ -99,7 +100,7 @@ def test_the_spectra_of_pissa_are_those_of_what_training_adds(tiny_model: Path) 
     model = moved(adapted(tiny_model, "pissa"))
     base = loaded(tiny_model)
     found = scaled_singular_values(model)
-    merged = models.merged(model)
+    merged = merge_adapter(model)
     for name, values in found.items():
         difference = merged.get_submodule(name).weight - base.get_submodule(name).weight
         torch.testing.assert_close(values.float(), torch.linalg.svdvals(difference)[:6], rtol=1e-3, atol=1e-5)

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import howlow
 from howlow.engine import layouts, step_check
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora, merge_adapter, save_adapter
 from howlow.engine.alone import distance
 from howlow.engine.cuda.adapters import CastAdapters, JoinedLayer, joined_adapters
 from howlow.engine.cuda.layer_groups import LayerGroup
@@ -54,7 +55,7 @@ def adapted(
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.normal_(module.bias)
     options: dict[str, Any] = {"scaling": "standard", "target_modules": list(targets), "dropout": 0.0, "seed": 0}
-    return moved(models.attach_lora(base, rank=rank, alpha=alpha, **options).train())
+    return moved(attach_lora(base, rank=rank, alpha=alpha, **options).train())
 
 
 def moved(model: Any) -> Any:
@@ -259,7 +260,7 @@ def test_merged_weights_leave_nothing_of_the_old_ones():
     model, ids = adapted(targets=["q_proj", "v_proj"]).eval(), torch.arange(3, 27).view(2, 12)
     with torch.no_grad(), joined_adapters(model, torch.float32):
         expected = model(input_ids=ids).logits
-    base = models.merged(model)
+    base = merge_adapter(model)
     torch.testing.assert_close(base(input_ids=ids).logits, expected)
     assert all(weight.untyped_storage().nbytes() == weight.nbytes for weight in base.parameters())
 
@@ -446,7 +447,7 @@ def test_saved_adapters_and_losses_are_those_of_pefts_own_code(make_model: Make,
     found = []
     for joins in (False, True):
         losses, model = trained(make_model(target_modules=["q_proj", "k_proj", "v_proj"]), "fp32", joins)
-        models.save_adapter(model, tmp_path / str(joins), "base", "card")
+        save_adapter(model, tmp_path / str(joins), "base", "card")
         found.append((losses, load_file(tmp_path / str(joins) / "adapter_model.safetensors")))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
     assert found[1][1].keys() == found[0][1].keys()

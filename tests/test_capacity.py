@@ -12,6 +12,7 @@ from rich.console import Console
 from howlow import load_settings as load
 from howlow.analysis.capacity import capacity
 from howlow.engine import model as models
+from howlow.engine.adapter import matched_layers
 from howlow.engine.references import locate
 from howlow.jobs import AdapterSize, Sizes, SweepPrepared
 from howlow.progress import Progress, size_lines
@@ -72,7 +73,7 @@ def test_a_dry_run_knows_the_sizes(tiny_table: dict[str, Any], tiny_model: Path,
     assert found.sizes is not None
     shapes = models.structure(models.load_config(locate(str(tiny_model)), None, False), False).linear_shapes
     for adapter in found.sizes.adapters:
-        layers = models.matched_layers(shapes, adapter.target_modules)
+        layers = matched_layers(shapes, adapter.target_modules)
         assert adapter.parameters == adapter.rank * sum(sum(shapes[name]) for name in layers)
     assert {adapter.target_modules for adapter in found.sizes.adapters} == {("all-linear",), ("q_proj",)}
     assert found.sizes.completion_tokens == found.report.data.train_completion_tokens

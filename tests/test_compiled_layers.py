@@ -7,6 +7,7 @@ CPU because its compiled kernel has none there; the plain code that is traced ha
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from functools import partialmethod
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from test_exact import adapted as small
 from test_step_graphs import Repeating
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention
-from transformers.models.llama.modeling_llama import LlamaAttention
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
 
 from howlow.engine import buckets, compiled_layers, layouts, order
 from howlow.engine.attention import sdpa
@@ -44,7 +45,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # likewise
 ]
-LAYERS = 3
+LAYERS, OWN_COMPILE = 3, torch.nn.Module.compile
 EXAMPLES, STEP_SIZE, LENGTH = 96, 16, 512
 
 
@@ -59,12 +60,8 @@ def _gradients_of_flex_attention(monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounterWithBackend:
     """Counts what is compiled in an execution with compiled layers; a graph break is an error."""
-    found, own = CompileCounterWithBackend("aot_eager"), torch.nn.Module.compile
-
-    def compile_whole(self: torch.nn.Module, *, dynamic: bool | None = None) -> None:
-        own(self, backend=found, fullgraph=True, dynamic=dynamic)
-
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_whole)
+    found = CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(OWN_COMPILE, backend=found, fullgraph=True))
     return found
 
 
@@ -114,6 +111,72 @@ def test_an_epoch_of_squad_compiles_once_for_each_kind_of_layer(
             losses.append([trainer.outcome(trainer.step([batch])).loss for batch in batches])
     assert counter.frame_count == kinds < LAYERS
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+def test_layers_that_recompute_their_activations_are_compiled_too(real_data: Path, counter: CompileCounterWithBackend):
+    batches, _ = epoch(squad(real_data))
+    losses, recompute = [], {"use_reentrant": False, "preserve_rng_state": False}
+    for options in ({"attention": "flex", "compiles": True, "joins_adapters": True}, {"attention": "sdpa"}):
+        model = in_bf16(adapted("llama", layers=LAYERS))
+        model.train()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+        with on_cpu(model, "bf16", **options) as run:
+            trainer = Trainer(run, Optimization(learning_rate=1e-3))
+            losses.append([trainer.outcome(trainer.step([batch])).loss for batch in batches])
+    assert counter.frame_count == 1
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+@pytest.mark.usefixtures("counter")
+def test_compiled_layers_that_recompute_keep_what_others_that_do_keep(real_data: Path):
+    """Their inputs; with all that they compute it would be seven times as much."""
+    (batch, *_), _ = epoch(squad(real_data))
+    kept = {
+        (compiles, recomputes): kept_bytes(batch, compiles, recomputes)
+        for compiles, recomputes in [(True, True), (False, True), (True, False)]
+    }
+    assert kept[True, True] < 1.3 * kept[False, True]
+    assert kept[True, True] < kept[True, False] / 4
+
+
+def kept_bytes(batch: Batch, compiles: bool, recomputes: bool) -> int:
+    """What a pass forward keeps for the one backward, without the weights."""
+    model = in_bf16(adapted("llama", layers=LAYERS)).train()
+    if recomputes:
+        recompute = {"use_reentrant": False, "preserve_rng_state": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+    kept: dict[int, int] = {}
+
+    def keep(one: torch.Tensor) -> torch.Tensor:
+        storage = one.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return one
+
+    with on_cpu(model, "bf16", attention="flex" if compiles else "sdpa", compiles=compiles, joins_adapters=True) as run:
+        trainer = Trainer(run, Optimization(learning_rate=0.0))
+        trainer.accumulate(batch, torch.tensor(1.0))  # compiles
+        weights = {one.untyped_storage().data_ptr() for one in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+            trainer.accumulate(batch, torch.tensor(1.0))
+    return sum(size for place, size in kept.items() if place not in weights)
+
+
+@pytest.mark.parametrize("can_be_traced", [True, False])
+def test_layers_are_said_to_be_compiled_if_torch_has_compiled_them(
+    real_data: Path, counter: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch, can_be_traced: bool
+):
+    """What torch cannot trace it runs as it is, without a word."""
+    if not can_be_traced:
+        monkeypatch.setattr(LlamaDecoderLayer, "forward", torch.compiler.disable(LlamaDecoderLayer.forward))
+    (batch, *_), _ = epoch(squad(real_data))
+    model = in_bf16(adapted("llama", layers=LAYERS)).train()
+    assert not compiled_layers.are_compiled(model)
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(OWN_COMPILE, backend=counter))
+    with on_cpu(model, "bf16", attention="flex", compiles=True, joins_adapters=True) as run:
+        Trainer(run, Optimization(learning_rate=0.0)).accumulate(batch, torch.tensor(1.0))
+    assert compiled_layers.are_compiled(model) is can_be_traced
 
 
 def test_attention_that_is_compiled_by_itself_has_all_its_forms(monkeypatch: pytest.MonkeyPatch):

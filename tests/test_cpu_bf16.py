@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from howlow.engine import layouts
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora
 from howlow.engine.cpu import pointwise
 from howlow.engine.execution import Execution, decide, running
 from howlow.engine.loss import target_losses
@@ -45,7 +46,7 @@ def adapted(name: str) -> Any:
     torch.manual_seed(0)
     base = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).bfloat16().requires_grad_(False)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
-    model = models.attach_lora(base, rank=3, alpha=6, scaling="standard", target_modules=targets, dropout=0.0, seed=1)
+    model = attach_lora(base, rank=3, alpha=6, scaling="standard", target_modules=targets, dropout=0.0, seed=1)
     for parameter in models.trainable(model).values():
         nn.init.normal_(parameter, std=0.1)
     return model.train()

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from howlow.engine import layouts
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora
 from howlow.engine.cpu import attention as cpu_attention
 from howlow.engine.layouts import Layout, LossOn
 from howlow.engine.loss import per_example, target_losses
@@ -144,9 +145,9 @@ def adapted(name: str, dtype: torch.dtype) -> Any:
     targets = TARGETS.get(name, ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj"])
     if dtype == torch.float64:
         keep_double(base)
-    model = models.attach_lora(
-        base, rank=3, alpha=6, scaling="standard", target_modules=targets, dropout=0.0, seed=1
-    ).to(dtype)
+    model = attach_lora(base, rank=3, alpha=6, scaling="standard", target_modules=targets, dropout=0.0, seed=1).to(
+        dtype
+    )
     for parameter in models.trainable(model).values():
         torch.nn.init.normal_(parameter, std=0.3 if dtype == torch.float64 else 0.05)
     return model.train()

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from howlow.engine import layouts
-from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora
 from howlow.engine.decode_graphs import DecodeGraphs, DecodeShape
 from howlow.engine.evaluation import evaluation_step
 from howlow.engine.execution import Running, decide, running
@@ -89,9 +89,7 @@ def on_fake_tensors(name: str, **options: Any) -> Iterator[tuple[Running, FakeTe
     with torch.device("meta"):
         base = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).requires_grad_(False)
         modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
-        model = models.attach_lora(
-            base, rank=2, alpha=4, scaling="standard", target_modules=modules, dropout=0.0, seed=0
-        )
+        model = attach_lora(base, rank=2, alpha=4, scaling="standard", target_modules=modules, dropout=0.0, seed=0)
     mode = FakeTensorMode()
     give_fake_weights(mode, model.train())
     with running(model, decide(device=CPU, precision=options.pop("precision", "fp32"), **options)) as run:
@@ -199,9 +197,7 @@ def test_real_tensors_are_not_read_either(name: str, layout: Layout):
     """transformers does not look at fake tensors where it would look at real ones."""
     torch.manual_seed(0)
     base = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]()).requires_grad_(False)
-    model = models.attach_lora(
-        base, rank=2, alpha=4, scaling="standard", target_modules=["q_proj"], dropout=0.0, seed=0
-    )
+    model = attach_lora(base, rank=2, alpha=4, scaling="standard", target_modules=["q_proj"], dropout=0.0, seed=0)
     batch = layouts.lay_out(EXAMPLES, layout, 32, 0, "completion")
     with running(model.train(), decide(device=CPU, precision="fp32", kernels_kept=1024)) as run:
         trainer = Trainer(run, Optimization(learning_rate=1e-3))
@@ -234,7 +230,7 @@ def test_a_model_without_values_is_found_to_run_as_one_with_values():
         fake_fused = {name for name, module in run.model.named_modules() if "forward" in vars(module)}
     torch.manual_seed(0)
     real = transformers.AutoModelForCausalLM.from_config(CONFIGS["llama"]()).requires_grad_(False)
-    model = models.attach_lora(
+    model = attach_lora(
         real,
         rank=2,
         alpha=4,

@@ -9,6 +9,7 @@ import torch
 from conftest import loaded
 
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora
 from howlow.engine.generation import Generated
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,7 +93,7 @@ def test_the_width_of_the_padding_changes_nothing(model: Any, tiny_tokenizer: An
 def test_an_attached_adapter_writes_as_in_peft(model: Any, tiny_tokenizer: Any, tiny_model: Any):
     base = loaded(tiny_model)
     base.load_state_dict(model.state_dict())
-    adapted = models.attach_lora(
+    adapted = attach_lora(
         base, rank=2, alpha=4, scaling="standard", target_modules=["q_proj", "v_proj"], dropout=0.5, seed=0
     ).eval()
     for name, parameter in models.trainable(adapted).items():

@@ -17,6 +17,7 @@ from conftest import loaded, squad_document, tiny_config
 
 import howlow
 from howlow import load_settings as load
+from howlow.engine.adapter import attach_lora
 from howlow.settings import merge
 
 pytestmark = [
@@ -84,7 +85,7 @@ def adapted(folder: Path, precision: Any, rank: int = 4) -> Any:
     base = loaded(folder, dtype=storage, device=device).requires_grad_(False)
     chosen: dict[str, Any] = {"rank": rank, "alpha": 2 * rank, "scaling": "standard", "dropout": 0.0, "seed": 0}
     modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
-    model = models.attach_lora(base, target_modules=modules, **chosen).to(device)
+    model = attach_lora(base, target_modules=modules, **chosen).to(device)
     torch.manual_seed(0)
     for name, parameter in models.trainable(model).items():
         if "lora_B" in name:

@@ -9,6 +9,7 @@ from executions import evaluate
 
 from howlow.engine import layouts
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora
 from howlow.engine.layouts import Batch, padded
 from howlow.engine.loss import head_logits, per_example, target_losses
 from howlow.engine.tokens import TokenizedExample
@@ -31,7 +32,7 @@ def adapted(tiny_model: Any, rank: int | None = None) -> Any:
     if rank is None:
         return model
     modules = ["q_proj", "k_proj", "v_proj", "o_proj", "down_proj"]
-    model = models.attach_lora(
+    model = attach_lora(
         model, rank=rank, alpha=2.0 * rank, scaling="standard", target_modules=modules, dropout=0.0, seed=1
     )
     torch.manual_seed(2)

@@ -8,6 +8,7 @@ import torch
 
 from howlow import load_settings as load
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora, merge_adapter
 from howlow.records import read_lines
 from howlow.reporting import write_report
 from howlow.settings import merge
@@ -43,16 +44,14 @@ def test_the_sum_is_made_in_fp32_and_the_loaded_weights_stay(tiny_model: Path):
 
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).eval()
     before = {name: weight.clone() for name, weight in base.state_dict().items()}
-    model = models.attach_lora(
-        base, rank=2, alpha=4, scaling="standard", target_modules=["q_proj"], dropout=0.0, seed=0
-    )
+    model = attach_lora(base, rank=2, alpha=4, scaling="standard", target_modules=["q_proj"], dropout=0.0, seed=0)
     for name, parameter in models.trainable(model).items():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
     loaded = layer.base_layer.weight
     expected = loaded.float() + 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-    found = models.merged(model)
+    found = merge_adapter(model)
     assert torch.equal(found.model.layers[0].self_attn.q_proj.weight, expected.to(torch.bfloat16))
     assert torch.equal(loaded, before["model.layers.0.self_attn.q_proj.weight"])
     assert torch.equal(found.model.layers[0].mlp.up_proj.weight, before["model.layers.0.mlp.up_proj.weight"])

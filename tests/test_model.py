@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from howlow import hub
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora, matched_layers, save_adapter
 from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate
 from howlow.errors import UserError
 
@@ -24,7 +25,7 @@ IDS = torch.arange(40, 60)[None]
 
 def adapted(model: Any, rank: int = 4, **changes: Any) -> Any:
     options = {"alpha": 8.0, "scaling": "standard", "target_modules": ATTENTION, "dropout": 0.0, "seed": 0}
-    return models.attach_lora(model, rank=rank, **options | changes)
+    return attach_lora(model, rank=rank, **options | changes)
 
 
 def spread(model: Any) -> Any:
@@ -65,7 +66,7 @@ def test_an_adapter_begins_as_the_base_model(tiny_model: Path):
 def test_only_the_adapter_trains_and_its_size_is_known_beforehand(tiny_model: Path):
     base = loaded(tiny_model)
     shapes = models.linear_shapes(base)
-    matched = models.matched_layers(shapes, ATTENTION)
+    matched = matched_layers(shapes, ATTENTION)
     names = models.trainable(adapted(base, rank=3))
     assert len(names) == 2 * len(matched) == 2 * 2 * len(ATTENTION)
     assert all(".lora_A." in name or ".lora_B." in name for name in names)
@@ -126,7 +127,7 @@ def test_a_saved_adapter_gives_plain_peft_the_same_logits(tiny_model: Path, tmp_
 
     model = spread(adapted(loaded(tiny_model), scaling=scaling))
     folder = tmp_path / "adapter"
-    size = models.save_adapter(model, folder, str(tiny_model), "card")
+    size = save_adapter(model, folder, str(tiny_model), "card")
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     theirs = PeftModel.from_pretrained(base, folder).eval()
     assert torch.equal(theirs(IDS).logits, model(IDS).logits)
@@ -138,7 +139,7 @@ def test_a_saved_adapter_is_whole_names_its_base_and_holds_no_pickle(tiny_model:
     folder = tmp_path / "adapter"
     folder.mkdir()
     (folder / "left over").write_text("")
-    models.save_adapter(adapted(loaded(tiny_model)), folder, str(tiny_model), "the card")
+    save_adapter(adapted(loaded(tiny_model)), folder, str(tiny_model), "the card")
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
         "adapter_config.json",
@@ -154,7 +155,7 @@ def test_a_saved_adapter_is_whole_names_its_base_and_holds_no_pickle(tiny_model:
 
 def test_a_target_that_matches_nothing_is_told_what_would(tiny_model: Path):
     shapes = models.linear_shapes(loaded(tiny_model))
-    assert refusal(models.matched_layers, shapes, ["q_proj", "q_prj"]) == (
+    assert refusal(matched_layers, shapes, ["q_proj", "q_prj"]) == (
         f"lora.target_modules 'q_prj' matched no layer; linear layers here end in: {ENDS}"
     )
 
@@ -165,11 +166,11 @@ def test_targets_match_as_in_peft(tiny_model: Path):
     assert shapes["model.layers.1.self_attn.k_proj"] == (32, 16)
     assert not any("lm_head" in name for name in shapes)
     targets = ["self_attn.q_proj", "model.layers.1.mlp.up_proj", "down_proj"]
-    ours = models.matched_layers(shapes, targets)
+    ours = matched_layers(shapes, targets)
     theirs = adapted(base, target_modules=targets).base_model.targeted_module_names
     assert sorted(ours) == sorted(theirs)
     assert len(ours) == 2 + 1 + 2
-    assert "matched no layer" in refusal(models.matched_layers, shapes, ["proj"])
+    assert "matched no layer" in refusal(matched_layers, shapes, ["proj"])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -184,9 +185,9 @@ def test_all_linear_adapts_what_peft_adapts(kind: str, tiny_model: Path, tmp_pat
     ours = spread(adapted(make(), rank=2, target_modules=("all-linear",)))
     assert sorted(ours.base_model.targeted_module_names) == sorted(theirs)
     shapes = models.linear_shapes(make())
-    assert sorted(models.matched_layers(shapes, ("all-linear",))) == sorted(theirs)
+    assert sorted(matched_layers(shapes, ("all-linear",))) == sorted(theirs)
     assert not any("lm_head" in name for name in theirs)
-    models.save_adapter(ours, tmp_path / "adapter", "base", "card")
+    save_adapter(ours, tmp_path / "adapter", "base", "card")
     again = PeftModel.from_pretrained(make(), tmp_path / "adapter").eval()
     with torch.no_grad():
         assert torch.equal(again(IDS).logits, ours(IDS).logits)
@@ -195,7 +196,7 @@ def test_all_linear_adapts_what_peft_adapts(kind: str, tiny_model: Path, tmp_pat
 def test_a_layer_that_two_targets_name_counts_once(tiny_model: Path):
     shapes = models.linear_shapes(loaded(tiny_model))
     for targets in (["q_proj", "q_proj"], ["q_proj", "self_attn.q_proj"]):
-        assert len(models.matched_layers(shapes, targets)) == 2
+        assert len(matched_layers(shapes, targets)) == 2
 
 
 def test_gpt2s_layers_take_adapters():
@@ -203,7 +204,7 @@ def test_gpt2s_layers_take_adapters():
     shapes = models.linear_shapes(model)
     assert shapes["transformer.h.0.attn.c_attn"] == (32, 96)
     assert shapes["transformer.h.1.mlp.c_proj"] == (128, 32)
-    matched = models.matched_layers(shapes, ["c_attn", "c_proj"])
+    matched = matched_layers(shapes, ["c_attn", "c_proj"])
     assert len(matched) == 2 * 3
     with torch.no_grad():
         expected = model.eval()(IDS).logits
@@ -235,7 +236,7 @@ def test_the_papers_model_has_the_papers_adapter_size():
     """851,968 parameters a rank: 3.4 MB at r = 1 in fp32, 218 MB at r = 64 (the paper, section IV)."""
     config = models.load_config(locate("llama-3.1-8b", random_weights=True), None, False)
     shapes = models.structure(config, False).linear_shapes
-    assert sum(sum(shapes[name]) for name in models.matched_layers(shapes, ATTENTION)) == 851_968
+    assert sum(sum(shapes[name]) for name in matched_layers(shapes, ATTENTION)) == 851_968
 
 
 def test_random_weights_are_the_same_for_every_trial(tiny_model: Path):

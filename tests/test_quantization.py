@@ -20,6 +20,7 @@ from zoo import config_of
 from howlow import load_settings as load
 from howlow.engine import layouts, quantization
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora, merge_adapter
 from howlow.engine.cpu.patches import fused
 from howlow.engine.execution import decide, running
 from howlow.engine.quantization import Quantization, QuantizedLinear, count_parameters, stored_bytes
@@ -166,9 +167,7 @@ def test_a_model_of_gpt2_keeps_its_function_up_to_the_codes() -> None:
     assert not any(isinstance(module, Conv1D) for module in model.modules())
     assert len(layers_of(model)) == 2 * 4
     assert (model(ids).logits - expected).norm() < 0.02 * expected.norm()
-    found = models.attach_lora(
-        model, rank=2, alpha=4, scaling="standard", target_modules=["c_attn"], dropout=0.0, seed=0
-    )
+    found = attach_lora(model, rank=2, alpha=4, scaling="standard", target_modules=["c_attn"], dropout=0.0, seed=0)
     assert torch.equal(found(ids).logits, model(ids).logits)
     assert models.linear_shapes(models.base_of(found))["transformer.h.0.mlp.c_fc"] == (64, 256)
 
@@ -194,7 +193,7 @@ def test_losses_equal_those_of_the_dense_weights(
     batch = layouts.lay_out(some_examples(), layout, 24, 257, "completion")
     found = []
     for base in (quantized(tiny_model, kind), as_dense(quantized(tiny_model, kind))):
-        model = models.attach_lora(base, **options).train()
+        model = attach_lora(base, **options).train()
         with running(model, execution) as run:
             trainer = Trainer(run, Optimization(learning_rate=1e-2, total_steps=9))
             losses = [trainer.outcome(trainer.step([batch])).loss for _ in range(3)]
@@ -214,15 +213,13 @@ def test_frozen_parts_run_fused_on_codes(tiny_model: Path) -> None:
 
 def test_merging_makes_the_adapted_layers_dense(tiny_model: Path) -> None:
     base = quantized(tiny_model, "nf4")
-    model = models.attach_lora(
-        base, rank=2, alpha=4, scaling="standard", target_modules=["q_proj"], dropout=0.0, seed=0
-    )
+    model = attach_lora(base, rank=2, alpha=4, scaling="standard", target_modules=["q_proj"], dropout=0.0, seed=0)
     for name, parameter in models.trainable(model).items():
         if "lora_B" in name:
             nn.init.normal_(parameter)
     ids = torch.arange(9)[None]
     expected = model(ids).logits
-    found = models.merged(model)
+    found = merge_adapter(model)
     assert type(found.model.layers[0].self_attn.q_proj) is nn.Linear
     assert isinstance(found.model.layers[0].self_attn.k_proj, QuantizedLinear)
     torch.testing.assert_close(found(ids).logits, expected, rtol=1e-4, atol=1e-5)

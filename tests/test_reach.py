@@ -10,6 +10,7 @@ from conftest import loaded
 
 from howlow import load_settings as load
 from howlow.engine import model as models
+from howlow.engine.adapter import adapters_of, attach_lora, matched_layers, merge_adapter, refuse_unadaptable
 from howlow.engine.alone import ids_of, truth_of
 from howlow.engine.execution import decide
 from howlow.engine.kinds import refuse_other_kind
@@ -66,8 +67,8 @@ def test_an_adapter_is_put_only_where_a_text_arrives():
     found = structure("gemma3")
     model = zoo.build("gemma3")
     options: dict[str, Any] = {"rank": 2, "alpha": 4.0, "scaling": "standard", "dropout": 0.0, "seed": 0}
-    adapted = models.attach_lora(model, target_modules=ATTENTION, unreached_layers=found.unreached_layers, **options)
-    matched = models.matched_layers(found.linear_shapes, ATTENTION, found.unreached_layers)
+    adapted = attach_lora(model, target_modules=ATTENTION, unreached_layers=found.unreached_layers, **options)
+    matched = matched_layers(found.linear_shapes, ATTENTION, found.unreached_layers)
     names = models.trainable(adapted)
     assert len(names) == 2 * len(matched)
     assert not any("vision" in name for name in names)
@@ -78,7 +79,7 @@ def test_a_target_that_no_text_reaches_is_refused_in_one_line():
     with pytest.raises(
         UserError, match=r"'fc1' matched only layers in which no text could train an adapter \("
     ) as said:
-        models.matched_layers(found.linear_shapes, ["fc1"], found.unreached_layers)
+        matched_layers(found.linear_shapes, ["fc1"], found.unreached_layers)
     assert "\n" not in str(said.value)
 
 
@@ -92,7 +93,7 @@ def test_a_target_that_no_text_reaches_is_refused_in_one_line():
 def test_an_adapter_that_cannot_run_is_refused_before_anything_is_loaded(kind: str, layer: str, why: str):
     """By PEFT itself, and by the model's own code once the adapter is there."""
     with pytest.raises(UserError, match=why) as said:
-        models.refuse_unadaptable(zoo.config_of(kind), False, [layer])
+        refuse_unadaptable(zoo.config_of(kind), False, [layer])
     assert "\n" not in str(said.value)
 
 
@@ -127,9 +128,9 @@ def test_a_dry_run_tells_as_many_parameters_as_a_trial_trains(kind: str, targets
     found, rank = structure(kind), 3
     options: dict[str, Any] = {"alpha": 6.0, "scaling": "standard", "dropout": 0.0, "seed": 0}
     options |= {"target_modules": targets, "unreached_layers": found.unreached_layers}
-    adapted = models.attach_lora(zoo.build(kind), rank=rank, **options)
+    adapted = attach_lora(zoo.build(kind), rank=rank, **options)
     trained = sum(parameter.numel() for parameter in models.trainable(adapted).values())
-    told = models.refuse_unadaptable(zoo.config_of(kind), False, targets, found.unreached_layers)
+    told = refuse_unadaptable(zoo.config_of(kind), False, targets, found.unreached_layers)
     assert rank * told == trained
 
 
@@ -161,12 +162,12 @@ def test_an_adapter_in_fused_experts_is_merged(kind: str, targets: tuple[str, ..
     options: dict[str, Any] = {"rank": 2, "alpha": 4.0, "scaling": "standard", "dropout": 0.0, "seed": 0}
     ids = torch.arange(5, 15)[None]
     plain = zoo.build(kind)(input_ids=ids).logits
-    adapted = models.attach_lora(zoo.build(kind), target_modules=targets, **options)
+    adapted = attach_lora(zoo.build(kind), target_modules=targets, **options)
     for parameter in models.trainable(adapted).values():
         torch.nn.init.normal_(parameter, std=0.1)
     with torch.no_grad():
         attached = adapted(input_ids=ids).logits
-        merged = models.merged(adapted)(input_ids=ids).logits
+        merged = merge_adapter(adapted)(input_ids=ids).logits
     assert float((attached - plain).abs().max()) > 0.01
     torch.testing.assert_close(merged, attached, rtol=1e-4, atol=1e-4)
 
@@ -189,7 +190,7 @@ def test_gemma_in_its_multimodal_wrapper_trains_its_text_model(
     }
     result = sweep(load(None, [merge(tiny_table, changes)]), tmp_path / "out")
     found = models.structure(config, False)
-    matched = models.matched_layers(found.linear_shapes, ATTENTION, found.unreached_layers)
+    matched = matched_layers(found.linear_shapes, ATTENTION, found.unreached_layers)
     for record in result.records:
         assert record.status == "done", record.error
         kinds = {warning.kind for warning in record.warnings}
@@ -218,7 +219,7 @@ def test_the_layers_without_influence_are_those_whose_adapters_get_no_gradient(k
         logits = model(input_ids=torch.tensor([ids_of(example)]), use_cache=False).logits
         logits.logsumexp(-1).sum().backward()
     given = {name: parameter.grad for name, parameter in models.trainable(model).items()}
-    without = {name for name in models.adapters_of(model) if all(given[part] is None for part in parts_of(name, given))}
+    without = {name for name in adapters_of(model) if all(given[part] is None for part in parts_of(name, given))}
     assert {name for name in found & set(layers) if "expert" not in name} == {
         name for name in without if "expert" not in name
     }

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from howlow import load_settings
 from howlow import settings as asked
+from howlow.engine.adapter import matched_layers
 from howlow.errors import UserError
 from howlow.records.comparability import differing_settings
 from howlow.tasks import task_rules
@@ -231,7 +232,7 @@ def test_the_papers_adapter_sizes() -> None:
     reference = locate("llama-3.1-8b", random_weights=True)
     found = models.structure(models.load_config(reference, None, False), False)
     assert found.total_parameters == 8_030_261_248
-    layers = models.matched_layers(found.linear_shapes, ["q_proj", "k_proj", "v_proj", "o_proj"])
+    layers = matched_layers(found.linear_shapes, ["q_proj", "k_proj", "v_proj", "o_proj"])
     assert sum(sum(found.linear_shapes[name]) for name in layers) == 851_968
 
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from howlow.analysis.spectra import UpdateSpectra, effective_rank, place_of
+from howlow.engine.adapter import attach_lora
 from howlow.engine.spectra import Factors, singular_values, truncated
 from howlow.errors import UserError
 from howlow.records import ModuleSpectrum, Spectra, read_spectra, write_spectra
@@ -133,7 +134,7 @@ def test_the_spectra_of_a_model_are_those_of_its_merged_weights(tiny_model: Path
     from howlow.engine.spectra import scaled_singular_values
 
     options: dict[str, Any] = {"alpha": 6.0, "scaling": "rank_stabilized", "dropout": 0.0, "seed": 0}
-    model = models.attach_lora(loaded(tiny_model), rank=3, target_modules=["q_proj", "down_proj"], **options)
+    model = attach_lora(loaded(tiny_model), rank=3, target_modules=["q_proj", "down_proj"], **options)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in models.trainable(model).items():
         if "lora_B" in name:

@@ -239,16 +239,34 @@ def test_a_recording_that_keeps_something_of_its_own_batch_is_left_out(
     assert "changes the gradients" in problem
 
 
-def test_compiling_that_fails_is_left_out(make_model: Make, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
-    def broken(*_: Any, **__: Any) -> None:
-        raise RuntimeError("the compiler is not there")
+def _broken(*_: Any, **__: Any) -> None:
+    raise RuntimeError("the compiler is not there")
 
-    monkeypatch.setattr(torch.nn.Module, "compile", broken)
+
+@pytest.mark.parametrize("pays", [1e9, 0.0])
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (_broken, "the compiler is not there"),
+        (lambda *_, **__: None, "compiling the layers does not work: torch could not trace them"),
+    ],
+)
+def test_compiling_that_fails_is_left_out(
+    make_model: Make,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    how: Callable[..., None],
+    said: str,
+    pays: float,
+):
+    """Steps may be recorded all the same."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch.nn.Module, "compile", how)
+    monkeypatch.setattr(step_check, "PAYS", pays)
     execution = replace(decide(device=CPU, precision="fp32", compiles=True), graphed=True)
     found, problems = step_check.trusted(make_model().train(), execution, *laid_out("padded")[:2], Repeating)
-    assert (found.graphed, found.compiled) == (False, False)
-    assert len(problems) == 2
-    assert all("the compiler is not there" in problem for problem in problems)
+    assert (found.graphed, found.compiled) == (pays > 0, False)
+    assert all(said in problem for problem in problems[:2])
+    assert len(problems) == (2 if pays else 3)
 
 
 # -- on a GPU ----------------------------------------------------------------------------------------------------------

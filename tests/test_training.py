@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from howlow.engine import checkpoint, generation, layouts, loss
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora, matched_layers, save_adapter
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import MAX_SKIPPED_STEPS, DivergedError, Optimization, StepOutcome, Trainer
 
@@ -32,7 +33,7 @@ def make_model(tiny_model: Path) -> Make:
         if rank is None:
             return base
         chosen = {"alpha": 2 * rank, "scaling": "standard", "target_modules": ["q_proj", "v_proj"]} | lora
-        return models.attach_lora(base, rank=rank, dropout=dropout, seed=0, **chosen)
+        return attach_lora(base, rank=rank, dropout=dropout, seed=0, **chosen)
 
     return make
 
@@ -326,7 +327,7 @@ def test_a_saved_adapter_loads_in_plain_peft_with_the_same_logits(
     assert {layer.scaling["default"] for layer in model.modules() if hasattr(layer, "lora_A")} == {factor}
     ids = torch.tensor([some_examples()[0].prompt])
     expected = model(ids).logits
-    size = models.save_adapter(model, tmp_path / "adapter", "base", "a card")
+    size = save_adapter(model, tmp_path / "adapter", "base", "a card")
     assert size == (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
     assert (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8") == "a card"
     loaded = PeftModel.from_pretrained(make_model(None), tmp_path / "adapter").eval()
@@ -340,4 +341,4 @@ def test_gpt2s_layers_and_learned_positions_are_seen() -> None:
     found = models.structure(config, False)
     assert found.learned_positions
     assert found.linear_shapes["transformer.h.0.attn.c_attn"] == (16, 48)
-    assert models.matched_layers(found.linear_shapes, ["c_attn"]) == ["transformer.h.0.attn.c_attn"]
+    assert matched_layers(found.linear_shapes, ["c_attn"]) == ["transformer.h.0.attn.c_attn"]

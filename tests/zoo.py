@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from howlow.engine import model as models
+from howlow.engine.adapter import refuse_unadaptable
 from howlow.engine.alone import ids_of
 from howlow.engine.execution import Execution, decide, running
 from howlow.engine.generation import Way, generate
@@ -314,7 +315,7 @@ class Examined:
     def _hold_against_truth(self, layouts: Sequence[Layout], ways: Sequence[Way], idle_layers: Sequence[str]) -> None:
         layers = _adaptable(self.kind, list(self.structure.linear_shapes))
         model = adapted(self.kind, layers)
-        foretold = RANK * models.refuse_unadaptable(config_of(self.kind), False, layers)
+        foretold = RANK * refuse_unadaptable(config_of(self.kind), False, layers)
         trained = sum(parameter.numel() for parameter in models.trainable(model).values())
         if foretold != trained:
             self.wrong.append(f"an adapter has {trained} parameters, {foretold} were foretold")
@@ -379,7 +380,7 @@ def _adaptable(kind: str, layers: list[str]) -> list[str]:
 
 def _peft_allows(kind: str, layers: list[str]) -> bool:
     try:
-        models.refuse_unadaptable(config_of(kind), False, layers)
+        refuse_unadaptable(config_of(kind), False, layers)
     except UserError:
         return False
     return True

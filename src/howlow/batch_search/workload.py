@@ -25,6 +25,7 @@ import torch
 from howlow.batch_search.row_tokens import RowTokens
 from howlow.engine import buckets, evaluation, layouts
 from howlow.engine import model as models
+from howlow.engine.adapter import merge_adapter
 from howlow.engine.cuda.attention import BLOCK
 from howlow.engine.execution import Execution, running
 from howlow.engine.layouts import Batch
@@ -359,7 +360,7 @@ class InferenceWork:
             self._fill_kernels(scorer, bench)
         self._run_heaviest(scorer, parts, scope)
         if self.merges and scope.is_whole:
-            self._run_heaviest(replace(scorer, model=models.merged(bench.model)), parts, scope)
+            self._run_heaviest(replace(scorer, model=merge_adapter(bench.model)), parts, scope)
 
     def _fill_kernels(self, scorer: Scorer, bench: Bench) -> None:
         """Let oneDNN compile as many kernels as it keeps, as in the course of a test, whose batches differ in shape."""

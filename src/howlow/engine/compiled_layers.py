@@ -51,6 +51,17 @@ def compiled_for_training(model: Any, dynamic: bool | None) -> Iterator[None]:
             layer._compiled_call_impl = None
 
 
+def are_compiled(model: Any) -> bool:
+    """Whether torch has compiled any of the layers in this process.
+
+    What its compiler cannot trace it runs as it is, without a word.
+    """
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list  # only where something is compiled
+
+    called = {torch.nn.Module._call_impl, *(type(layer).forward for layer in _layers_of(model))}
+    return any(_debug_get_cache_entry_list(one) for one in called)
+
+
 def _with_gradients(_: Any, __: Any, embeddings: Tensor) -> Tensor:
     """The hook behind frozen embeddings."""
     return embeddings.requires_grad_() if torch.is_grad_enabled() else embeddings
@@ -134,7 +145,19 @@ def _compiling(dynamic: bool | None, most_forms: int) -> Iterator[None]:
     # A row that happens to be as long as the model is wide would otherwise be taken for equal to it, for good.
     shape_config.use_duck_shape = dynamic is not True
     try:
-        with config.patch(specialize_float=True, recompile_limit=most_forms):
+        with config.patch(specialize_float=True, recompile_limit=most_forms, **_recomputing()):
             yield
     finally:
         shape_config.use_duck_shape = duck
+
+
+def _recomputing() -> dict[str, Any]:
+    """What a layer needs that recomputes its activations: its adapters may keep what they share until all have it.
+
+    That is gone at the layer's end, and what is recomputed is the traced graph, in which nothing is kept. Versions of
+    torch without the option do not compile such layers.
+    """
+    from torch._dynamo import config  # only where something is compiled: it takes a second to load
+
+    option = "skip_fwd_side_effects_in_bwd_under_checkpoint"
+    return {option: True} if hasattr(config, option) else {}

@@ -1,34 +1,22 @@
-"""The model and its adapter: config, weights, tokenizer, LoRA through PEFT, saving.
-
-LoRA (Hu et al. 2021, section 4.1; the paper, section II): h = W x + s B A x. PEFT keeps A as (rank, in) and B as
-(out, rank), the other way round than the paper writes them.
-"""
+"""The base model: config, weights, tokenizer, and what its structure is. (The adapter: `howlow.engine.adapter`.)"""
 
 import copy
-import os
-import shutil
-import warnings
-from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from howlow import hub
-from howlow.engine.adapter_variants import Variant, initial_weights_of, merged_weight, note_start, save_pretrained
-from howlow.engine.cuda.layer_groups import move_apart
 from howlow.engine.encoding import tried
 from howlow.engine.kinds import refuse_other_kind
-from howlow.engine.quantization import Quantization, QuantizedLinear, not_quantized, quantize
-from howlow.engine.reach import Unreached, run_on_tokens, runs_on_tokens, unreached
+from howlow.engine.quantization import Quantization, not_quantized, quantize
+from howlow.engine.reach import Unreached, unreached
 from howlow.engine.references import PACKAGED, ModelReference, from_hub, locate, locate_tokenizer
 from howlow.engine.weights import refuse_broken
 from howlow.errors import UserError
@@ -47,8 +35,6 @@ REFUSALS = (
     ValueError,
 )
 """What a model's own code raises when it is given something that it was not written for."""
-_ALL_LINEAR = "all-linear"  # every linear layer but the vocabulary head, as in PEFT
-IN_PEFT = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -108,8 +94,8 @@ def structure(config: Any, trust_remote_code: bool) -> Structure:
     positions = getattr(text_config, "max_position_embeddings", None)
     vocabulary = model.get_input_embeddings()
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not vocabulary]
-    shapes, names_decoder = linear_shapes(model), _names_decoder(model)
-    idle = _unreached(config, trust_remote_code, names_decoder)
+    shapes, decoder = linear_shapes(model), find_decoder(model)
+    idle = _unreached(config, trust_remote_code)
     return Structure(
         architecture=type(model).__name__,
         total_parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -119,14 +105,15 @@ def structure(config: Any, trust_remote_code: bool) -> Structure:
         unreached_parameters=idle.parameters,
         max_positions=positions,
         learned_positions=any(positions and table.num_embeddings in (positions, positions + 2) for table in tables),
-        names_decoder=names_decoder,
+        names_decoder=decoder is not None,
     )
 
 
-def _unreached(config: Any, trust_remote_code: bool, names_decoder: bool) -> Unreached:
+def _unreached(config: Any, trust_remote_code: bool) -> Unreached:
     """What no text reaches."""
     model = runnable(config, trust_remote_code)
-    return unreached(model, decoder_of(model) if names_decoder else model, REFUSALS)
+    decoder = find_decoder(model)
+    return unreached(model, model if decoder is None else decoder, REFUSALS)
 
 
 def runnable(config: Any, trust_remote_code: bool) -> Any:
@@ -158,77 +145,6 @@ def linear_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
         elif isinstance(module, Conv1D):
             shapes[name] = (module.weight.shape[0], module.weight.shape[1])
     return shapes
-
-
-def matched_layers(
-    shapes: dict[str, tuple[int, int]], target_modules: Sequence[str], unreached_layers: Collection[str] = ()
-) -> list[str]:
-    """The layers that match the target modules by PEFT's rule: by the whole name, or by its end after a dot.
-
-    unreached_layers: further layers, which no text reaches; they are never matched.
-
-    Raises:
-        UserError: a target matches no layer; the message names the targets that would.
-    """
-    found: list[str] = []
-    for target in target_modules:
-        named = matching(shapes, target)
-        if not named:
-            ends = list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
-            idle = matching(sorted(unreached_layers), target)
-            where = f"only layers in which no text could train an adapter ({idle[0]})" if idle else "no layer"
-            raise UserError(
-                f"lora.target_modules {target!r} matched {where}; linear layers here end in: {' '.join(ends)}"
-            )
-        found += named
-    return list(dict.fromkeys(found))
-
-
-def matching(names: Iterable[str], target: str) -> list[str]:
-    """The layers among `names` that a target module means, by PEFT's rule (`matched_layers`); all-linear means all."""
-    if target == _ALL_LINEAR:
-        return list(names)
-    return [name for name in names if name == target or name.endswith(f".{target}")]
-
-
-def refuse_unadaptable(
-    config: Any,
-    trust_remote_code: bool,
-    target_modules: Sequence[str],
-    unreached_layers: Collection[str] = (),
-    variant: Variant = "lora",
-) -> int:
-    """Attach an adapter of rank 1 to a model without storage, and run it where the model itself runs so.
-
-    Returns:
-        Its parameters. PEFT may put it elsewhere than the names of the targets say: into experts that are fused.
-
-    Raises:
-        UserError: PEFT refuses one of the layers, or the model's code fails with adapters in them.
-    """
-    model = runnable(config, trust_remote_code)
-    runs = runs_on_tokens(model, REFUSALS)
-    ends = " ".join(dict.fromkeys(target.rpartition(".")[2] for target in target_modules))
-    options: dict[str, Any] = {"target_modules": target_modules, "unreached_layers": unreached_layers, "seed": 0}
-    try:
-        with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-            model = attach_lora(model, rank=1, alpha=1.0, scaling="standard", dropout=0.0, variant=variant, **options)
-        output = _output_with_adapters(model.to(torch.bfloat16)) if runs else None
-    except REFUSALS as error:
-        said = " ".join(str(error).split())[:300]
-        raise UserError(f"lora.target_modules: no adapter can be put into {ends} of this model ({said})") from error
-    if output is not None and not output.logits.requires_grad:
-        raise UserError(f"lora.target_modules: the model's output does not depend on {ends}; name other layers")
-    return sum(parameter.numel() for parameter in trainable(model).values())
-
-
-def _output_with_adapters(model: Any) -> Any:
-    """The output for a few tokens. PEFT asks the device of fused experts for autocast, which there is on a CPU only."""
-    if not any(hasattr(module, "parameter_name") for module in model.modules()):
-        return run_on_tokens(model, with_gradients=True)
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        model._apply(lambda tensor: FakeTensor(mode, tensor.detach(), torch.device("cpu")))
-        return run_on_tokens(model, with_gradients=True)
 
 
 def load_model(
@@ -288,57 +204,6 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in found if not isinstance(token, int) or token >= 0)  # -1 stands for none
 
 
-def attach_lora(
-    model: Any,
-    *,
-    rank: int,
-    alpha: float,
-    scaling: Literal["standard", "rank_stabilized"],
-    target_modules: Sequence[str],
-    dropout: float,
-    seed: int,
-    unreached_layers: Collection[str] = (),
-    variant: Variant = "lora",
-) -> Any:
-    """Attach an adapter to the model: A uniform (Kaiming), B zero, so that training starts from the base model.
-
-    PiSSA starts otherwise. The base is frozen; the adapter is stored in fp32 whatever the base's dtype. PEFT gets
-    whole names where target modules are "all-linear" or match layers that no text reaches.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(seed)
-    if _ALL_LINEAR in target_modules or any(matching(unreached_layers, target) for target in target_modules):
-        shapes = {name: shape for name, shape in linear_shapes(model).items() if name not in unreached_layers}
-        target_modules = matched_layers(shapes, target_modules, unreached_layers)
-    ends = tuple(f".{target}" for target in target_modules)
-    matched = [module for name, module in model.named_modules() if f".{name}".endswith(ends)]
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=rank,
-        lora_alpha=alpha,
-        use_rslora=scaling == "rank_stabilized",
-        target_modules=list(target_modules),
-        lora_dropout=dropout,
-        fan_in_fan_out=bool(matched) and all(isinstance(module, Conv1D) for module in matched),
-        use_dora=variant == "dora",
-        init_lora_weights=initial_weights_of(variant, model),
-    )
-    with warnings.catch_warnings():
-        # PEFT gives fused experts ranks of their own, and then says of these that they match no module.
-        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys")
-        return note_start(get_peft_model(model, config, autocast_adapter_dtype=True), variant)
-
-
-def adapters_of(model: Any) -> dict[str, tuple[int, int]]:
-    """Of each adapted layer, by its name in the base model: its adapter's rank, and the smaller side of its matrix."""
-    return {
-        name.removeprefix(IN_PEFT): (module.r["default"], min(module.in_features, module.out_features))
-        for name, module in model.named_modules()
-        if hasattr(module, "get_delta_weight")
-    }
-
-
 def base_of(model: Any) -> Any:
     """The causal language model inside PEFT's wrapper, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -350,51 +215,21 @@ def decoder_of(model: Any) -> Any:
     Raises:
         UserError: the model does not name it.
     """
-    base = base_of(model)
-    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
-    if decoder is None or decoder is base or decoder is base.get_output_embeddings():  # which some call a decoder
-        raise UserError(f"{type(base).__name__} does not name its decoder")
+    decoder = find_decoder(model)
+    if decoder is None:
+        raise UserError(f"{type(base_of(model)).__name__} does not name its decoder")
     return decoder
 
 
-def _names_decoder(model: Any) -> bool:
-    with suppress(UserError):
-        return decoder_of(model) is not None
-    return False
-
-
-def merged(model: Any) -> Any:
-    """The base model with the adapter's product added to copies of the adapted matrices, and without the adapter.
-
-    W + s B A is summed in fp32 and cast to the dtype of W; the matrices as loaded are left as they are. Quantised ones
-    become dense: quantised again, they would lose much of what training changed.
-    """
-    copies = []
-    for module in model.modules():
-        if hasattr(module, "get_delta_weight"):
-            layer, name = module.get_base_layer(), getattr(module, "parameter_name", "weight")  # of fused experts
-            if isinstance(layer, QuantizedLinear):
-                layer = module.base_layer = layer.dense()
-            weight = getattr(layer, name)
-            copies.append((layer, name, merged_weight(module, weight).to(weight.dtype)))
-    base = model.unload()
-    for layer, name, weight in copies:
-        setattr(layer, name, nn.Parameter(weight, requires_grad=False))
-    move_apart(base)
-    return base
+def find_decoder(model: Any) -> Any | None:
+    """The part of a model whose result is the hidden states, if the model names it."""
+    base = base_of(model)
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
+    if decoder is None or decoder is base or decoder is base.get_output_embeddings():  # which some call a decoder
+        return None
+    return decoder
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that training changes, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def save_adapter(model: Any, folder: Path, base_model: str, card: str) -> int:
-    """Save in PEFT's format with a model card; the folder appears whole. Returns the weights file's size in bytes."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    save_pretrained(model, temporary, base_model)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-    return (folder / "adapter_model.safetensors").stat().st_size

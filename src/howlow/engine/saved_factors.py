@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from howlow.engine.model import IN_PEFT
+from howlow.engine.adapter import IN_PEFT
 from howlow.engine.spectra import Factors
 from howlow.errors import UserError, lacks_access
 from howlow.places import told

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from howlow.engine.adapter import IN_PEFT
 from howlow.engine.adapter_variants import has_magnitudes, update_factors
-from howlow.engine.model import IN_PEFT
 
 
 @dataclass(frozen=True)

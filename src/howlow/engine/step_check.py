@@ -17,6 +17,7 @@ from torch import Tensor
 
 from howlow.engine.alone import distance, logits_of
 from howlow.engine.attention_context import one_sequence_a_row
+from howlow.engine.compiled_layers import are_compiled
 from howlow.engine.cuda.graphs import drop_unused
 from howlow.engine.execution import Execution, Precision, running
 from howlow.engine.layouts import Batch
@@ -73,11 +74,24 @@ def trusted(
         if joined != plain and (problem := check.problem(joined)) is not None:
             problems.append(problem)
             execution, joined = replace(execution, joined_adapters=False), plain
-        while execution != joined and (problem := check.problem(execution)) is not None:
+        for form in _forms(execution):
+            if form == joined or (problem := check.problem(form)) is None:
+                break
             problems.append(problem)
-            execution = execution.plainer() or joined
-    drop_unused(execution.device)
-    return execution, tuple(problems)
+    drop_unused(form.device)
+    return form, tuple(problems)
+
+
+def _forms(execution: Execution) -> Iterator[Execution]:
+    """An execution and what is tried in its place, in this order.
+
+    Steps whose layers are not compiled still gain from being recorded, as the device then waits for no Python.
+    """
+    yield execution
+    if execution.compiled and execution.graphed:
+        yield replace(execution, graphed=False)
+        yield replace(execution, compiled=False)
+    yield replace(execution, compiled=False, graphed=False)
 
 
 @dataclass(frozen=True)
@@ -96,10 +110,13 @@ class _Check:
         what = _in_words(execution)
         try:
             found = self._found(execution)
+            is_untraced = execution.compiled and not are_compiled(self.model)
             is_timed = execution.graphed and self.has_to_pay
             direct = _passed(self.model, replace(execution, graphed=False), self.batch, _TIMED) if is_timed else None
         except Exception as error:  # whatever a compiler or a driver raises, the plain step still runs
             return failed(what, error)
+        if is_untraced:
+            return "compiling the layers does not work: torch could not trace them, and ran them as they are"
         expected, bound = self.expected, LARGEST_DIFFERENCE[execution.precision]
         if (wrong := difference(found.gradients, expected.gradients)) > bound:
             return f"{what} changes the gradients by {wrong:.2g} of their norm, more than rounding ({bound:g})"

@@ -3,13 +3,14 @@
 from typing import Any
 
 from howlow.engine import model as models
+from howlow.engine.adapter import attach_lora
 from howlow.settings import Settings
 
 
 def with_adapter(model: Any, settings: Settings, structure: models.Structure) -> Any:
     """The model with its adapter; structure: the base's, whose unreached layers get none."""
     lora = settings.lora
-    return models.attach_lora(
+    return attach_lora(
         model,
         rank=lora.rank,
         alpha=lora.alpha_value,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from howlow.engine import model as models
+from howlow.engine.adapter import matched_layers, refuse_unadaptable
 from howlow.engine.adapter_variants import Variant
 from howlow.engine.execution import decide
 from howlow.engine.quantization import Quantization, no_layers, quantized_already, refuse_unusable
@@ -44,9 +45,9 @@ def _refuse_unadaptable(
 ) -> None:
     shapes, idle = structure.linear_shapes, structure.unreached_layers
     for variant, targets in sorted({(variant, targets) for variant, _, targets in adapters}):
-        models.refuse_unadaptable(config, settings.trust_remote_code, targets, idle, variant)
+        refuse_unadaptable(config, settings.trust_remote_code, targets, idle, variant)
     for variant, rank, targets in sorted(adapters):
-        sides = {name: min(shapes[name]) for name in models.matched_layers(shapes, targets, idle)}
+        sides = {name: min(shapes[name]) for name in matched_layers(shapes, targets, idle)}
         small = [name for name, side in sides.items() if side < rank]
         if variant == "pissa" and small:
             raise UserError(

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from howlow.engine import model as models
+from howlow.engine.adapter import adapters_of, matched_layers, matching
 from howlow.engine.references import locate
 from howlow.engine.rotary import depends_on_length
 from howlow.records import LayoutChoice, RecordWarning, WarningKind
@@ -26,7 +27,7 @@ def before_the_first_step(kind: TrialKind, settings: Settings, choice: LayoutCho
     found = [*of_settings(settings, choice), *of_model(settings, model)]
     if adapts(kind):
         adapted = with_adapter(model, settings, structure)
-        found += of_adapters(settings.lora, structure, models.adapters_of(adapted), choice)
+        found += of_adapters(settings.lora, structure, adapters_of(adapted), choice)
     return found
 
 
@@ -65,7 +66,7 @@ def of_adapters(
 ) -> Iterator[RecordWarning]:
     """Where adapters are of little use, elsewhere than named, or left out.
 
-    adapters: rank and smaller side of each adapted layer (`howlow.engine.model.adapters_of`).
+    adapters: rank and smaller side of each adapted layer (`howlow.engine.adapter.adapters_of`).
     """
     shapes, unreached = structure.linear_shapes, structure.unreached_layers
     small = {name: side for name, (rank, side) in adapters.items() if side < rank}
@@ -76,7 +77,7 @@ def of_adapters(
     if lora.variant == "dora":
         detail = "DoRA runs PEFT's own code, where plain LoRA runs fused on a CPU, and joined where layers are compiled"
         yield RecordWarning(kind=WarningKind.ADAPTER_NOT_FUSED, detail=detail)
-    moved = [name for name in models.matched_layers(shapes, lora.target_modules, unreached) if name not in adapters]
+    moved = [name for name in matched_layers(shapes, lora.target_modules, unreached) if name not in adapters]
     if moved:
         detail = f"PEFT puts the adapter into fused experts, and none into {len(moved)} layers of these names: "
         yield RecordWarning(kind=WarningKind.ADAPTER_IN_EXPERTS, detail=detail + ", ".join(moved[:3]))
@@ -84,7 +85,7 @@ def of_adapters(
     if without and all(map(_is_attention, adapters)):
         detail = f"the adapter is in attention alone; linear layers without one end in: {' '.join(ends_of(without))}"
         yield RecordWarning(kind=WarningKind.ATTENTION_ALONE_ADAPTED, detail=detail)
-    left = [name for target in lora.target_modules for name in models.matching(sorted(unreached), target)]
+    left = [name for target in lora.target_modules for name in matching(sorted(unreached), target)]
     if left:
         detail = f"no adapter in {len(left)} layers that no text reaches: {', '.join(left[:3])}"
         yield RecordWarning(kind=WarningKind.LAYERS_LEFT_OUT, detail=detail)

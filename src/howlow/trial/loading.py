@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 
 from howlow.engine import model as models
+from howlow.engine.adapter import adapters_of, matched_layers, refuse_unadaptable
 from howlow.engine.chat_template import special_token, turn_end
 from howlow.engine.cpu.gemm import NO_CHOICE, GemmChoice, Gemms
 from howlow.engine.execution import Execution, Precision, decide
@@ -104,8 +105,8 @@ def parameters_a_rank(
     """The parameters that an adapter has for each rank, by its target modules; PEFT is asked whether it allows them."""
     found, idle = {}, structure.unreached_layers
     for one in sorted(targets):
-        models.matched_layers(structure.linear_shapes, one, idle)
-        found[one] = models.refuse_unadaptable(config, settings.trust_remote_code, one, idle)
+        matched_layers(structure.linear_shapes, one, idle)
+        found[one] = refuse_unadaptable(config, settings.trust_remote_code, one, idle)
     return found
 
 
@@ -145,7 +146,7 @@ def load_trial_model(state: TrialState, execution: Execution, tokenizer_name: st
     if adapts(state.kind):
         structure = _structure_of_base(settings, commit)
         model = with_adapter(model, settings, structure)
-        adapters = models.adapters_of(model)
+        adapters = adapters_of(model)
         state.resolve(target_modules=foretold.ends_of(adapters))
         state.keep_all(foretold.of_adapters(settings.lora, structure, adapters, state.choice))
     if state.kind == "full":

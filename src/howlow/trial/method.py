@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from howlow.engine import model as models
+from howlow.engine.adapter import merge_adapter
 from howlow.engine.training import DivergedError
 from howlow.memory.heap import release
 from howlow.meters.session import Session
@@ -127,7 +128,7 @@ def _infer(state: TrialState, setup: Setup, session: Session, loaded: Loaded) ->
         attached = SavedBatches(state.folder / "attached.jsonl")
         scorer.save_unmeasured(attached)
         further = unmeasured()  # of the attached adapter, as all scores are
-        scorer = replace(scorer, model=models.merged(loaded.model), attached=attached)
+        scorer = replace(scorer, model=merge_adapter(loaded.model), attached=attached)
     scores = scorer.score()
     if state.kind != "base" and scores.loss is None:
         raise DivergedError("after the training the loss of the test data is not finite")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from howlow.engine import model as models
+from howlow.engine.adapter import save_adapter
 from howlow.engine.references import locate
 from howlow.records import ModelRecord
 from howlow.settings import Settings, adapts
@@ -15,7 +15,7 @@ def save_trained_adapter(state: TrialState, model: Any) -> None:
     """Save the adapter of a trial that has one."""
     if adapts(state.kind):
         reference = locate(state.settings.model, state.settings.random_weights)
-        size = models.save_adapter(model, state.folder / "adapter", reference.location, _card(state))
+        size = save_adapter(model, state.folder / "adapter", reference.location, _card(state))
         state.found.model = with_adapter_bytes(state.found.model, size)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from howlow.engine import model as models
+from howlow.engine.adapter import matched_layers
 from howlow.engine.saved_factors import WEIGHTS, check_factors, read_factors
 from howlow.engine.spectra import adapted_layers, scaled_singular_values, set_factors, singular_values, truncated
 from howlow.engine.weights import file_sha256
@@ -38,7 +39,7 @@ def check_start(settings: Settings, structure: models.Structure) -> str | None:
         if setting != value:
             raise UserError(f"{key} is {setting!r} for the rank of lora.start, and its config says {value!r}; set that")
     shapes, idle = structure.linear_shapes, structure.unreached_layers
-    matched = models.matched_layers(shapes, lora.target_modules, idle)
+    matched = matched_layers(shapes, lora.target_modules, idle)
     check_factors(folder, read_factors(folder), lora.start_rank, {name: shapes[name] for name in matched})
     return file_sha256(folder / WEIGHTS)
 
