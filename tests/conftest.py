@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("HOWLOW_TEST_DATA", ROOT.parent / "shared" / "data"))
 
+
+# An example takes as long as the machine lets it: how long is asserted nowhere.
+settings.register_profile("howlow", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("howlow")
 
 _LONGEST = ("test_probe", "test_acceptance", "test_workers", "test_sweep", "test_nvml", "test_zoo", "test_cli")
 """Files that take a minute or more begin first, so that two processes end at the same time."""

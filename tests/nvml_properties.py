@@ -71,7 +71,7 @@ curves = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(curves, st.floats(1.5, 9.0), st.floats(0.6, 10.0), st.data())
 def test_known_joules_in_the_same_joules_out(
     stand_in: StandIn,
@@ -105,7 +105,7 @@ def test_known_joules_in_the_same_joules_out(
     assert abs(found.energy_j - stand_in.energy_j(start_s, end_s)) <= found.error_j + 1e-6
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(curves)
 def test_power_is_that_of_the_curve(stand_in: StandIn, curve: list[tuple[int, int]]) -> None:
     curve.sort()
@@ -116,7 +116,7 @@ def test_power_is_that_of_the_curve(stand_in: StandIn, curve: list[tuple[int, in
         assert device.power_w() == pytest.approx(stand_in._power_w(tick / 4), abs=1e-3)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.floats(50, 500),
     st.sampled_from([0.25, 0.125, 0.5, 0.02, 0.31]) | st.floats(0.02, 0.6),

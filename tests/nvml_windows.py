@@ -126,7 +126,7 @@ curves = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(curves, st.floats(1.5, 6.0), st.floats(0.2, 6.0))
 def test_the_truth_is_within_the_error(
     stand_in: StandIn, paces: list[CounterPace], curve: list[tuple[int, int]], before_s: float, length_s: float

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,7 +128,7 @@ def test_a_recording_that_fails_after_its_check_leaves_plain_steps(
     assert losses == pytest.approx(expected, rel=1e-5), "the attempt has changed nothing"
 
 
-def test_where_compiling_fails_nothing_is_recorded_either(
+def test_where_compiling_fails_steps_are_recorded_without(
     table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
@@ -136,9 +137,25 @@ def test_where_compiling_fails_nothing_is_recorded_either(
     _, expected = trial(monkeypatch, table, tmp_path / "plain", None)
     monkeypatch.setattr(torch.nn.Module, "compile", broken)
     record, losses = trial(monkeypatch, table, tmp_path / "compiled", Repeating, compiled=True)
-    assert (record.resolved.compiled, record.resolved.graphed) == (False, False)
+    assert (record.resolved.compiled, record.resolved.graphed) == (False, True)
     assert len(reasons(record)) == 2
     assert losses == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("is_traced", [True, False])
+def test_on_a_cpu_where_nothing_is_checked_the_record_tells_whether_layers_were_compiled(
+    table: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_traced: bool
+) -> None:
+    compile_ = partialmethod(torch.nn.Module.compile, backend="aot_eager") if is_traced else (lambda *_, **__: None)
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    layout = LayoutChoice(layout="padded")
+    record = run_trial(merge(table, {"training": {"compile": True}}), tmp_path, Stopper(), layout=layout)
+    assert record is not None
+    assert record.status == "done", record.error
+    assert record.resolved.compiled is is_traced
+    assert reasons(record) == ([] if is_traced else [step_check.UNTRACED])
 
 
 def test_what_training_leaves_out_inference_leaves_out_too(

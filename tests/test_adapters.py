@@ -109,7 +109,7 @@ def cast_by_autocast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     alpha=st.sampled_from([0.5, 4.0, 8.0, 9.0]),
     dtype=st.sampled_from([torch.bfloat16, torch.float16]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_copy_has_the_bits_that_autocast_gives(numbers: list[float], alpha: float, dtype: torch.dtype):
     layers = COPIED.base_model.model.model.layers[0].self_attn
     layers = [layers.q_proj, layers.k_proj, layers.v_proj]

@@ -85,7 +85,7 @@ def computed(model: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Te
     loss_on=st.sampled_from(["completion", "all"]),
     spare=st.integers(0, 40),
 )
-@settings(max_examples=6, deadline=None, phases=FAST)
+@settings(max_examples=6, phases=FAST)
 def test_losses_and_gradients_of_a_filled_batch_are_those_of_the_batch(
     name: str, examples: Any, layout: Any, loss_on: Any, spare: int
 ):

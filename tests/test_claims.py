@@ -303,7 +303,7 @@ class Protocol(RuleBasedStateMachine):
 
 
 TestProtocol = Protocol.TestCase
-TestProtocol.settings = options(max_examples=60, stateful_step_count=25, deadline=None)
+TestProtocol.settings = options(max_examples=60, stateful_step_count=25)
 
 RACER = """
 import sys, time

@@ -7,7 +7,8 @@ CPU because its compiled kernel has none there; the plain code that is traced ha
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from functools import partialmethod
+from dataclasses import replace
+from functools import partial, partialmethod
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ from test_exact import adapted as small
 from test_step_graphs import Repeating
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention import flex_attention
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP
 
-from howlow.engine import buckets, compiled_layers, layouts, order
+from howlow.engine import buckets, compiled_layers, layouts, order, step_check
 from howlow.engine.attention import sdpa
 from howlow.engine.attention_context import Limits
 from howlow.engine.cuda import attention
 from howlow.engine.decode_check import trusted_graphs
 from howlow.engine.decode_graphs import DecodeGraphs, decode_shapes
-from howlow.engine.execution import Precision
+from howlow.engine.execution import Precision, decide
 from howlow.engine.layouts import Batch
 from howlow.engine.prefix_tree import added_mask, build_prefix_tree, within_limits
 from howlow.engine.quantization import Quantization, QuantizedLinear
@@ -42,10 +43,14 @@ from howlow.errors import UserError
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # from within the tracer
+    pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
     pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),  # likewise
 ]
 LAYERS, OWN_COMPILE = 3, torch.nn.Module.compile
+recomputing = pytest.mark.skipif(
+    not compiled_layers._recomputing(), reason="this version of torch compiles no layer that recomputes its activations"
+)
 EXAMPLES, STEP_SIZE, LENGTH = 96, 16, 512
 
 
@@ -113,7 +118,7 @@ def test_an_epoch_of_squad_compiles_once_for_each_kind_of_layer(
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+@recomputing
 def test_layers_that_recompute_their_activations_are_compiled_too(real_data: Path, counter: CompileCounterWithBackend):
     batches, _ = epoch(squad(real_data))
     losses, recompute = [], {"use_reentrant": False, "preserve_rng_state": False}
@@ -128,7 +133,7 @@ def test_layers_that_recompute_their_activations_are_compiled_too(real_data: Pat
     assert losses[0] == pytest.approx(losses[1], rel=1e-2)
 
 
-@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
+@recomputing
 @pytest.mark.usefixtures("counter")
 def test_compiled_layers_that_recompute_keep_what_others_that_do_keep(real_data: Path):
     """Their inputs; with all that they compute it would be seven times as much."""
@@ -163,20 +168,38 @@ def kept_bytes(batch: Batch, compiles: bool, recomputes: bool) -> int:
     return sum(size for place, size in kept.items() if place not in weights)
 
 
-@pytest.mark.parametrize("can_be_traced", [True, False])
+@pytest.mark.parametrize("stays", ["traced", "on the instance", "disabled", "broken", "without the option"])
+@pytest.mark.parametrize("graphed", [True, False])
 def test_layers_are_said_to_be_compiled_if_torch_has_compiled_them(
-    real_data: Path, counter: CompileCounterWithBackend, monkeypatch: pytest.MonkeyPatch, can_be_traced: bool
+    monkeypatch: pytest.MonkeyPatch, stays: str, graphed: bool
 ):
-    """What torch cannot trace it runs as it is, without a word."""
-    if not can_be_traced:
-        monkeypatch.setattr(LlamaDecoderLayer, "forward", torch.compiler.disable(LlamaDecoderLayer.forward))
-    (batch, *_), _ = epoch(squad(real_data))
-    model = in_bf16(adapted("llama", layers=LAYERS)).train()
-    assert not compiled_layers.are_compiled(model)
+    """What torch cannot trace it runs as it is, without a word. That has been recorded as compiled."""
+    counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(OWN_COMPILE, backend=counter))
-    with on_cpu(model, "bf16", attention="flex", compiles=True, joins_adapters=True) as run:
-        Trainer(run, Optimization(learning_rate=0.0)).accumulate(batch, torch.tensor(1.0))
-    assert compiled_layers.are_compiled(model) is can_be_traced
+    monkeypatch.setattr(step_check, "PAYS", 1e9)  # a stand-in saves no time
+    model = adapted("llama", layers=LAYERS).train()
+    if stays == "disabled":
+        monkeypatch.setattr(LlamaDecoderLayer, "forward", torch.compiler.disable(LlamaDecoderLayer.forward))
+    if stays == "on the instance":
+        for layer in model.get_decoder().layers:
+            layer.forward = partial(lambda own, *given, **named: own(*given, **named), layer.forward)
+    if stays in ("broken", "without the option"):
+        recompute = {"use_reentrant": False, "preserve_rng_state": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+    if stays == "broken":
+        own = LlamaMLP.forward
+        monkeypatch.setattr(LlamaMLP, "forward", lambda *given: (torch._dynamo.graph_break(), own(*given))[1])
+    if stays == "without the option":  # as in older versions of torch
+        monkeypatch.setattr(compiled_layers, "_recomputing", dict)
+    whole = decide(device=torch.device("cpu"), precision="fp32", attention="own", compiles=True, joins_adapters=True)
+    examples = [TokenizedExample(str(n), "g", tuple(range(3, 20 + n)), (7, 8, 2)) for n in range(4)]
+    batch = layouts.lay_out(examples, "padded", 32, 0, "completion")
+    for _ in range(2):  # also when all is compiled already
+        found, problems = step_check.trusted(model, replace(whole, graphed=graphed), batch, batch, Repeating)
+        is_traced = stays in ("traced", "on the instance")
+        assert (found.compiled, found.graphed) == (is_traced, graphed)
+        assert problems == (() if is_traced else (step_check.UNTRACED,))
+        assert (counter.frame_count > 0) == is_traced
 
 
 def test_attention_that_is_compiled_by_itself_has_all_its_forms(monkeypatch: pytest.MonkeyPatch):

@@ -121,7 +121,7 @@ def test_a_trial_for_quality_that_had_company_has_no_figures_of_time_and_energy(
     assert row["inference_samples_per_s"] is not None
 
 
-@options(max_examples=60, deadline=None)
+@options(max_examples=60)
 @given(values=st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=8))
 def test_equal_conditions_have_one_number_and_no_others_do(values: list[str]) -> None:
     names = [f"t{index}" for index in range(len(values))]

@@ -71,7 +71,7 @@ def assert_is_within_the_error_or_missing(found: BoundedEnergy | Missing, true_j
         assert abs(found.energy_j - true_j) <= found.error_j + 1e-6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.floats(150, 700),
     st.floats(0.2, 5.0),
@@ -88,7 +88,7 @@ def test_whatever_share_a_freeze_loses_the_truth_is_within_the_error(
     assert_is_within_the_error_or_missing(*told(steady(watts), freezes, phase_s, reads_s, share))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.floats(0.25, 1.0),
     st.floats(0.05, 0.24),
@@ -103,7 +103,7 @@ def test_repeated_short_freezes_are_within_the_error(
     assert_is_within_the_error_or_missing(*told(steady(300.0), freezes, phase_s, share=share))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(2.0, 2.2), st.floats(0.8, 1.3), st.floats(0.0, 1.0), st.floats(0.0, PERIOD_S))
 def test_a_freeze_under_a_high_load_is_within_the_error(
     start_s: float, length_s: float, kept: float, phase_s: float

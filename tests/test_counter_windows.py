@@ -190,7 +190,7 @@ devices = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(devices, st.sampled_from([0.0, 0.0, 0.03, 0.1]))
 def test_the_truth_is_within_the_error(device: Device, lag_s: float) -> None:
     device.lag_s = lag_s
@@ -200,7 +200,7 @@ def test_the_truth_is_within_the_error(device: Device, lag_s: float) -> None:
     assert abs(found.energy_j - true_j) <= found.error_j + 1e-3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(devices, st.integers(0, 60), st.floats(0.1, 0.9))
 def test_a_tick_that_comes_late_is_within_the_error(device: Device, number: int, periods: float) -> None:
     first = int((START_S + 1) / device.period_s)
@@ -237,7 +237,7 @@ def test_a_window_of_one_period_has_an_energy_and_a_shorter_one_has_none() -> No
     assert short.detail.endswith("0.1 s would do")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.0, 5.0), st.floats(0.6, 3.0), st.floats(200, 700))
 def test_a_frozen_counter_is_a_fault(after_s: float, length_s: float, watts: float) -> None:
     device = Device(lambda _: watts, 6.1)
@@ -248,7 +248,7 @@ def test_a_frozen_counter_is_a_fault(after_s: float, length_s: float, watts: flo
     assert "updated every" in found.detail
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.floats(0.0, 4.0), st.booleans(), st.floats(200, 700))
 def test_a_frozen_counter_that_is_seldom_read_is_a_fault(after_s: float, has_power: bool, watts: float) -> None:
     """Each reading is followed by another one, and power that was drawn all the time says the same."""
@@ -296,7 +296,7 @@ def test_a_counter_that_dies_or_is_reset_in_the_window_has_no_energy() -> None:
 # -- lost updates ---------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(devices, st.floats(0.3, 0.7))
 def test_an_update_that_no_reading_shows_as_lost_is_in_the_error_or_the_error_says_that_it_is_not(
     device: Device, share: float

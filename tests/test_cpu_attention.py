@@ -72,7 +72,7 @@ def with_gradients(attend: Callable[..., Tensor], given: list[Tensor], dtype: to
     library=st.sampled_from(["onednn", "blas"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_values_and_gradients_are_those_of_sdpa(
     lengths: list[int],
     prefix: int,

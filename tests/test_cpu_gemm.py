@@ -27,7 +27,7 @@ def frozen(width: int, out: int, bias: bool = True) -> nn.Linear:
     libraries=st.tuples(*2 * [st.sampled_from(["onednn", "blas"])]),
     deep=st.booleans(),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_both_products_are_right_through_either_library(
     rows: int, width: int, out: int, bias: bool, libraries: Any, deep: bool
 ):

@@ -59,7 +59,7 @@ def run(model: Any, x: torch.Tensor, is_fused: bool) -> list[torch.Tensor]:
     bias=st.booleans(),
     shape=st.sampled_from([(1,), (4,), (2, 3), (1, 2, 2)]),
 )
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_values_and_gradients_are_pefts(width: int, out: int, rank: int, bias: bool, shape: tuple[int, ...]):
     model, x = adapted(width, out, bias, rank), torch.randn(*shape, width)
     for found, expected in zip(run(model, x, True), run(model, x, False), strict=True):
@@ -171,7 +171,7 @@ def rotation(shape: tuple[int, ...]) -> list[torch.Tensor]:
 
 
 @given(heads=st.integers(1, 3), tokens=st.integers(1, 5), half=st.integers(1, 4))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_rotations_are_the_models_own(heads: int, tokens: int, half: int):
     query, key, cos, sin = rotation((1, heads, tokens, 2 * half))
     own, weights = modeling_llama.apply_rotary_pos_emb, torch.randn(1, heads, tokens, 2 * half)

@@ -68,7 +68,7 @@ def continued(
 
 @pytest.mark.parametrize("name", NAMES)
 @given(sets=st.lists(example_sets(), min_size=2, max_size=2), eos=st.integers(3, 60), data=st.data())
-@settings(max_examples=4, deadline=None, phases=FAST)
+@settings(max_examples=4, phases=FAST)
 def test_texts_are_those_of_plain_steps(name: str, sets: Any, eos: int, data: st.DataObject):
     """Two batches through one recording, with prefixes that are shared or not, and stops of several tokens."""
     new, many = data.draw(st.integers(1, NEW), "max_new_tokens"), data.draw(st.sampled_from([0, 8]), "many")

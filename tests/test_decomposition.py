@@ -111,7 +111,7 @@ def test_a_step_at_one_batch_is_all_the_ranks_and_another_batch_shows_the_intera
     assert other.interaction.is_significant
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(st.floats(0.1, 100), min_size=6, max_size=6), st.sampled_from([(8, 4, 1), (8, 1, 1), (2, 4, 1)]))
 def test_the_parts_multiply_to_the_step(tmp_path_factory: Any, pace: list[float], batches: Any) -> None:
     folder = tmp_path_factory.mktemp("sweep")

@@ -211,7 +211,7 @@ def zero(gradients: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("name", NAMES)
 @given(examples=example_sets(), loss_on=st.sampled_from(["completion", "all"]))
-@settings(max_examples=12, deadline=None, phases=FAST)
+@settings(max_examples=12, phases=FAST)
 def test_losses_and_gradients_are_those_of_padded_in_fp64(name: str, examples: Any, loss_on: Any):
     model = adapted(name, torch.float64)
     expected, gradients = computed(model, examples, "padded", loss_on)
@@ -227,7 +227,7 @@ def test_losses_and_gradients_are_those_of_padded_in_fp64(name: str, examples: A
 
 @pytest.mark.parametrize("name", NAMES)
 @given(examples=example_sets(), as_products=st.booleans())
-@settings(max_examples=4, deadline=None, phases=FAST)
+@settings(max_examples=4, phases=FAST)
 def test_gradients_are_those_of_padded_in_fp32(name: str, examples: Any, as_products: bool):
     model = adapted(name, torch.float32)
     expected, gradients = computed(model, examples, "padded", "completion")
@@ -259,7 +259,7 @@ def test_under_autocast_queries_and_values_may_differ_in_their_dtype(name: str, 
 )
 @pytest.mark.parametrize("name", ["llama", "qwen2", "neox"])
 @given(examples=example_sets(), as_products=st.booleans())
-@settings(max_examples=3, deadline=None, phases=FAST)
+@settings(max_examples=3, phases=FAST)
 def test_recomputing_activations_changes_nothing(name: str, examples: Any, as_products: bool):
     model = adapted(name, torch.float32)
     for layout in ("packed", "shared"):
@@ -281,7 +281,7 @@ def test_recomputing_activations_changes_nothing(name: str, examples: Any, as_pr
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", ["llama", "sliding mistral", "gemma2", "neox"])
 @given(examples=example_sets(), loss_on=st.sampled_from(["completion", "all"]))
-@settings(max_examples=4, deadline=None, phases=FAST)
+@settings(max_examples=4, phases=FAST)
 def test_the_kernel_for_gpus_masks_the_same(name: str, examples: Any, loss_on: Any):
     """Forward only: FlexAttention has no backward pass on a CPU; `test_gpu.py` holds its gradients."""
     model = adapted(name, torch.float64)
@@ -299,7 +299,7 @@ class Letters:
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("dynamic", "longrope")])
 @given(examples=example_sets(), eos=st.integers(3, 60))
-@settings(max_examples=4, deadline=None, phases=FAST)
+@settings(max_examples=4, phases=FAST)
 def test_greedy_text_is_that_of_padded_and_of_transformers(name: str, examples: Any, eos: int):
     model = adapted(name, torch.float64).eval()
     prompts = [example.prompt for example in examples]

@@ -45,7 +45,7 @@ class Seen:
 
 
 @given(rows=st.lists(st.integers(0, 11), min_size=1, unique=True))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_what_is_read_is_what_it_would_be(rows: list[int]):
     model, read = llama(), torch.tensor(rows)
     expected = hidden_states(model)

@@ -209,4 +209,4 @@ class Queue(RuleBasedStateMachine):
 
 
 TestQueue = Queue.TestCase
-TestQueue.settings = options(max_examples=50, stateful_step_count=20, deadline=None)
+TestQueue.settings = options(max_examples=50, stateful_step_count=20)

@@ -69,7 +69,7 @@ def _on_its_clock(monkeypatch: pytest.MonkeyPatch, device: Simulated) -> None:
     monkeypatch.setattr(pace, "_AT_MOST_EVERY_S", 0.0)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.sampled_from([0.02, 0.066, 0.1, 0.25]),
     st.floats(0.001, 0.006),

@@ -81,7 +81,7 @@ def test_a_layer_computes_what_its_dense_form_computes(
 
 
 @given(st.integers(1, 9), st.integers(1, 300), st.sampled_from([torch.float32, torch.bfloat16]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_code_is_read_with_the_magnitude_of_its_block(rows: int, width: int, dtype: torch.dtype) -> None:
     """By hand: two codes a byte, one magnitude for 64 weights."""
     weight = torch.randn((rows, width), generator=torch.Generator().manual_seed(width)).to(dtype)

@@ -344,7 +344,7 @@ def test_the_space_around_an_answer_is_no_part_of_it(tmp_path: Path) -> None:
 
 
 @given(contexts=st.lists(st.sampled_from(["", " ", "\n\t", "The fox."]), min_size=2, max_size=6))
-@hypothesis_settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_blank_contexts_and_prompts_share_nothing(tmp_path: Path, contexts: list[str]) -> None:
     answer = [{"text": "fox"}]
     qas = [
@@ -372,7 +372,7 @@ def test_an_empty_list_of_answers_says_by_itself_that_there_is_none(tmp_path: Pa
 
 
 @given(st.text(max_size=40).map(lambda name: f"{name.replace('/', '_')}.jsonl"))
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_any_name_of_a_missing_file_is_refused_in_one_line(source: str) -> None:
     for task in OF_TASK:
         assert "\n" not in refusal(task, source)
@@ -392,7 +392,7 @@ VALID = {
     piece=st.binary(max_size=6)
     | st.sampled_from([b"[" * 5000, b"9" * 5000, b"\\ud800", b"\xef\xbb\xbf", b"NaN", b"PAR1"]),
 )
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_gives_examples_or_one_line(tmp_path: Path, name: str, start: int, piece: bytes) -> None:
     valid = VALID.get(name, VALID["d.jsonl"]).encode()
     (tmp_path / name).write_bytes(valid[:start] + piece + valid[start + 1 :])

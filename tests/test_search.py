@@ -55,7 +55,6 @@ def growing(draw: st.DrawFn) -> list[int]:
 
 
 @given(peaks=growing(), expected=st.none() | st.tuples(st.floats(-1e6, 2e6), st.floats(1, 1e6)))
-@settings(deadline=None)
 def test_the_largest_is_found_for_any_memory_that_grows(peaks: list[int], expected: tuple[float, float] | None) -> None:
     asked = question(len(peaks) - 1, expected=MemoryLine(*expected) if expected else None)
     found, probes, steps = searched(asked, lambda load: peaks[load])
@@ -74,7 +73,6 @@ def test_the_largest_is_found_for_any_memory_that_grows(peaks: list[int], expect
     others=st.lists(st.sampled_from([1, 2, 16, 256, 1024]), min_size=1, max_size=3, unique=True),
     bend=st.floats(-0.02, 0.02),
 )
-@settings(deadline=None)
 def test_from_the_second_rank_on_five_probes_are_enough(
     fixed: int, slope: int, largest: int, rank: int, others: list[int], bend: float
 ) -> None:
@@ -119,7 +117,7 @@ def schedules(draw: st.DrawFn) -> Callable[[int], int]:
     bend=st.floats(-0.02, 0.02),
     chance=st.randoms(use_true_random=False),
 )
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_few_probes_are_enough_where_a_larger_batch_may_be_lighter(
     load: Any, share: float, rank: int, bend: float, chance: Any
 ) -> None:

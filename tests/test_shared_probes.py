@@ -32,8 +32,9 @@ from howlow.batch_search.search import (
     next_step,
     use_of_plain,
 )
-from howlow.batch_search.workload import Compiled, InferenceWork, Scope, TrainingWork
+from howlow.batch_search.workload import InferenceWork, Scope, TrainingWork
 from howlow.engine import decode_check
+from howlow.engine.compiled_layers import Compiled
 from howlow.engine.cuda.attention import BLOCK
 from howlow.engine.execution import Execution, decide
 from howlow.engine.layouts import Batch, computed_tokens
@@ -114,7 +115,7 @@ def growing(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 
 
 @given(peaks=growing(), expected=st.none() | st.tuples(st.floats(-1e6, 2e6), st.floats(1, 1e6)))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_the_largest_batch_that_fits_whole_is_found_whatever_plain_ones_take(
     peaks: tuple[list[int], list[int]], expected: tuple[float, float] | None
 ) -> None:
@@ -128,7 +129,6 @@ def test_the_largest_batch_that_fits_whole_is_found_whatever_plain_ones_take(
 
 
 @given(peaks=growing())
-@settings(deadline=None)
 def test_where_the_whole_fits_as_well_one_whole_probe_in_a_second_process_is_enough(
     peaks: tuple[list[int], list[int]],
 ) -> None:
@@ -152,7 +152,6 @@ def known(rank: int) -> RankMemory:
     rank=st.sampled_from([1, 8, 64, 512]),
     more=st.integers(-20_000, 25_000),
 )
-@settings(deadline=None)
 def test_the_next_rank_takes_one_process_that_compiles_nothing(fixed: int, slope: int, rank: int, more: int) -> None:
     """Peaks are affine, and what is certain of a rank is all that it adds: the first probe is the largest that fits."""
     first = searched(
@@ -527,7 +526,6 @@ def test_what_the_compiler_did_is_read_from_its_own_counters() -> None:
     chance=st.randoms(use_true_random=False),
     layout=st.sampled_from(["padded", "packed", "shared"]),
 )
-@settings(deadline=None)
 def test_rows_are_counted_by_families_as_they_are_laid_out(
     texts: list[tuple[int, list[int]]], stems: list[list[int]], chance: Any, layout: Any
 ) -> None:
@@ -622,7 +620,6 @@ def test_each_part_has_the_time_between_its_events(monkeypatch: pytest.MonkeyPat
     times=st.lists(st.floats(0, 1e3), min_size=1, max_size=40),
     order=st.randoms(use_true_random=False),
 )
-@settings(deadline=None)
 def test_the_parts_are_the_whole_whatever_events_come(times: list[float], order: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock(patch)

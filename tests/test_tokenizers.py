@@ -20,7 +20,7 @@ from howlow.tasks import Example
 FAST = [kind for kind in KINDS if "slow" not in kind]
 DECODES_BYTES = [kind for kind in FAST if "byte" in kind or "BOS" in kind]
 LLAMAS = [kind for kind in KINDS if "llama" in kind]
-CALM = settings(max_examples=15, deadline=None)
+CALM = settings(max_examples=15)
 
 PIECES = st.sampled_from([*WORDS, " ", "  ", "a", ":", ".", "\n", "é", "e", "\u0301", "漢", "😀", DROPPED, " Par"])
 TEXT = st.lists(PIECES, max_size=12).map("".join)
@@ -164,7 +164,7 @@ def test_what_a_prompt_repeats_is_taken_off_while_it_is_written():
 @pytest.mark.parametrize("name", ACROSS)
 @given(prompt=WIDE.filter(bool), completion=WIDE)
 @made_up(prompt="ééé", completion="ß")  # a token across every end of a character
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_prompt_ends_within_a_character(name: str, prompt: str, completion: str):
     """A token may hold the last byte of the prompt's last character and the first of the completion's."""
     tokenizer = ACROSS[name]()
@@ -251,7 +251,7 @@ def test_windows_are_the_whole_text_and_lose_no_token(name: str, text: str, leng
 
 @pytest.mark.parametrize("name", [*NORMALISING, *FAST])
 @given(text=st.text("ab \né\u0301ﷺ½ﬁ한漢😀\u3000", min_size=1, max_size=16), length=st.integers(3, 9))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_words_and_bytes_of_windows_are_the_texts(name: str, text: str, length: int):
     """A character of many tokens counts once, in the window that holds the last of them."""
     tokenizer = NORMALISING[name]() if name in NORMALISING else kind(name)

@@ -27,7 +27,8 @@ from typing import TypeVar
 import torch
 
 from howlow.batch_search.search import BatchQuestion, LargestBatch, Plain, Try, expected_line, next_step, use_of_plain
-from howlow.batch_search.workload import Bench, Compiled, InferenceWork, Scope, TrainingWork, Work
+from howlow.batch_search.workload import Bench, InferenceWork, Scope, TrainingWork, Work
+from howlow.engine.compiled_layers import Compiled
 from howlow.engine.execution import Execution, running
 from howlow.errors import UserError
 from howlow.jobs import (

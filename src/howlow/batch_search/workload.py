@@ -13,7 +13,6 @@ The first probe of a process on CUDA runs its heaviest part again after a lighte
 step has to do for steps of other sizes, which a trial has many of.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -58,22 +57,6 @@ class Scope:
 
     is_whole: bool = True
     again: bool = False
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """What torch's compiler has done in this process."""
-
-    regions: int
-    seconds: float
-
-    @classmethod
-    def so_far(cls) -> "Compiled":
-        """By torch's own counters, if its compiler was used at all."""
-        dynamo = sys.modules.get("torch._dynamo.utils")
-        if dynamo is None:
-            return cls(0, 0.0)
-        return cls(dynamo.counters["stats"]["unique_graphs"], dynamo.calculate_time_spent()["total_wall_time"])
 
 
 @dataclass(frozen=True)

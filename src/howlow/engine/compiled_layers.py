@@ -4,8 +4,10 @@ Nothing in a region may depend on which layer it is. In training nothing does. I
 values in the model's cache by its number, so a compiled one is given its own part of the cache in place of the whole.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +21,22 @@ from howlow.errors import UserError
 MOST_IN_GENERATION = 16
 """Forms of a layer in generation: a token step, rows of one block and of more, with and without a window; and those of
 training, if it was in this process. A model whose layers each need their own would compile for minutes."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What torch's compiler has done in this process."""
+
+    regions: int
+    seconds: float
+
+    @classmethod
+    def so_far(cls) -> "Compiled":
+        """By torch's own counters, if its compiler was used at all."""
+        dynamo = sys.modules.get("torch._dynamo.utils")
+        if dynamo is None:
+            return cls(0, 0.0)
+        return cls(dynamo.counters["stats"]["unique_graphs"], dynamo.calculate_time_spent()["total_wall_time"])
 
 
 def _layers_of(model: Any) -> list[Any]:
@@ -49,17 +67,6 @@ def compiled_for_training(model: Any, dynamic: bool | None) -> Iterator[None]:
         hook.remove()
         for layer in layers:
             layer._compiled_call_impl = None
-
-
-def are_compiled(model: Any) -> bool:
-    """Whether torch has compiled any of the layers in this process.
-
-    What its compiler cannot trace it runs as it is, without a word.
-    """
-    from torch._dynamo.eval_frame import _debug_get_cache_entry_list  # only where something is compiled
-
-    called = {torch.nn.Module._call_impl, *(type(layer).forward for layer in _layers_of(model))}
-    return any(_debug_get_cache_entry_list(one) for one in called)
 
 
 def _with_gradients(_: Any, __: Any, embeddings: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from howlow.engine.alone import distance, logits_of
 from howlow.engine.attention_context import one_sequence_a_row
-from howlow.engine.compiled_layers import are_compiled
+from howlow.engine.compiled_layers import Compiled
 from howlow.engine.cuda.graphs import drop_unused
 from howlow.engine.execution import Execution, Precision, running
 from howlow.engine.layouts import Batch
@@ -33,6 +34,8 @@ _LOSS_SCALE = 1024.0
 _TIMED = 5
 _TIMED_S = 1.0  # or fewer, if they take longer than this together
 RECORDED, _JOINED = "replaying steps as CUDA graphs", "running adapters without casts"
+UNTRACED = "compiling the layers does nothing: torch traced none of them, and ran them as they are"
+_seen_compiled = WeakSet[nn.Module]()
 PAYS = 0.97
 """A recording takes memory, and must take less of the time than this."""
 
@@ -74,12 +77,12 @@ def trusted(
         if joined != plain and (problem := check.problem(joined)) is not None:
             problems.append(problem)
             execution, joined = replace(execution, joined_adapters=False), plain
-        for form in _forms(execution):
-            if form == joined or (problem := check.problem(form)) is None:
-                break
+        forms = list(_forms(execution))
+        while forms[0] != joined and (problem := check.problem(forms[0])) is not None:
             problems.append(problem)
-    drop_unused(form.device)
-    return form, tuple(problems)
+            forms = [form for form in forms[1:] if not (form.compiled and problem == UNTRACED)]
+    drop_unused(execution.device)
+    return forms[0], tuple(problems)
 
 
 def _forms(execution: Execution) -> Iterator[Execution]:
@@ -107,16 +110,15 @@ class _Check:
 
     def problem(self, execution: Execution) -> str | None:
         """Why this form cannot be used."""
-        what = _in_words(execution)
+        what, before = _in_words(execution), Compiled.so_far()
         try:
             found = self._found(execution)
-            is_untraced = execution.compiled and not are_compiled(self.model)
+            if execution.compiled and _is_untraced(self.model, before):
+                return UNTRACED
             is_timed = execution.graphed and self.has_to_pay
             direct = _passed(self.model, replace(execution, graphed=False), self.batch, _TIMED) if is_timed else None
         except Exception as error:  # whatever a compiler or a driver raises, the plain step still runs
             return failed(what, error)
-        if is_untraced:
-            return "compiling the layers does not work: torch could not trace them, and ran them as they are"
         expected, bound = self.expected, LARGEST_DIFFERENCE[execution.precision]
         if (wrong := difference(found.gradients, expected.gradients)) > bound:
             return f"{what} changes the gradients by {wrong:.2g} of their norm, more than rounding ({bound:g})"
@@ -162,6 +164,17 @@ def failed(what: str, error: BaseException) -> str:
     while cause is not None:
         told, cause = cause if isinstance(cause, torch.OutOfMemoryError) else told, cause.__cause__ or cause.__context__
     return f"{what} failed ({type(told).__name__}: {' '.join(str(told).split())[:300]})"
+
+
+def _is_untraced(model: Any, before: Compiled) -> bool:
+    """Whether torch has compiled nothing of a model's layers, which have just run and not only since `before`.
+
+    Where its compiler cannot trace them it runs them as they are, without a word. The plain step came first, so that
+    attention, which is compiled by itself there, adds nothing to the count.
+    """
+    if Compiled.so_far().regions > before.regions:
+        _seen_compiled.add(model)
+    return model not in _seen_compiled
 
 
 def _in_words(execution: Execution) -> str:

@@ -13,11 +13,12 @@ from torch import nn
 from howlow.engine import buckets, layouts
 from howlow.engine.alone import ids_of
 from howlow.engine.buckets import Bucket, Buckets, Size
+from howlow.engine.compiled_layers import Compiled
 from howlow.engine.cuda.graphs import CudaGraphs, drop_unused
 from howlow.engine.execution import Execution, Running
 from howlow.engine.layouts import Batch
 from howlow.engine.shares import SplitBatch, split_batch
-from howlow.engine.step_check import RECORDED, evaluation_problem, failed, trusted
+from howlow.engine.step_check import RECORDED, UNTRACED, evaluation_problem, failed, trusted
 from howlow.engine.tokens import TokenizedExample
 from howlow.engine.training import BeginStep, Optimization, Trainer
 from howlow.records import WarningKind
@@ -82,6 +83,13 @@ def ready(
         state.warn(WarningKind.PLAINER_STEPS, problem, "train")
     state.resolve(joined_adapters=found.joined_adapters, compiled=found.compiled, graphed=found.graphed)
     return found, filling, [first for first, _ in batches] if found.graphed else []
+
+
+def note_untraced(state: TrialState, execution: Execution) -> None:
+    """After steps of a training whose layers were to run compiled but for which nothing was checked: did they?"""
+    if execution.compiled and not execution.fills_shapes and Compiled.so_far().regions == 0:
+        state.warn(WarningKind.PLAINER_STEPS, UNTRACED, "train")
+        state.resolve(compiled=False)
 
 
 def ready_to_infer(

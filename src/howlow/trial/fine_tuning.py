@@ -19,7 +19,7 @@ from howlow.meters.totals import PhaseTotals
 from howlow.records import Part, WarningKind
 from howlow.settings import Settings, adapts
 from howlow.trial import foretold
-from howlow.trial.acceleration import Filling, ready, trainer_of
+from howlow.trial.acceleration import Filling, note_untraced, ready, trainer_of
 from howlow.trial.checkpointing import Saved, save_training
 from howlow.trial.lines import StepLines
 from howlow.trial.prefetch import prefetched, steps_ahead
@@ -92,6 +92,8 @@ def _run_schedule(
                 saved_at_s = now_s()
                 state.stop_if_asked()  # after the last step the trained weights are saved first
         state.found.phases.append(meter.end())
+    if first < len(schedule):
+        note_untraced(state, run.execution)
     trainer.refuse_if_not_finite()
     _warn_about_idle(state, trainer)
     if skipped:
