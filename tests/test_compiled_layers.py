@@ -140,11 +140,15 @@ class Pass:
     kept_bytes: int
 
 
+def recompute_activations(model: Any) -> None:
+    recompute = {"use_reentrant": False, "preserve_rng_state": False}
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+
+
 def passed(batch: Batch, *, compiles: bool, recomputes: bool) -> Pass:
     model = in_bf16(adapted("llama", layers=LAYERS)).train()
     if recomputes:
-        recompute = {"use_reentrant": False, "preserve_rng_state": False}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+        recompute_activations(model)
     kept: dict[int, int] = {}
 
     def keep(one: torch.Tensor) -> torch.Tensor:
@@ -179,8 +183,7 @@ def test_layers_are_said_to_be_compiled_if_torch_has_compiled_them(
         for layer in model.get_decoder().layers:
             layer.forward = partial(lambda own, *given, **named: own(*given, **named), layer.forward)
     if stays in ("broken", "without the option"):
-        recompute = {"use_reentrant": False, "preserve_rng_state": False}
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=recompute)
+        recompute_activations(model)
     if stays == "broken":
         own = LlamaMLP.forward
         monkeypatch.setattr(LlamaMLP, "forward", lambda *given: (torch._dynamo.graph_break(), own(*given))[1])

@@ -205,7 +205,7 @@ class TrainingWork:
         if not scope.is_whole:
             layout, loss_on = state.choice.layout, state.settings.training.loss_on
             sizes = [buckets.size_with(self._tokens.of(part), self._examples(part), layout, loss_on) for part in parts]
-            return _plainest(bench.execution), filling_of(state, bench.execution, bench.pad_id, sizes), []
+            return bench.execution.plainest(), filling_of(state, bench.execution, bench.pad_id, sizes), []
         examples = [self._examples(part) for part in parts]
         given = bench.model, bench.execution, bench.pad_id, examples
         execution, filling, recorded = ready(state, *given, has_to_pay=False)
@@ -222,12 +222,6 @@ def _refuse_lack_of_memory(state: TrialState) -> None:
     for warning in state.found.warnings:
         if warning.kind is WarningKind.PLAINER_STEPS and names_lack_of_memory(warning.detail, is_limited=False):
             raise torch.OutOfMemoryError(warning.detail)
-
-
-def _plainest(execution: Execution) -> Execution:
-    while (plainer := execution.plainer()) is not None:
-        execution = plainer
-    return execution
 
 
 def _train(

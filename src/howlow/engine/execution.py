@@ -99,6 +99,11 @@ class Execution:
             return replace(self, compiled=False)
         return replace(self, joined_adapters=False) if self.joined_adapters else None
 
+    def plainest(self) -> "Execution":
+        """The plainest way in which the same is computed."""
+        plainer = self.plainer()
+        return self if plainer is None else plainer.plainest()
+
     def for_evaluation(self) -> "Execution":
         """The same without compiled layers; it runs fused wherever that is possible.
 

@@ -67,9 +67,7 @@ def trusted(
         is found.
     has_to_pay: whether recorded steps must also be faster than others. Where only memory matters, nothing is timed.
     """
-    plain = execution
-    while (plainer := plain.plainer()) is not None:
-        plain = plainer
+    plain = execution.plainest()
     with _moved(model):
         check = _Check(model, recorded, batch, recorder, _passed(model, plain, batch), has_to_pay)
         problems: list[str] = []
