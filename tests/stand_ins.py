@@ -78,6 +78,20 @@ def energy(phase: PhaseRecord, part: EnergyPart = "measured", device: str | None
     return found
 
 
+def has_joules_of(watts: float, window: EnergyWindow) -> bool:
+    """Whether what a constant power takes in a window's time lies within the window's own bounds."""
+    assert window.error_j is not None
+    return abs(window.energy_j - watts * window.duration_s) <= window.error_j
+
+
+def soon(holds: Callable[[], object], within_s: float = 200.0) -> None:
+    """Wait until something is so, however long the machine takes."""
+    until_s = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+
+
 class Scripted:
     """An instrument whose answers are functions that a test gives."""
 

@@ -1,5 +1,6 @@
 """Reasons for distrust: unsteady speed, work of others, swapping, throttling; and the device at rest."""
 
+import itertools
 import random
 import time
 from dataclasses import replace
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stand_ins import Scripted
+from stand_ins import Scripted, energy, has_joules_of, powercap_tree
 
 from howlow.meters import clock, idle
 from howlow.meters.energy import EnergyMeter, assumed_power
@@ -140,8 +141,8 @@ def test_the_idle_power_is_that_of_the_source(monkeypatch: pytest.MonkeyPatch) -
     instrument = Scripted(counter_j=lambda: 1000 + 55 * clock.now_s(), temperature_c=41.0)
     found = measure_idle(EnergyMeter("nvml counter", "", "counter", (instrument,), 0.01), 20.0, 0.5)
     assert isinstance(found, Idle)
-    assert found.power_w == pytest.approx(55, rel=0.02)
     assert found.error_w is not None
+    assert abs(found.power_w - 55) <= found.error_w
     assert found.temperature_c == 41
     assert measure_idle(assumed_power(30.0), 4.0) is None
     silent = Scripted(counter_j=lambda: None)
@@ -163,11 +164,12 @@ def test_the_window_at_rest_waits_for_the_first_reading(monkeypatch: pytest.Monk
 def test_rest_ends_when_the_temperature_is_steady_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle, "_LOOK_EVERY_S", 0.02)
     cooling = iter([80, 75, 71, 68, 66, 65, 65, 65, 65, 65, 65, 65])
-    assert rest(lambda: next(cooling), 5.0, lambda: False) < 1.0
-    hot = iter(range(90, 1000, 5))
-    assert 0.2 <= rest(lambda: next(hot), 0.2, lambda: False) < 0.5
-    assert 0.2 <= rest(lambda: None, 0.2, lambda: False) < 0.5
-    assert rest(lambda: None, 9.0, lambda: True) < 0.1
+    assert rest(lambda: next(cooling), 60.0, lambda: False) < 60
+    assert next(cooling) == 65  # it did not wait for more of them
+    hot = itertools.count(90, 5)
+    assert rest(lambda: next(hot), 0.2, lambda: False) >= 0.2
+    assert rest(lambda: None, 0.2, lambda: False) >= 0.2
+    assert rest(lambda: None, 60.0, lambda: True) < 60
 
 
 def test_records_name_a_remedy_for_every_warning() -> None:
@@ -178,7 +180,6 @@ def test_records_name_a_remedy_for_every_warning() -> None:
 
 def test_the_powercap_tree_is_read_by_a_whole_session(tmp_path: Path) -> None:
     import torch
-    from stand_ins import energy, powercap_tree
 
     from howlow.meters import rapl
     from howlow.meters.session import Session
@@ -203,4 +204,4 @@ def test_the_powercap_tree_is_read_by_a_whole_session(tmp_path: Path) -> None:
                     time.sleep(0.05)
             record = phase.end()
     measured = energy(record)
-    assert abs(measured.energy_j - 100 * measured.duration_s) <= measured.error_j + 0.5
+    assert has_joules_of(100, measured)

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from stand_ins import TellAfterStop
+from stand_ins import TellAfterStop, soon
 
 from howlow import load_settings as load
 from howlow.executors.fork_server import ForkServer
@@ -35,13 +35,6 @@ def started(tiny_table: dict[str, Any], tmp_path: Path) -> Callable[[], subproce
         return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
     return start
-
-
-def wait_until(condition: Callable[[], bool], patience_s: float = 120.0) -> None:
-    until = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def imports_torch(process: psutil.Process) -> bool:
@@ -110,7 +103,7 @@ def test_a_signal_to_the_group_while_the_server_imports_leaves_no_traceback(
     process = started()
     try:
         us = psutil.Process(process.pid)
-        wait_until(lambda: any(imports_torch(child) for child in us.children(recursive=True)))
+        soon(lambda: any(imports_torch(child) for child in us.children(recursive=True)))
         children = us.children(recursive=True)
         os.killpg(process.pid, number)
         out, err = process.communicate(timeout=60)  # until the last of the group has closed its end
@@ -131,7 +124,7 @@ def test_a_signal_to_the_group_in_a_trial_keeps_its_checkpoint(
     process = started()
     trials = tmp_path / "out" / "trials"
     try:
-        wait_until(lambda: any(trials.glob("r*/steps.jsonl")))
+        soon(lambda: any(trials.glob("r*/steps.jsonl")))
         os.killpg(process.pid, signal.SIGTERM)
         _, err = process.communicate(timeout=60)
     finally:

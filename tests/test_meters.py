@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from stand_ins import Scripted, energy
+from stand_ins import Scripted, energy, has_joules_of, soon
 
 from howlow.memory import heap, peaks
 from howlow.memory.phases import ProcessMemory
@@ -92,7 +92,7 @@ def test_the_whole_phase_is_one_window_however_often_it_pauses(tmp_path: Path) -
         record = meter.end()
     assert record.window("measured") is None
     assert energy(record, "phase").duration_s == pytest.approx(record.duration_s)
-    assert energy(record, "phase").energy_j == pytest.approx(100 * record.duration_s, rel=0.05)
+    assert has_joules_of(100, energy(record, "phase"))
 
 
 def test_a_phase_with_a_hole_has_no_energy_of_the_whole(tmp_path: Path) -> None:
@@ -160,13 +160,13 @@ def test_a_program_that_the_meters_started_is_no_outside_work(
 
 def test_the_timeline_has_its_rate_phases_and_no_repeated_readings(tmp_path: Path) -> None:
     with Session(tmp_path, CPU, no_energy("test"), 20.0, 0.0) as session, session.phase("evaluate") as meter:
-        began_s, until = session.trial_time(), time.monotonic() + 1.0
-        while time.monotonic() < until:
-            sum(range(10_000))
+        began_s = session.trial_time()
+        soon(lambda: sum(range(10_000)) and len(session.sensors.readers[0].looks) > 10)
+        elapsed_s = session.trial_time() - began_s
         meter.end()
     found = read_timeline(tmp_path)
     within = [reading for reading in found if reading.time_s > began_s]
-    assert 10 <= len(within) <= 22
+    assert 10 <= len(within) <= 3 + 1.5 * 20 * elapsed_s
     assert {reading.phase for reading in within} == {"evaluate"}
     assert all(reading.power_w is None for reading in found)
     times = [reading.time_s for reading in found]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stand_ins import Scripted, energy
+from stand_ins import Scripted, energy, has_joules_of, soon
 
 from howlow.meters import clock
 from howlow.meters.counters import UpdatePeriod
@@ -22,7 +22,7 @@ from howlow.meters.instruments import Instrument, Look
 from howlow.meters.sampler import STEP_SHARE, Reader
 from howlow.meters.session import Session
 from howlow.meters.timeline import Timeline
-from howlow.records import EnergyWindow, Reading, RecordWarning, WarningKind, read_timeline
+from howlow.records import Reading, RecordWarning, WarningKind, read_timeline
 
 
 @contextmanager
@@ -42,22 +42,8 @@ def reading(
         timeline.close()
 
 
-def soon(holds: Callable[[], object]) -> None:
-    """Wait until something is so, however long the machine takes."""
-    until_s = clock.now_s() + 60
-    while not holds():
-        assert clock.now_s() < until_s
-        time.sleep(0.005)
-
-
 def counter(watts: float) -> Scripted:
     return Scripted(counter_j=lambda: 1000 + watts * clock.now_s())
-
-
-def has_joules_of(watts: float, window: EnergyWindow) -> bool:
-    """Whether what a constant power takes in a window's time lies within the window's own bounds."""
-    assert window.error_j is not None
-    return abs(window.energy_j - watts * window.duration_s) <= window.error_j
 
 
 def session_of(folder: Path, *instruments: Scripted, found: list[tuple[WarningKind, str]] | None = None) -> Session:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from stand_ins import soon
 from test_sweep import small_disk as small_disk
 from test_sweep import what_counts
 
@@ -89,13 +90,6 @@ def alone(table: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "out"
 
 
-def wait_until(condition: Callable[[], bool], within_s: float = 200.0) -> None:
-    until = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
 def generations(out: Path) -> dict[str, int]:
     """How often each trial was claimed."""
     return {name: latest(out / "trials" / name / ".claim") for name in NAMES}
@@ -168,18 +162,18 @@ def test_a_worker_joins_a_running_sweep_and_a_killed_ones_trial_is_taken_over(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     out = tmp_path / "out"
     sweep = start("sweep", settings_file(tmp_path, table), "--out", out)
-    wait_until(lambda: bool(writing(sweep, out)))
+    soon(lambda: bool(writing(sweep, out)))
     (paused,) = writing(sweep, out).values()
     paused.suspend()  # until the worker has started and has a trial
     joined = start("worker", out)
-    wait_until(lambda: any((out / "trials" / name / "checkpoint").exists() for name in writing(joined, out)))
+    soon(lambda: any((out / "trials" / name / "checkpoint").exists() for name in writing(joined, out)))
     ((taken, child),) = writing(joined, out).items()
     child.suspend()  # until the sweep has seen who runs it
     told, told_err = f"{taken}: run by process {joined.pid} on ", list[str]()
     assert sweep.stderr is not None
     listener = threading.Thread(target=lambda: told_err.extend(iter(sweep.stderr.readline, "")), daemon=True)
     listener.start()
-    wait_until(lambda: any(told in line for line in told_err))
+    soon(lambda: any(told in line for line in told_err))
     os.kill(joined.pid, signal.SIGKILL)
     child.resume()
     paused.resume()
@@ -197,7 +191,7 @@ def test_a_stopped_sweep_is_finished_by_a_worker(
 ) -> None:
     out = tmp_path / "out"
     sweep = start("sweep", settings_file(tmp_path, table), "--workers", "2", "--out", out)
-    wait_until(lambda: len(writing(sweep, out)) == 2)
+    soon(lambda: len(writing(sweep, out)) == 2)
     running = writing(sweep, out)
     for child in running.values():
         child.suspend()  # however slow this machine is, they do not end before the signal has come
@@ -224,7 +218,7 @@ def test_a_stopped_sweep_is_finished_by_a_worker(
 def test_a_second_signal_kills_the_children_of_all_workers(table: dict[str, Any], start: Start, tmp_path: Path) -> None:
     slow = settings_file(tmp_path, table, training={"epochs": 2000, "checkpoint_every_s": 1000.0})
     sweep = start("sweep", slow, "--workers", "2", "--out", tmp_path / "out")
-    wait_until(lambda: len(writing(sweep, tmp_path / "out")) == 2)
+    soon(lambda: len(writing(sweep, tmp_path / "out")) == 2)
     children = psutil.Process(sweep.pid).children(recursive=True)
     for child in writing(sweep, tmp_path / "out").values():
         child.suspend()  # it cannot save a checkpoint
@@ -302,7 +296,7 @@ def test_a_full_disk_in_one_worker_stops_all_of_them(
     out = small_disk / "out"
     slow = settings_file(tmp_path, table, training={"epochs": 200})
     sweep = start("sweep", slow, "--workers", "2", "--out", out)
-    wait_until(lambda: len(writing(sweep, out)) == 2)
+    soon(lambda: len(writing(sweep, out)) == 2)
     with (small_disk / "filler").open("wb", buffering=0) as file:
         try:
             while True:
