@@ -1,6 +1,7 @@
 """Stops the tests' processes at random moments, as a busy machine does: `pytest -p pauses`.
 
-A test that fails only then asserts how long something takes, which the machine decides.
+A test that fails only then asserts how long something takes, which the machine decides; or it stops a process itself,
+and that one goes on because both stopped it at once.
 """
 
 import contextlib

@@ -14,9 +14,10 @@ from typing import Any
 
 import psutil
 import pytest
+from stand_ins import soon
 from test_remote_jobs import SMALL, submitter
 from test_sweep import what_counts
-from test_workers import end, settings_file, started, wait_until, writing
+from test_workers import end, settings_file, started, writing
 
 from howlow import load_settings as load
 from howlow.claims import latest
@@ -308,7 +309,7 @@ def test_ctrl_c_stops_the_tasks_of_a_ray_of_our_own(
     asked = settings_file(tmp_path, merge(tiny_table, changes))
     sweep = started("sweep", asked, "--out", out, "--set", "run.executor=ray")
     try:
-        wait_until(lambda: (out / "trials" / "r0001-s0" / "steps.jsonl").exists(), 300)
+        soon(lambda: (out / "trials" / "r0001-s0" / "steps.jsonl").exists(), 300)
         family = psutil.Process(sweep.pid).children(recursive=True)
         os.killpg(sweep.pid, signal.SIGINT)
         shown, err = sweep.communicate(timeout=120)

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 from slurm_cluster import Patient, slurm_running, why_not
+from stand_ins import soon
 from test_remote_jobs import SMALL, leaves_record, progress, submitter
 from test_sweep import what_counts
-from test_workers import end, settings_file, started, wait_until
+from test_workers import end, settings_file, started
 
 from howlow import load_settings as load
 from howlow.errors import UserError
@@ -471,12 +472,12 @@ def test_a_signal_brings_an_element_back_and_cancelling_ends_it(
         elements = slurm_cluster(asked, out)
         back, cancelled = (Patient(submitter=submitter(out), trial=name) for name in ("back", "cancelled"))
         elements.start([back, cancelled])
-        wait_until(lambda: (out / "begun-back").exists() and (out / "begun-cancelled").exists(), 400)
+        soon(lambda: (out / "begun-back").exists() and (out / "begun-cancelled").exists(), 400)
         ids = elements.submitted()
         subprocess.run(["scancel", "--signal=USR1", ids["back"]], check=True)
-        wait_until(lambda: elements.states()["back"].state == "PENDING", 60)
+        soon(lambda: elements.states()["back"].state == "PENDING", 60)
         time.sleep(_CLEANED_UP_S)
-        wait_until(lambda: starts_now(ids["back"]) and bool(found := elements.ended()) and is_back(found, back), 400)
+        soon(lambda: starts_now(ids["back"]) and bool(found := elements.ended()) and is_back(found, back), 400)
         assert (out / "saved-back").exists()
         elements.stop()
         assert (out / "saved-cancelled").exists()
@@ -560,7 +561,7 @@ def test_a_trial_whose_time_is_up_comes_back_in_processes_of_this_machine(
     out = tmp_path / "out"
     sweep = started("sweep", one_trial(through="processes"), "--out", out)
     try:
-        wait_until(lambda: trains(out), 400)
+        soon(lambda: trains(out), 400)
         ids = SlurmArray(None, FakeQueue(), out / ".howlow" / "remote", 1, None)._ids.read_text()
         os.kill(task_of(int(ids.split('"r0001-s0": "')[1].split('"')[0])), signal.SIGUSR2)
         shown, err = sweep.communicate(timeout=400)
@@ -598,7 +599,7 @@ def test_a_detached_sweep_on_a_real_slurm(one_trial: Callable[..., Path], alone:
         first = howlow("sweep", asked, "--out", out, "--detach")
         assert "1 trials submitted now, 0 of 1 ended" in first
         assert "r0001-s0  submitted" in first
-        wait_until(lambda: trains(out), 400)
+        soon(lambda: trains(out), 400)
         again = howlow("sweep", asked, "--out", out, "--detach")
         assert "0 trials submitted now" in again or "written" in again
         preempt(environment, out)
@@ -618,4 +619,4 @@ def preempt(environment: dict[str, str], out: Path) -> None:
     )
     running = next(line.split()[0] for line in queue.stdout.splitlines() if line.endswith("RUNNING"))
     subprocess.run(["scancel", "--signal=USR1", running], env=environment, check=True)
-    wait_until(lambda: told_to_save(out), 200)
+    soon(lambda: told_to_save(out), 200)
