@@ -6,7 +6,7 @@ BIN := .venv/bin
 # To use your own package index or folder of wheels, set it in pip's configuration.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: setup demo test exhaustive lint format docs clean
+.PHONY: setup demo test pauses exhaustive lint format docs clean
 
 setup: .venv/.ready
 
@@ -29,6 +29,10 @@ lint: setup
 # One thread for each of two processes: two that use both cores slow each other several times over.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 30
+
+# Stops the tests' processes at random moments: whoever asserts how long something takes fails.
+pauses: setup
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -p pauses
 
 exhaustive: setup
 	$(BIN)/pytest -m exhaustive
