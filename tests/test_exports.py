@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from test_report import check_golden, trial_of
 from test_rows import write_trial
@@ -58,6 +58,7 @@ def test_parquet_holds_the_rows_with_types_units_and_meanings(tmp_path: Path) ->
 @given(
     st.lists(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5), min_size=1)
 )
+@example([2**53 + 1, 0.0])
 def test_whatever_an_axis_holds_parquet_keeps_it(values: list[Any]) -> None:
     from howlow.analysis.columns import column_named
     from howlow.reporting.parquet import _array, _type

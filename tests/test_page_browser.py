@@ -216,7 +216,7 @@ def test_a_limit_leaves_ranks_out_and_its_end_means_none(page: Any) -> None:
     assert page.inner_text("#shown-max_time") == "no limit"
     page.focus("#slider-max_time")
     page.keyboard.press("Home")
-    assert page.inner_text("#verdict strong") == "No rank keeps the limits; rank 1 is the nearest."
+    assert page.inner_text("#verdict strong") == "No rank is shown to keep the limits; rank 1 is the nearest."
     assert "misses the limit on time" in page.inner_text("#candidates")
     assert page.locator("[data-decision='0'] [data-state='excluded']").count() > 0
     assert "--max-time" in page.inner_text("#command-text")

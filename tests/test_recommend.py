@@ -14,8 +14,10 @@ from test_rows import DATA, phase_of, steps_of, write_trial
 import howlow as api
 from howlow.analysis.constraints import CostLimits
 from howlow.analysis.recommendation import Recommendation
+from howlow.analysis.settling import Plan
 from howlow.records import ShrunkRecord
 from howlow.reporting.recommendation import headline, headlines, reasons
+from howlow.reporting.settling import _command
 from howlow.tasks.documents import with_documents
 from howlow.tasks.examples import Example
 from howlow.tasks.squad_score import with_part
@@ -247,6 +249,47 @@ def test_limits_leave_out_ranks_by_the_upper_end_of_their_costs(tmp_path: Path) 
     assert 4 in api.recommend(folder, margin=0.03, limits=CostLimits(max_time_s=just)).excluded
 
 
+def test_with_a_margin_of_0_only_what_is_shown_to_be_worse_is_too_low(tmp_path: Path) -> None:
+    told = {one.partition(" has ")[0]: one for one in reasons(api.recommend(sweep(tmp_path, noise=0.1), margin=0.0))}
+    assert "the best" in told["Rank 64"]
+    assert not any("at least 0 points" in one for one in told.values())
+    assert "too low" in told["The base model"]
+
+
+@pytest.mark.parametrize(
+    ("margin", "confidence", "words"),
+    [
+        (0.105, 0.95, "margin 10.5 points, 95.0 % confidence"),
+        (0.125, 0.9999, "margin 12.5 points, 99.99 % confidence"),
+        (0.0825, 0.9999999, "margin 8.25 points, 99.99999 % confidence"),
+    ],
+)
+def test_what_was_asked_is_printed_as_it_was_asked(
+    tmp_path: Path, margin: float, confidence: float, words: str
+) -> None:
+    assert words in headline(api.recommend(sweep(tmp_path), margin=margin, confidence=confidence))
+
+
+def test_ranks_with_other_numbers_of_seeds_say_how_many_they_have(tmp_path: Path) -> None:
+    with_missing_seeds(tmp_path, {4: {0, 1, 2}, 16: {1, 2}})
+    told = reasons(api.recommend(tmp_path, margin=0.03))
+    assert "(3 seeds)" in next(one for one in told if one.startswith("Rank 4 has"))
+    assert any(one.startswith("Ranks have different numbers of seeds.") for one in told)
+    assert not any("numbers of seeds" in one for one in reasons(api.recommend(sweep(tmp_path / "equal"))))
+
+
+@pytest.mark.parametrize(("asked", "is_all"), [(None, True), (1000, True), (EXAMPLES, False)])
+def test_more_test_examples_than_the_data_hold_are_asked_of_larger_data(
+    tmp_path: Path, asked: int | None, is_all: bool
+) -> None:
+    """Of fewer examples than were asked for, these are all that there are."""
+    given = {} if asked is None else {"settings": {"task.test_examples": asked}}
+    found = api.recommend(sweep(tmp_path, {1: 0.59, 4: 0.6}, noise=0.3, **given))
+    command = _command(found, Plan(found.seeds, 9999))
+    assert ("LARGER_TEST_DATA" in command) == is_all
+    assert ("task.test_examples=9999" in command) != is_all
+
+
 def test_the_best_is_the_best_of_those_that_may_be_used(tmp_path: Path) -> None:
     folder = sweep(tmp_path, {None: 0.1, 1: 0.5, 4: 0.5, 64: 0.7})
     assert verdict(api.recommend(folder, margin=0.03)) == ("recommended", 64)
@@ -257,7 +300,7 @@ def test_the_best_is_the_best_of_those_that_may_be_used(tmp_path: Path) -> None:
 def test_limits_that_nothing_keeps_are_a_verdict_that_names_the_nearest(tmp_path: Path, howlow: Command) -> None:
     code, out, _ = howlow("recommend", sweep(tmp_path), "--max-memory", "1000")
     assert code == 0
-    assert out.startswith("No rank keeps the limits; rank 1 is the nearest.")
+    assert out.startswith("No rank is shown to keep the limits; rank 1 is the nearest.")
     assert "its peak memory may be 1.86 GiB, more than --max-memory 1.00 kB" in out
     code, out, _ = howlow("recommend", tmp_path, "--max-energy", "1", "--max-time", "1", "--json")
     found = json.loads(out)

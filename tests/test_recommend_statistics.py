@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from howlow.analysis.group_sequential import LookPlan
 from howlow.analysis.noninferiority import Pairs, is_non_inferior, needed, standing_of, worst_obstacle
 from howlow.analysis.quality_statistics import ClusterScores, paired
 from howlow.analysis.settling import settlement
@@ -226,6 +227,28 @@ def test_a_sweep_that_a_beaten_best_one_holds_up_can_be_settled() -> None:
     assert found.more_examples is not None or found.more_seeds is not None or found.both is not None
 
 
+@pytest.mark.parametrize(("clusters", "share"), [(60, 0.1), (100, 0.1), (300, 0.02), (400, 0.02)])
+@pytest.mark.parametrize("weights", ["equal", "unequal"])
+def test_answers_lost_in_few_clusters_are_bounded_as_stated(clusters: int, share: float, weights: str) -> None:
+    """Few differences, all in one direction: their spread alone would miss the truth in one of ten cases."""
+    generator, missed = np.random.default_rng(clusters), 0
+    for _ in range(400):
+        whole = np.ones(clusters) if weights == "equal" else np.ceil(generator.pareto(1.5, clusters) * 3 + 1)
+        lost = scores_of(-whole * (generator.random(clusters) < share), whole, is_bounded=True)
+        found = paired(lost, scores_of(np.zeros(clusters), whole, is_bounded=True))
+        assert found is not None
+        missed += found.low(0.95) > -share
+    assert stats.binomtest(missed, 400, 0.05, "greater").pvalue > 0.001
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(2, 30), st.floats(0.51, 1 - 1e-9))
+def test_the_bounds_of_bounded_scores_are_possible(seed: int, seeds: int, clusters: int, confidence: float) -> None:
+    ours, theirs = np.random.default_rng(seed).random((2, seeds, clusters))
+    found = paired(scores_of(ours, is_bounded=True), scores_of(theirs, is_bounded=True))
+    assert found is not None
+    assert -1 <= found.low(confidence) <= found.value <= found.high(confidence) <= 1
+
+
 # -- what would settle it -------------------------------------------------------------------------------------------
 
 
@@ -263,3 +286,20 @@ def test_what_settles_it_settles_it() -> None:
         again = Pairs([drawn(generator, quality, plan.seeds, 200, 0.03, 0.02, 0.05) for quality in truth])
         held += any(is_non_inferior(again, candidate, 0.03, 0.95) for candidate in range(2))
     assert held > 30
+
+
+def test_what_settles_it_is_judged_at_the_level_of_its_own_look() -> None:
+    """Two of ten planned seeds are looked at far more strictly than all ten, and so are three, four and five."""
+    plan = LookPlan((0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0))
+    advised = held = 0
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        scores = [drawn(generator, quality, 2, 40, 0.01, 0.02, 0.03) for quality in (0.1, 0.5, 0.6)]
+        found = settlement(Pairs(scores, plan), 0.2, 0.95, seeds=2, examples=40)
+        if found.more_seeds is None or found.goal is None:
+            continue
+        several = [drawn(generator, q, found.more_seeds.seeds, 40, 0.01, 0.02, 0.03) for q in (0.1, 0.5, 0.6)]
+        advised += 1
+        held += is_non_inferior(Pairs(several, plan), found.goal, 0.2, 0.95)
+    assert advised > 20
+    assert held > 0.6 * advised

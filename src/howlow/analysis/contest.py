@@ -42,7 +42,7 @@ class Contest:
     @property
     def folders(self) -> tuple[Path, ...]:
         """The run directories that the ranks' trials are from: of several sweeps not always the first one."""
-        homes = {trial.folder.resolve().parents[1] for group in self.ranks.values() for trial in group.trials[:1]}
+        homes = {trial.folder.resolve().parents[1] for group in self.ranks.values() for trial in group.trials}
         given = self.comparison.results.folders
         return tuple(folder for folder in given if folder.resolve() in homes) or given
 

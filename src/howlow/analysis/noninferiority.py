@@ -63,15 +63,21 @@ class Pairs:
 
     def low(self, ours: int, theirs: int, confidence: float) -> float:
         """The one-sided lower bound of that difference; minus infinity where nothing bounds it."""
-        found, width = self.difference(ours, theirs), self.half_width(ours, theirs, confidence)
-        return float("-inf") if found is None or width is None else found.value - width
+        found = self.difference(ours, theirs)
+        level = None if found is None else self.level(found.seeds, confidence)
+        return float("-inf") if found is None or level is None else found.low(level)
 
     def half_width(self, ours: int, theirs: int, confidence: float) -> float | None:
         """How far the one-sided bounds of that difference are away; None where nothing bounds it."""
         found = self.difference(ours, theirs)
-        if found is None or (self.plan is not None and found.seeds < FIRST_LOOK):
-            return None
-        return found.half_width(confidence if self.plan is None else self.plan.confidence(found.seeds, confidence))
+        level = None if found is None else self.level(found.seeds, confidence)
+        return None if found is None or level is None else found.half_width(level)
+
+    def level(self, seeds: int, confidence: float) -> float | None:
+        """How sure to be on so many seeds, so that all looks are as sure as stated; None: no look."""
+        if self.plan is None:
+            return confidence
+        return None if seeds < FIRST_LOOK else self.plan.confidence(seeds, confidence)
 
     def shared(self, confidence: float) -> float:
         """The level of a bound against whichever other candidate shows most: all of them share the error."""

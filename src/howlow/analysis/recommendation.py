@@ -122,6 +122,11 @@ class Recommendation:
         own = (len(one_a_seed(group)) for group in self.groups if group.rank is not None)
         return self.pairs.seeds or min(own, default=0)
 
+    @property
+    def has_unequal_seeds(self) -> bool:
+        """Whether ranks have different numbers of seeds, so that their means are over different ones."""
+        return len({len(one_a_seed(group)) for group in self.groups if group.rank is not None}) > 1
+
     def obstacle(self, candidate: Candidate) -> Obstacle | None:
         """Why a candidate is not shown to be non-inferior; None where it is."""
         asked, index = self.terms, self.candidates.index(candidate)
@@ -136,9 +141,8 @@ class Recommendation:
         """What more data would settle the decision; None where there is evidence enough, or nothing to decide."""
         if self.verdict != "not_enough_evidence":
             return None
-        examples, sure, plan = self.all_test_examples or 0, self.terms.confidence, self.pairs.plan
-        last = sure if plan is None else plan.confidence(plan.seeds, sure)
-        return settlement(self.pairs, self.terms.gain, last, self.seeds, examples)
+        examples, asked = self.all_test_examples or 0, self.terms
+        return settlement(self.pairs, asked.gain, asked.confidence, self.seeds, examples)
 
     @property
     def test_examples(self) -> int | None:
@@ -231,12 +235,12 @@ def _terms_of(metric: Column, margin: float | None, confidence: float, limits: C
 
 
 def _answered(contest: Contest, terms: Terms, looks: LooksRecord | None) -> Recommendation:
-    costs = {rank: kept(group, terms.limits) for rank, group in contest.ranks.items()}
-    _refuse_unmeasured(list(costs.values()), contest)
-    excluded = {rank: missed for rank, all_ in costs.items() if (missed := _missed(all_))}
     base = contest.base
     stopped = {one.rank for one in (looks.stopped if looks else None) or ()}
     going = [rank for rank in contest.ranks if rank not in stopped]
+    costs = {rank: kept(group, terms.limits) for rank, group in contest.ranks.items()}
+    _refuse_unmeasured(list(costs.values()), contest)
+    excluded = {rank: missed for rank in going if (missed := _missed(costs[rank]))}
     fitting = [contest.ranks[rank] for rank in going if rank not in excluded]
     if not fitting and not excluded:
         folder = contest.folders[0]

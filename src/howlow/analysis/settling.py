@@ -10,6 +10,8 @@ shown to be worse than the one that looks best beside it (`noninferiority`).
 
 Where no candidate can pass by the differences found, those that may be chance are taken for none: a difference whose
 one-sided upper bound is above 0 counts as 0.
+
+Where the data are looked at while they grow, a number of seeds is judged at the level of its own look.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +29,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Gap:
-    """A difference that has to be shown to be above a bound: how far above it is, and how sure to be."""
+    """A difference that has to be shown to be above a bound: how far above it is, and how sure all looks have to be."""
 
     pair: Pair
     above: float
@@ -107,15 +109,16 @@ def _value(pairs: Pairs, pair: Pair) -> float:
 
 
 def _value_or_chance(pairs: Pairs, pair: Pair, confidence: float) -> float:
-    found = pairs.difference(*pair)
-    is_chance = found is not None and found.high(confidence) > 0
+    is_chance = pairs.difference(*pair) is not None and pairs.low(pair[1], pair[0], confidence) < 0
     return max(0.0, _value(pairs, pair)) if is_chance else _value(pairs, pair)
 
 
 def _passes(pairs: Pairs, gap: Gap, seeds: int, times: float) -> bool:
-    found = pairs.difference(*gap.pair)
+    found, level = pairs.difference(*gap.pair), pairs.level(seeds, gap.confidence)
     assert found is not None, "a goal's pairs have differences"
-    width, error = found.expected_half_width(seeds, round(found.clusters * times), gap.confidence)
+    if level is None:
+        return False
+    width, error = found.expected_half_width(seeds, round(found.clusters * times), level)
     return gap.above > width + _CHANCE * error
 
 

@@ -19,7 +19,7 @@ from howlow.analysis.recommendation import Recommendation, asked_metrics, recomm
 from howlow.analysis.setting_verdicts import setting_verdicts
 from howlow.errors import UserError
 from howlow.reporting import formatting
-from howlow.reporting.recommendation import bill_words, headline, reasons, tested_words
+from howlow.reporting.recommendation import bill_words, headline, reasons, tested_words, value_words
 from howlow.reporting.setting_verdicts import change_sentences
 from howlow.reporting.summary import axes_words
 
@@ -139,11 +139,10 @@ def _pair(inputs: DecisionInputs, ours: int, theirs: int) -> list[float | None]:
 
 
 def _candidate(answer: Answer, candidate: CandidateInputs) -> dict[str, Any]:
-    metric = answer.found.terms.metric
     return {
         "rank": candidate.rank,
         "seeds": candidate.seeds,
-        "value": formatting.quantity(candidate.group.mean(metric), metric.unit),
+        "value": value_words(answer.found, candidate.group),
         "costs": {name: _cost(cost) for name, cost in candidate.costs.items()},
         "bill": [asdict(bill_words(item)) for item in candidate.bill],
     }

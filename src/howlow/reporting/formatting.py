@@ -49,6 +49,18 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{rounded:,.{max(0, digits - 1 - magnitude)}f}"
 
 
+def as_asked(value: float, digits: int) -> str:
+    """A number that a person chose: with at least that many digits, and with all that it has (up to 9)."""
+    texts = (significant(value, more) for more in range(digits, 9))
+    return next((text for text in texts if math.isclose(float(text.replace(",", "")), value)), significant(value, 9))
+
+
+def percent_sure(confidence: float) -> str:
+    """A confidence in per cent: `95.0 %`, never rounded to 100."""
+    texts = (significant(100 * confidence, digits) for digits in range(3, 16))
+    return f"{next((text for text in texts if float(text) < 100), '100')} %"
+
+
 def size(value: float) -> str:
     """Bytes: kB and MB, as adapter sizes are usually given, and GiB, as memory is."""
     if value >= 2**30:
@@ -115,13 +127,17 @@ def deviation(value: float, unit: Unit, mean: float) -> str:
     return significant(value * _SCALES.get(shown, 1.0), 2)
 
 
-def gap(value: float, unit: Unit, *, is_relative: bool) -> str:
-    """The size of a difference in quality: `1.2 points` of a score, `0.5 %` of a perplexity, `0.01 nats`."""
+def gap(value: float, unit: Unit, *, is_relative: bool, is_asked: bool = False) -> str:
+    """The size of a difference in quality: `1.2 points` of a score, `0.5 %` of a perplexity, `0.01 nats`.
+
+    is_asked: it is a margin that a person chose, and is not rounded.
+    """
+    shown = as_asked if is_asked else significant
     if unit == "fraction":
-        return f"{significant(value * 100, 2)} points"
+        return f"{shown(value * 100, 2)} points"
     if is_relative:
-        return f"{significant(value * 100, 2)} %"
-    return f"{significant(value, 2)}{' nats' if unit == 'nats' else ''}"
+        return f"{shown(value * 100, 2)} %"
+    return f"{shown(value, 2)}{' nats' if unit == 'nats' else ''}"
 
 
 def times(value: float | None) -> str:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from howlow.analysis.columns import column_named
 from howlow.analysis.group_sequential import FIRST_LOOK
+from howlow.analysis.margins import QualityScale
 from howlow.analysis.recommendation import Recommendation
 from howlow.records import LookRecord, LooksEnd, LooksRecord
 from howlow.reporting import formatting
@@ -25,20 +27,23 @@ def looks_sentences(found: Recommendation) -> Iterator[str]:
         return
     if plan is not None:
         at = [
-            f"{formatting.significant(plan.confidence(seeds, sure) * 100)} % at {seeds} seeds"
+            f"{formatting.percent_sure(plan.confidence(seeds, sure))} at {seeds} seeds"
             for seeds in range(FIRST_LOOK, plan.seeds + 1)
         ]
         yield (
             f"The sweep was looked at {formatting.counted(len(looks.looks), 'time')} while it grew. Bounds have the "
             f"confidence of their look ({formatting.enumerated(at)}), so that all looks together have "
-            f"{formatting.significant(sure * 100)} %."
+            f"{formatting.percent_sure(sure)}."
         )
         if any(len(scores.seeds) > plan.seeds for scores in found.pairs.scores):
             yield f"Seeds beyond the {plan.seeds} planned ones are a further look, for which nothing was left to spend."
     for one in looks.stopped or ():
-        worse = formatting.significant(abs(found.terms.scale.of_gain(one.high)) * 100, 2)
-        unit = "points" if found.terms.metric.unit == "fraction" else "hundredths"
-        yield f"Rank {one.rank} was stopped after its first seed, by which it is at least {worse} {unit} worse."
+        scale = QualityScale(column_named(looks.metric))
+        worse = formatting.gap(abs(scale.of_gain(one.high)), scale.metric.unit, is_relative=scale.is_relative)
+        yield (
+            f"Rank {one.rank} was stopped after its first seed, by which it is at least {worse} worse in "
+            f"{scale.metric.label}."
+        )
 
 
 def look_line(looks: LooksRecord, names: Sequence[str]) -> str:

@@ -165,10 +165,11 @@ def _commands(comparison: Comparison) -> list[tuple[str, str]]:
         for folder in folders
         if (path := Path(folder) / "sweep.toml").exists()
     ]
+    only = folders[0] if len(folders) == 1 else None
     return [
         *((what, shlex.join(words)) for what, words in sweeps),
         ("this page, results.csv and the figures, from the records alone", shlex.join(["howlow", "report", *folders])),
-        *(("the answer for other terms", shlex.join(["howlow", "recommend", folder])) for folder in folders[:1]),
+        *(("the answer for other terms", shlex.join(["howlow", "recommend", one])) for one in folders if one == only),
     ]
 
 

@@ -166,7 +166,8 @@ def _caption(comparison: Comparison, section: TableSection, part: str) -> str:
     where = f", on {formatting.enumerated(list(devices))}" if devices else ""
     over = averaged_over(comparison)
     interval = f"{level()} interval{f' of the mean over {over}' if over else ''}"
-    errors = f"± reaches the farther end of the {interval}; where it is wide, its ends are in brackets."
+    errors = f"± reaches the farther end of the {interval}; where it is wide, its ends are in brackets. "
+    errors += "A figure alone has no known interval."
     return f"{_TITLES[section]} of {model} on {task}{where}{part}. {_measured(comparison, section)}{errors}"
 
 

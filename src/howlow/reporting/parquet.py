@@ -60,12 +60,16 @@ def _type(column: Column, there: Sequence[Any]) -> "pyarrow.DataType":
         return pyarrow.bool_()
     if not kinds or not kinds <= {int, float} or not fits:
         return pyarrow.string()
-    return pyarrow.int64() if kinds == {int} else pyarrow.float64()
+    if kinds == {int}:
+        return pyarrow.int64()
+    return pyarrow.float64() if all(float(value) == value for value in there) else pyarrow.string()
 
 
 def _array(values: Sequence[Any], kind: "pyarrow.DataType") -> "pyarrow.Array":
     import pyarrow
 
-    is_text = pyarrow.types.is_string(kind)
-    texts = [value if value is None or not is_text else str(plain_cell(value)) for value in values]
-    return pyarrow.array(texts, type=kind)
+    if pyarrow.types.is_string(kind):
+        return pyarrow.array([None if value is None else str(plain_cell(value)) for value in values], type=kind)
+    if pyarrow.types.is_float64(kind):  # it refuses integers that are no such number
+        return pyarrow.array([None if value is None else float(value) for value in values], type=kind)
+    return pyarrow.array(values, type=kind)

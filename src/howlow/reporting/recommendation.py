@@ -9,7 +9,7 @@ from typing import Any
 
 from howlow.analysis.bill import BillItem, bill_of
 from howlow.analysis.columns import TRAIN_BATCH_SIZE
-from howlow.analysis.comparison import compare
+from howlow.analysis.comparison import Group, compare
 from howlow.analysis.constraints import Kept
 from howlow.analysis.contest import judged_apart, one_a_seed, trained_references
 from howlow.analysis.recommendation import Candidate, Recommendation, Terms, recommend_from
@@ -27,18 +27,19 @@ _MOST_SETTINGS = 6
 def headline(found: Recommendation) -> str:
     """The answer in one sentence."""
     scope, chosen, label = ", for this seed" if found.seeds == 1 else "", found.chosen, found.terms.metric.label
+    within = " that keeps the limits" if found.excluded else ""
     if found.verdict == "constraints_not_met":
-        if not found.is_nearest_known:
-            return f"No rank is shown to keep the limits; as measured, rank {found.nearest} is the nearest."
-        return f"No rank keeps the limits; rank {found.nearest} is the nearest."
+        measured = "" if found.is_nearest_known else "as measured, "
+        return f"No rank is shown to keep the limits; {measured}rank {found.nearest} is the nearest."
     if chosen is None:
-        return f"Not enough evidence: no rank is shown to be as good as the best one in {label} ({_terms(found)})."
+        best = f"the best one{within} in {label}"
+        return f"Not enough evidence: no rank is shown to be as good as {best} ({_terms(found)})."
     verdict = f"No adapter is needed{scope}" if chosen.rank is None else f"Recommended{scope}: rank {chosen.rank}"
     if chosen.judged is None:
         return f"{verdict}. It is the only candidate that keeps the limits."
     whose = "The base model" if chosen.rank is None else f"Rank {chosen.rank}"
     least = _apart(found.terms, chosen.judged.low)
-    return f"{verdict}. {whose} is at most {least} than the best rank in {label} ({_terms(found)})."
+    return f"{verdict}. {whose} is at most {least} than the best rank{within} in {label} ({_terms(found)})."
 
 
 def headlines(folder: Path, accept_different: Sequence[str] = ()) -> list[str]:
@@ -137,18 +138,27 @@ def _of_candidates(found: Recommendation) -> Iterator[str]:
 def _candidate_sentence(found: Recommendation, candidate: Candidate) -> str:
     asked, judged = found.terms, candidate.judged
     assert judged is not None, "only a lone candidate has no judgement"
-    value = formatting.quantity(candidate.group.mean(asked.metric), asked.metric.unit)
+    value = value_words(found, candidate.group)
     told = f"{_capital(_name(candidate.rank))} has {asked.metric.label} {value}"
     told += f", {_apart(asked, judged.difference)} than the best" if judged.difference < 0 else ", the best"
     if candidate.is_non_inferior:
         return f"{told}; it is at most {_apart(asked, judged.low)} than any other candidate, so it is enough."
-    if judged.high <= -asked.gain:
+    if judged.high < 0 and judged.high <= -asked.gain:
         return f"{told}; it is at least {_apart(asked, judged.high)}, so it is too low."
     obstacle = found.obstacle(candidate)
     assert obstacle is not None, "a candidate that is not enough has an obstacle"
     whose = "it" if obstacle.rank == candidate.rank else f"{_name(obstacle.rank)}, which lies between,"
     could = f"{whose} could be {_apart(asked, obstacle.low)} than {_name(obstacle.best)}"
     return f"{told}; {could}, so it is not shown to be enough."
+
+
+def value_words(found: Recommendation, group: Group) -> str:
+    """A candidate's mean score; with its seeds where others have another number of them."""
+    metric = found.terms.metric
+    value = formatting.quantity(group.mean(metric), metric.unit)
+    if group.rank is None or not found.has_unequal_seeds:
+        return value
+    return f"{value} ({formatting.counted(len(one_a_seed(group)), 'seed')})"
 
 
 def _candidate_document(found: Recommendation, candidate: Candidate) -> dict[str, Any]:
@@ -239,6 +249,11 @@ def _of_scope(found: Recommendation) -> Iterator[str]:
             f"{whose}, so the intervals cover other test examples and leave out other seeds: what is said holds for "
             "this seed."
         )
+    if found.has_unequal_seeds:
+        yield (
+            "Ranks have different numbers of seeds. A score is the mean over a rank's own seeds, a difference is over "
+            "the seeds that both ranks have, so the two need not agree."
+        )
     if found.pairs.scores and len(found.pairs.scores[0].weights) < 2:
         yield "All test examples belong together, so they say nothing about others, and ranks cannot be compared."
     else:
@@ -323,7 +338,7 @@ def _capital(words: str) -> str:
 
 def _terms(found: Recommendation) -> str:
     asked = found.terms
-    sure = f"{formatting.significant(asked.confidence * 100)} % confidence"
+    sure = f"{formatting.percent_sure(asked.confidence)} confidence"
     return f"margin {_margin(asked)}, {sure}, {formatting.counted(found.seeds, 'seed')}, {tested_words(found)}"
 
 
@@ -335,15 +350,12 @@ def tested_words(found: Recommendation) -> str:
 
 
 def _margin(asked: Terms) -> str:
-    return _size(asked, asked.margin)
+    return formatting.gap(asked.margin, asked.metric.unit, is_relative=asked.scale.is_relative, is_asked=True)
 
 
 def _apart(asked: Terms, gain: float) -> str:
     """`1.2 points worse`: how far a candidate is below another one; a difference that nothing bounds has no size."""
     if not math.isfinite(gain):
         return "any amount worse"
-    return f"{_size(asked, abs(asked.scale.of_gain(gain)))} worse"
-
-
-def _size(asked: Terms, value: float) -> str:
-    return formatting.gap(value, asked.metric.unit, is_relative=asked.scale.is_relative)
+    size = abs(asked.scale.of_gain(gain))
+    return f"{formatting.gap(size, asked.metric.unit, is_relative=asked.scale.is_relative)} worse"

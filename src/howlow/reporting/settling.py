@@ -68,7 +68,9 @@ def _goal_words(found: Recommendation, goal: int) -> str:
 def _plan_words(found: Recommendation, plan: Plan) -> str:
     seeds, examples = plan.seeds - found.seeds, plan.examples - (found.all_test_examples or 0)
     more = [f"{formatting.counted(seeds, 'more seed')} (in all {plan.seeds})"] if seeds else []
-    more += [f"{formatting.counted(examples, 'more test example')} (in all {plan.examples:,})"] if examples else []
+    if examples:
+        known = "" if _tests_on_all(found) else ", if task.test holds so many"
+        more.append(f"{formatting.counted(examples, 'more test example')} (in all {plan.examples:,}{known})")
     return formatting.enumerated(more)
 
 
@@ -81,11 +83,18 @@ def _command(found: Recommendation, plan: Plan) -> str:
     if plan.examples <= examples:
         return _seeds_command(found, _seeds(found, plan.seeds))
     folder = _folder(found)
-    seeds = ["--seeds", ",".join(map(str, _seeds(found, plan.seeds)))] if plan.seeds > found.seeds else []
-    is_all = found.groups[-1].trials[0].record.settings.task.test_examples is None
-    limit = ["--test", "LARGER_TEST_DATA"] if is_all else ["--set", f"task.test_examples={plan.examples}"]
+    listed = _seeds(found, plan.seeds)[: plan.seeds]
+    is_all_seeds = found.looks is None and plan.seeds == found.seeds
+    seeds = [] if is_all_seeds else ["--seeds", ",".join(map(str, listed))]
+    limit = ["--test", "LARGER_TEST_DATA"] if _tests_on_all(found) else ["--set", f"task.test_examples={plan.examples}"]
     out = folder.with_name(f"{folder.name}-{plan.examples}-test-examples")
     return shlex.join(["howlow", "sweep", str(folder / "sweep.toml"), *seeds, *limit, "--out", str(out)])
+
+
+def _tests_on_all(found: Recommendation) -> bool:
+    """Whether the sweep tests on all that its test data hold: it was not asked for fewer."""
+    asked = found.groups[-1].trials[0].record.settings.task.test_examples
+    return asked is None or (found.all_test_examples or 0) < asked
 
 
 def _seeds_command(found: Recommendation, seeds: Sequence[int]) -> str:

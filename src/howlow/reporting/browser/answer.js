@@ -115,7 +115,7 @@ class AnswerView {
       byId(`shown-${name}`).textContent = text;
       byId(`slider-${name}`).setAttribute("aria-valuetext", text);
     };
-    show("margin", amount(this.decision.metric, found.margin));
+    show("margin", marginWords(this.decision, found));
     for (const limit of this.decision.limits) {
       const most = this.limits[limit.name];
       show(limit.name, limit.problem ?? (most === undefined ? "no limit" : quantity(most, limit.unit)));
@@ -141,21 +141,29 @@ function nameOf(candidate) {
   return candidate.rank === null ? "base" : `rank ${candidate.rank}`;
 }
 
+// A cost above its limit misses it; one below, whose interval ends above it, may miss it.
+function missedWords(candidate, limit, found) {
+  const {cost, end} = candidate.costs[limit.name];
+  if (cost === null) return `${limit.label} was not measured`;
+  if (cost > found.limits[limit.name]) return `misses the limit on ${limit.label}`;
+  return `may miss the limit on ${limit.label}: ${end === null ? "no interval is known" : `up to ${quantity(end, limit.unit)}`}`;
+}
+
 function standingWords(decision, found, place) {
   const missed = found.excluded.get(place);
   if (missed) {
-    const labels = decision.limits.filter(limit => missed.includes(limit.name)).map(limit => limit.label);
-    return ["excluded", `misses the limit on ${labels.join(" and ")}`];
+    const limits = decision.limits.filter(limit => missed.includes(limit.name));
+    return ["excluded", limits.map(limit => missedWords(decision.candidates[place], limit, found)).join(" and ")];
   }
   const own = found.standings.find(one => one.candidate === place);
   if (own === found.chosen) return ["chosen", decision.candidates[place].rank === null ? "no adapter needed" : "recommended"];
   if (own.isEnough) return ["enough", "enough"];
-  return own.high <= -found.gain ? ["too-low", "too low"] : ["unknown", "not shown to be enough"];
+  return isTooLow(found, own) ? ["too-low", "too low"] : ["unknown", "not shown to be enough"];
 }
 
 // How far the bars reach: the candidates that are not too low, and some margins; the others' bars are cut.
 function reachOf(found) {
-  const near = found.standings.filter(one => one.high > -found.gain && Number.isFinite(one.low)).map(one => -one.low);
+  const near = found.standings.filter(one => !isTooLow(found, one) && Number.isFinite(one.low)).map(one => -one.low);
   return 1.08 * Math.max(3 * found.gain, 1e-9, ...near);
 }
 

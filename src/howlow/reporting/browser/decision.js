@@ -26,7 +26,8 @@ function value(decision, ours, theirs) {
 function low(decision, ours, theirs, field = 1) {
   const [small, large] = [Math.min(ours, theirs), Math.max(ours, theirs)];
   const width = decision.pairs[small][large - small - 1][field];
-  return width === null ? -Infinity : value(decision, ours, theirs) - width;
+  if (width === null) return -Infinity;
+  return Math.max(value(decision, ours, theirs) - width, decision.metric.unit === "fraction" ? -1 : -Infinity);
 }
 
 // Whether a candidate is shown to be worse than another one, so that it cannot be the best.
@@ -80,6 +81,11 @@ function nearest(decision, excluded, limits) {
   return {nearest: place, isNearestKnown: place !== null && Number.isFinite(excess(place, "end"))};
 }
 
+// Whether a candidate is shown to be worse than another one by the margin.
+function isTooLow(found, own) {
+  return own.high < 0 && own.high <= -found.gain;
+}
+
 // The verdict for a margin and limits ({max_time: seconds, ...}): as `howlow recommend` with the same numbers.
 function decide(decision, margin, limits) {
   const gain = decision.metric.isRelative ? Math.log1p(margin) : margin;
@@ -98,10 +104,14 @@ function decide(decision, margin, limits) {
 
 // -- words ----------------------------------------------------------------------------------------------------------
 
-function amount(metric, value) {
-  if (metric.unit === "fraction") return `${significant(value * 100, 2)} points`;
-  if (metric.isRelative) return `${significant(value * 100, 2)} %`;
-  return significant(value, 2) + (metric.unit === "nats" ? " nats" : "");
+function amount(metric, value, shown = significant) {
+  if (metric.unit === "fraction") return `${shown(value * 100, 2)} points`;
+  if (metric.isRelative) return `${shown(value * 100, 2)} %`;
+  return shown(value, 2) + (metric.unit === "nats" ? " nats" : "");
+}
+
+function marginWords(decision, found) {
+  return amount(decision.metric, found.margin, asAsked);
 }
 
 // How far a candidate is below another one, as a difference of the metric itself.
@@ -111,25 +121,27 @@ function apart(metric, gain) {
 }
 
 function terms(decision, found) {
-  const sure = `${significant(decision.confidence * 100)} % confidence`;
-  return `margin ${amount(decision.metric, found.margin)}, ${sure}, ${counted(found.seeds, "seed")}, ${decision.tested}`;
+  const sure = `${percentSure(decision.confidence)} confidence`;
+  return `margin ${marginWords(decision, found)}, ${sure}, ${counted(found.seeds, "seed")}, ${decision.tested}`;
 }
 
 function headline(decision, found) {
   const metric = decision.metric;
+  const isLimited = [...found.excluded.keys()].some(place => decision.candidates[place].rank !== null);
+  const within = isLimited ? " that keeps the limits" : "";
   if (found.verdict === "constraints_not_met") {
     const rank = found.nearest === null ? null : decision.candidates[found.nearest].rank;
-    if (!found.isNearestKnown) return `No rank is shown to keep the limits; as measured, rank ${rank} is the nearest.`;
-    return `No rank keeps the limits; rank ${rank} is the nearest.`;
+    const measured = found.isNearestKnown ? "" : "as measured, ";
+    return `No rank is shown to keep the limits; ${measured}rank ${rank} is the nearest.`;
   }
   if (!found.chosen) {
-    const words = terms(decision, found);
-    return `Not enough evidence: no rank is shown to be as good as the best one in ${metric.label} (${words}).`;
+    const best = `the best one${within} in ${metric.label}`;
+    return `Not enough evidence: no rank is shown to be as good as ${best} (${terms(decision, found)}).`;
   }
   const scope = found.seeds === 1 ? ", for this seed" : "";
   const verdict = found.rank === null ? `No adapter is needed${scope}` : `Recommended${scope}: rank ${found.rank}`;
   if (found.isLone) return `${verdict}. It is the only candidate that keeps the limits.`;
   const whose = found.rank === null ? "The base model" : `Rank ${found.rank}`;
   const least = apart(metric, found.chosen.low);
-  return `${verdict}. ${whose} is at most ${least} than the best rank in ${metric.label} (${terms(decision, found)}).`;
+  return `${verdict}. ${whose} is at most ${least} than the best rank${within} in ${metric.label} (${terms(decision, found)}).`;
 }

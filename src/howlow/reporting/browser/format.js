@@ -23,6 +23,24 @@ function significant(value, digits = 3) {
   return grouped(rounded, Math.max(0, digits - 1 - magnitude));
 }
 
+// A number that a person chose: with at least that many digits, and with all that it has (up to 9).
+function asAsked(value, digits) {
+  for (let more = digits; more < 9; more++) {
+    const text = significant(value, more);
+    if (Math.abs(Number(text.replaceAll(",", "")) - value) <= 1e-9 * Math.abs(value)) return text;
+  }
+  return significant(value, 9);
+}
+
+// A confidence in per cent, never rounded to 100.
+function percentSure(confidence) {
+  for (let digits = 3; digits < 16; digits++) {
+    const text = significant(100 * confidence, digits);
+    if (Number(text) < 100) return `${text} %`;
+  }
+  return "100 %";
+}
+
 function size(value) {
   if (value >= 2 ** 30) return `${significant(value / 2 ** 30)} GiB`;
   if (value >= 1e6) return `${significant(value / 1e6)} MB`;
