@@ -146,6 +146,32 @@ def test_what_another_sweep_left_is_refused_also_without_its_settings(
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize("how", ["checkpoint", "checkpoint.old"])
+def test_a_half_done_trial_is_not_finished_with_other_settings_or_data_whatever_is_accepted(
+    how: str, settings: Settings, tiny_table: dict[str, Any], tmp_path: Path
+) -> None:
+    leave(tmp_path, settings, how)
+    left, other = left_behind(tmp_path), changed(tiny_table, training={"learning_rate": 0.1})
+    told = "is half done, with training.learning_rate = 0.001, and cannot go on with 0.1, whatever is accepted"
+    with pytest.raises(UserError, match=told):
+        run_directory.refuse_other_settings(tmp_path, left, other, ["training.learning_rate"])
+    run_directory.refuse_other_settings(tmp_path, left, changed(tiny_table, run={"cooldown_s": 3.0}), ["costs"])
+    names = [one.trial for one in left]
+    data = run_directory.Conditions(DATA.model_copy(update={"train_sha256": "c" * 64}), ENVIRONMENT, "kept")
+    with pytest.raises(UserError, match=r"is half done, with data\.train_sha256 = "):
+        run_directory.refuse_changed_conditions(left, data, ["data"], half_done=names)
+    machine = run_directory.Conditions(DATA, ENVIRONMENT.model_copy(update={"device_name": "GPU"}), "kept")
+    run_directory.refuse_changed_conditions(left, machine, ["costs"], half_done=names)
+
+
+def test_a_trial_that_is_done_may_stand_beside_other_settings_that_were_accepted(
+    settings: Settings, tiny_table: dict[str, Any], tmp_path: Path
+) -> None:
+    leave(tmp_path, settings, "record")
+    other = changed(tiny_table, training={"learning_rate": 0.1})
+    run_directory.refuse_other_settings(tmp_path, left_behind(tmp_path), other, ["training.learning_rate"])
+
+
 @HOWS
 def test_a_heap_that_has_become_bounded_is_refused_and_may_be_accepted(
     how: str, settings: Settings, tmp_path: Path

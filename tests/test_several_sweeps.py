@@ -169,6 +169,8 @@ def test_the_report_of_several_sweeps_goes_into_none_of_them(
         write_report(folders)
     assert run(["report", *map(str, folders), "--export", "latex"], monkeypatch) == 2
     assert "--export latex: " in capsys.readouterr().err
+    with pytest.raises(UserError, match="and this is one of them"):
+        write_report(folders, folders[1] / ".." / "b")
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -279,6 +279,17 @@ def test_a_base_that_is_not_at_hand_is_refused(
     assert f"it is the base of the adapter {own}: give it with --model" in said
 
 
+def test_a_base_that_the_adapter_was_not_trained_on_is_refused(adapter: Path, tmp_path: Path) -> None:
+    """Its layers have the same shapes."""
+    settings = howlow.shrink_settings(adapter, [1])
+    other = tmp_path / "other"
+    shutil.copytree(settings.model, other)
+    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    (other / "config.json").write_text(json.dumps(config | {"rope_theta": 77.0}), encoding="utf-8")
+    with pytest.raises(howlow.UserError, match=r"it is not the base of the adapter .* give that one with --model"):
+        howlow.sweep(howlow.shrink_settings(adapter, [1], [{"model": str(other)}]), tmp_path / "out")
+
+
 def test_ranks_that_differ_in_the_weights_are_refused(
     adapter: Path, tmp_path: Path, tiny_squad: tuple[Path, Path], tiny_model: Path
 ) -> None:

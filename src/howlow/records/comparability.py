@@ -233,7 +233,7 @@ def refuse_changed(then: Identified, now: Identified, accept_different: Sequence
     Raises:
         UserError: names `where`, the trial, the first key that differs, and both values.
     """
-    left = not_accepted([one for one in _changes(then, now) if one.key != CARD], accept_different)
+    left = not_accepted([one for one in changes(then, now) if one.key != CARD], accept_different)
     if left:
         first = left[0]
         raise UserError(
@@ -241,6 +241,20 @@ def refuse_changed(then: Identified, now: Identified, accept_different: Sequence
             f"{shown(first.other_value)} and is now {shown(first.value)}{further(left)}; "
             f"give another folder, {advice(left)}"
         )
+
+
+def changes(then: Identified, now: Identified) -> list[Difference]:
+    """What is not as it was when a trial ran, of quality and of costs."""
+    before, after = identity(then), identity(now)
+    parts: dict[Figures, Iterator[tuple[str, Any, Any]]] = {
+        "quality": _pairs(before.quality, after.quality),
+        "costs": _pairs(before.costs, after.costs),
+    }
+    return _joined(
+        Difference(key, "now", value, then.trial, other, frozenset({part}))
+        for part, pairs in parts.items()
+        for key, other, value in pairs
+    )
 
 
 def _what(key: str) -> str:
@@ -304,19 +318,6 @@ def _told(left: Sequence[Difference]) -> str:
     is_hash = first.key.endswith("sha256")
     here, there = (str(value)[:12] if is_hash else shown(value) for value in (first.value, first.other_value))
     return f"{first.key} is {here} here, {there} in the sweep{further(left)}"
-
-
-def _changes(then: Identified, now: Identified) -> list[Difference]:
-    before, after = identity(then), identity(now)
-    parts: dict[Figures, Iterator[tuple[str, Any, Any]]] = {
-        "quality": _pairs(before.quality, after.quality),
-        "costs": _pairs(before.costs, after.costs),
-    }
-    return _joined(
-        Difference(key, "now", value, then.trial, other, frozenset({part}))
-        for part, pairs in parts.items()
-        for key, other, value in pairs
-    )
 
 
 def _pairs(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

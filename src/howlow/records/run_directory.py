@@ -7,12 +7,21 @@ refused in one line that names the key and both values, unless the user accepts 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from howlow.errors import UserError
-from howlow.records.comparability import advice, differing_settings, not_accepted, refuse_changed, shown
+from howlow.records.comparability import (
+    Difference,
+    advice,
+    changes,
+    differing_settings,
+    further,
+    not_accepted,
+    refuse_changed,
+    shown,
+)
 from howlow.records.data import DataRecord
 from howlow.records.identity import Provenance
 from howlow.records.schema import SCHEMA_VERSION, Environment, HeapMode, PhaseRecord, Record, Resolved
@@ -115,6 +124,11 @@ def left_behind(folder: Path, records: Mapping[str, Record]) -> list[Provenance]
     return found
 
 
+def is_half_done(folder: Path, one: Provenance) -> bool:
+    """Whether a trial has a checkpoint and no record yet."""
+    return not (folder / "trials" / one.trial / "record.json").exists()
+
+
 def phases_before_death(trial: Path) -> tuple[Provenance, tuple[PhaseRecord, ...]] | None:
     """What a trial whose process died had measured, by its last checkpoint; None where it left none that can be read.
 
@@ -154,8 +168,13 @@ def _of_checkpoint(trial: Path) -> Iterator[Provenance]:
 def refuse_other_settings(
     folder: Path, left: Iterable[Provenance], settings: Settings, accept_different: Sequence[str] = ()
 ) -> None:
-    """Refuse a folder with trials of another sweep, even if its sweep.toml is gone."""
+    """Refuse a folder with trials of another sweep, even if its sweep.toml is gone.
+
+    What is accepted holds for trials that are done: none is half of one kind and half of another.
+    """
     for one in left:
+        if accept_different and is_half_done(folder, one):
+            _refuse_mixture(one, differing_settings(one.settings, settings, settings.grid), f"--out {folder}")
         problem = _other_axis(one, settings) or _other_setting(one, settings, accept_different)
         if problem is not None:
             key, old, new = problem
@@ -179,10 +198,29 @@ def _other_setting(
     return (found[0].key, shown(found[0].other_value), shown(found[0].value)) if found else None
 
 
+def _refuse_mixture(then: Provenance, changed: Iterable[Difference], where: str) -> None:
+    """Refuse to finish a half-done trial with other settings or data: its figures would be of neither."""
+    left = [one for one in changed if not one.is_of_costs_alone and not one.key.startswith("environment.")]
+    if left:
+        first = left[0]
+        raise UserError(
+            f"{where}: its trial {then.trial} is half done, with {first.key} = {shown(first.other_value)}, and cannot "
+            f"go on with {shown(first.value)}{further(left)}, whatever is accepted; give what it began with, or remove "
+            "its folder under trials to start it afresh"
+        )
+
+
 def refuse_changed_conditions(
-    left: Iterable[Provenance], conditions: Conditions, accept_different: Sequence[str] = (), where: str = "--out"
+    left: Iterable[Provenance],
+    conditions: Conditions,
+    accept_different: Sequence[str] = (),
+    where: str = "--out",
+    half_done: Container[str] = (),
 ) -> None:
-    """Refuse to continue with other data, on another machine, with another heap or with other sources of howlow."""
+    """Refuse to continue with other data, on another machine, with another heap or with other sources of howlow.
+
+    half_done: trials of which a part is measured; no other data are accepted for the rest of them.
+    """
     for one in left:
         now = Provenance.of(
             one,
@@ -192,4 +230,6 @@ def refuse_changed_conditions(
             data=conditions.data,
             energy=None,
         )
+        if accept_different and one.trial in half_done:
+            _refuse_mixture(one, changes(one, now), where)
         refuse_changed(one, now, accept_different, where)

@@ -102,9 +102,11 @@ def place_of_report(folders: Sequence[Path | str], out: Path | str | None) -> Pa
     """The folder into which a report goes: that of its only sweep unless another is given; None where none is."""
     if out is not None and not str(out).strip():
         raise UserError("--out is empty: give the folder into which the report goes")
-    if out is not None:
-        return Path(out)
-    return Path(folders[0]) if len(folders) == 1 else None
+    if out is None:
+        return Path(folders[0]) if len(folders) == 1 else None
+    if len(folders) > 1 and Path(out).resolve() in [Path(folder).resolve() for folder in folders]:
+        raise UserError(f"--out {out}: {NO_PLACE}, and this is one of them; give another folder")
+    return Path(out)
 
 
 def write_report(

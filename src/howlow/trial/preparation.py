@@ -29,7 +29,7 @@ from howlow.trial.data_sources import left_out_of, source_read, told_of
 from howlow.trial.forgetting import general_facts, general_windows, warning_of_leak
 from howlow.trial.loading import parameters_a_rank
 from howlow.trial.prepared import Prepared, stored, write_prepared
-from howlow.trial.starting import check_start
+from howlow.trial.starting import check_start, refuse_other_base
 
 _TOKENIZER_FILES = ("*token*", "*vocab*", "*merges*", "*.jinja", "*.model", "*.tiktoken")
 # Found anew at each start: the stored tokens may have been prepared for another model.
@@ -61,6 +61,7 @@ def prepare(
     earlier = stored(folder, content)
     prepared = earlier or tokenized(settings, reference, config)
     facts = _model(reference, config) | {"start_sha256": check_start(settings, structure)}
+    refuse_other_base(settings, facts["model_sha256"])
     prepared = replace(prepared, data=prepared.data.model_copy(update=facts))
     _check_against_model(settings, structure, prepared)
     if "targets" in heads and not structure.names_decoder:

@@ -10,7 +10,7 @@ from howlow.engine.saved_factors import WEIGHTS, check_factors, read_factors
 from howlow.engine.spectra import adapted_layers, scaled_singular_values, set_factors, singular_values, truncated
 from howlow.engine.weights import file_sha256
 from howlow.errors import UserError
-from howlow.records import ModuleSpectrum, ShrunkRecord, Spectra, write_spectra
+from howlow.records import ModuleSpectrum, ShrunkRecord, Spectra, read_record, write_spectra
 from howlow.records.spectra import START, energy_kept
 from howlow.settings import Settings, read_saved_adapter
 from howlow.trial.state import TrialState
@@ -42,6 +42,24 @@ def check_start(settings: Settings, structure: models.Structure) -> str | None:
     matched = matched_layers(shapes, lora.target_modules, idle)
     check_factors(folder, read_factors(folder), lora.start_rank, {name: shapes[name] for name in matched})
     return file_sha256(folder / WEIGHTS)
+
+
+def refuse_other_base(settings: Settings, model_sha256: str | None) -> None:
+    """Refuse a base of which the record beside a saved adapter says that it was trained on another one.
+
+    Raises:
+        UserError: names both models.
+    """
+    if settings.lora.start is None:
+        return
+    folder = read_saved_adapter(Path(settings.lora.start)).folder.resolve()
+    record = read_record(folder.parent) if folder.name == "adapter" else None
+    there = record.data.model_sha256 if record is not None and record.data is not None else None
+    if record is not None and None not in (there, model_sha256) and there != model_sha256:
+        raise UserError(
+            f"{settings.model}: it is not the base of the adapter {folder}: config or weights are not those of "
+            f"{record.settings.model}, on which {record.trial} was trained; give that one with --model"
+        )
 
 
 def start_from_saved(state: TrialState, model: Any) -> None:
