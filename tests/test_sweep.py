@@ -387,3 +387,15 @@ def test_inference_peak_memory_does_not_depend_on_the_training_batch(
         peaks[name] = (train.peak_memory_bytes or 0, generate.peak_memory_bytes or 0)
     assert peaks["large"][0] > peaks["small"][0] + 500e6
     assert abs(peaks["large"][1] - peaks["small"][1]) < 15e6, "its process never trained"
+
+
+def test_what_is_accepted_where_nothing_is_left_to_run_does_not_change_what_the_folder_says(
+    tiny_table: dict[str, Any], tmp_path: Path
+) -> None:
+    table = merge(tiny_table, {"grid": {"lora.rank": [1]}, "baselines": [], "training": {"max_steps": 1}})
+    run_here(table, tmp_path)
+    before = (tmp_path / "sweep.toml").read_text(encoding="utf-8")
+    other = merge(table, {"training": {"learning_rate": 0.5}})
+    run_here(other, tmp_path, accept_different=["training.learning_rate"])
+    assert (tmp_path / "sweep.toml").read_text(encoding="utf-8") == before
+    assert [record.status for record in run_here(table, tmp_path).records] == ["done"]

@@ -165,7 +165,8 @@ def _prepared(
     pending = [plan for plan in plans if plan.name not in existing]
     hidden = folder / ".howlow"
     layouts = choose_layouts(runner, plans, pending, prepared, hidden, left, cores_shared_by=shared_by)
-    write_atomically(folder / "sweep.toml", to_toml(merged))
+    if pending or not (folder / "sweep.toml").exists():  # else it says what was measured, whatever is accepted now
+        write_atomically(folder / "sweep.toml", to_toml(merged))
     for name in again:
         set_aside(folder / "trials" / name)
     jobs = _jobs(pending, prepared, layouts, heap, shared_by, merged.grid["seed"][0])
