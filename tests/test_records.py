@@ -156,9 +156,9 @@ def test_another_schema_version_is_refused(tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"schema_version"', "{}", "null"])
-def test_a_file_that_is_no_record_is_one_line(tmp_path: Path, text: str):
-    (tmp_path / "record.json").write_text(text)
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"3", b'"schema_version"', b"{}", b"null", b"\xff\xfe{}"])
+def test_a_file_that_is_no_record_is_one_line(tmp_path: Path, text: bytes):
+    (tmp_path / "record.json").write_bytes(text)
     assert refusal(read_record, tmp_path) == (
         f"{tmp_path}/record.json: no record; remove the file to run this trial again"
     )
@@ -182,9 +182,9 @@ def test_a_damaged_record_is_one_line_that_says_where(tmp_path: Path, change: di
     assert message.endswith("; remove the file to run it again")
 
 
-def test_bytes_that_are_no_text_are_one_line(tmp_path: Path):
-    (tmp_path / "record.json").write_bytes(b"\xff\xfe{}")
-    assert "cannot be read as a record" in refusal(read_record, tmp_path)
+def test_a_record_that_cannot_be_opened_is_one_line(tmp_path: Path):
+    (tmp_path / "record.json").mkdir()
+    assert refusal(read_record, tmp_path).endswith("cannot be read as a record (Is a directory); make it readable")
 
 
 def test_a_folder_without_records(tmp_path: Path):

@@ -107,8 +107,12 @@ def read_record(folder: Path) -> Record | None:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a record: {error}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: no record; remove the file to run this trial again") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read as a record ({error.strerror}); make it readable, or remove it"
+        ) from None
     try:
         document = json.loads(text)
         version = document["schema_version"]
