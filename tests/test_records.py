@@ -184,7 +184,9 @@ def test_a_damaged_record_is_one_line_that_says_where(tmp_path: Path, change: di
 
 def test_a_record_that_cannot_be_opened_is_one_line(tmp_path: Path):
     (tmp_path / "record.json").mkdir()
-    assert refusal(read_record, tmp_path).endswith("cannot be read as a record (Is a directory); make it readable")
+    assert refusal(read_record, tmp_path).endswith(
+        "cannot be read as a record (Is a directory); make it readable, or remove it"
+    )
 
 
 def test_a_folder_without_records(tmp_path: Path):
