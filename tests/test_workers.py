@@ -230,13 +230,16 @@ def test_a_second_signal_kills_the_children_of_all_workers(table: dict[str, Any]
     sweep = start("sweep", slow, "--workers", "2", "--out", tmp_path / "out")
     soon(lambda: len(writing(sweep, tmp_path / "out")) == 2)
     children = psutil.Process(sweep.pid).children(recursive=True)
-    for child in writing(sweep, tmp_path / "out").values():
+    running = writing(sweep, tmp_path / "out")
+    for child in running.values():
         child.suspend()  # it cannot save a checkpoint
     os.kill(sweep.pid, signal.SIGTERM)
     time.sleep(1)
     assert sweep.poll() is None
     signal_again(sweep)
     assert sweep.returncode == 143
+    left = [name for name in running if (tmp_path / "out" / "trials" / name / "record.json").exists()]
+    assert left == [], "who was killed by us has not failed"
     _, left = psutil.wait_procs(children, timeout=20)
     assert [child for child in left if child.status() != psutil.STATUS_ZOMBIE] == []
 

@@ -120,6 +120,8 @@ class _Running:
     process: Any
     pipe: "Pipe[Any, Any]"
     stop_within_s: float
+    is_killed: bool = False
+    """by us: it was stopped, and has not failed"""
 
 
 class ForkServer:
@@ -227,6 +229,8 @@ class ForkServer:
         code = self._exit_code(child)
         if end is not None:
             return end
+        if child.is_killed and code < 0:
+            return Unfinished("stopped")
         return Unfinished("died", f"exit code {code}", exit_signal=-code if code < 0 else None)
 
     def _exit_code(self, child: _Running) -> int:
@@ -247,6 +251,7 @@ class ForkServer:
     def _kill(self, child: _Running) -> None:
         with self._processes:
             if child.process.is_alive():
+                child.is_killed = True
                 child.process.kill()
 
 
