@@ -63,15 +63,19 @@ class Pairs:
 
     def low(self, ours: int, theirs: int, confidence: float) -> float:
         """The one-sided lower bound of that difference; minus infinity where nothing bounds it."""
-        found = self.difference(ours, theirs)
-        level = None if found is None else self.level(found.seeds, confidence)
-        return float("-inf") if found is None or level is None else found.low(level)
+        found = self._at_its_level(ours, theirs, confidence)
+        return float("-inf") if found is None else found[0].low(found[1])
 
     def half_width(self, ours: int, theirs: int, confidence: float) -> float | None:
         """How far the one-sided bounds of that difference are away; None where nothing bounds it."""
+        found = self._at_its_level(ours, theirs, confidence)
+        return None if found is None else found[0].half_width(found[1])
+
+    def _at_its_level(self, ours: int, theirs: int, confidence: float) -> tuple[PairedDifference, float] | None:
+        """That difference, and how sure to be of it; None where nothing bounds it."""
         found = self.difference(ours, theirs)
         level = None if found is None else self.level(found.seeds, confidence)
-        return None if found is None or level is None else found.half_width(level)
+        return None if found is None or level is None else (found, level)
 
     def level(self, seeds: int, confidence: float) -> float | None:
         """How sure to be on so many seeds, so that all looks are as sure as stated; None: no look."""

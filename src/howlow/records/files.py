@@ -79,6 +79,16 @@ def record_file(folder: Path) -> Path:
     return folder / "record.json"
 
 
+def read_record_beside(adapter: Path) -> Record | None:
+    """The record of the trial that left an adapter, where its folder stands in the trial's.
+
+    Raises:
+        UserError: as `read_record`.
+    """
+    folder = adapter.resolve()
+    return read_record(folder.parent) if folder.name == "adapter" else None
+
+
 def has_record(run_directory: Path, trial: str) -> bool:
     """Whether a trial has ended."""
     return (run_directory / "trials" / trial / "record.json").exists()

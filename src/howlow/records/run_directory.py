@@ -23,6 +23,7 @@ from howlow.records.comparability import (
     shown,
 )
 from howlow.records.data import DataRecord
+from howlow.records.files import has_record
 from howlow.records.identity import Provenance
 from howlow.records.schema import SCHEMA_VERSION, Environment, HeapMode, PhaseRecord, Record, Resolved
 from howlow.settings import Settings, adapts, load, united
@@ -124,11 +125,6 @@ def left_behind(folder: Path, records: Mapping[str, Record]) -> list[Provenance]
     return found
 
 
-def is_half_done(folder: Path, one: Provenance) -> bool:
-    """Whether a trial has a checkpoint and no record yet."""
-    return not (folder / "trials" / one.trial / "record.json").exists()
-
-
 def phases_before_death(trial: Path) -> tuple[Provenance, tuple[PhaseRecord, ...]] | None:
     """What a trial whose process died had measured, by its last checkpoint; None where it left none that can be read.
 
@@ -173,7 +169,7 @@ def refuse_other_settings(
     What is accepted holds for trials that are done: none is half of one kind and half of another.
     """
     for one in left:
-        if accept_different and is_half_done(folder, one):
+        if accept_different and not has_record(folder, one.trial):
             _refuse_mixture(one, differing_settings(one.settings, settings, settings.grid), f"--out {folder}")
         problem = _other_axis(one, settings) or _other_setting(one, settings, accept_different)
         if problem is not None:

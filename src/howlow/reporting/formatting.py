@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from howlow.analysis.column import Unit
+from howlow.analysis.margins import QualityScale
 from howlow.analysis.ratios import Ratio
 from howlow.analysis.statistics import FEWEST_BLOCKS, NoError
 
@@ -138,6 +139,13 @@ def gap(value: float, unit: Unit, *, is_relative: bool, is_asked: bool = False) 
     if is_relative:
         return f"{shown(value * 100, 2)} %"
     return f"{shown(value, 2)}{' nats' if unit == 'nats' else ''}"
+
+
+def worse(gain: float, scale: QualityScale) -> str:
+    """`1.2 points worse`: how far one thing is below another; a difference that nothing bounds has no size."""
+    if not math.isfinite(gain):
+        return "any amount worse"
+    return f"{gap(abs(scale.of_gain(gain)), scale.metric.unit, is_relative=scale.is_relative)} worse"
 
 
 def times(value: float | None) -> str:

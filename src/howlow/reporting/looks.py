@@ -37,12 +37,11 @@ def looks_sentences(found: Recommendation) -> Iterator[str]:
         )
         if any(len(scores.seeds) > plan.seeds for scores in found.pairs.scores):
             yield f"Seeds beyond the {plan.seeds} planned ones are a further look, for which nothing was left to spend."
+    scale = QualityScale(column_named(looks.metric))
     for one in looks.stopped or ():
-        scale = QualityScale(column_named(looks.metric))
-        worse = formatting.gap(abs(scale.of_gain(one.high)), scale.metric.unit, is_relative=scale.is_relative)
         yield (
-            f"Rank {one.rank} was stopped after its first seed, by which it is at least {worse} worse in "
-            f"{scale.metric.label}."
+            f"Rank {one.rank} was stopped after its first seed, by which it is at least "
+            f"{formatting.worse(one.high, scale)} in {scale.metric.label}."
         )
 
 

@@ -165,12 +165,13 @@ def _commands(comparison: Comparison) -> list[tuple[str, str]]:
         for folder in folders
         if (path := Path(folder) / "sweep.toml").exists()
     ]
-    only = folders[0] if len(folders) == 1 else None
-    return [
+    commands = [
         *((what, shlex.join(words)) for what, words in sweeps),
         ("this page, results.csv and the figures, from the records alone", shlex.join(["howlow", "report", *folders])),
-        *(("the answer for other terms", shlex.join(["howlow", "recommend", one])) for one in folders if one == only),
     ]
+    if len(folders) == 1:
+        commands.append(("the answer for other terms", shlex.join(["howlow", "recommend", *folders])))
+    return commands
 
 
 def _settings(comparison: Comparison) -> list[tuple[str, str]]:

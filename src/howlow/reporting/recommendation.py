@@ -1,9 +1,9 @@
 """The recommendation for people and as a JSON document: the verdict, its reasons in plain sentences, the bill."""
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def headline(found: Recommendation) -> str:
     if chosen.judged is None:
         return f"{verdict}. It is the only candidate that keeps the limits."
     whose = "The base model" if chosen.rank is None else f"Rank {chosen.rank}"
-    least = _apart(found.terms, chosen.judged.low)
+    least = formatting.worse(chosen.judged.low, found.terms.scale)
     return f"{verdict}. {whose} is at most {least} than the best rank{within} in {label} ({_terms(found)})."
 
 
@@ -137,18 +137,19 @@ def _of_candidates(found: Recommendation) -> Iterator[str]:
 
 def _candidate_sentence(found: Recommendation, candidate: Candidate) -> str:
     asked, judged = found.terms, candidate.judged
+    worse = partial(formatting.worse, scale=asked.scale)
     assert judged is not None, "only a lone candidate has no judgement"
     value = value_words(found, candidate.group)
     told = f"{_capital(_name(candidate.rank))} has {asked.metric.label} {value}"
-    told += f", {_apart(asked, judged.difference)} than the best" if judged.difference < 0 else ", the best"
+    told += f", {worse(judged.difference)} than the best" if judged.difference < 0 else ", the best"
     if candidate.is_non_inferior:
-        return f"{told}; it is at most {_apart(asked, judged.low)} than any other candidate, so it is enough."
+        return f"{told}; it is at most {worse(judged.low)} than any other candidate, so it is enough."
     if judged.high < 0 and judged.high <= -asked.gain:
-        return f"{told}; it is at least {_apart(asked, judged.high)}, so it is too low."
+        return f"{told}; it is at least {worse(judged.high)}, so it is too low."
     obstacle = found.obstacle(candidate)
     assert obstacle is not None, "a candidate that is not enough has an obstacle"
     whose = "it" if obstacle.rank == candidate.rank else f"{_name(obstacle.rank)}, which lies between,"
-    could = f"{whose} could be {_apart(asked, obstacle.low)} than {_name(obstacle.best)}"
+    could = f"{whose} could be {worse(obstacle.low)} than {_name(obstacle.best)}"
     return f"{told}; {could}, so it is not shown to be enough."
 
 
@@ -351,11 +352,3 @@ def tested_words(found: Recommendation) -> str:
 
 def _margin(asked: Terms) -> str:
     return formatting.gap(asked.margin, asked.metric.unit, is_relative=asked.scale.is_relative, is_asked=True)
-
-
-def _apart(asked: Terms, gain: float) -> str:
-    """`1.2 points worse`: how far a candidate is below another one; a difference that nothing bounds has no size."""
-    if not math.isfinite(gain):
-        return "any amount worse"
-    size = abs(asked.scale.of_gain(gain))
-    return f"{formatting.gap(size, asked.metric.unit, is_relative=asked.scale.is_relative)} worse"

@@ -24,8 +24,8 @@ from howlow.jobs import (
     value_of,
 )
 from howlow.outcomes import DiskFullError, StoppedError, is_disk_full
-from howlow.records import HeapMode, LayoutChoice, Provenance, RecordWarning, write_atomically
-from howlow.records.run_directory import Conditions, is_half_done, refuse_changed_conditions
+from howlow.records import HeapMode, LayoutChoice, Provenance, RecordWarning, has_record, write_atomically
+from howlow.records.run_directory import Conditions, refuse_changed_conditions
 from howlow.settings import TrialPlan, adapts, layout_key, preparation_key
 
 T = TypeVar("T")
@@ -171,7 +171,7 @@ def refuse_changed_data(
     for key, preparation in prepared.items():
         conditions = Conditions(preparation.report.data, preparation.report.environment, heap)
         concerned = [one for one in left if keys.get(one.trial) == key]
-        half_done = [one.trial for one in concerned if folder is not None and is_half_done(folder, one)]
+        half_done = [one.trial for one in concerned if folder is not None and not has_record(folder, one.trial)]
         refuse_changed_conditions(concerned, conditions, accept_different, f"--out {folder}", half_done)
 
 

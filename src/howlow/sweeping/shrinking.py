@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from howlow.errors import UserError
-from howlow.records import Record, has_record, read_record
+from howlow.records import Record, has_record, read_record_beside
 from howlow.settings import SavedAdapter, Settings, adapts, expand, read_saved_adapter
 from howlow.settings.checking import flat
 
@@ -34,18 +34,12 @@ def settings_of_adapter(place: Path | str, ranks: Sequence[int], continue_steps:
     if above:
         listed = ", ".join(map(str, above))
         raise UserError(f"--ranks: {listed} is above the adapter's own rank, {adapter.rank}; leave it out")
-    record = _record_beside(adapter)
+    record = read_record_beside(adapter.folder)
     table = _of_record(record, adapter) if record else _of_config(adapter)
     start = {"start": str(adapter.folder.resolve()), "start_rank": adapter.rank, "continue_steps": continue_steps}
     table["lora"] = table["lora"] | start | {"rank": ranks[0]}
     table["grid"] = {"lora.rank": list(ranks), "seed": [table.get("seed", 0)]}
     return table | {"baselines": []}
-
-
-def _record_beside(adapter: SavedAdapter) -> Record | None:
-    """The record of the trial that left the adapter, where it stands in a trial's folder."""
-    folder = adapter.folder.resolve()
-    return read_record(folder.parent) if folder.name == "adapter" else None
 
 
 def _of_record(record: Record, adapter: SavedAdapter) -> dict[str, Any]:

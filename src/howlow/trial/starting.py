@@ -10,7 +10,7 @@ from howlow.engine.saved_factors import WEIGHTS, check_factors, read_factors
 from howlow.engine.spectra import adapted_layers, scaled_singular_values, set_factors, singular_values, truncated
 from howlow.engine.weights import file_sha256
 from howlow.errors import UserError
-from howlow.records import ModuleSpectrum, ShrunkRecord, Spectra, read_record, write_spectra
+from howlow.records import ModuleSpectrum, ShrunkRecord, Spectra, read_record_beside, write_spectra
 from howlow.records.spectra import START, energy_kept
 from howlow.settings import Settings, read_saved_adapter
 from howlow.trial.state import TrialState
@@ -53,7 +53,7 @@ def refuse_other_base(settings: Settings, model_sha256: str | None) -> None:
     if settings.lora.start is None:
         return
     folder = read_saved_adapter(Path(settings.lora.start)).folder.resolve()
-    record = read_record(folder.parent) if folder.name == "adapter" else None
+    record = read_record_beside(folder)
     there = record.data.model_sha256 if record is not None and record.data is not None else None
     if record is not None and None not in (there, model_sha256) and there != model_sha256:
         raise UserError(
